@@ -1,0 +1,1 @@
+"""What things are: no argument parsing, no printing."""

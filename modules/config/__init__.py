@@ -1,0 +1,50 @@
+"""Configuration: sections.py and stages.py say what can be set, loading.py reads it, help.py prints it."""
+
+from .help import help_text
+from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
+from .sections import (
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
+    SizeConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from .stages import (
+    STAGES,
+    EvaluateConfig,
+    GenerateConfig,
+    MainConfig,
+    PrepareConfig,
+    RegisterConfig,
+    StageConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "STAGES",
+    "ConfigError",
+    "DataConfig",
+    "EvaluateConfig",
+    "GenerateConfig",
+    "GenerationConfig",
+    "MainConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "RegisterConfig",
+    "SizeConfig",
+    "StageConfig",
+    "TokenizerConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "TrainingConfig",
+    "help_text",
+    "load_config",
+    "load_model_config",
+    "to_dict",
+    "to_yaml",
+    "validate",
+]

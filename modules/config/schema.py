@@ -1,0 +1,75 @@
+"""What keys a configuration class has, read off the dataclasses: dotted name, type, default, docstring."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from .sections import DataConfig, SizeConfig
+from .stages import StageConfig
+
+GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data"}
+"""Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+    type: Any
+    default: Any
+    doc: str
+    section: type | None
+    """The dataclass behind the key, where it is a section and not a leaf."""
+
+    @property
+    def group(self) -> str | None:
+        return GROUPS.get(self.section) if self.section else None
+
+    @property
+    def stage(self) -> bool:
+        return self.section is not None and issubclass(self.section, StageConfig)
+
+
+def keys(config_class: type, prefix: str = "") -> Iterator[Key]:
+    """Every key, sections before what is in them."""
+    hints = typing.get_type_hints(config_class, vars(sys.modules[config_class.__module__]))
+    docs = field_docs(config_class)
+    for field in dataclasses.fields(config_class):
+        section = dataclass_in(hints[field.name])
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield Key(prefix + field.name, hints[field.name], default, docs.get(field.name, ""), section)
+        if section:
+            yield from keys(section, f"{prefix}{field.name}.")
+
+
+def dataclass_in(hint: Any) -> type | None:
+    """The dataclass of `Section` and of `Section | None`."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+@cache
+def field_docs(config_class: type) -> dict[str, str]:
+    """Field → the string literal under it. Python drops these, so they are read from the source."""
+    docs: dict[str, str] = {}
+    for parent in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(parent):
+            continue
+        (definition,) = ast.parse(inspect.getsource(parent)).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in zip(definition.body, definition.body[1:], strict=False):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    docs[name] = inspect.cleandoc(text)
+    return docs

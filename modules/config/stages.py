@@ -1,0 +1,148 @@
+"""What each stage can be told: the sections it has, and the keys of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .sections import (
+    MISSING,
+    DataConfig,
+    GenerationConfig,
+    SizeConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+
+@dataclass
+class StageConfig:
+    """What every stage has."""
+
+    seed: int = 42
+    """Of weights, shuffling and held-out rows."""
+    output_dir: str | None = None
+    """Folder for what the stage makes, empty or new; unset: outputs/STAGE-RUN_ID."""
+    dry_run: bool = False
+    """Print what would be done (sizes, steps, memory) and stop."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class PrepareConfig(StageConfig):
+    """Real text → clean train/validation/test files."""
+
+    source: str = "sample"
+    """sample: the bundled poems; full: the whole corpus, from its npm package; else a file or folder of your rows."""
+    archive: str | None = None
+    """For source=full: an already downloaded chinese-poetry-2.0.1.tgz."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For rows of your own: your column names → src_txt or tgt_txt."""
+    validation_fraction: float = 0.02
+    """For rows of your own without splits: share held out for validation."""
+    test_fraction: float = 0.02
+    """For rows of your own without splits: share held out for the test."""
+
+    def complaints(self) -> Iterator[str]:
+        if min(self.validation_fraction, self.test_fraction) < 0 or self.validation_fraction + self.test_fraction >= 1:
+            yield (
+                f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "
+                "must not be negative and must leave rows to train on"
+            )
+
+
+@dataclass
+class TrainingConfig(StageConfig):
+    """pretrain and finetune."""
+
+    model: SizeConfig | None = None
+    """A size by name (model=base); with train.init_from the folder says it, and this must stay unset."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def complaints(self) -> Iterator[str]:
+        if self.train.init_from and self.model:
+            yield (
+                f"model and train.init_from ({self.train.init_from}) exclude each other: the folder says its size; "
+                "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
+            )
+        if not self.train.init_from and not self.model:
+            yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
+        limit = self.model.max_position_embeddings if self.model else None
+        if limit and self.data.sequence_length > limit:
+            yield f"data.sequence_length ({self.data.sequence_length}) is over model.max_position_embeddings ({limit})"
+
+
+@dataclass
+class EvaluateConfig(StageConfig):
+    """A model on test rows, beside what it started from and the n-gram floor."""
+
+    model: str = "models:/moyun@champion"
+    """A model folder or a models:/ URI."""
+    baseline: str | None = None
+    """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    ngram_floor: bool = True
+    """Fit uni-, bi- and trigrams on the training rows and score them too."""
+    max_batch_tokens: int = 8192
+    """The most tokens in one forward pass."""
+    prompts: list[str] = field(default_factory=list)
+    """What to continue for the sample table."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass
+class RegisterConfig(StageConfig):
+    """A model folder → a version in the registry, and `champion` if it earns it."""
+
+    model: str = MISSING
+    """The model folder to register."""
+    model_name: str = "moyun"
+    """Name in the registry."""
+    alias: str = "champion"
+    """Moves to the new version unless its test perplexity per character is worse."""
+    data: DataConfig = field(default_factory=DataConfig)
+    max_batch_tokens: int = 8192
+    """The most tokens in one forward pass of the comparison."""
+
+
+@dataclass
+class GenerateConfig(StageConfig):
+    """Text from a model, to the terminal."""
+
+    model: str = "models:/moyun@champion"
+    """A model folder or a models:/ URI."""
+    prompt: str = ""
+    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass
+class MainConfig(StageConfig):
+    """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
+
+    model: SizeConfig = field(default_factory=SizeConfig)
+    """Size to pretrain."""
+    model_name: str = "moyun"
+    """Name in the registry."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    pretrain: TrainingConfig = field(default_factory=TrainingConfig)
+    finetune: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "main": MainConfig,
+    "prepare": PrepareConfig,
+    "pretrain": TrainingConfig,
+    "finetune": TrainingConfig,
+    "evaluate": EvaluateConfig,
+    "register": RegisterConfig,
+    "generate": GenerateConfig,
+}

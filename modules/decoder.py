@@ -1,0 +1,210 @@
+"""The GPT-3 decoder in one file, torch only: attention, MLP, block, model.
+
+Architecture: Brown et al. 2020 (GPT-3), pre-LayerNorm as in GPT-2, learned absolute positions, tied head.
+Parameter names and the row order of query_key_value (all Q, all K, all V) are those of the published Chinese
+GPT-3 base checkpoints, so their weights load strictly.
+
+Letters: B batch, T time, C hidden size, nh heads, hs head size, V vocabulary, S cache capacity,
+N tokens of a batch laid end to end (N = B·T, or the sum of the document lengths).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+
+GELU_APPROXIMATION = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's names
+
+Runs = list[tuple[int, int]]
+"""(documents, tokens each) of neighbouring documents of equal length: one attention call does a whole run."""
+
+
+class KVCache:
+    """Preallocated keys and values of rows that may differ in length; nothing is padded on the left.
+
+    keys[layer], values[layer]: (B, nh, S, hs); lengths: (B,) int64, the positions of each row already filled.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, like: Tensor) -> None:
+        head_size = config.hidden_size // config.num_attention_heads
+        shape = (rows, config.num_attention_heads, capacity, head_size)
+        self.keys = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
+        self.longest = 0  # of lengths, kept in Python: asking a GPU for it would stall every step
+        self.ragged = False
+
+    def extend(self, lengths: Sequence[int]) -> None:
+        """Called once a forward pass, after every layer has written its keys and values."""
+        self.lengths += torch.tensor(lengths, device=self.lengths.device)
+        self.ragged |= min(lengths) != max(lengths)
+        self.longest += max(lengths)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops every row but these (indices, ascending), so that finished rows cost nothing more."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.lengths = self.lengths[rows]
+        self.longest = int(self.lengths.max())
+        self.ragged = bool((self.lengths != self.longest).any())
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        qkv = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, nh, hs)
+        if cache is not None and runs == [(len(x), 1)]:
+            return self.dense(self.decode_step(qkv, cache))
+        outputs, row = [], 0
+        for (count, length), part in zip(runs, qkv.split([c * n for c, n in runs]), strict=True):
+            q, k, v = part.unflatten(0, (count, length)).permute(2, 0, 3, 1, 4)  # each (count, nh, length, hs)
+            if cache is not None:
+                cache.keys[self.layer][row : row + count, :, :length] = k
+                cache.values[self.layer][row : row + count, :, :length] = v
+                row += count
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+            outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (count·length, C)
+        return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+    def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
+        """One new token a row: qkv (B, 3, nh, hs) against all that the cache holds → (B, C)."""
+        q, k, v = qkv.unbind(1)  # (B, nh, hs)
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        rows = torch.arange(len(q), device=q.device)
+        keys[rows, :, cache.lengths] = k
+        values[rows, :, cache.lengths] = v
+        filled = cache.longest + 1
+        mask = None
+        if cache.ragged:
+            mask = torch.arange(filled, device=q.device) <= cache.lengths[:, None, None, None]  # (B, 1, 1, filled)
+        y = F.scaled_dot_product_attention(q[:, :, None], keys[:, :, :filled], values[:, :, :filled], attn_mask=mask)
+        return y.flatten(1)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.approximate = GELU_APPROXIMATION[config.hidden_act]
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 4 * config.hidden_size)
+        self.dense_4h_to_h = nn.Linear(4 * config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config, layer)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.input_layernorm(x), runs, cache))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, runs, cache)
+        return self.final_layernorm(x)
+
+
+class Decoder(nn.Module):
+    """decoder(input_ids (B, T) int64) → logits (B, T, V).
+
+    With document_lengths, input_ids is (1, N): documents laid end to end, each blind to the others and counting
+    its positions from 0. With a cache, the first call fills row i from document i; each later call takes (B, 1).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        assert config.vocab_size, "vocab_size must be set (from the tokenizer) before a decoder is built"
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.transformer = Transformer(config)
+
+    def forward(
+        self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        return self.head(self.hidden_states(input_ids, document_lengths, cache))
+
+    def hidden_states(
+        self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """What the head sees: (B, T, C). The loss and the sampler call this, to make only the logits they need."""
+        rows, time = input_ids.shape
+        lengths = [time] * rows if document_lengths is None else document_lengths
+        assert sum(lengths) == input_ids.numel(), (sum(lengths), input_ids.shape)
+        decoding = cache is not None and cache.longest > 0
+        if not decoding and max(lengths) > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a text of {max(lengths)} tokens is longer than the model's "
+                f"max_position_embeddings ({self.config.max_position_embeddings}); shorten or split it"
+            )
+        positions = cache.lengths if decoding and cache is not None else positions_of(lengths, input_ids.device)
+        x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(positions)  # (N, C)
+        runs = [(len(list(group)), length) for length, group in groupby(lengths)]
+        x = self.transformer(self.embedding_dropout(x), runs, cache)
+        if cache is not None:
+            cache.extend(lengths)
+        return x.unflatten(0, (rows, time))
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, self.word_embeddings.weight)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """GPT-2's initialisation: N(0, initializer_range), residual projections ÷ √(2·layers), biases 0."""
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("layernorm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+                parameter.normal_(0.0, residual_std if residual else std, generator=generator)
+
+
+def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """0, 1, 2 … restarting with each document: (N,) int64."""
+    counts = torch.tensor(lengths, device=device)
+    starts = counts.cumsum(0) - counts
+    return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Closed formula: embeddings (V + P)·C, 12·C² + 13·C a layer, the last LayerNorm 2·C; the head is tied."""
+    c = config.hidden_size
+    assert config.vocab_size
+    embeddings = (config.vocab_size + config.max_position_embeddings) * c
+    return embeddings + config.num_hidden_layers * (12 * c * c + 13 * c) + 2 * c

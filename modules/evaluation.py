@@ -1,0 +1,91 @@
+"""A model on rows of text: perplexity per token and per character, and the n-gram floor on the same rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import datasets
+import torch
+
+from .data import in_order
+from .decoder import Decoder
+from .encoding import encode_rows
+from .loss import linear_cross_entropy
+from .metrics import perplexity_per_character
+from .ngram import NgramModel
+from .tokenizer import Tokenizer
+
+ORDERS = {1: "unigram", 2: "bigram", 3: "trigram"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    rows: int
+    rows_cut: int
+    """Rows longer than the model's positions whose end wasn't scored (only those with tgt_txt are ever cut)."""
+    tokens: int
+    perplexity: float
+    """Per token; not comparable between tokenizers."""
+    perplexity_per_char: float
+
+
+@torch.inference_mode()
+def score(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    rows: datasets.Dataset,
+    max_batch_tokens: int = 8192,
+    progress: Callable[[float], None] | None = None,
+) -> Scores:
+    """Scores every token of src_txt, or of tgt_txt given src_txt, and each end-of-text; nothing is padded."""
+    decoder.eval()
+    device = decoder.word_embeddings.weight.device
+    documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
+    steps = in_order(documents, max_batch_tokens)
+    nll, tokens, characters, ends = 0.0, 0, 0, 0
+    for index in range(len(steps)):
+        for batch in steps[index].micro_batches:
+            hidden = decoder.hidden_states(batch.input_ids.to(device), batch.document_lengths)[0]
+            labels = batch.labels[0].to(device)
+            nll += float(linear_cross_entropy(hidden, decoder.word_embeddings.weight, labels))
+            tokens += batch.trained_tokens
+            characters += batch.characters
+            ends += batch.ends
+        if progress:
+            progress((index + 1) / len(steps))
+    return Scores(
+        rows=len(rows),
+        rows_cut=documents.rows_cut,
+        tokens=tokens,
+        perplexity=math.exp(min(nll / tokens, 700.0)),
+        perplexity_per_char=perplexity_per_character(nll, characters, ends),
+    )
+
+
+def ngram_floor(
+    train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer, progress: Callable[[float], None] | None
+) -> dict[str, float]:
+    """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character, fitted on train, scored on test."""
+    floor: dict[str, float] = {}
+    test_texts = list(texts_of(test, tokenizer))
+    for order, name in ORDERS.items():
+        model = NgramModel(order).fit(text for text, _ in texts_of(train, tokenizer))
+        nll = sum(model.negative_log_likelihood(text, start) for text, start in test_texts)
+        characters = sum(len(text) - start for text, start in test_texts)
+        floor[name] = perplexity_per_character(nll, characters, len(test_texts))
+        if progress:
+            progress(order / len(ORDERS))
+    return floor
+
+
+def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+    """(the whole text of a row, where the scored part starts)."""
+    targets = rows["tgt_txt"] if "tgt_txt" in rows.column_names else None
+    if targets is None:
+        yield from ((text, 0) for text in rows["src_txt"])
+        return
+    for source, target in zip(rows["src_txt"], targets, strict=True):
+        prompt = (tokenizer.prompt_template or "{src_txt}").replace("{src_txt}", source)
+        yield prompt + target, len(prompt)

@@ -1,0 +1,143 @@
+"""Sampling and the KV-cache loop; torch only. Letters as in decoder.py.
+
+A row's tokens depend on its prompt, the parameters and the seed alone, never on the rows beside it: prompts are
+laid end to end for the first pass (no padding), each row has positions and a random generator of its own, and a
+finished row leaves the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .decoder import Decoder, KVCache
+
+if TYPE_CHECKING:
+    from .config import GenerationConfig
+
+
+@dataclass
+class Rows:
+    """The rows still being written; index i of every member belongs together."""
+
+    numbers: list[int]
+    """Where each stands in the caller's list."""
+    ids: list[list[int]]
+    """Prompt and what was generated so far."""
+    generators: list[torch.Generator]
+    remaining: list[int]
+    """Tokens that may still be generated."""
+
+    def keep(self, indices: list[int]) -> Rows:
+        return Rows(*([member[i] for i in indices] for member in vars(self).values()))
+
+
+@torch.inference_mode()
+def generate(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
+) -> Iterator[tuple[int, int | None]]:
+    """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
+
+    A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
+    `.send(row)` in place of next ends that row early (a stop text was found, its reader has gone).
+    Raises ValueError for an empty prompt or one that leaves no position to write to.
+    """
+    rows = start(decoder, prompts, config)
+    cache = KVCache(
+        decoder.config,
+        rows=len(prompts),
+        capacity=max(len(i) + n for i, n in zip(rows.ids, rows.remaining, strict=True)),
+        like=decoder.word_embeddings.weight,
+    )
+    logits = prefill(decoder, prompts, cache)
+    while True:
+        tokens = sample(logits, rows, config)
+        ended: set[int] = set()
+        for i, token in enumerate(tokens):
+            number = rows.numbers[i]
+            rows.ids[i].append(token)
+            rows.remaining[i] -= 1
+            stopped = None
+            if token != end_of_text_id:
+                stopped = yield number, token
+            if token == end_of_text_id or stopped == number or rows.remaining[i] == 0:
+                ended.add(i)
+                yield number, None
+        if len(ended) == len(rows.ids):
+            return
+        if ended:
+            left = [i for i in range(len(rows.ids)) if i not in ended]
+            rows = rows.keep(left)
+            cache.keep(torch.tensor(left, device=logits.device))
+        last = torch.tensor([[ids[-1]] for ids in rows.ids], device=logits.device)
+        logits = decoder(last, cache=cache)[:, -1]
+
+
+def start(decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Rows:
+    limit = decoder.config.max_position_embeddings
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty: give at least one token")
+        if len(prompt) >= limit:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, but the model has only {limit} positions "
+                "(max_position_embeddings) for prompt and answer: shorten it"
+            )
+    generators = []
+    for _ in prompts:
+        generator = torch.Generator()  # on the CPU whatever the device: the same seed gives the same text
+        generator.seed() if config.seed is None else generator.manual_seed(config.seed)
+        generators.append(generator)
+    remaining = [min(config.max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    return Rows(list(range(len(prompts))), [list(prompt) for prompt in prompts], generators, remaining)
+
+
+def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """All prompts in one pass: fills the cache and returns each row's next-token logits (B, V)."""
+    device = decoder.word_embeddings.weight.device
+    lengths = [len(prompt) for prompt in prompts]
+    flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
+    hidden = decoder.hidden_states(flat, lengths, cache)[0]  # (N, C)
+    last = torch.tensor(lengths, device=device).cumsum(0) - 1
+    return decoder.head(hidden[last])
+
+
+def sample(logits: Tensor, rows: Rows, config: GenerationConfig) -> list[int]:
+    """logits (B, V) → a token id a row."""
+    logits = logits.float()
+    if config.repetition_penalty != 1.0:
+        logits = penalize(logits, rows.ids, config.repetition_penalty)
+    if config.temperature == 0:
+        return logits.argmax(-1).tolist()
+    probabilities = filtered(logits / config.temperature, config.top_k, config.top_p).softmax(-1).cpu()
+    return [
+        int(torch.multinomial(row, 1, generator=generator))
+        for row, generator in zip(probabilities, rows.generators, strict=True)
+    ]
+
+
+def penalize(logits: Tensor, ids: list[list[int]], penalty: float) -> Tensor:
+    """CTRL's repetition penalty (Keskar et al. 2019): ÷ penalty where positive, × where negative."""
+    logits = logits.clone()
+    for row, seen in zip(logits, ids, strict=True):
+        index = torch.tensor(sorted(set(seen)), device=logits.device)
+        scores = row[index]
+        row[index] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits
+
+
+def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (B, V) with all but the k likeliest, then all beyond the nucleus of mass p, at -inf."""
+    if 0 < top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, float("-inf"))
+    if top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        mass = ordered.softmax(-1)
+        beyond = mass.cumsum(-1) - mass >= top_p  # the token that reaches p stays, so at least one does
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+    return logits

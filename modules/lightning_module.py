@@ -1,0 +1,133 @@
+"""The decoder under Lightning: one _step behind training, validation and test; optimizer and schedule."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .decoder import Decoder
+from .loss import linear_cross_entropy
+from .metrics import perplexity_per_character
+from .packing import MicroBatch, StepBatch
+from .schedule import learning_rate_factor
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; raised before the step could spoil the weights."""
+
+
+class LanguageModel(pl.LightningModule):
+    """A batch is a whole optimizer step (packing.StepBatch), so optimization is manual.
+
+    The loss is summed over trained tokens and divided by those of the whole step, over micro-batches and ranks:
+    a step's gradient is the same however it is split.
+    """
+
+    def __init__(self, decoder: Decoder, config: TrainConfig, learning_rate: float, total_steps: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.decoder = decoder
+        self.config = config
+        self.learning_rate = learning_rate
+        self.total_steps = total_steps
+        self.latest: dict[str, float] = {}
+        """The last step's metrics, for the progress bar."""
+        self.validations: dict[int, dict[str, float]] = {}
+        """Validation metrics by the step they were taken at."""
+        self.totals: dict[str, float] = {}
+        self.step_ended_at = 0.0
+
+    def _step(self, batch: MicroBatch) -> Tensor:
+        """Summed negative log-likelihood of the batch's trained tokens."""
+        hidden = self.decoder.hidden_states(batch.input_ids, batch.document_lengths)  # (1, N, C)
+        return linear_cross_entropy(hidden[0], self.decoder.word_embeddings.weight, batch.labels[0])
+
+    def on_train_start(self) -> None:
+        self.step_ended_at = time.perf_counter()
+
+    def training_step(self, step: StepBatch, batch_idx: int) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        world_size = self.trainer.world_size  # gradients are averaged over ranks, but the sum is wanted
+        nll = 0.0
+        for batch in step.micro_batches:
+            loss = self._step(batch)
+            nll += float(loss.detach())
+            if not math.isfinite(nll):
+                self.refuse_to_step(nll)
+            self.manual_backward(loss * (world_size / step.trained_tokens))
+        clip = self.config.gradient_clip_val or math.inf
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
+        learning_rate = scheduler.get_last_lr()[0]  # type: ignore[union-attr]
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr,call-arg]
+        tokens = sum(batch.trained_tokens for batch in step.micro_batches)
+        self.log_step(nll / tokens, tokens * world_size, float(gradient_norm), learning_rate)
+
+    def refuse_to_step(self, loss: float) -> None:
+        step, rate = self.trainer.global_step, self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
+        raise NonFiniteLossError(
+            f"the loss is {loss} at step {step} (learning rate {rate:.3g}); the weights of step {step} are untouched. "
+            "Try a lower train.learning_rate, more train.warmup_steps, or trainer.precision=32-true"
+        )
+
+    def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
+        """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
+        now = time.perf_counter()
+        self.latest = {
+            "train/loss": loss,
+            "train/tokens_per_second": tokens / (now - self.step_ended_at),
+            "grad_norm": gradient_norm,
+            "lr": learning_rate,
+        }
+        self.step_ended_at = now
+        if self.logger and self.global_step % self.config.log_every_n_steps == 0:
+            self.logger.log_metrics(self.latest, step=self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        self.totals = {"nll": 0.0, "tokens": 0, "characters": 0, "ends": 0}
+
+    def validation_step(self, step: StepBatch, batch_idx: int) -> None:
+        for batch in step.micro_batches:
+            self.totals["nll"] += float(self._step(batch))
+            self.totals["tokens"] += batch.trained_tokens
+            self.totals["characters"] += batch.characters
+            self.totals["ends"] += batch.ends
+
+    def on_validation_epoch_end(self) -> None:
+        summed = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1:
+            summed = self.trainer.strategy.reduce(summed, reduce_op="sum")  # type: ignore[assignment]
+        nll, tokens, characters, ends = summed.tolist()
+        metrics = {
+            "val/loss": nll / tokens,
+            "val/perplexity": math.exp(min(nll / tokens, 700.0)),
+            "val/perplexity_per_char": perplexity_per_character(nll, int(characters), int(ends)),
+        }
+        self.validations[self.trainer.global_step] = metrics
+        self.log_dict(metrics, logger=False)  # for the callbacks that watch val/loss
+        if self.logger:
+            self.logger.log_metrics(metrics, step=self.global_step)
+
+    def on_validation_end(self) -> None:
+        self.step_ended_at = time.perf_counter()  # validation isn't training time
+
+    def configure_optimizers(self) -> Any:
+        """AdamW that decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
+        parameters = list(self.decoder.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        betas = (self.config.beta1, self.config.beta2)
+        optimizer = torch.optim.AdamW(groups, self.learning_rate, betas, self.config.epsilon, fused=True)
+        factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

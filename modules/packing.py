@@ -1,0 +1,117 @@
+"""Documents → optimizer steps → micro-batches without padding. Pure functions on numpy arrays.
+
+A micro-batch lays documents end to end: one row of N tokens, plus the documents' lengths. Attention works on each
+document alone (decoder.py), so there is nothing to pad and nothing to mask. Documents are sorted by length within
+a step: neighbours of equal length then share one attention call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .encoding import Documents
+
+IGNORED = -100
+"""The label of a token that isn't trained on (torch's ignore_index)."""
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass takes."""
+
+    input_ids: Tensor
+    """(1, N) int64"""
+    labels: Tensor
+    """(1, N) int64, the id that follows each input; IGNORED inside prompts"""
+    document_lengths: list[int]
+    """Sum N."""
+    trained_tokens: int
+    """Labels that aren't IGNORED."""
+    characters: int
+    """Characters that those labels spell."""
+    ends: int
+    """End-of-texts among them."""
+
+
+@dataclass
+class StepBatch:
+    """What one optimizer step takes, on this rank."""
+
+    micro_batches: list[MicroBatch]
+    trained_tokens: int
+    """Of the whole step, over all micro-batches and ranks: what its loss is divided by."""
+
+
+def plan_steps(
+    lengths: np.ndarray, order: np.ndarray, batch_size: int | None, batch_tokens: int | None
+) -> list[np.ndarray]:
+    """Document indices of each optimizer step, in the given order; the last step takes what is left.
+
+    Exactly one of batch_size (documents a step) and batch_tokens (inputs a step, met on average) is given.
+    """
+    if batch_size:
+        return np.split(order, range(batch_size, len(order), batch_size))
+    assert batch_tokens
+    step = (lengths[order].cumsum() - 1) // batch_tokens
+    return np.split(order, np.flatnonzero(np.diff(step)) + 1)
+
+
+def count_steps(lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None) -> int:
+    """Steps an epoch (with batch_tokens: in file order; a shuffle may differ where documents are longer than it)."""
+    return len(plan_steps(lengths, np.arange(len(lengths)), batch_size, batch_tokens))
+
+
+def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> list[np.ndarray]:
+    """A step's documents, sorted by length, in groups of at most micro_batch_tokens (or one document).
+
+    As few groups as that takes, and alike in size: a small left-over group would waste a pass.
+    """
+    ordered = documents[np.argsort(lengths[documents], kind="stable")]
+    all_tokens = int(lengths[ordered].sum())
+    count = max(1, -(-all_tokens // micro_batch_tokens))
+    groups: list[np.ndarray] = []
+    start = total = 0
+    for position, length in enumerate(lengths[ordered]):
+        full = total + length > micro_batch_tokens
+        fair = total + length / 2 > all_tokens / count and len(groups) < count - 1
+        if total and (full or fair):
+            groups.append(ordered[start:position])
+            start, total = position, 0
+        total += length
+    return [*groups, ordered[start:]]
+
+
+def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
+    """Lays the chosen documents end to end."""
+    inputs, labels = [], []
+    for index in chosen:
+        ids = documents.ids[documents.offsets[index] : documents.offsets[index + 1]].astype(np.int64)
+        following = ids[1:].copy()
+        following[: documents.prompt_lengths[index] - 1] = IGNORED
+        inputs.append(ids[:-1])
+        labels.append(following)
+    return MicroBatch(
+        input_ids=torch.from_numpy(np.concatenate(inputs))[None],
+        labels=torch.from_numpy(np.concatenate(labels))[None],
+        document_lengths=documents.lengths[chosen].tolist(),
+        trained_tokens=int(documents.trained_tokens[chosen].sum()),
+        characters=int(documents.characters[chosen].sum()),
+        ends=int(documents.ended[chosen].sum()),
+    )
+
+
+def make_step(
+    documents: Documents, chosen: np.ndarray, micro_batch_tokens: int, rank: int = 0, world_size: int = 1
+) -> StepBatch:
+    """An optimizer step's share of one rank: every world_size-th document by length, so that shares are alike."""
+    lengths = documents.lengths
+    ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
+    groups = split_step(ordered[rank::world_size], lengths, micro_batch_tokens)
+    return StepBatch(
+        micro_batches=[collate(documents, group) for group in groups if len(group)],
+        trained_tokens=int(documents.trained_tokens[chosen].sum()),
+    )

@@ -1,0 +1,49 @@
+"""Pictures of a run, as matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+Series = Sequence[tuple[int, float]]
+"""(step, value)"""
+
+
+def loss_curve(history: Mapping[str, Series], title: str) -> Figure:
+    """Training loss (thin: each step; thick: a running mean) and validation loss over optimizer steps."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    train = history.get("train/loss", [])
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, running_mean(losses, max(1, len(losses) // 50)), color="tab:blue", label="train")
+    validation = history.get("val/loss", [])
+    if validation:
+        axes.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", label="validation")
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.3)
+    if train or validation:
+        axes.legend()
+    return figure
+
+
+def perplexity_bars(scores: Mapping[str, float], title: str) -> Figure:
+    """Perplexity per character of models and floors, lowest best, on a logarithmic axis."""
+    figure = Figure(figsize=(7, 0.6 + 0.5 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    names = list(scores)[::-1]
+    bars = axes.barh(names, [scores[name] for name in names], color="tab:blue")
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set(title=title, xlabel="perplexity per character (lower is better)", xscale="log")
+    return figure
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of each value and up to width - 1 before it."""
+    means, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - width] if index >= width else 0.0)
+        means.append(total / min(index + 1, width))
+    return means

@@ -1,0 +1,116 @@
+"""Data folders that training reads: train, validation and test files, and a manifest that says what is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .poetry import split_of, write_derived_sets
+from .poetry.build import MANIFEST
+from .row_files import Row, read_rows, sha256_of, write_json, write_rows
+from .rows import DataError, fingerprint, has_split, load_rows
+
+SAMPLE = Path(__file__).parents[1] / "data" / "poems.jsonl.gz"
+SPLITS = ("train", "validation", "test")
+
+
+def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
+    """The bundled poems → FOLDER/{poems,quatrains,couplets}; returns the manifest."""
+    identity = {"source": sample.name, "sha256": sha256_of(sample)}
+    earlier = earlier_manifest(folder, identity)
+    if earlier:
+        return earlier
+    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in read_rows(sample):
+        by_split[split_of(row["src_txt"])].append(row)
+    files = {
+        f"poems/{split}.jsonl.gz": write_rows(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
+        for split in SPLITS
+    }
+    files |= write_derived_sets(by_split, folder)
+    return finish(folder, identity, files)
+
+
+def prepare_rows(
+    folder: Path, source: str, columns: dict[str, str], validation_fraction: float, test_fraction: float
+) -> dict[str, Any]:
+    """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
+
+    A source with splits of its own keeps them. Otherwise each row's place follows from its text alone (by SHA-1),
+    so that it stays where it is when rows are added. Raises DataError.
+    """
+    if has_split(source, "test"):
+        found = {name: load_rows(source, columns, name) for name in SPLITS if has_split(source, name)}
+    else:
+        found = {"": load_rows(source, columns)}
+    identity = {
+        "source": str(source),
+        "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
+        "fractions": {"validation": validation_fraction, "test": test_fraction},
+    }
+    earlier = earlier_manifest(folder, identity)
+    if earlier:
+        return earlier
+    seen: set[tuple[str, ...]] = set()
+    # Test first: a copy in two splits stays where it would otherwise leak from.
+    unique = {name: list(without_copies(found[name], seen)) for name in sorted(found, key=("", *SPLITS[::-1]).index)}
+    splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
+    copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
+    files = {
+        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if name in splits
+    }
+    return finish(folder, identity | {"exact copies dropped": copies}, files)
+
+
+def without_copies(rows: datasets.Dataset, seen: set[tuple[str, ...]]) -> Iterable[Row]:
+    for row in rows:
+        key = tuple(row.values())
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
+    """Rows by the SHA-1 of their src_txt: the lowest share is the test, the next the validation split."""
+    hashes = [sha1(row["src_txt"].encode()).hexdigest() for row in rows]
+    order = sorted(range(len(rows)), key=hashes.__getitem__)
+    test = math.ceil(len(rows) * test_fraction)
+    validation = math.ceil(len(rows) * validation_fraction)
+    if len(rows) - test - validation < 1:
+        raise DataError(f"{len(rows)} different rows are too few to split into training, validation and test rows")
+    place = ["test"] * test + ["validation"] * validation + ["train"] * (len(rows) - test - validation)
+    split = dict(zip(order, place, strict=True))
+    return {name: [row for index, row in enumerate(rows) if split[index] == name] for name in SPLITS}
+
+
+def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that already holds just this, its files unchanged; None for an empty folder.
+
+    Raises DataError for a folder that holds something else.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = {}
+    same = all(manifest.get(key) == value for key, value in identity.items())
+    if same and all(sha256_of(folder / path) == entry["sha256"] for path, entry in manifest["files"].items()):
+        return manifest
+    raise DataError(
+        f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
+        "give output_dir=ANOTHER_FOLDER, or delete this one"
+    )
+
+
+def finish(folder: Path, identity: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+    """The manifest goes last: a folder that has one is complete."""
+    manifest = {**identity, "files": files}
+    write_json(folder / MANIFEST, manifest)
+    return manifest

@@ -1,0 +1,34 @@
+"""Learning-rate schedules as pure functions of the optimizer step s = 0, 1, 2 …"""
+
+from __future__ import annotations
+
+import math
+
+from .config import TrainConfig
+
+
+def noam(step: int, warmup_steps: int) -> float:
+    """min((s+1)^-0.5, (s+1)·warmup^-1.5), Vaswani et al. 2017 without its width factor, as the original recipe."""
+    return min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)
+
+
+def warm_up(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps)
+
+
+def cosine(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
+    """Linear warm-up to 1, then half a cosine to final_ratio at the last step (GPT-3, appendix B)."""
+    progress = (step + 1 - warmup_steps) / max(1, total_steps - warmup_steps)
+    decay = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    return min(warm_up(step, warmup_steps), final_ratio + (1 - final_ratio) * decay)
+
+
+def learning_rate_factor(step: int, config: TrainConfig, total_steps: int) -> float:
+    """What the peak learning rate is multiplied with at a step."""
+    match config.schedule:
+        case "noam":
+            return noam(step, config.warmup_steps)
+        case "cosine":
+            return cosine(step, config.warmup_steps, total_steps, config.min_learning_rate_ratio)
+        case "constant":
+            return warm_up(step, config.warmup_steps)

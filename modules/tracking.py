@@ -1,0 +1,161 @@
+"""MLflow: one run a stage, nested under whoever started it, with all that tells where a result came from."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mlflow
+import mlflow.data
+from mlflow.exceptions import MlflowException
+
+from .config import StageConfig, TrackingConfig, to_dict, to_yaml
+from .rows import fingerprint
+
+PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
+PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
+PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
+PARAMS_AT_ONCE = 100  # MLflow's limit for one call
+SECRET_KEY = re.compile(r"password|passwd|token$|secret|api_?key|credential", re.IGNORECASE)
+URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
+
+
+def connect(config: TrackingConfig | None = None) -> str:
+    """Points MLflow at the tracking store and returns its URI."""
+    uri = (config.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or f"sqlite:///{Path('mlflow.db').resolve()}"
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+@contextmanager
+def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
+    """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
+
+    Inside another stage's run it is nested. Under `mlflow run` it is the run that the command made, never a
+    second one beside it.
+    """
+    connect(config.tracking)
+    nested = mlflow.active_run() is not None
+    # Read before start_run, which takes MLFLOW_RUN_ID out of the environment.
+    from_command_line = None if nested else os.environ.get("MLFLOW_RUN_ID")
+    if not nested and not from_command_line:
+        mlflow.set_experiment(config.tracking.experiment_name)
+    mlflow.set_system_metrics_sampling_interval(2)
+    run = mlflow.start_run(
+        run_id=from_command_line,
+        run_name=None if from_command_line else stage,
+        nested=nested,
+        log_system_metrics=config.tracking.log_system_metrics,
+    )
+    status = "FAILED"
+    try:
+        log_provenance(stage, config)
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def log_provenance(stage: str, config: StageConfig) -> None:
+    resolved = redact(to_dict(config))
+    mlflow.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
+    params = {PARAM_PREFIX + key: str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)}
+    names = sorted(params)
+    for start in range(0, len(names), PARAMS_AT_ONCE):
+        mlflow.log_params({name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
+    mlflow.log_text(to_yaml(resolved), "config.yaml")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def redact(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Without passwords: values of keys that sound like one, and user:password in URLs."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            result[key] = redact(value)
+        elif value and isinstance(value, str) and SECRET_KEY.search(key):
+            result[key] = "(redacted)"
+        else:
+            result[key] = URL_PASSWORD.sub("(redacted)", value) if isinstance(value, str) else value
+    return result
+
+
+def git_state() -> dict[str, str]:
+    """{"git.commit": …, "git.dirty": "true" or "false"} of this code; empty outside a checkout."""
+    root = Path(__file__).parents[1]
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
+
+
+def provenance(config: StageConfig, **facts: Any) -> dict[str, Any]:
+    """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
+    run = mlflow.active_run()
+    return {
+        "run_id": run.info.run_id if run else None,
+        "config": redact(to_dict(config)),
+        **git_state(),
+        "versions": {name: version(name) for name in PACKAGES},
+        **facts,
+    }
+
+
+def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
+    """Rows as a tracked MLflow dataset input; returns their fingerprint."""
+    digest = fingerprint(rows)
+    tracked = mlflow.data.from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
+    mlflow.log_input(tracked, context=context)
+    return digest
+
+
+def resolve_model(uri: str) -> Path:
+    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID)."""
+    if not uri.startswith(("models:/", "runs:/")):
+        return Path(uri)
+    try:
+        downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise ValueError(
+            f"{uri}: {error.message} (tracking store: {mlflow.get_tracking_uri()}). "
+            "Registered models are listed by `mlflow ui`; a model folder's path works here too"
+        ) from error
+    found = sorted(downloaded.glob("artifacts/*/model.yaml"))
+    if not found:
+        raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
+    return found[0].parent
+
+
+def output_folder(stage: str, config: StageConfig) -> Path:
+    """Where the active run's stage writes: config.output_dir, which must be empty or new, or a name of its own."""
+    if config.output_dir is None:
+        run = mlflow.active_run()
+        assert run is not None
+        folder = Path("outputs") / f"{stage}-{run.info.run_id}"
+    else:
+        folder = Path(config.output_dir)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"output_dir={folder} isn't empty; nothing is overwritten: choose another, or empty it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,25 @@
+"""What happens, in order: one short script a stage. `pipeline` is the way in for Python code that wants text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules.text_generation import TextGenerator
+
+
+def pipeline(task: str = "text-generation", model: str = "models:/moyun@champion", **defaults: Any) -> TextGenerator:
+    """pipeline("text-generation", model=folder or models:/ URI)(text or list, **parameters) → {"text": …}.
+
+    `defaults` are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields pieces.
+    Raises ValueError for another task, an unknown model or a bad parameter.
+    """
+    from modules.checkpoint import load_model
+    from modules.text_generation import generation_config
+    from modules.tokenizer import load_tokenizer
+    from modules.tracking import connect, resolve_model
+
+    if task != "text-generation":
+        raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
+    connect()
+    folder = resolve_model(model)
+    return TextGenerator(load_model(folder), load_tokenizer(folder), generation_config(**defaults))

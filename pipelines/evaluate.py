@@ -1,0 +1,94 @@
+"""A model on test rows: perplexity per character beside its baseline and the n-gram floor, and sample texts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import mlflow
+
+from modules.checkpoint import load_model
+from modules.config import EvaluateConfig
+from modules.data import load_splits, load_test_rows
+from modules.evaluation import Scores, ngram_floor, score
+from modules.pictures import perplexity_bars
+from modules.text_generation import TextGenerator
+from modules.tokenizer import Tokenizer, load_tokenizer
+from modules.tracking import log_rows, resolve_model, stage_run
+
+from .command_line import progress_bar, run_stage, show
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    run_id: str
+    scores: dict[str, Scores]
+    """"model", and "baseline" where there is one."""
+    floor: dict[str, float]
+    """Perplexity per character of unigram, bigram and trigram; empty where none was asked for."""
+    samples: list[dict[str, str]]
+    """Rows with prompt and text."""
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    with stage_run("evaluate", config) as run:
+        test = load_test_rows(config.data)
+        if config.dry_run:
+            show("evaluate: what will be done", {"rows": f"{len(test):,}", "model": config.model})
+            return EvaluateResult(run.info.run_id, {}, {}, [])
+        log_rows(test, str(config.data.test_path or config.data.path), "test")
+        folders = {"model": resolve_model(config.model)}
+        if config.baseline:
+            folders["baseline"] = resolve_model(config.baseline)
+        scores = {name: score_folder(name, folder, test, config.max_batch_tokens) for name, folder in folders.items()}
+        tokenizer = load_tokenizer(folders["model"])
+        floor = floor_of(config, test, tokenizer) if config.ngram_floor else {}
+        samples = continue_prompts(folders["model"], tokenizer, config)
+        log_results(scores, floor, samples)
+        show("perplexity per character on the test rows (lower is better)", ranking(scores, floor))
+        return EvaluateResult(run.info.run_id, scores, floor, samples)
+
+
+def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int) -> Scores:
+    decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    with progress_bar() as progress:
+        task = progress.add_task(f"scoring {name}", total=1)
+        return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
+
+
+def floor_of(config: EvaluateConfig, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
+    train = load_splits(config.data, config.seed)["train"]
+    with progress_bar() as progress:
+        task = progress.add_task("fitting n-grams", total=1)
+        return ngram_floor(train, test, tokenizer, lambda done: progress.update(task, completed=done))
+
+
+def continue_prompts(folder: Path, tokenizer: Tokenizer, config: EvaluateConfig) -> list[dict[str, str]]:
+    if not config.prompts:
+        return []
+    generator = TextGenerator(load_model(folder), tokenizer, config.generation)
+    results = generator(config.prompts)
+    return [{"prompt": prompt, "text": result["text"]} for prompt, result in zip(config.prompts, results, strict=True)]
+
+
+def ranking(scores: dict[str, Scores], floor: dict[str, float]) -> dict[str, str]:
+    """Name → perplexity per character, best first."""
+    values = {name: found.perplexity_per_char for name, found in scores.items()} | floor
+    return {name: f"{value:.1f}" for name, value in sorted(values.items(), key=lambda item: item[1])}
+
+
+def log_results(scores: dict[str, Scores], floor: dict[str, float], samples: list[dict[str, str]]) -> None:
+    metrics = {"test/" + name: float(value) for name, value in asdict(scores["model"]).items()}
+    if "baseline" in scores:
+        metrics["test/baseline_perplexity_per_char"] = scores["baseline"].perplexity_per_char
+    metrics |= {f"test/floor_{name}": value for name, value in floor.items()}
+    mlflow.log_metrics(metrics)
+    values = {name: found.perplexity_per_char for name, found in scores.items()} | floor
+    mlflow.log_figure(perplexity_bars(values, "test rows"), "perplexity_per_char.png")
+    if samples:
+        mlflow.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", evaluate)

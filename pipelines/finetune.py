@@ -1,0 +1,18 @@
+"""From a model folder (train.init_from) to a model of one's own text or task."""
+
+from __future__ import annotations
+
+from modules.config import TrainingConfig
+from modules.rows import RowSource
+
+from .command_line import run_stage
+from .train import TrainResult, train
+
+
+def finetune(config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:
+    """`rows` stands in for data.path: a Dataset, {"src_txt": […]}, or what modules.rows.load_rows takes."""
+    return train("finetune", config, rows)
+
+
+if __name__ == "__main__":
+    run_stage("finetune", finetune)

@@ -1,0 +1,79 @@
+"""The whole way as one MLflow run with the stages nested in it: `mlflow run .`"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from modules.config import MainConfig
+from modules.tracking import connect, stage_run
+
+from .command_line import console, run_stage, show
+from .evaluate import EvaluateResult, evaluate
+from .finetune import finetune
+from .prepare import prepare
+from .pretrain import pretrain
+from .register import RegisterResult, register
+
+
+def main(config: MainConfig) -> None:
+    with stage_run("main", config):
+        made: dict[str, Path] = {}
+        made["prepare"] = prepare(config.prepare).folder
+        config.pretrain.dry_run |= config.dry_run
+        pretrained = pretrain(wire(config.pretrain, made))
+        if pretrained.model is None:
+            return
+        made["pretrain"] = pretrained.model
+        finetuned = finetune(wire(config.finetune, made))
+        assert finetuned.model is not None
+        made["finetune"] = finetuned.model
+        evaluated = evaluate(wire(config.evaluate, made))
+        registered = register(wire(config.register, made))
+        assert registered is not None
+        summarize(config, evaluated, registered)
+
+
+def wire(config: Any, made: dict[str, Path]) -> Any:
+    """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
+    if isinstance(config, str) and config.startswith("<"):
+        stage, _, name = config[1:].partition(">")
+        path = made[stage] / name.lstrip("/")
+        return str(path if path.exists() else made[stage])
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            setattr(config, field.name, wire(getattr(config, field.name), made))
+    return config
+
+
+def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
+    before, after = evaluated.scores["baseline"], evaluated.scores["model"]
+    numbers = {
+        "before fine-tuning": f"{before.perplexity_per_char:.1f}",
+        "after fine-tuning": f"{after.perplexity_per_char:.1f}",
+        **{f"floor: {name}": f"{value:.1f}" for name, value in evaluated.floor.items()},
+    }
+    show(f"Perplexity per character on {after.rows} test rows (lower is better)", numbers)
+    if evaluated.floor:
+        best = min(evaluated.floor, key=lambda name: evaluated.floor[name])
+        side = "below" if after.perplexity_per_char < evaluated.floor[best] else "above"
+        console.print(
+            f"  The model is {side} the best floor, the {best}: it has learnt "
+            f"{'more' if side == 'below' else 'less'} than counting does on these rows.\n"
+        )
+    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
+    name, alias = config.model_name, config.register.alias
+    show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.reason}"})
+    uri = connect(config.tracking)
+    console.print("\n[bold]Try next[/bold]")
+    console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
+    console.print("  python -m pipelines.generate '白日依山尽，'", soft_wrap=True)
+    console.print(
+        f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    run_stage("main", main)

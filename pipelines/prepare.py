@@ -1,0 +1,68 @@
+"""Real text → a data folder with clean train, validation and test files and a manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from modules.config import PrepareConfig
+from modules.poetry import build_corpus, find_or_fetch_archive
+from modules.preparation import prepare_rows, prepare_sample
+from modules.tracking import stage_run
+
+from .command_line import progress_bar, run_stage, show
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    run_id: str
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def prepare(config: PrepareConfig) -> PrepareResult:
+    """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one."""
+    with stage_run("prepare", config) as run:
+        folder = Path(config.output_dir or Path("prepared") / Path(config.source).name.partition(".")[0])
+        if config.dry_run:
+            show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
+            return PrepareResult(run.info.run_id, folder, {})
+        manifest = make(config, folder)
+        mlflow.log_dict(manifest, "manifest.json")
+        counts = row_counts(manifest)
+        mlflow.log_metrics({f"rows/{name}": count for name, count in counts.items()})
+        show(f"prepare: rows in {folder}", {name: f"{count:,}" for name, count in counts.items()})
+        return PrepareResult(run.info.run_id, folder, manifest)
+
+
+def make(config: PrepareConfig, folder: Path) -> dict[str, Any]:
+    with progress_bar() as progress:
+        task = progress.add_task("prepare", total=1)
+
+        def report(step: str, done: float) -> None:
+            progress.update(task, description=f"prepare: {step}", completed=done)
+
+        if config.source == "full":
+            archive = find_or_fetch_archive(Path(config.archive) if config.archive else None, folder.parent)
+            manifest = build_corpus(archive, folder, report)
+        elif config.source == "sample":
+            manifest = prepare_sample(folder)
+        else:
+            fractions = config.validation_fraction, config.test_fraction
+            manifest = prepare_rows(folder, config.source, config.columns, *fractions)
+        report(config.source, 1.0)
+    return manifest
+
+
+def row_counts(manifest: dict[str, Any]) -> dict[str, int]:
+    """File without its suffix → rows, from either kind of manifest."""
+    stages = manifest.get("stages", {"": manifest})
+    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
+    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+
+
+if __name__ == "__main__":
+    run_stage("prepare", prepare)

@@ -1,0 +1,77 @@
+"""A model folder → a version in the registry; the alias moves to it unless the present holder scores better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from safetensors.torch import load_file
+
+from modules.checkpoint import verify_model
+from modules.config import RegisterConfig
+from modules.data import load_test_rows
+from modules.registry import log_model, move_alias, register_version, version_with_alias
+from modules.tracking import log_rows, resolve_model, stage_run
+
+from .command_line import run_stage, show
+from .evaluate import score_folder
+
+
+@dataclass(frozen=True)
+class RegisterResult:
+    run_id: str
+    version: str
+    """Number of the new version."""
+    perplexity_per_char: float
+    champion: bool
+    """Whether it carries the alias now."""
+    reason: str
+
+
+def register(config: RegisterConfig) -> RegisterResult | None:
+    """None after a dry run. Raises CheckpointError for a damaged folder, ValueError for non-finite weights."""
+    with stage_run("register", config) as run:
+        folder = resolve_model(config.model)
+        verify_model(folder)
+        refuse_non_finite(folder)
+        test = load_test_rows(config.data)
+        if config.dry_run:
+            show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
+            return None
+        digest = log_rows(test, str(config.data.test_path or config.data.path), "test")
+        found = score_folder("the new model", folder, test, config.max_batch_tokens).perplexity_per_char
+        holder = version_with_alias(config.model_name, config.alias)
+        against = None
+        if holder:
+            uri = f"models:/{config.model_name}@{config.alias}"
+            against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens).perplexity_per_char
+        model_uri = config.model if config.model.startswith("models:/") else log_model(folder)
+        tags = {"test_perplexity_per_char": f"{found:.4f}", "test_rows_sha256": digest}
+        number = register_version(model_uri, config.model_name, tags)
+        champion, reason = verdict(found, against, holder.version if holder else None)
+        if champion:
+            move_alias(config.model_name, config.alias, number)
+        mlflow.log_metric("test/perplexity_per_char", found)
+        mlflow.set_tags({"registered_version": number, "champion": str(champion).lower(), "verdict": reason})
+        show("registered", {"version": f"{config.model_name} {number}", config.alias: reason})
+        return RegisterResult(run.info.run_id, number, found, champion, reason)
+
+
+def verdict(found: float, against: float | None, holder: str | None) -> tuple[bool, str]:
+    """(whether the alias moves, why), by perplexity per character on the same test rows."""
+    if against is None:
+        return True, f"given to it, as the first ({found:.1f})"
+    if found <= against:
+        return True, f"moved to it from version {holder}: {found:.1f}, not worse than {against:.1f}"
+    return False, f"stays with version {holder}: {found:.1f} is worse than {against:.1f}"
+
+
+def refuse_non_finite(folder: Path) -> None:
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")
+
+
+if __name__ == "__main__":
+    run_stage("register", register)

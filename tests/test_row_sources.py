@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import datasets
+import pytest
+
+from modules.rows import DataError, find_split_file, has_split, load_rows
+
+ROWS = [{"src_txt": "a"}, {"src_txt": "b"}, {"src_txt": "c"}]
+
+
+def test_folders_of_splits(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("src_txt\na\nb\nc\n")
+    (tmp_path / "dev.jsonl.gz").write_bytes(gzip.compress(b'{"src_txt": "a"}\n{"src_txt": "b"}\n'))
+    (tmp_path / "train.notes").write_text("not rows")
+    assert find_split_file(tmp_path, "validation") == tmp_path / "dev.jsonl.gz"
+    assert find_split_file(tmp_path, "test") is None
+    assert load_rows(tmp_path).to_list() == ROWS
+    assert load_rows(tmp_path, split="validation").to_list() == ROWS[:2]
+    assert has_split(tmp_path, "validation")
+    assert not has_split(tmp_path, "test")
+    assert not has_split(tmp_path / "train.csv", "train")
+    with pytest.raises(DataError, match=r"no file for split 'test'; it holds dev\.jsonl\.gz, train\.csv"):
+        load_rows(tmp_path, split="test")
+    (tmp_path / "valid.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"more than one file for split 'validation': dev\.jsonl\.gz, valid"):
+        load_rows(tmp_path, split="validation")
+    with pytest.raises(DataError, match=r"train\.csv has no splits, so no 'validation'; give a folder"):
+        load_rows(tmp_path / "train.csv", split="validation")
+
+
+def test_saved_dataset_dict_is_a_folder_of_splits(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": rows, "validation": rows.select([2])}).save_to_disk(tmp_path)
+    assert load_rows(tmp_path, split="validation").to_list() == [ROWS[2]]
+    assert has_split(tmp_path, "validation")
+
+
+def test_what_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        if name == "poet/absent":
+            raise ConnectionError("no network\ndetails")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_rows("poet/poems", split="test").to_list() == ROWS
+    refusal = r"is neither a file nor a reachable hub dataset \({}\); check"
+    with pytest.raises(DataError, match="poet/absent " + refusal.format("no network")):
+        load_rows("poet/absent")
+    for name in ("absent.csv", "./absent", "a/b/c", Path("poet/poems")):
+        with pytest.raises(DataError, match=refusal.format("no such path")):
+            load_rows(name)
+    assert asked == [("poet/poems", "test"), ("poet/absent", "train")]
