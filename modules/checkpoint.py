@@ -4,7 +4,8 @@ model.safetensors       weights, by the decoder's parameter names
 model.yaml              architecture (config.ModelConfig)
 tokenizer.json          with tokenizer_config.json: the tokenizer and its prompt template
 run.yaml                where it comes from: resolved config, data, versions
-golden.safetensors      a prompt's ids and the logits of its next token, to prove a copy or a reader right
+golden.safetensors      a prompt's ids and the logits of its next token, to prove a copy or a reader right; its
+                        metadata says what the weights and the tokenizer hash to
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder
+from .row_files import sha256_of
 from .tokenizer import Tokenizer, load_tokenizer
 
 FILES = (
@@ -65,7 +67,8 @@ def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mappin
         (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
-        save_file(golden(decoder, tokenizer), draft / "golden.safetensors")
+        hashes = {"weights": sha256_of(draft / "model.safetensors"), "tokenizer": tokenizer.fingerprint}
+        save_file(golden(decoder, tokenizer), draft / "golden.safetensors", metadata=hashes)
         for path in [*draft.iterdir(), draft]:
             sync(path)
         draft.rename(folder)
@@ -90,15 +93,22 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Decode
     check_files(folder)
     with torch.device("meta"):
         decoder = Decoder(load_model_config(folder / "model.yaml"))
-    try:
-        weights = load_file(folder / "model.safetensors", device=str(device))
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    weights, _ = read_tensors(folder / "model.safetensors", device)
     complaints = list(differences(decoder.state_dict(), weights))
     if complaints:
         raise CheckpointError(f"{folder / 'model.safetensors'} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
     decoder.load_state_dict(weights, strict=True, assign=True)
     return decoder.requires_grad_(True).eval()
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        return load_file(path, device=str(device)), metadata or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
 
 
 def check_files(folder: Path) -> None:
@@ -131,12 +141,20 @@ def golden(decoder: Decoder, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
 
 
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
-    """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large."""
+    """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large.
+
+    One prompt doesn't touch every weight and token, so their hashes are compared too.
+    """
     folder = Path(folder)
-    expected = load_file(folder / "golden.safetensors")
-    found = golden(load_model(folder), load_tokenizer(folder))
-    if not torch.equal(found["input_ids"], expected["input_ids"]):
+    decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    expected, hashes = read_tensors(folder / "golden.safetensors")
+    if hashes.get("tokenizer") != tokenizer.fingerprint:
         raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
+    if hashes.get("weights") != sha256_of(folder / "model.safetensors"):
+        raise CheckpointError(f"{folder}: model.safetensors differs from what was saved; copy the folder again")
+    found = golden(decoder, tokenizer)
+    if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in expected.items()}:
+        raise CheckpointError(f"{folder}: golden.safetensors is of another model; copy the folder again")
     difference = float((found["logits"] - expected["logits"]).abs().max())
     if not difference <= tolerance:  # also catches NaN
         raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")

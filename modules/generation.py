@@ -7,7 +7,7 @@ finished row leaves the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ class Rows:
 @torch.inference_mode()
 def generate(
     decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
-) -> Iterator[tuple[int, int | None]]:
+) -> Generator[tuple[int, int | None], int | None]:
     """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
 
     A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.

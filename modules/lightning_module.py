@@ -55,19 +55,19 @@ class LanguageModel(pl.LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         world_size = self.trainer.world_size  # gradients are averaged over ranks, but the sum is wanted
-        nll = 0.0
+        nll: float = 0.0
         for batch in step.micro_batches:
             loss = self._step(batch)
             nll += float(loss.detach())
             if not math.isfinite(nll):
                 self.refuse_to_step(nll)
             self.manual_backward(loss * (world_size / step.trained_tokens))
-        clip = self.config.gradient_clip_val or math.inf
+        clip: float = self.config.gradient_clip_val or math.inf
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
-        learning_rate = scheduler.get_last_lr()[0]  # type: ignore[union-attr]
+        learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        scheduler.step()  # type: ignore[union-attr,call-arg]
+        scheduler.step()  # type: ignore[union-attr]
         tokens = sum(batch.trained_tokens for batch in step.micro_batches)
         self.log_step(nll / tokens, tokens * world_size, float(gradient_norm), learning_rate)
 
@@ -104,7 +104,7 @@ class LanguageModel(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         summed = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
         if self.trainer.world_size > 1:
-            summed = self.trainer.strategy.reduce(summed, reduce_op="sum")  # type: ignore[assignment]
+            summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
         nll, tokens, characters, ends = summed.tolist()
         metrics = {
             "val/loss": nll / tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from hashlib import sha1
 from pathlib import Path
@@ -45,10 +46,9 @@ def prepare_rows(
     A source with splits of its own keeps them. Otherwise each row's place follows from its text alone (by SHA-1),
     so that it stays where it is when rows are added. Raises DataError.
     """
-    if has_split(source, "test"):
-        found = {name: load_rows(source, columns, name) for name in SPLITS if has_split(source, name)}
-    else:
-        found = {"": load_rows(source, columns)}
+    own = [name for name in SPLITS[1:] if has_split(source, name)]
+    found = {name: load_rows(source, columns, name) for name in ("train", *own)} if own else {}
+    found = found or {"": load_rows(source, columns)}
     identity = {
         "source": str(source),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
@@ -61,9 +61,12 @@ def prepare_rows(
     # Test first: a copy in two splits stays where it would otherwise leak from.
     unique = {name: list(without_copies(found[name], seen)) for name in sorted(found, key=("", *SPLITS[::-1]).index)}
     splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
+    empty = [name for name in ("train", *own) if not splits[name]]
+    if empty:
+        raise DataError(f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own")
     copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
     files = {
-        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if name in splits
+        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if splits.get(name)
     }
     return finish(folder, identity | {"exact copies dropped": copies}, files)
 
@@ -77,16 +80,31 @@ def without_copies(rows: datasets.Dataset, seen: set[tuple[str, ...]]) -> Iterab
 
 
 def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
-    """Rows by the SHA-1 of their src_txt: the lowest share is the test, the next the validation split."""
-    hashes = [sha1(row["src_txt"].encode()).hexdigest() for row in rows]
-    order = sorted(range(len(rows)), key=hashes.__getitem__)
-    test = math.ceil(len(rows) * test_fraction)
-    validation = math.ceil(len(rows) * validation_fraction)
-    if len(rows) - test - validation < 1:
-        raise DataError(f"{len(rows)} different rows are too few to split into training, validation and test rows")
-    place = ["test"] * test + ["validation"] * validation + ["train"] * (len(rows) - test - validation)
-    split = dict(zip(order, place, strict=True))
-    return {name: [row for index, row in enumerate(rows) if split[index] == name] for name in SPLITS}
+    """Rows by the SHA-1 of their src_txt, a number from 0 to 1: test below one bound, validation below the next.
+
+    So the shares are met on average, rows of one src_txt stay together, and none moves when others are added.
+    Only where so few rows leave a split empty do they go by rank instead of by bounds.
+    """
+    order = sorted({row["src_txt"] for row in rows}, key=hash_share)
+    shares = {"test": test_fraction, "validation": validation_fraction}
+    needed = {"train"} | {name for name, share in shares.items() if share}
+    bounds = test_fraction, test_fraction + validation_fraction
+    names = "test", "validation", "train"
+    place = {text: names[bisect_right(bounds, hash_share(text))] for text in order}
+    if not needed <= set(place.values()):
+        held_out = [name for name, share in shares.items() for _ in range(math.ceil(len(order) * share))]
+        place = dict(zip(order, held_out + ["train"] * len(order), strict=False))
+    if not needed <= set(place.values()):
+        raise DataError(
+            f"{len(order)} different texts are too few to split into training, validation and test rows: give more, "
+            "or set validation_fraction=0 or test_fraction=0"
+        )
+    return {name: [row for row in rows if place[row["src_txt"]] == name] for name in SPLITS}
+
+
+def hash_share(text: str) -> float:
+    """A number from 0 to 1 that follows from the text alone, evenly spread."""
+    return int(sha1(text.encode()).hexdigest(), 16) / 2**160
 
 
 def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -100,8 +118,9 @@ def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] |
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = {}
-    same = all(manifest.get(key) == value for key, value in identity.items())
-    if same and all(sha256_of(folder / path) == entry["sha256"] for path, entry in manifest["files"].items()):
+    files = {folder / path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
+    same = bool(files) and all(manifest.get(key) == value for key, value in identity.items())
+    if same and all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()):
         return manifest
     raise DataError(
         f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from modules.checkpoint import load_model, verify_model
 from modules.config import GenerationConfig
@@ -33,13 +33,15 @@ PARAMS = ParamSchema(
     ]
 )
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "src_txt")]),
+    # Texts, but declared as anything: of a declared string MLflow would make "5" from 5 and "None" from null
+    # before predict could refuse them.
+    inputs=Schema([ColSpec(AnyType(), "src_txt")]),
     outputs=Schema([ColSpec(DataType.string, "text")]),
     params=PARAMS,
 )
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         folder = context.artifacts["model"]
         verify_model(folder)
@@ -60,6 +62,8 @@ def texts_of(model_input: Any) -> list[str]:
     if not isinstance(model_input, pd.DataFrame) or "src_txt" not in model_input.columns:
         raise ValueError('inputs must have the column src_txt, e.g. {"inputs": {"src_txt": ["白日依山尽，"]}}')
     texts = model_input["src_txt"].tolist()
+    if len(texts) == 1 and isinstance(texts[0], list):  # how MLflow hands over {"inputs": {"src_txt": [...]}}
+        texts = texts[0]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"src_txt of row {row} must be a text, not {text!r}")

@@ -11,7 +11,7 @@ from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 
 def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
-    """With the prompt template that these rows need: none for plain text, else config's, the tokenizer's, "{src_txt}"."""
+    """With the prompt template that the rows need: none for plain text; for pairs config's, else the tokenizer's."""
     if start:
         tokenizer = load_tokenizer(start)
     elif config.tokenizer.path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 import mlflow
-import mlflow.data
+from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
 
 from .config import StageConfig, TrackingConfig, to_dict, to_yaml
@@ -44,13 +44,12 @@ def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
     """
     connect(config.tracking)
     nested = mlflow.active_run() is not None
-    # Read before start_run, which takes MLFLOW_RUN_ID out of the environment.
-    from_command_line = None if nested else os.environ.get("MLFLOW_RUN_ID")
+    # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
+    from_command_line = not nested and "MLFLOW_RUN_ID" in os.environ
     if not nested and not from_command_line:
         mlflow.set_experiment(config.tracking.experiment_name)
-    mlflow.set_system_metrics_sampling_interval(2)
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")  # seconds; MLflow's 10 miss short stages
     run = mlflow.start_run(
-        run_id=from_command_line,
         run_name=None if from_command_line else stage,
         nested=nested,
         log_system_metrics=config.tracking.log_system_metrics,
@@ -125,7 +124,7 @@ def provenance(config: StageConfig, **facts: Any) -> dict[str, Any]:
 def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
     """Rows as a tracked MLflow dataset input; returns their fingerprint."""
     digest = fingerprint(rows)
-    tracked = mlflow.data.from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
+    tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
     mlflow.log_input(tracked, context=context)
     return digest
 

@@ -19,28 +19,26 @@ from .register import RegisterResult, register
 
 def main(config: MainConfig) -> None:
     with stage_run("main", config):
-        made: dict[str, Path] = {}
-        made["prepare"] = prepare(config.prepare).folder
+        made = {"prepare": str(prepare(config.prepare).folder)}
         config.pretrain.dry_run |= config.dry_run
         pretrained = pretrain(wire(config.pretrain, made))
-        if pretrained.model is None:
+        if config.dry_run:
             return
-        made["pretrain"] = pretrained.model
+        made["pretrain"] = str(pretrained.model)
         finetuned = finetune(wire(config.finetune, made))
-        assert finetuned.model is not None
-        made["finetune"] = finetuned.model
+        made["finetune"] = str(finetuned.model_uri)  # what MLflow holds already, so that register logs no second copy
         evaluated = evaluate(wire(config.evaluate, made))
         registered = register(wire(config.register, made))
         assert registered is not None
         summarize(config, evaluated, registered)
 
 
-def wire(config: Any, made: dict[str, Path]) -> Any:
+def wire(config: Any, made: dict[str, str]) -> Any:
     """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
     if isinstance(config, str) and config.startswith("<"):
         stage, _, name = config[1:].partition(">")
-        path = made[stage] / name.lstrip("/")
-        return str(path if path.exists() else made[stage])
+        inside = Path(made[stage]) / name.lstrip("/")
+        return str(inside) if name and inside.exists() else made[stage]
     if dataclasses.is_dataclass(config):
         for field in dataclasses.fields(config):
             setattr(config, field.name, wire(getattr(config, field.name), made))

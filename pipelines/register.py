@@ -46,7 +46,8 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         if holder:
             uri = f"models:/{config.model_name}@{config.alias}"
             against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens).perplexity_per_char
-        model_uri = config.model if config.model.startswith("models:/") else log_model(folder)
+        logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
+        model_uri = config.model if logged else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found:.4f}", "test_rows_sha256": digest}
         number = register_version(model_uri, config.model_name, tags)
         champion, reason = verdict(found, against, holder.version if holder else None)

@@ -134,6 +134,7 @@ def fit(
         callbacks=callbacks,
         enable_progress_bar=config.trainer.progress_bar,
         enable_model_summary=False,
+        log_every_n_steps=1,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from typing import Any
 
-from .loading import CONF, stage_defaults
-from .schema import Key, keys
+from .loading import group_names, stage_defaults
+from .schema import Key, keys, type_name
 from .sections import MISSING
 from .stages import STAGES
 
@@ -28,8 +26,8 @@ def help_text(stage: str) -> str:
 def section_lines(key: Key) -> list[str]:
     lines = ["", f"{key.name}: {(key.section.__doc__ or '').strip()}"]
     if key.group:
-        names = sorted(path.stem for path in (CONF / key.group).glob("*.yaml"))
-        lines.append(f"  {key.name}=NAME with NAME one of {', '.join(names)}, or a YAML file. {key.doc}".rstrip())
+        names = ", ".join(group_names(key.group))
+        lines.append(f"  {key.name}=NAME with NAME one of {names}, or a YAML file. {key.doc}".rstrip())
     return lines
 
 
@@ -45,13 +43,3 @@ def value_at(defaults: Any, key: Key) -> str:
     if defaults == MISSING:
         return "(must be given)"
     return "null" if defaults is None else str(defaults)
-
-
-def type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType):
-        return " or ".join(type_name(option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(option) for option in typing.get_args(hint))
-    if hint is type(None):
-        return "null"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

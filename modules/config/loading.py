@@ -7,6 +7,7 @@ is gathered and raised at once. This is the only file that imports omegaconf: pa
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -14,20 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from .schema import Key, keys
+from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
+from .schema import Key, keys, type_name
 from .sections import ModelConfig
 from .stages import STAGES, StageConfig
 
 CONF = Path(__file__).parents[2] / "conf"
-
-Assignment = tuple[str, Any, str]
-"""(dotted key, value, where it was written)"""
-
-COMMAND_LINE = "command line"
 
 
 class ConfigError(ValueError):
@@ -49,16 +46,24 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     complaints: list[str] = []
     given = list(parse_arguments(arguments, complaints))
     assignments = [*stage_files(stage, config_class, complaints)]
-    for key, value, where in given:
+    for key, value, _ in given:
         if key == "config":
             assignments += read_yaml(Path(value), config_class, "", complaints)
     assignments += [(k, v, where) for k, v, where in given if k != "config"]
     config = assign(config_class, assignments, complaints)
+    return finish(config, complaints)
+
+
+def finish(config: DictConfig, complaints: list[str]) -> Any:
+    """The dataclass, checked; ConfigError for the complaints so far, missing keys, or broken rules between fields."""
     if not complaints:
-        complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
+        try:
+            complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
+            result = OmegaConf.to_object(config)
+        except OmegaConfBaseException as error:  # ${…} to a key that isn't there, or of another type
+            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}"]
     if complaints:
         raise ConfigError(complaints)
-    result = OmegaConf.to_object(config)
     validate(result)
     return result
 
@@ -77,12 +82,11 @@ def load_model_config(path: Path) -> ModelConfig:
     """The architecture that a model folder's model.yaml describes; strict, like everything else."""
     complaints: list[str] = []
     config = assign(ModelConfig, list(read_yaml(path, ModelConfig, "", complaints)), complaints)
-    complaints += [f"{key} is missing" for key in sorted(OmegaConf.missing_keys(config))] if not complaints else []
-    if complaints:
-        raise ConfigError([f"{path}: {complaint}" for complaint in complaints])
-    result = OmegaConf.to_object(config)
+    try:
+        result = finish(config, complaints)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {complaint}" for complaint in error.complaints]) from error
     assert isinstance(result, ModelConfig)
-    validate(result)
     return result
 
 
@@ -109,30 +113,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(config if isinstance(config, Mapping) else to_dict(config))
-
-
-def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator[Assignment]:
-    """`key=value`, `--key=value` and `--key value`."""
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not equals and argument.startswith("--") and rest and not rest[0].startswith("--"):
-            value, equals = rest.pop(0), "="
-        if not equals or not key:
-            complaints.append(f"{argument!r} isn't understood: write key=value (see --help)")
-        elif value != "":
-            yield key, value, COMMAND_LINE
-
-
-def parse_value(text: str, hint: Any) -> Any:
-    """Text stays text, and each key's own type converts it: only null, lists and mappings are read as YAML."""
-    if text == "null" and hint is not str:
-        return None
-    if typing.get_origin(hint) in (list, dict):
-        content = OmegaConf.create(f"value: {text}")
-        return OmegaConf.to_container(content)["value"]  # type: ignore[index,call-overload]
-    return text
 
 
 def stage_files(stage: str, config_class: type[StageConfig], complaints: list[str]) -> Iterator[Assignment]:
@@ -184,9 +164,28 @@ def assign(config_class: type, assignments: list[Assignment], complaints: list[s
             single.append(assignment)
     for name, (_, value, where) in groups.items():
         set_group(config, known[name], value, where, complaints)
-    for name, value, where in single:
+    # A leaf of a section that is still ${another} comes last: it must find that other one complete.
+    for name, value, where in sorted(single, key=lambda leaf: linked_section(config, known, leaf[0]) is not None):
+        section = linked_section(config, known, name)
+        if section:  # from here on it is a section of its own: the change must not reach the one it pointed to
+            OmegaConf.update(config, section, copy.deepcopy(OmegaConf.select(config, section)), merge=False)
         set_leaf(config, known, name, value, where, complaints)
     return config
+
+
+def linked_section(config: DictConfig, known: Mapping[str, Key], name: str) -> str | None:
+    """The section around a key that stands as ${another section}."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        section = ".".join(parts[:length])
+        parent = OmegaConf.select(config, ".".join(parts[: length - 1])) if length > 1 else config
+        if (
+            section in known
+            and isinstance(parent, DictConfig)
+            and OmegaConf.is_interpolation(parent, parts[length - 1])
+        ):
+            return section
+    return None
 
 
 def set_group(config: DictConfig, key: Key, value: str | None, where: str, complaints: list[str]) -> None:
@@ -195,8 +194,8 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
         return
     path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
     if not path.exists():
-        names = sorted(p.stem for p in (CONF / key.group).glob("*.yaml"))
-        complaints.append(f"{key.name}={value} ({where}): there is {', '.join(names)}{suggestion(value, names)}")
+        hint = suggestion(value, group_names(key.group))
+        complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
         return
     assert key.section
     OmegaConf.update(config, key.name, OmegaConf.structured(key.section))
@@ -208,18 +207,50 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
 def set_leaf(
     config: DictConfig, known: Mapping[str, Key], name: str, value: Any, where: str, complaints: list[str]
 ) -> None:
-    parent = known.get(name.rpartition(".")[0])
-    inside_mapping = parent is not None and parent.section is None  # data.columns.ANYTHING
-    if name not in known and not inside_mapping:
+    mappings = (key for key in known if name.startswith(f"{key}.") and typing.get_origin(known[key].type) is dict)
+    mapping = next(mappings, None)
+    if name in known:
+        key = known[name]
+    elif mapping:  # data.columns.ANYTHING, dots and brackets too
+        key, value = known[mapping], {name.removeprefix(f"{mapping}."): value}
+    else:
         complaints.append(f"{name} ({where}): no such key{suggestion(name, known)}")
+        return
+    shown = "null" if value is None else value
+    parent = known.get(name.rpartition(".")[0])
+    if parent and parent.section and OmegaConf.select(config, parent.name) is None:
+        complaints.append(f"{name}={shown} ({where}): {parent.name} is unset; give {parent.name}=NAME too")
         return
     try:
         if where == COMMAND_LINE and name in known:
-            value = parse_value(value, known[name].type)
-        OmegaConf.update(config, name, value)
-    except (OmegaConfBaseException, YAMLError) as error:
-        reason = str(error).splitlines()[0].replace("Value", "value", 1)
-        complaints.append(f"{name}={value} ({where}): {reason}")
+            value = parse_value(value, key.type)
+        if not_text(value, key.type):
+            complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
+            return
+        OmegaConf.update(config, key.name, value)
+    except (OmegaConfBaseException, yaml.YAMLError):
+        complaints.append(f"{name}={shown} ({where}): {wanted(key)}")
+
+
+def not_text(value: Any, hint: Any) -> bool:
+    """Whether YAML made something else (007: 7; no: False) of what has to be text."""
+    if hint in (str, str | None):
+        return isinstance(value, (bool, int, float))
+    parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    return typing.get_origin(hint) in (list, dict) and not all(isinstance(part, str) for part in parts)
+
+
+def wanted(key: Key) -> str:
+    if key.group:
+        return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
+    if key.section:
+        return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
+    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
+    return f"must be {type_name(key.type)}{example}"
+
+
+def group_names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def suggestion(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:

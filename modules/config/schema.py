@@ -53,7 +53,17 @@ def keys(config_class: type, prefix: str = "") -> Iterator[Key]:
 def dataclass_in(hint: Any) -> type | None:
     """The dataclass of `Section` and of `Section | None`."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+
+
+def type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(option) for option in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 @cache

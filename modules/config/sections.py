@@ -12,6 +12,29 @@ from typing import Any, Literal
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
 
 
+def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
+    """A complaint for each field that is set below its minimum; NaN is refused too."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value >= minimum:
+            yield f"{name} ({value}) must be at least {minimum}"
+
+
+def out_of_range(section: object, *names: str) -> Iterator[str]:
+    """A complaint for each share or decay rate outside [0, 1)."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value < 1:
+            yield f"{name} ({value}) must be at least 0 and below 1"
+
+
+def not_positive(section: object, *names: str) -> Iterator[str]:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not 0 < value < float("inf"):
+            yield f"{name} ({value}) must be a positive number"
+
+
 @dataclass
 class ModelConfig:
     """The architecture, in Hugging Face's names. Defaults are what the family's sizes share."""
@@ -38,7 +61,11 @@ class ModelConfig:
     """Dropout on attention weights, in training; above 0 it costs the fused kernel."""
 
     def complaints(self) -> Iterator[str]:
-        if self.hidden_size % self.num_attention_heads:
+        counts = "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size"
+        yield from too_small(self, 1, *counts)
+        yield from not_positive(self, "layer_norm_eps", "initializer_range")
+        yield from out_of_range(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             yield (
                 f"hidden_size ({self.hidden_size}) must be divisible by "
                 f"num_attention_heads ({self.num_attention_heads})"
@@ -53,6 +80,11 @@ class SizeConfig(ModelConfig):
     """Peak learning rate, used where train.learning_rate is unset."""
     batch_tokens: int = MISSING
     """Tokens an optimizer step, used where neither train.batch_tokens nor train.batch_size is set."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from not_positive(self, "learning_rate")
+        yield from too_small(self, 1, "batch_tokens")
 
 
 @dataclass
@@ -79,8 +111,8 @@ class DataConfig:
     """How src_txt becomes a prompt when there is a tgt_txt, e.g. "{src_txt}\\n"; it travels with the tokenizer."""
 
     def complaints(self) -> Iterator[str]:
-        if not 0 <= self.validation_fraction < 1:
-            yield f"validation_fraction ({self.validation_fraction}) must be in [0, 1)"
+        yield from too_small(self, 1, "sequence_length", "max_rows")
+        yield from out_of_range(self, "validation_fraction")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 
@@ -97,6 +129,10 @@ class TokenizerConfig:
     """The most entries, the 256 bytes and end-of-text included."""
     min_frequency: int = 2
     """Characters (and merges) seen less often than this are spelt in bytes."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 258, "vocab_size")  # the 256 bytes, end-of-text and a token
+        yield from too_small(self, 1, "min_frequency")
 
 
 @dataclass
@@ -138,7 +174,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     """Validations without a better val/loss before training stops; unset: never."""
     save_top_k: int = 1
-    """Checkpoints kept by val/loss, beside the last one."""
+    """Checkpoints kept by val/loss, beside the last one; -1: all."""
     log_every_n_steps: int = 1
     """Steps between logged metrics."""
     sample_prompts: list[str] = field(default_factory=list)
@@ -146,15 +182,18 @@ class TrainConfig:
 
     def complaints(self) -> Iterator[str]:
         if self.batch_size and self.batch_tokens:
-            yield f"batch_size ({self.batch_size}) and batch_tokens ({self.batch_tokens}) exclude each other: set one to null"
-        if not self.max_epochs and not self.max_steps:
+            yield f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens} exclude each other: set one null"
+        if self.max_epochs is None and self.max_steps is None:
             yield "max_epochs or max_steps must be given: when should training end?"
-        for name in ("micro_batch_tokens", "warmup_steps", "log_every_n_steps"):
-            if getattr(self, name) < 1:
-                yield f"{name} ({getattr(self, name)}) must be at least 1"
-        for name in ("weight_decay", "gradient_clip_val"):
-            if getattr(self, name) < 0:
-                yield f"{name} ({getattr(self, name)}) must not be negative"
+        yield from too_small(self, 1, "batch_size", "batch_tokens", "micro_batch_tokens", "max_epochs", "max_steps")
+        yield from too_small(self, 1, "warmup_steps", "log_every_n_steps", "validate_every_n_steps")
+        yield from too_small(self, 1, "early_stopping_patience")
+        yield from too_small(self, 0, "weight_decay", "gradient_clip_val")
+        yield from too_small(self, -1, "save_top_k")  # Lightning's -1: all
+        yield from not_positive(self, "learning_rate", "epsilon")
+        yield from out_of_range(self, "beta1", "beta2")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            yield f"min_learning_rate_ratio ({self.min_learning_rate_ratio}) must be from 0 to 1"
 
 
 @dataclass
@@ -169,6 +208,9 @@ class TrainerConfig:
     """Number format; bf16 pays on GPUs and on CPUs with AVX-512-bf16 or AMX."""
     progress_bar: bool = True
     """Show one."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "devices")
 
 
 @dataclass

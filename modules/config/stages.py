@@ -14,6 +14,8 @@ from .sections import (
     TrackingConfig,
     TrainConfig,
     TrainerConfig,
+    out_of_range,
+    too_small,
 )
 
 
@@ -28,6 +30,10 @@ class StageConfig:
     dry_run: bool = False
     """Print what would be done (sizes, steps, memory) and stop."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def complaints(self) -> Iterator[str]:
+        if not 0 <= self.seed < 2**32:  # NumPy's legacy generator takes no more
+            yield f"seed ({self.seed}) must be from 0 to 2^32-1"
 
 
 @dataclass
@@ -46,10 +52,12 @@ class PrepareConfig(StageConfig):
     """For rows of your own without splits: share held out for the test."""
 
     def complaints(self) -> Iterator[str]:
-        if min(self.validation_fraction, self.test_fraction) < 0 or self.validation_fraction + self.test_fraction >= 1:
+        yield from super().complaints()
+        yield from out_of_range(self, "validation_fraction", "test_fraction")
+        if self.validation_fraction + self.test_fraction >= 1:
             yield (
                 f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "
-                "must not be negative and must leave rows to train on"
+                "must leave rows to train on"
             )
 
 
@@ -66,6 +74,7 @@ class TrainingConfig(StageConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
         if self.train.init_from and self.model:
             yield (
                 f"model and train.init_from ({self.train.init_from}) exclude each other: the folder says its size; "
@@ -95,6 +104,10 @@ class EvaluateConfig(StageConfig):
     """What to continue for the sample table."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "max_batch_tokens")
+
 
 @dataclass
 class RegisterConfig(StageConfig):
@@ -109,6 +122,10 @@ class RegisterConfig(StageConfig):
     data: DataConfig = field(default_factory=DataConfig)
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass of the comparison."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "max_batch_tokens")
 
 
 @dataclass
@@ -135,6 +152,12 @@ class MainConfig(StageConfig):
     finetune: TrainingConfig = field(default_factory=TrainingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        length, limit = self.finetune.data.sequence_length, self.model.max_position_embeddings
+        if self.finetune.train.init_from == "<pretrain>" and length > limit:
+            yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
 
 
 STAGES: dict[str, type[StageConfig]] = {

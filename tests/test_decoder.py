@@ -1,0 +1,136 @@
+"""The decoder against a reference implementation, and against itself: cached, packed, alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_config, make_decoder
+
+from modules.config import ModelConfig, load_config
+from modules.decoder import Decoder, KVCache, parameter_count
+from modules.generation import generate
+from modules.text_generation import generation_config
+
+REFERENCE = Path(__file__).parent / "data" / "modelscope_base"
+SIZES = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[Decoder, dict[str, np.ndarray]]:
+    """Random weights in the published layout, and what ModelScope's own class answers."""
+    config = json.loads((REFERENCE / "config.json").read_text())
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    decoder = Decoder(ModelConfig(**{name: config[name] for name in names}, layer_norm_eps=config["layernorm_epsilon"]))
+    weights = torch.load(REFERENCE / "pytorch_model.bin", weights_only=True)
+    decoder.load_state_dict({name.removeprefix("language_model."): tensor for name, tensor in weights.items()})
+    return decoder.eval(), dict(np.load(REFERENCE / "expected.npz"))
+
+
+def test_logits_equal_the_reference(published: tuple[Decoder, dict[str, np.ndarray]]) -> None:
+    decoder, expected = published
+    with torch.no_grad():
+        logits = decoder(torch.from_numpy(expected["input_ids"]))
+    # A wrong GELU would differ by 1e-3, a wrong QKV order by 4.
+    np.testing.assert_allclose(logits.numpy(), expected["logits"], atol=1e-5, rtol=0)
+
+
+def test_greedy_tokens_equal_the_reference(published: tuple[Decoder, dict[str, np.ndarray]]) -> None:
+    decoder, expected = published
+    prompt = expected["input_ids"][0, :8].tolist()
+    config = generation_config(temperature=0.0, max_new_tokens=32)
+    tokens = [token for _, token in generate(decoder, [prompt], config, end_of_text_id=-1) if token is not None]
+    assert prompt + tokens == expected["greedy"][0].tolist()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_cached_logits_equal_uncached(activation: str) -> None:
+    decoder = make_decoder(make_config(100, hidden_act=activation))
+    ids = torch.randint(0, 100, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = decoder(ids)
+        cache = KVCache(decoder.config, rows=1, capacity=20, like=decoder.word_embeddings.weight)
+        pieces = [decoder(ids[:, :7], cache=cache)]
+        pieces += [decoder(ids[:, i : i + 1], cache=cache) for i in range(7, 20)]
+    assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 1e-5
+
+
+def test_rows_of_different_length_share_a_cache() -> None:
+    decoder = make_decoder(make_config(100))
+    lengths = [3, 9, 9, 1]
+    ids = [torch.randint(0, 100, (n + 4,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    cache = KVCache(decoder.config, rows=4, capacity=13, like=decoder.word_embeddings.weight)
+    with torch.no_grad():
+        decoder(torch.cat([row[:n] for row, n in zip(ids, lengths, strict=True)])[None], lengths, cache)
+        for step in range(4):
+            last = torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])
+            logits = decoder(last[:, None], cache=cache)
+            if step == 1:  # a row leaves in the middle
+                cache.keep(torch.tensor([0, 1, 3]))
+                del ids[2], lengths[2]
+        for row, found in zip(ids, logits, strict=True):
+            assert (found[-1] - decoder(row[None])[0, -1]).abs().max() <= 1e-5
+
+
+def test_a_document_is_blind_to_its_neighbours() -> None:
+    decoder = make_decoder(make_config(100))
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(0, 100, (n,), generator=generator) for n in (5, 8, 8, 1, 30)]
+    with torch.no_grad():
+        packed = decoder(torch.cat(documents)[None], [len(d) for d in documents])[0]
+        alone = torch.cat([decoder(document[None])[0] for document in documents])
+    assert (packed - alone).abs().max() <= 1e-5
+
+
+def test_later_tokens_do_not_change_earlier_logits() -> None:
+    decoder = make_decoder(make_config(100))
+    ids = torch.randint(0, 100, (1, 12), generator=torch.Generator().manual_seed(4))
+    changed = ids.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 100
+    with torch.no_grad():
+        before, after = decoder(ids), decoder(changed)
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.allclose(before[:, 8], after[:, 8])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_count_follows_the_closed_formula(size: str) -> None:
+    model = load_config("pretrain", [f"model={size}", "model.vocab_size=21128", "data.sequence_length=32"]).model
+    with torch.device("meta"):
+        decoder = Decoder(model)
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == parameter_count(model)
+
+
+def test_175b_has_about_175_billion_parameters() -> None:
+    model = load_config("pretrain", ["model=175b", "model.vocab_size=50257"]).model
+    assert parameter_count(model) == pytest.approx(175e9, rel=0.01)
+
+
+def test_first_loss_is_about_that_of_guessing() -> None:
+    config = make_config(8000, hidden_size=256, num_hidden_layers=4)
+    decoder = Decoder(config)
+    decoder.init_weights(torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 8000, (16, 65), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = decoder(ids[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert float(loss) == pytest.approx(math.log(8000), rel=0.02)
+
+
+def test_residual_projections_start_smaller() -> None:
+    config = make_config(100, hidden_size=256, num_hidden_layers=8)
+    decoder = Decoder(config)
+    decoder.init_weights()
+    layer = decoder.transformer.layers[0]
+    assert float(layer.attention.query_key_value.weight.std()) == pytest.approx(0.02, rel=0.05)
+    for weight in (layer.attention.dense.weight, layer.mlp.dense_4h_to_h.weight):
+        assert float(weight.std()) == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
+
+
+def test_too_long_a_text_is_refused(decoder: Decoder) -> None:
+    with pytest.raises(ValueError, match=r"97 tokens.*max_position_embeddings \(96\)"):
+        decoder(torch.zeros(1, 97, dtype=torch.int64))
