@@ -87,6 +87,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def default_device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Decoder:
     """A model folder's decoder in eval mode. Raises CheckpointError naming what is missing, extra or misshapen."""
     folder = Path(folder)

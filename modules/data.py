@@ -28,6 +28,7 @@ def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) 
         source = config.path
     if source is None:
         raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
+    check_prepared(source)
     train = load_rows(source, config.columns, "train", config.max_rows)
     splits = {"train": train}
     for name, path in (("validation", config.validation_path), ("test", config.test_path)):
@@ -40,8 +41,18 @@ def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) 
     return splits
 
 
+def check_prepared(source: RowSource) -> None:
+    """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
+    if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
+        raise DataError(
+            f"{source} isn't there yet: `python -m pipelines.prepare` makes prepared/sample, and with source=full "
+            "prepared/full; or give rows of your own, data.path=FILE"
+        )
+
+
 def load_test_rows(config: DataConfig) -> datasets.Dataset:
     """The rows to evaluate on: test_path, else the test split beside the training rows."""
+    check_prepared(config.test_path or config.path or "")
     if config.test_path:
         return load_rows(config.test_path, config.columns, None, config.max_rows)
     if config.path and has_split(config.path, "test"):

@@ -23,8 +23,14 @@ PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "s
 PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
 PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
 PARAMS_AT_ONCE = 100  # MLflow's limit for one call
-SECRET_KEY = re.compile(r"password|passwd|token$|secret|api_?key|credential", re.IGNORECASE)
-URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
+PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
+PARAM_NAME_LIMIT = 250
+SECRET = r"password|passwd|token(?![a-z])|secret|api_?key|access_?key|credential"
+SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
+SECRETS_IN_TEXT = (
+    re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
+    re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
+)
 
 
 def connect(config: TrackingConfig | None = None) -> str:
@@ -39,19 +45,21 @@ def connect(config: TrackingConfig | None = None) -> str:
 def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
-    Inside another stage's run it is nested. Under `mlflow run` it is the run that the command made, never a
-    second one beside it.
+    Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
+    command made, never a second one beside it.
     """
-    connect(config.tracking)
-    nested = mlflow.active_run() is not None
+    parent = mlflow.active_run()
+    if not parent:
+        connect(config.tracking)
     # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
-    from_command_line = not nested and "MLFLOW_RUN_ID" in os.environ
-    if not nested and not from_command_line:
+    from_command_line = not parent and "MLFLOW_RUN_ID" in os.environ
+    if not parent and not from_command_line:
         mlflow.set_experiment(config.tracking.experiment_name)
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")  # seconds; MLflow's 10 miss short stages
     run = mlflow.start_run(
         run_name=None if from_command_line else stage,
-        nested=nested,
+        experiment_id=parent.info.experiment_id if parent else None,
+        nested=parent is not None,
         log_system_metrics=config.tracking.log_system_metrics,
     )
     status = "FAILED"
@@ -69,11 +77,16 @@ def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
 def log_provenance(stage: str, config: StageConfig) -> None:
     resolved = redact(to_dict(config))
     mlflow.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
-    params = {PARAM_PREFIX + key: str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)}
+    params = {param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)}
     names = sorted(params)
     for start in range(0, len(names), PARAMS_AT_ONCE):
         mlflow.log_params({name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
     mlflow.log_text(to_yaml(resolved), "config.yaml")
+
+
+def param_name(key: str) -> str:
+    """A user's column name may hold what MLflow refuses in a parameter's name; config.yaml has it as it is."""
+    return (PARAM_PREFIX + PARAM_NAME.sub("_", key))[:PARAM_NAME_LIMIT]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,16 +98,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def redact(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Without passwords: values of keys that sound like one, and user:password in URLs."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            result[key] = redact(value)
-        elif value and isinstance(value, str) and SECRET_KEY.search(key):
-            result[key] = "(redacted)"
-        else:
-            result[key] = URL_PASSWORD.sub("(redacted)", value) if isinstance(value, str) else value
-    return result
+    """Without passwords: values of keys that sound like one, and what stands in URLs as user, password or token."""
+    return {key: redact_value(value, bool(SECRET_KEY.search(key))) for key, value in tree.items()}
+
+
+def redact_value(value: Any, secret: bool = False) -> Any:
+    if isinstance(value, Mapping):
+        return redact(value)
+    if isinstance(value, (list, tuple)):
+        return [redact_value(part, secret) for part in value]
+    if not isinstance(value, str) or not value:
+        return value
+    return "(redacted)" if secret else redact_text(value)
+
+
+def redact_text(text: str) -> str:
+    in_url, in_query = SECRETS_IN_TEXT
+    return in_query.sub(r"\1(redacted)", in_url.sub("(redacted)", text))
 
 
 def git_state() -> dict[str, str]:
@@ -117,13 +137,14 @@ def provenance(config: StageConfig, **facts: Any) -> dict[str, Any]:
         "config": redact(to_dict(config)),
         **git_state(),
         "versions": {name: version(name) for name in PACKAGES},
-        **facts,
+        **redact(facts),
     }
 
 
 def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
     """Rows as a tracked MLflow dataset input; returns their fingerprint."""
     digest = fingerprint(rows)
+    source = redact_text(source)
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
     mlflow.log_input(tracked, context=context)
     return digest
@@ -137,8 +158,8 @@ def resolve_model(uri: str) -> Path:
         downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
         raise ValueError(
-            f"{uri}: {error.message} (tracking store: {mlflow.get_tracking_uri()}). "
-            "Registered models are listed by `mlflow ui`; a model folder's path works here too"
+            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). "
+            "`make demo` registers models:/moyun@champion; a model folder's path works here too"
         ) from error
     found = sorted(downloaded.glob("artifacts/*/model.yaml"))
     if not found:

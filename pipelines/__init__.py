@@ -13,7 +13,7 @@ def pipeline(task: str = "text-generation", model: str = "models:/moyun@champion
     `defaults` are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields pieces.
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
-    from modules.checkpoint import load_model
+    from modules.checkpoint import default_device, load_model
     from modules.text_generation import generation_config
     from modules.tokenizer import load_tokenizer
     from modules.tracking import connect, resolve_model
@@ -22,4 +22,4 @@ def pipeline(task: str = "text-generation", model: str = "models:/moyun@champion
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
     connect()
     folder = resolve_model(model)
-    return TextGenerator(load_model(folder), load_tokenizer(folder), generation_config(**defaults))
+    return TextGenerator(load_model(folder, default_device()), load_tokenizer(folder), generation_config(**defaults))

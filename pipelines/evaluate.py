@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import mlflow
 
-from modules.checkpoint import load_model
+from modules.checkpoint import default_device, load_model
 from modules.config import EvaluateConfig
 from modules.data import load_splits, load_test_rows
 from modules.evaluation import Scores, ngram_floor, score
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int) -> Scores:
-    decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    decoder, tokenizer = load_model(folder, default_device()), load_tokenizer(folder)
     with progress_bar() as progress:
         task = progress.add_task(f"scoring {name}", total=1)
         return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
@@ -67,7 +67,7 @@ def floor_of(config: EvaluateConfig, test: datasets.Dataset, tokenizer: Tokenize
 def continue_prompts(folder: Path, tokenizer: Tokenizer, config: EvaluateConfig) -> list[dict[str, str]]:
     if not config.prompts:
         return []
-    generator = TextGenerator(load_model(folder), tokenizer, config.generation)
+    generator = TextGenerator(load_model(folder, default_device()), tokenizer, config.generation)
     results = generator(config.prompts)
     return [{"prompt": prompt, "text": result["text"]} for prompt, result in zip(config.prompts, results, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What several tests share: a small random decoder, a character tokenizer, real poems, a tracking store of one's own."""
+"""What several tests share: a small random decoder, a tokenizer, real poems, a tracking store of one's own."""
 
 from __future__ import annotations
 

@@ -163,6 +163,26 @@ def test_golden_losses(tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: P
     assert found[-1, 1] < found[0, 1] - 0.8
 
 
+def test_each_epoch_takes_every_row_once_in_another_order(
+    tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data = short_training(tokenizer, rows)
+    seen: list[int] = []
+    step_of = TextDataModule.train_dataloader
+
+    def recorded(self: TextDataModule) -> Any:
+        loader = step_of(self)
+        seen.extend(np.concatenate(loader.dataset.plan).tolist())  # type: ignore[attr-defined]
+        return loader
+
+    monkeypatch.setattr(TextDataModule, "train_dataloader", recorded)
+    fit(module, data, 2 * data.steps_per_epoch, tmp_path)
+    count = len(data.documents["train"])
+    first, second = seen[:count], seen[count : 2 * count]
+    assert sorted(first) == sorted(second) == list(range(count))
+    assert first != second
+
+
 def test_validation_weighs_tokens(tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path) -> None:
     module, data = short_training(tokenizer, rows)
     row = fit(module, data, 1, tmp_path).rows[-1]
