@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import mlflow
+from mlflow import MlflowClient
 from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
 
@@ -25,7 +26,7 @@ PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
 PARAMS_AT_ONCE = 100  # MLflow's limit for one call
 PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
 PARAM_NAME_LIMIT = 250
-SECRET = r"password|passwd|token(?![a-z])|secret|api_?key|access_?key|credential"
+SECRET = r"password|passwd|token(?![a-z])|secret|api[_-]?key|access[_-]?key|credential"
 SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
 SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
@@ -33,10 +34,10 @@ SECRETS_IN_TEXT = (
 )
 
 
-def connect(config: TrackingConfig | None = None) -> str:
-    """Points MLflow at the tracking store and returns its URI."""
+def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
+    """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
     uri = (config.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = uri or f"sqlite:///{Path('mlflow.db').resolve()}"
+    uri = uri or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     return uri
 
@@ -97,14 +98,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def redact(tree: Mapping[str, Any]) -> dict[str, Any]:
+def redact(tree: Mapping[str, Any], secret: bool = False) -> dict[str, Any]:
     """Without passwords: values of keys that sound like one, and what stands in URLs as user, password or token."""
-    return {key: redact_value(value, bool(SECRET_KEY.search(key))) for key, value in tree.items()}
+    return {key: redact_value(value, secret or bool(SECRET_KEY.search(key))) for key, value in tree.items()}
 
 
 def redact_value(value: Any, secret: bool = False) -> Any:
     if isinstance(value, Mapping):
-        return redact(value)
+        return redact(value, secret)
     if isinstance(value, (list, tuple)):
         return [redact_value(part, secret) for part in value]
     if not isinstance(value, str) or not value:
@@ -148,6 +149,12 @@ def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
     mlflow.log_input(tracked, context=context)
     return digest
+
+
+def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) of every step that was logged."""
+    client = MlflowClient()
+    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
 
 
 def resolve_model(uri: str) -> Path:

@@ -54,7 +54,9 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if config.dry_run:
             return TrainResult(run.info.run_id, plan)
         fingerprints = {
-            name: log_rows(split, str(config.data.path or "rows in memory"), name) for name, split in splits.items() if name != "test"
+            name: log_rows(split, str(config.data.path or "rows in memory"), name)
+            for name, split in splits.items()
+            if name != "test"
         }
         decoder = load_model(start) if start else build_decoder(model_config, config.seed)
         module = LanguageModel(decoder.train(), config.train, plan.learning_rate, plan.total_steps)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import nbclient
+import nbformat
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
@@ -164,6 +166,15 @@ def test_the_registered_model_is_complete_and_sound(first: str, client: MlflowCl
     assert verify_model(folder) <= 1e-5
     text = pipeline("text-generation", model="models:/moyun@champion")("春", seed=1, max_new_tokens=4)["text"]
     assert text.startswith("春")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without outputs
+    executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
+    pictures = [out for cell in executed.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert len(pictures) == 3
 
 
 @pytest.fixture(scope="module")
