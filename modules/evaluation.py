@@ -14,10 +14,8 @@ from .decoder import Decoder
 from .encoding import encode_rows
 from .loss import linear_cross_entropy
 from .metrics import perplexity_per_character
-from .ngram import NgramModel
+from .ngram import ngram_floors
 from .tokenizer import Tokenizer
-
-ORDERS = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,10 @@ def score(
     )
 
 
-def ngram_floor(
-    train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer, progress: Callable[[float], None] | None
-) -> dict[str, float]:
-    """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character, fitted on train, scored on test."""
-    floor: dict[str, float] = {}
-    test_texts = list(texts_of(test, tokenizer))
-    for order, name in ORDERS.items():
-        model = NgramModel(order).fit(text for text, _ in texts_of(train, tokenizer))
-        nll = sum(model.negative_log_likelihood(text, start) for text, start in test_texts)
-        characters = sum(len(text) - start for text, start in test_texts)
-        floor[name] = perplexity_per_character(nll, characters, len(test_texts))
-        if progress:
-            progress(order / len(ORDERS))
-    return floor
+def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
+    """{"unigram": …, "bigram": …, "trigram": …}: fitted on train, scored on the same part of test as the model."""
+    texts, starts = zip(*texts_of(test, tokenizer), strict=True)
+    return ngram_floors((text for text, _ in texts_of(train, tokenizer)), texts, starts if any(starts) else None)
 
 
 def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from .metrics import perplexity_per_character
 
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
-HIGHEST_ORDER = 3
+NAMES = ("unigram", "bigram", "trigram")
+HIGHEST_ORDER = len(NAMES)
 _CODE_POINTS = 0x110000
 
 Ids = NDArray[np.int64]
@@ -79,9 +80,16 @@ class NgramModel:
         sequence, positions = self._lay_out([text])
         return float(-np.log(self._probabilities(sequence, positions[start:])).sum())
 
-    def perplexity(self, texts: Iterable[str]) -> float:
-        """Perplexity per character of `texts` (see modules.metrics.perplexity_per_character)."""
+    def perplexity(self, texts: Iterable[str], starts: Iterable[int] | None = None) -> float:
+        """Perplexity per character of `texts` (see modules.metrics.perplexity_per_character).
+
+        With `starts`, only what follows that index of each text is scored, as a target after its prompt.
+        """
         rows = list(texts)
+        if starts is not None:
+            begin = list(starts)
+            total = sum(self.negative_log_likelihood(*row) for row in zip(rows, begin, strict=True))
+            return perplexity_per_character(total, sum(map(len, rows)) - sum(begin), len(rows))
         sequence, positions = self._lay_out(rows)
         total = float(-np.log(self._probabilities(sequence, positions)).sum())
         return perplexity_per_character(total, sum(map(len, rows)), len(rows))
@@ -137,10 +145,13 @@ class NgramModel:
         return probability
 
 
-def ngram_floors(train_texts: Iterable[str], test_texts: Iterable[str]) -> dict[int, float]:
-    """Perplexity per character on `test_texts` of the uni-, bi- and trigram fitted on `train_texts`."""
+def ngram_floors(
+    train_texts: Iterable[str], test_texts: Iterable[str], starts: Iterable[int] | None = None
+) -> dict[str, float]:
+    """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character on `test_texts` (from `starts` on)."""
     train, test = list(train_texts), list(test_texts)
-    return {order: NgramModel(order).fit(train).perplexity(test) for order in range(1, HIGHEST_ORDER + 1)}
+    begin = None if starts is None else list(starts)
+    return {name: NgramModel(order).fit(train).perplexity(test, begin) for order, name in enumerate(NAMES, start=1)}
 
 
 def _code_points(texts: list[str]) -> NDArray[np.uint32]:

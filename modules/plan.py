@@ -19,7 +19,6 @@ class TrainingPlan:
     rows: int
     rows_cut: int
     rows_split: int
-    documents: int
     tokens_per_epoch: int
     tokens_per_step: float
     """Trained tokens, on average."""
@@ -66,7 +65,6 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         rows=documents.rows,
         rows_cut=documents.rows_cut,
         rows_split=documents.rows_split,
-        documents=len(documents),
         tokens_per_epoch=tokens,
         tokens_per_step=tokens / steps_per_epoch,
         steps_per_epoch=steps_per_epoch,

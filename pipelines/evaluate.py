@@ -17,7 +17,7 @@ from modules.text_generation import TextGenerator
 from modules.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking import log_rows, resolve_model, stage_run
 
-from .command_line import progress_bar, run_stage, show
+from .command_line import console, progress_bar, run_stage, show
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_toke
 
 def floor_of(config: EvaluateConfig, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
     train = load_splits(config.data, config.seed)["train"]
-    with progress_bar() as progress:
-        task = progress.add_task("fitting n-grams", total=1)
-        return ngram_floor(train, test, tokenizer, lambda done: progress.update(task, completed=done))
+    with console.status("fitting n-grams"):
+        return ngram_floor(train, test, tokenizer)
 
 
 def continue_prompts(folder: Path, tokenizer: Tokenizer, config: EvaluateConfig) -> list[dict[str, str]]:

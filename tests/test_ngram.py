@@ -57,7 +57,15 @@ def test_likelihood_is_the_product_of_next_distributions_from_start_on(text: str
 
 def test_a_longer_history_explains_seen_text_better() -> None:
     floors = ngram_floors(POEMS, POEMS[:1])
-    assert floors[1] > floors[2] > floors[3] > 1
+    assert floors["unigram"] > floors["bigram"] > floors["trigram"] > 1
+
+
+def test_a_target_alone_can_be_scored_after_its_prompt() -> None:
+    floors = ngram_floors(POEMS, POEMS[:1], starts=[3])
+    model = NgramModel(3).fit(POEMS)
+    after = model.negative_log_likelihood(POEMS[0]) - model.negative_log_likelihood(POEMS[0], 3)
+    whole = model.negative_log_likelihood(POEMS[0])
+    assert floors["trigram"] == pytest.approx(math.exp((whole - after) / (len(POEMS[0]) - 3 + 1)))
 
 
 def test_texts_do_not_run_into_one_another() -> None:

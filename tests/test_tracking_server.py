@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ def process(command: list[str], log: Path, stop: signal.Signals, **options: Any)
         yield started
     finally:
         started.send_signal(stop)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             started.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(started.pid, signal.SIGKILL)  # its own session, so nobody else's processes
-            started.wait(20)
+        with suppress(ProcessLookupError):  # what is left of its own session, and so nobody else's processes
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait(20)
 
 
 def wait_until(ready: Callable[[], bool], started: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:

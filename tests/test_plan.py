@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import pytest
+
+from modules.config import SizeConfig, TrainConfig, TrainingConfig
+from modules.data import TextDataModule, load_splits
+from modules.decoder import Decoder, parameter_count
+from modules.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
+from modules.tokenizer import Tokenizer, train_tokenizer
+
+TEXTS = [f"春夏秋{digit}" for digit in "零一二三四五六七八九"]
+"""Ten rows of four characters: with start and end six ids, five inputs, five of them trained on."""
+SIZE = SizeConfig(
+    hidden_size=8, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16, vocab_size=300,
+    learning_rate=0.25, batch_tokens=10,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, min_frequency=1)
+
+
+def plan_of(tokenizer: Tokenizer, data: dict[str, Any] | None = None, **train: Any) -> TrainingPlan:
+    config = TrainingConfig(model=SIZE, train=TrainConfig(**train))
+    for key, value in {"sequence_length": 16, **(data or {})}.items():
+        setattr(config.data, key, value)
+    splits = {"train": datasets.Dataset.from_dict({"src_txt": TEXTS})}
+    module = TextDataModule(splits, tokenizer, config.data, **batch_of(config.train, config.model))
+    return make_plan(config, SIZE, module)
+
+
+def test_a_tiny_example_counted_by_hand(tokenizer: Tokenizer) -> None:
+    plan = plan_of(tokenizer, batch_size=4, max_epochs=2)
+    assert (plan.rows, plan.rows_cut, plan.rows_split, plan.documents) == (10, 0, 0, 10)
+    assert plan.tokens_per_epoch == 50
+    assert plan.steps_per_epoch == 3  # 4 + 4 + 2 rows
+    assert plan.total_steps == 6
+    assert plan.tokens_per_step == pytest.approx(50 / 3)
+    assert plan.parameters == sum(parameter.numel() for parameter in Decoder(SIZE).parameters())
+    assert plan.model_bytes == 4 * 4 * plan.parameters  # weights, gradients, two moments; four bytes each
+
+
+@pytest.mark.parametrize(
+    ("train", "steps_per_epoch", "total_steps"),
+    [
+        ({"batch_size": 4, "max_steps": 7}, 3, 7),
+        ({"batch_size": 4, "max_steps": 7, "max_epochs": 2}, 3, 6),
+        ({"batch_size": 4, "max_steps": 5, "max_epochs": 2}, 3, 5),
+        ({"batch_size": 10, "max_epochs": 3}, 1, 3),
+        ({"batch_size": 99, "max_epochs": 3}, 1, 3),
+        ({"batch_tokens": 15, "max_epochs": 1}, 4, 4),  # three rows of five inputs
+        ({"batch_tokens": 1, "max_epochs": 1}, 10, 10),  # no fewer than one row a step
+        ({"max_epochs": 1}, 5, 5),  # the size's own 10 tokens
+    ],
+)
+def test_steps(tokenizer: Tokenizer, train: dict[str, Any], steps_per_epoch: int, total_steps: int) -> None:
+    plan = plan_of(tokenizer, **train)
+    assert (plan.steps_per_epoch, plan.total_steps) == (steps_per_epoch, total_steps)
+
+
+def test_the_plans_steps_are_what_is_served(tokenizer: Tokenizer) -> None:
+    config = TrainingConfig(model=SIZE, train=TrainConfig(batch_size=3, max_epochs=1))
+    config.data.sequence_length, config.data.validation_fraction = 16, 0.1
+    splits = load_splits(config.data, 0, {"src_txt": TEXTS})
+    module = TextDataModule(splits, tokenizer, config.data, **batch_of(config.train, config.model))
+    plan, steps = make_plan(config, SIZE, module), list(module.train_dataloader())
+    assert len(steps) == plan.steps_per_epoch == 3
+    assert sum(step.trained_tokens for step in steps) == plan.tokens_per_epoch == 45
+
+
+@pytest.mark.parametrize(
+    ("over_long", "documents", "tokens"),
+    [("cut", 10, 30), ("split", 20, 50)],  # three inputs at most: 3, or 3 + 2
+)
+def test_rows_that_are_too_long_are_counted(tokenizer: Tokenizer, over_long: str, documents: int, tokens: int) -> None:
+    plan = plan_of(tokenizer, {"sequence_length": 3, "over_long": over_long}, batch_size=4, max_epochs=1)
+    assert (plan.documents, plan.tokens_per_epoch) == (documents, tokens)
+    assert (plan.rows_cut, plan.rows_split) == ((10, 0) if over_long == "cut" else (0, 10))
+    assert f"10 (over-long: {plan.rows_split} split, {plan.rows_cut} cut)" in plan.describe().values()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_memory_follows_the_number_format(tokenizer: Tokenizer, precision: Any) -> None:
+    config = TrainingConfig(model=SIZE, train=TrainConfig(batch_size=4, max_epochs=1))
+    config.trainer.precision, config.data.sequence_length = precision, 16
+    splits = load_splits(config.data, 0, {"src_txt": TEXTS})
+    plan = make_plan(config, SIZE, TextDataModule(splits, tokenizer, config.data, batch_size=4))
+    weight = 2 if precision == "bf16-true" else 4
+    activation = 4 if precision == "32-true" else 2
+    assert plan.model_bytes == 4 * weight * parameter_count(SIZE)
+    assert plan.activation_bytes % activation == 0
+    assert plan.activation_bytes / activation == 45 * 8 * (16 * 2 + 4)  # all 45 inputs in one pass, of width 8
+
+
+def test_one_pass_holds_no_more_than_micro_batch_tokens_or_the_longest_row(tokenizer: Tokenizer) -> None:
+    """2 tokens are less than a row, 20 are four rows, 4096 more than there are."""
+    passes = [plan_of(tokenizer, max_epochs=1, micro_batch_tokens=tokens).activation_bytes for tokens in (2, 20, 4096)]
+    assert [kept / passes[0] for kept in passes] == [1, 4, 10]
+
+
+def test_the_plan_is_told_in_words(tokenizer: Tokenizer) -> None:
+    lines = plan_of(tokenizer, batch_size=4, max_steps=4).describe()
+    assert lines["rows"] == "10 (over-long: none)"
+    assert (lines["tokens an epoch"], lines["tokens a step"]) == ("50", "17")
+    assert lines["steps"] == "4 (1.33 epochs)"
+    assert lines["learning rate"] == "0.25"
+    assert lines["memory"].endswith("(estimated)")
+
+
+# --- what the size says, and what must be said without one ---
+
+
+def test_the_learning_rate_falls_back_to_the_sizes_own() -> None:
+    assert peak_learning_rate(TrainingConfig(model=SIZE)) == 0.25
+    assert peak_learning_rate(TrainingConfig(model=SIZE, train=TrainConfig(learning_rate=3e-4))) == 3e-4
+    from_folder = TrainingConfig(train=TrainConfig(init_from="folder", learning_rate=3e-4))
+    assert peak_learning_rate(from_folder) == 3e-4
+
+
+def test_the_batch_falls_back_to_the_sizes_own() -> None:
+    assert batch_of(TrainConfig(), SIZE) == {"batch_size": None, "batch_tokens": 10}
+    assert batch_of(TrainConfig(batch_size=3), SIZE) == {"batch_size": 3, "batch_tokens": None}
+    assert batch_of(TrainConfig(batch_tokens=30), SIZE) == {"batch_size": None, "batch_tokens": 30}
+    assert batch_of(TrainConfig(batch_size=3), None) == {"batch_size": 3, "batch_tokens": None}
+
+
+def test_a_folder_has_neither() -> None:
+    from_folder = TrainingConfig(train=TrainConfig(init_from="folder"))
+    with pytest.raises(ValueError, match=r"train\.learning_rate must be given with train\.init_from"):
+        peak_learning_rate(from_folder)
+    with pytest.raises(ValueError, match=r"train\.batch_size \(rows\) or train\.batch_tokens must be given with train"):
+        batch_of(from_folder.train, None)
