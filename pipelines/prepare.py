@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from rich.progress import TaskID
 
 from modules.config import PrepareConfig
 from modules.poetry import build_corpus, find_or_fetch_archive
@@ -40,20 +41,25 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 
 def make(config: PrepareConfig, folder: Path) -> dict[str, Any]:
     with progress_bar() as progress:
-        task = progress.add_task("prepare", total=1)
+        tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: float) -> None:
-            progress.update(task, description=f"prepare: {step}", completed=done)
+            if step not in tasks:
+                tasks[step] = progress.add_task(f"prepare: {step}", total=1)
+            progress.update(tasks[step], completed=done)
 
         if config.source == "full":
             archive = find_or_fetch_archive(Path(config.archive) if config.archive else None, folder.parent)
             manifest = build_corpus(archive, folder, report)
         elif config.source == "sample":
+            report("bundled poems", 0)
             manifest = prepare_sample(folder)
+            report("bundled poems", 1)
         else:
+            report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction
             manifest = prepare_rows(folder, config.source, config.columns, *fractions)
-        report(config.source, 1.0)
+            report("rows", 1)
     return manifest
 
 

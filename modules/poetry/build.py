@@ -92,6 +92,7 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     poems = [Poem(row["src_txt"], row["title"], row["author"], row["source"]) for row in rows]
     report("deduplicate", 0.3)
     clusters = drop_near_copies(poems)
+    report("deduplicate", 1.0)
     _check_count(digest, len(clusters.kept))
     by_split: dict[Split, list[Poem]] = {split: [] for split in SPLITS}
     for poem in clusters.kept:
