@@ -7,6 +7,8 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 # `mlflow run` starts `python`: it must be this environment's
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .PHONY: demo test check lock clean help
 .DEFAULT_GOAL := help

@@ -57,6 +57,8 @@ def show(title: str, lines: Mapping[str, Any]) -> None:
     """A small two-column table."""
     console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
     table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for label, value in lines.items():
         table.add_row(f"  {label}", Text(str(value)))  # Text: brackets in a value are no markup
     console.print(table)

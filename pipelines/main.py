@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from modules.config import MainConfig
+from modules.config import GenerateConfig, MainConfig
 from modules.tracking import connect, stage_run
 
 from .command_line import console, run_stage, show
@@ -64,9 +64,10 @@ def summarize(config: MainConfig, evaluated: EvaluateResult, registered: Registe
     name, alias = config.model_name, config.register.alias
     show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.reason}"})
     uri = connect(config.tracking)
-    console.print("\n[bold]Try next[/bold]")
+    console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
     console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
-    console.print("  python -m pipelines.generate '白日依山尽，'", soft_wrap=True)
+    model = "" if f"models:/{name}@{alias}" == GenerateConfig.model else f" model=models:/{name}@{alias}"
+    console.print(f"  python -m pipelines.generate '白日依山尽，'{model}", soft_wrap=True)
     console.print(
         f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
         soft_wrap=True,
