@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import make_config, make_decoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,9 +23,21 @@ from modules.tokenizer import Tokenizer, load_tokenizer
 RUN = {"run_id": "abc", "note": "春", "data": {"train": None}}
 
 
+@pytest.fixture(scope="module")
+def decoder(tokenizer: Tokenizer) -> Decoder:
+    return make_decoder(make_config(tokenizer.vocab_size))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, decoder: Decoder, tokenizer: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    return save_model(folder, decoder, tokenizer.with_prompt_template("问：{src_txt}\n"), RUN)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, decoder: Decoder, tokenizer: Tokenizer) -> Path:
-    return save_model(tmp_path / "model", decoder, tokenizer.with_prompt_template("问：{src_txt}\n"), RUN)
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(saved, tmp_path / "model")
 
 
 def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -32,11 +46,11 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], An
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_model_folder_holds_just_what_it_should(folder: Path) -> None:
+def test_a_model_folder_holds_just_what_it_should(saved: Path, folder: Path) -> None:
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]  # no draft beside it
     names = ["golden.safetensors", "model.safetensors", "model.yaml", "run.yaml"]
     names += ["tokenizer.json", "tokenizer_config.json"]
     assert sorted(path.name for path in folder.iterdir()) == names == sorted(FILES)
-    assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")) == RUN
 
 
@@ -66,7 +80,7 @@ def test_a_model_comes_back_bit_by_bit(folder: Path, decoder: Decoder, tokenizer
 
 
 def test_other_number_formats_come_back_too(tmp_path: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    folder = save_model(tmp_path / "half", decoder.to(torch.bfloat16), tokenizer, {})
+    folder = save_model(tmp_path / "half", copy.deepcopy(decoder).to(torch.bfloat16), tokenizer, {})
     assert {tensor.dtype for tensor in load_model(folder).state_dict().values()} == {torch.bfloat16}
     assert verify_model(folder) == 0.0
 
@@ -80,9 +94,9 @@ def test_what_is_loaded_is_not_tied_to_the_file(folder: Path) -> None:
 
 
 def test_saving_leaves_the_decoder_as_it_was(tmp_path: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    decoder.train()
-    save_model(tmp_path / "model", decoder, tokenizer, {})
-    assert decoder.training
+    training = copy.deepcopy(decoder).train()
+    save_model(tmp_path / "model", training, tokenizer, {})
+    assert training.training
 
 
 def test_the_golden_logits_are_of_the_next_token(folder: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -265,6 +279,6 @@ def test_golden_numbers_of_another_model_are_noticed(folder: Path, change: str) 
 
 
 def test_a_copy_is_as_good(folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
+    other = shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(folder)
-    assert verify_model(copy) == 0.0
+    assert verify_model(other) == 0.0

@@ -35,7 +35,7 @@ def plan_of(tokenizer: Tokenizer, data: dict[str, Any] | None = None, **train: A
 
 def test_a_tiny_example_counted_by_hand(tokenizer: Tokenizer) -> None:
     plan = plan_of(tokenizer, batch_size=4, max_epochs=2)
-    assert (plan.rows, plan.rows_cut, plan.rows_split, plan.documents) == (10, 0, 0, 10)
+    assert (plan.rows, plan.rows_cut, plan.rows_split) == (10, 0, 0)
     assert plan.tokens_per_epoch == 50
     assert plan.steps_per_epoch == 3  # 4 + 4 + 2 rows
     assert plan.total_steps == 6
@@ -73,12 +73,12 @@ def test_the_plans_steps_are_what_is_served(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("over_long", "documents", "tokens"),
-    [("cut", 10, 30), ("split", 20, 50)],  # three inputs at most: 3, or 3 + 2
+    ("over_long", "steps", "tokens"),
+    [("cut", 3, 30), ("split", 5, 50)],  # three inputs at most: 3, or 3 + 2, so 10 or 20 documents
 )
-def test_rows_that_are_too_long_are_counted(tokenizer: Tokenizer, over_long: str, documents: int, tokens: int) -> None:
+def test_rows_that_are_too_long_are_counted(tokenizer: Tokenizer, over_long: str, steps: int, tokens: int) -> None:
     plan = plan_of(tokenizer, {"sequence_length": 3, "over_long": over_long}, batch_size=4, max_epochs=1)
-    assert (plan.documents, plan.tokens_per_epoch) == (documents, tokens)
+    assert (plan.steps_per_epoch, plan.tokens_per_epoch) == (steps, tokens)
     assert (plan.rows_cut, plan.rows_split) == ((10, 0) if over_long == "cut" else (0, 10))
     assert f"10 (over-long: {plan.rows_split} split, {plan.rows_cut} cut)" in plan.describe().values()
 
