@@ -86,8 +86,7 @@ def peak_learning_rate(config: TrainingConfig) -> float:
     rate = config.train.learning_rate
     if rate is None and config.model:
         rate = config.model.learning_rate
-    if rate is None:
-        raise ValueError("train.learning_rate must be given with train.init_from: a folder has no rate of its own")
+    assert rate is not None, "TrainingConfig.complaints sees to it"
     return rate
 
 
@@ -95,6 +94,5 @@ def batch_of(train: TrainConfig, size: SizeConfig | None) -> dict[str, int | Non
     """{"batch_size": …, "batch_tokens": …}, one of them set: what train says, else the model size's own."""
     if train.batch_size or train.batch_tokens:
         return {"batch_size": train.batch_size, "batch_tokens": train.batch_tokens}
-    if size:
-        return {"batch_size": None, "batch_tokens": size.batch_tokens}
-    raise ValueError("train.batch_size (rows) or train.batch_tokens must be given with train.init_from")
+    assert size, "TrainingConfig.complaints sees to it"
+    return {"batch_size": None, "batch_tokens": size.batch_tokens}

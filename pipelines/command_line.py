@@ -42,6 +42,11 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
     except KeyboardInterrupt:
         print(f"{stage}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+        print(f"{stage}: terminated", file=sys.stderr)
+        sys.exit(143)  # on SIGTERM Lightning leaves with a code that would say all went well
 
 
 def quieten_libraries() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.config import GenerateConfig, MainConfig
-from modules.tracking import connect, stage_run
+from modules.tracking import connect, redact_text, stage_run
 
 from .command_line import console, run_stage, show
 from .evaluate import EvaluateResult, evaluate
@@ -63,7 +63,7 @@ def summarize(config: MainConfig, evaluated: EvaluateResult, registered: Registe
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
     name, alias = config.model_name, config.register.alias
     show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.reason}"})
-    uri = connect(config.tracking)
+    uri = redact_text(connect(config.tracking))
     console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
     console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
     model = "" if f"models:/{name}@{alias}" == GenerateConfig.model else f" model=models:/{name}@{alias}"

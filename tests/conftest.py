@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import datasets
 import mlflow
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from modules.config import ModelConfig
 from modules.decoder import Decoder
@@ -63,17 +64,24 @@ def make_decoder(config: ModelConfig, seed: int = 0, spread: float = 5.0) -> Dec
     return decoder.eval()
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copied for each test: laying out a store's tables takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder with a tracking store of its own."""
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
+    """The current folder, with a tracking store that nothing names: what a first run finds."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts back what MLflow itself writes there
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     yield tmp_path
     while mlflow.active_run():
         mlflow.end_run()
-
-
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path

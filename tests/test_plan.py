@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
-from modules.config import SizeConfig, TrainConfig, TrainingConfig
+from modules.config import ConfigError, SizeConfig, TrainConfig, TrainingConfig, load_config
 from modules.data import TextDataModule, load_splits
 from modules.decoder import Decoder, parameter_count
 from modules.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
@@ -129,8 +129,9 @@ def test_the_batch_falls_back_to_the_sizes_own() -> None:
 
 
 def test_a_folder_has_neither() -> None:
-    from_folder = TrainingConfig(train=TrainConfig(init_from="folder"))
-    with pytest.raises(ValueError, match=r"train\.learning_rate must be given with train\.init_from"):
-        peak_learning_rate(from_folder)
-    with pytest.raises(ValueError, match=r"train\.batch_size \(rows\) or train\.batch_tokens must be given with train"):
-        batch_of(from_folder.train, None)
+    from_folder = ["train.init_from=folder", "train.learning_rate=null", "train.batch_size=null"]
+    with pytest.raises(ConfigError) as caught:
+        load_config("finetune", from_folder)
+    rate, batch = caught.value.complaints
+    assert rate.startswith("train.learning_rate must be given with train.init_from")
+    assert batch.startswith("train.batch_size (rows) or train.batch_tokens must be given with train.init_from")

@@ -1,9 +1,10 @@
+"""One MLflow run a stage: its status, what it tells, and what it must never tell."""
+
 from __future__ import annotations
 
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
-from modules import run_logger, tracking
+from modules import tracking
 from modules.config import StageConfig, TrackingConfig, load_config
 from modules.rows import fingerprint
-from modules.run_logger import RunLogger
 from modules.tracking import (
     connect,
     flatten,
@@ -35,29 +35,6 @@ from modules.tracking import (
 
 ROOT = Path(__file__).parents[1]
 CANARY = "c4n4ry"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copied for each test: laying out a store's tables takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
-    """The current folder, with a tracking store that nothing names: what a first run finds."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch puts back what MLflow itself writes there
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-    yield tmp_path
-    while mlflow.active_run():
-        mlflow.end_run()
 
 
 def quiet(**changes: Any) -> StageConfig:
@@ -297,84 +274,6 @@ def test_keys_that_sound_secret_are_redacted_and_others_are_not() -> None:
     found = redact(tree)
     assert {name for name, value in found["section"].items() if value == "x"} == set(plain)
     assert (found["secrets"], found["token"], found["n_token"]) == ({"a": ["(redacted)"]}, None, 3)
-
-
-# --- RunLogger ---
-
-
-def history(run_id: str, name: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in MlflowClient().get_metric_history(run_id, name)]
-
-
-def test_the_logger_sends_everything_in_order_with_steps(store: Path) -> None:
-    with stage_run("pretrain", quiet()) as run:
-        logger = RunLogger(run.info.run_id)
-        losses = [(step, 5.0 - step / 100) for step in range(450)]
-        for step, loss in losses:
-            logger.log_metrics({"train/loss": loss, "train/tokens": float(step)}, step)
-        logger.log_metrics({"val/loss": float("nan")})
-        assert len(history(run.info.run_id, "train/loss")) == 400  # whole batches so far
-        logger.finalize("success")
-        assert history(run.info.run_id, "train/loss") == losses
-        assert history(run.info.run_id, "train/tokens") == [(step, float(step)) for step in range(450)]
-        assert [step for step, _ in history(run.info.run_id, "val/loss")] == [0]
-    assert logger.history["train/loss"] == losses
-    assert (logger.version, logger.name) == (run.info.run_id, "mlflow")
-    assert len(all_runs()) == 1  # Lightning's own logger would have made a second run
-
-
-class Recorder:
-    """Stands in for the MLflow client."""
-
-    def __init__(self) -> None:
-        self.sent: list[list[Metric]] = []
-        self.away = False
-
-    def log_batch(self, run_id: str, metrics: list[Metric]) -> None:
-        if self.away:
-            raise ConnectionError("no server")
-        self.sent.append(metrics)
-
-
-@pytest.fixture
-def logger(store: Path, monkeypatch: pytest.MonkeyPatch) -> RunLogger:
-    logger = RunLogger("run")
-    monkeypatch.setattr(logger, "client", Recorder())
-    return logger
-
-
-def test_metrics_go_in_batches_that_mlflow_takes(logger: RunLogger) -> None:
-    for step in range(100):
-        logger.log_metrics(dict.fromkeys(map(str, range(7)), 0.0), step)
-    sizes = [len(metrics) for metrics in logger.client.sent]  # type: ignore[attr-defined]
-    assert sizes == [203, 203, 203]
-    logger.save()
-    logger.save()
-    assert sum(map(len, logger.client.sent)) == 700  # type: ignore[attr-defined]
-    assert len(logger.client.sent) == 4  # type: ignore[attr-defined]
-
-
-def test_no_metric_waits_longer_than_the_interval(logger: RunLogger, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [logger.sent_at]
-    monkeypatch.setattr(run_logger.time, "monotonic", lambda: now[0])
-    logger.log_metrics({"a": 1.0}, 1)
-    assert logger.client.sent == []  # type: ignore[attr-defined]
-    now[0] += run_logger.SECONDS + 0.1
-    logger.log_metrics({"a": 2.0}, 2)
-    assert [metric.value for metric in logger.client.sent[0]] == [1.0, 2.0]  # type: ignore[attr-defined]
-    logger.log_metrics({"a": 3.0}, 3)
-    assert len(logger.client.sent) == 1  # type: ignore[attr-defined]
-
-
-def test_what_could_not_be_sent_is_sent_later(logger: RunLogger) -> None:
-    logger.log_metrics({"a": 1.0}, 1)
-    logger.client.away = True  # type: ignore[attr-defined]
-    with pytest.raises(ConnectionError):
-        logger.save()
-    logger.client.away = False  # type: ignore[attr-defined]
-    logger.log_metrics({"a": 2.0}, 2)
-    logger.finalize("failed")
-    assert [metric.step for metric in logger.client.sent[0]] == [1, 2]  # type: ignore[attr-defined]
 
 
 # --- folders in and out ---

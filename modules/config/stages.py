@@ -80,6 +80,10 @@ class TrainingConfig(StageConfig):
                 f"model and train.init_from ({self.train.init_from}) exclude each other: the folder says its size; "
                 "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
             )
+        if self.train.init_from and self.train.learning_rate is None:
+            yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
+        if self.train.init_from and not self.train.batch_size and not self.train.batch_tokens:
+            yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
         if not self.train.init_from and not self.model:
             yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
         limit = self.model.max_position_embeddings if self.model else None
