@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .config import DataConfig
 from .encoding import Documents, encode_rows
-from .packing import StepBatch, count_steps, make_step, plan_steps
+from .packing import StepBatch, count_steps, make_step, plan_steps, split_step
 from .rows import DataError, RowSource, has_split, load_rows
 from .tokenizer import Tokenizer
 
@@ -113,6 +113,7 @@ class TextDataModule(pl.LightningDataModule):
         self.documents = {
             name: encode_rows(rows, tokenizer, config.sequence_length, config.over_long)
             for name, rows in splits.items()
+            if name != "test"
         }
 
     @property
@@ -137,9 +138,9 @@ class TextDataModule(pl.LightningDataModule):
 
 
 def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
-    """All documents as one forward pass a step, sorted by length: for scoring, where the order doesn't matter."""
-    by_length = np.argsort(documents.lengths, kind="stable")
-    return Steps(documents, plan_steps(documents.lengths, by_length, None, max_tokens), max_tokens, **ranks)
+    """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
+    plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
+    return Steps(documents, plan, max_tokens, **ranks)
 
 
 def identity(step: Any) -> Any:

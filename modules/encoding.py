@@ -69,7 +69,8 @@ def encode_rows(
         rows_cut += example.cut
         chunks = list(chunks_of(example, sequence_length))
         rows_split += len(chunks) > 1
-        characters = len(tokenizer.decode(example.ids[example.prompt_length :])) if example.cut else len(text)
+        partly = example.cut or not tokenizer.start_ids  # without a start, the first token isn't predicted
+        characters = len(tokenizer.decode(example.ids[example.prompt_length :])) if partly else len(text)
         collected.append((chunks[0], characters))
         collected += [(chunk, 0) for chunk in chunks[1:]]  # a row's characters are counted once
     examples = [example for example, _ in collected]

@@ -55,7 +55,7 @@ def generate(
     )
     logits = prefill(decoder, prompts, cache)
     while True:
-        tokens = sample(logits, rows, config)
+        tokens = sample(logits, rows, config, end_of_text_id)
         ended: set[int] = set()
         for i, token in enumerate(tokens):
             number = rows.numbers[i]
@@ -106,11 +106,12 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) 
     return decoder.head(hidden[last])
 
 
-def sample(logits: Tensor, rows: Rows, config: GenerationConfig) -> list[int]:
-    """logits (B, V) → a token id a row."""
+def sample(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
+    """logits (B, V) → a token id a row. End-of-text is never penalized: it also starts a text, and is no repetition."""
     logits = logits.float()
     if config.repetition_penalty != 1.0:
-        logits = penalize(logits, rows.ids, config.repetition_penalty)
+        written = [[token for token in ids if token != end_of_text_id] for ids in rows.ids]
+        logits = penalize(logits, written, config.repetition_penalty)
     if config.temperature == 0:
         return logits.argmax(-1).tolist()
     probabilities = filtered(logits / config.temperature, config.top_k, config.top_p).softmax(-1).cpu()
@@ -124,6 +125,8 @@ def penalize(logits: Tensor, ids: list[list[int]], penalty: float) -> Tensor:
     """CTRL's repetition penalty (Keskar et al. 2019): ÷ penalty where positive, × where negative."""
     logits = logits.clone()
     for row, seen in zip(logits, ids, strict=True):
+        if not seen:
+            continue
         index = torch.tensor(sorted(set(seen)), device=logits.device)
         scores = row[index]
         row[index] = torch.where(scores > 0, scores / penalty, scores * penalty)

@@ -1,4 +1,4 @@
-"""The decoder under Lightning: one _step behind training, validation and test; optimizer and schedule."""
+"""The decoder under Lightning: one _step behind training and validation; optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .packing import MicroBatch, StepBatch
 from .schedule import learning_rate_factor
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; raised before the step could spoil the weights."""
+class NonFiniteLossError(FloatingPointError):
+    """The loss or its gradient became NaN or infinite; raised before the step could spoil the weights."""
 
 
 class LanguageModel(pl.LightningModule):
@@ -60,10 +60,12 @@ class LanguageModel(pl.LightningModule):
             loss = self._step(batch)
             nll += float(loss.detach())
             if not math.isfinite(nll):
-                self.refuse_to_step(nll)
+                self.refuse_to_step(nll, "loss")
             self.manual_backward(loss * (world_size / step.trained_tokens))
         clip: float = self.config.gradient_clip_val or math.inf
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
+        if not gradient_norm.isfinite():
+            self.refuse_to_step(float(gradient_norm), "gradient norm")
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
@@ -71,10 +73,11 @@ class LanguageModel(pl.LightningModule):
         tokens = sum(batch.trained_tokens for batch in step.micro_batches)
         self.log_step(nll / tokens, tokens * world_size, float(gradient_norm), learning_rate)
 
-    def refuse_to_step(self, loss: float) -> None:
+    def refuse_to_step(self, value: float, name: str) -> None:
         step, rate = self.trainer.global_step, self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
         raise NonFiniteLossError(
-            f"the loss is {loss} at step {step} (learning rate {rate:.3g}); the weights of step {step} are untouched. "
+            f"the {name} is {value} at step {step} (learning rate {rate:.3g}); "
+            f"the weights of step {step} are untouched. "
             "Try a lower train.learning_rate, more train.warmup_steps, or trainer.precision=32-true"
         )
 

@@ -27,6 +27,7 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     earlier = earlier_manifest(folder, identity)
     if earlier:
         return earlier
+    begin(folder, identity)
     by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in read_rows(sample):
         by_split[split_of(row["src_txt"])].append(row)
@@ -65,6 +66,7 @@ def prepare_rows(
     if empty:
         raise DataError(f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own")
     copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
+    begin(folder, identity)
     files = {
         f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if splits.get(name)
     }
@@ -118,14 +120,21 @@ def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] |
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = {}
+    same = bool(manifest) and all(manifest.get(key) == value for key, value in identity.items())
+    if same and manifest.get("unfinished"):  # an interrupted call is repeated from the start
+        return None
     files = {folder / path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
-    same = bool(files) and all(manifest.get(key) == value for key, value in identity.items())
-    if same and all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()):
+    if same and files and all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()):
         return manifest
     raise DataError(
         f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
         "give output_dir=ANOTHER_FOLDER, or delete this one"
     )
+
+
+def begin(folder: Path, identity: dict[str, Any]) -> None:
+    """Marks the folder as being made from just this, so that an interrupted call can be repeated."""
+    write_json(folder / MANIFEST, {**identity, "unfinished": True})
 
 
 def finish(folder: Path, identity: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:

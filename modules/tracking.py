@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
 
-from .config import StageConfig, TrackingConfig, to_dict, to_yaml
+from .config import StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
 from .rows import fingerprint
 
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
@@ -174,7 +174,7 @@ def resolve_model(uri: str) -> Path:
     return found[0].parent
 
 
-def output_folder(stage: str, config: StageConfig) -> Path:
+def output_folder(stage: str, config: TrainingConfig) -> Path:
     """Where the active run's stage writes: config.output_dir, which must be empty or new, or a name of its own."""
     if config.output_dir is None:
         run = mlflow.active_run()

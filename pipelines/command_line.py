@@ -18,7 +18,7 @@ from modules.config import ConfigError, help_text, load_config
 
 console = Console(highlight=False)
 
-USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError)
+USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
 

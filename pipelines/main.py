@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from modules.config import GenerateConfig, MainConfig
+from modules.config import MADE_BY_STAGE, GenerateConfig, MainConfig
 from modules.tracking import connect, redact_text, stage_run
 
 from .command_line import console, run_stage, show
@@ -15,6 +15,9 @@ from .finetune import finetune
 from .prepare import prepare
 from .pretrain import pretrain
 from .register import RegisterResult, register
+
+PLACES = ("path", "init_from", "model", "baseline")
+"""Keys that may name what an earlier stage made."""
 
 
 def main(config: MainConfig) -> None:
@@ -35,21 +38,26 @@ def main(config: MainConfig) -> None:
 
 def wire(config: Any, made: dict[str, str]) -> Any:
     """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
-    if isinstance(config, str) and config.startswith("<"):
-        stage, _, name = config[1:].partition(">")
-        inside = Path(made[stage]) / name.lstrip("/")
-        return str(inside) if name and inside.exists() else made[stage]
-    if dataclasses.is_dataclass(config):
-        for field in dataclasses.fields(config):
-            setattr(config, field.name, wire(getattr(config, field.name), made))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            wire(value, made)
+        elif field.name in PLACES and value and (match := MADE_BY_STAGE.fullmatch(value)):
+            folder, name = made[match[1]], match[2]
+            inside = Path(folder) / name
+            setattr(config, field.name, str(inside) if name and inside.exists() else folder)
     return config
 
 
 def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
-    before, after = evaluated.scores["baseline"], evaluated.scores["model"]
+    after = evaluated.scores["model"]
+    names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
     numbers = {
-        "before fine-tuning": f"{before.perplexity_per_char:.1f}",
-        "after fine-tuning": f"{after.perplexity_per_char:.1f}",
+        **{
+            names[name]: f"{evaluated.scores[name].perplexity_per_char:.1f}"
+            for name in names
+            if name in evaluated.scores
+        },
         **{f"floor: {name}": f"{value:.1f}" for name, value in evaluated.floor.items()},
     }
     show(f"Perplexity per character on {after.rows} test rows (lower is better)", numbers)

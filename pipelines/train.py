@@ -20,6 +20,7 @@ from modules.lightning_module import LanguageModel
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
+from modules.row_files import sha256_of
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
 from modules.tokenizer import Tokenizer
@@ -63,13 +64,22 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         folder = output_folder(stage, config)
         logger = RunLogger(run.info.run_id)
         samples = Samples(tokenizer, config.train.sample_prompts, config.generation, config.seed)
-        metrics = fit(stage, config, module, data, plan, folder, logger, samples)
-        facts = {"stage": stage, "parent": config.train.init_from, "data": fingerprints, "metrics": metrics}
+        try:
+            metrics = fit(stage, config, module, data, plan, folder, logger, samples)
+        finally:
+            mlflow.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
+            log_samples(samples)
+        facts = {"stage": stage, "parent": parent_of(config, start), "data": fingerprints, "metrics": metrics}
         facts |= {"tokenizer": tokenizer.fingerprint, "rows": {name: len(split) for name, split in splits.items()}}
         model = save_model(folder / "model", module.decoder.cpu(), tokenizer, provenance(config, **facts))
-        mlflow.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-        log_samples(samples)
         return TrainResult(run.info.run_id, plan, model, log_model(model), metrics)
+
+
+def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
+    """Where the weights came from; by hash as well, since folders and aliases move."""
+    if start is None:
+        return None
+    return {"init_from": str(config.train.init_from), "weights_sha256": sha256_of(start / "model.safetensors")}
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -124,7 +134,7 @@ def fit(
         callbacks.append(Progress(stage))
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
+        devices=1,
         precision=config.trainer.precision,
         max_steps=plan.total_steps,
         max_epochs=-1,
@@ -140,7 +150,11 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    trainer.fit(module, data)
+    try:
+        trainer.fit(module, data)
+    except SystemExit as stop:  # how Lightning passes Ctrl-C on
+        raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # validation may have ended before the last step
     return keep_best(trainer, module, data, best)
 
 

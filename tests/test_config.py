@@ -136,7 +136,6 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("pretrain", ["train.learning_rate=nan"], "train.learning_rate (nan) must be a positive number"),
         ("pretrain", ["train.beta2=1"], "train.beta2 (1.0) must be at least 0 and below 1"),
         ("pretrain", ["train.weight_decay=-1"], "train.weight_decay (-1.0) must be at least 0"),
-        ("pretrain", ["trainer.devices=0"], "trainer.devices (0) must be at least 1"),
         ("pretrain", ["tokenizer.vocab_size=257"], "tokenizer.vocab_size (257) must be at least 258"),
         ("pretrain", ["data.prompt_template=Q:"], "data.prompt_template ('Q:') must hold \"{src_txt}\" exactly once"),
         ("pretrain", ["seed=-1"], "seed (-1) must be from 0 to 2^32-1"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config, make_decoder
 
+from modules.callbacks import Samples
 from modules.checkpoint import build_decoder
 from modules.config import DataConfig, TrainConfig, load_config
 from modules.data import TextDataModule
@@ -22,8 +23,10 @@ from modules.lightning_module import LanguageModel, NonFiniteLossError
 from modules.loss import CHUNK, linear_cross_entropy
 from modules.metrics import perplexity_per_character
 from modules.packing import IGNORED, make_step
+from modules.plan import make_plan
 from modules.schedule import learning_rate_factor, noam
 from modules.tokenizer import Tokenizer
+from pipelines import train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
 
@@ -66,6 +69,19 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_split(tokenizer: Tokenize
         assert float((gradients(module, step) - whole).abs().max()) <= 1e-6
     over_ranks = sum(gradients(module, make_step(documents, chosen, 50, rank, 2)) for rank in range(2))
     assert float((over_ranks - whole).abs().max()) <= 1e-6
+
+
+def test_training_takes_the_same_step_however_it_is_split(
+    tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    found = []
+    for budget in (10_000, 150):
+        module, data = short_training(tokenizer, rows)
+        data.micro_batch_tokens = budget
+        losses = fit(module, data, 4, tmp_path).rows
+        found.append([(row["train/loss"], row["grad_norm"]) for row in losses if "lr" in row])
+    assert len(data.train_dataloader().dataset[0].micro_batches) > 1  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
 def test_loss_is_that_of_each_row_alone(tokenizer: Tokenizer, rows: datasets.Dataset) -> None:
@@ -194,6 +210,39 @@ def test_validation_weighs_tokens(tokenizer: Tokenizer, rows: datasets.Dataset, 
     assert row["val/loss"] == pytest.approx(nll / batch.trained_tokens, rel=1e-5)
     assert row["val/perplexity"] == pytest.approx(math.exp(nll / batch.trained_tokens), rel=1e-4)
     assert row["val/perplexity_per_char"] == pytest.approx(perplexity_per_character(nll, characters, ends), rel=1e-4)
+
+
+def test_a_non_finite_gradient_stops_before_the_step(
+    tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    module, data = short_training(tokenizer, rows)
+    module.decoder.word_embeddings.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = module.decoder.word_embeddings.weight.detach().clone()
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm is (nan|inf) at step 0"):
+        fit(module, data, 3, tmp_path)
+    assert torch.equal(module.decoder.word_embeddings.weight, before)
+
+
+def test_the_weights_that_validate_best_are_kept(tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path) -> None:
+    """Trained on one row alone, the loss on others rises: an earlier step is best."""
+    config = load_config("pretrain", ["model=tiny", "trainer.progress_bar=false", "train.sample_prompts=[]"])
+    config.train = TrainConfig(max_steps=30, warmup_steps=1, schedule="constant", validate_every_n_steps=10)
+    splits = {"train": rows.select([0]), "validation": rows.select(range(1, 40))}
+    data = TextDataModule(splits, tokenizer, DataConfig(sequence_length=96, over_long="split"), batch_size=8)
+    decoder = build_decoder(make_config(tokenizer.vocab_size), seed=0).train()
+    module = LanguageModel(decoder, config.train, learning_rate=1e-2, total_steps=30)
+    plan = make_plan(config, decoder.config, data)
+    samples = Samples(tokenizer, [], config.generation, 0)
+    metrics = train.fit("pretrain", config, module, data, plan, tmp_path, Losses(), samples)  # type: ignore[arg-type]
+    assert sorted(module.validations) == [10, 20, 30]
+    best = min(module.validations.values(), key=lambda found: found["val/loss"])
+    assert metrics == best != module.validations[30]
+    documents = data.documents["validation"]
+    with torch.no_grad():
+        steps = [make_step(documents, np.array([i]), 512).micro_batches[0] for i in range(len(documents))]
+        nll = sum(float(module._step(step)) for step in steps)
+    assert nll / int(documents.trained_tokens.sum()) == pytest.approx(best["val/loss"], rel=1e-5)
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_non_finite_loss_stops_before_the_step(tokenizer: Tokenizer, rows: datasets.Dataset, tmp_path: Path) -> None:

@@ -281,3 +281,15 @@ def test_a_thousand_rows_keep_their_places_when_a_thousand_are_added() -> None:
 def test_the_folder_may_be_there_if_it_is_empty(tmp_path: Path) -> None:
     prepare_rows(tmp_path, str(write_csv(tmp_path.with_suffix(".csv"), texts(40))), {}, 0.1, 0.1)
     assert read_split(tmp_path, "train")
+
+
+def test_an_interrupted_call_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modules.preparation.write_derived_sets", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_sample(tmp_path / "out", SAMPLE)
+    assert (tmp_path / "out" / "poems" / "train.jsonl.gz").exists()
+    assert prepare_sample(tmp_path / "out", SAMPLE) == prepare_sample(tmp_path / "whole", SAMPLE)

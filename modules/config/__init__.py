@@ -13,6 +13,7 @@ from .sections import (
     TrainerConfig,
 )
 from .stages import (
+    MADE_BY_STAGE,
     STAGES,
     EvaluateConfig,
     GenerateConfig,
@@ -24,6 +25,7 @@ from .stages import (
 )
 
 __all__ = [
+    "MADE_BY_STAGE",
     "STAGES",
     "ConfigError",
     "DataConfig",

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
 from .schema import Key, keys, type_name
 from .sections import ModelConfig
-from .stages import STAGES, StageConfig
+from .stages import STAGES, CommandConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -115,7 +115,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(config if isinstance(config, Mapping) else to_dict(config))
 
 
-def stage_files(stage: str, config_class: type[StageConfig], complaints: list[str]) -> Iterator[Assignment]:
+def stage_files(stage: str, config_class: type[CommandConfig], complaints: list[str]) -> Iterator[Assignment]:
     """conf/STAGE.yaml, and for a stage made of stages (main) theirs first."""
     for key in keys(config_class):
         if key.stage and "." not in key.name:

@@ -1,4 +1,4 @@
-"""What keys a configuration class has, read off the dataclasses: dotted name, type, default, docstring."""
+"""What keys a configuration class has, read off the dataclasses: dotted name, type, docstring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data"}
 class Key:
     name: str
     type: Any
-    default: Any
     doc: str
     section: type | None
     """The dataclass behind the key, where it is a section and not a leaf."""
@@ -44,8 +43,7 @@ def keys(config_class: type, prefix: str = "") -> Iterator[Key]:
     docs = field_docs(config_class)
     for field in dataclasses.fields(config_class):
         section = dataclass_in(hints[field.name])
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        yield Key(prefix + field.name, hints[field.name], default, docs.get(field.name, ""), section)
+        yield Key(prefix + field.name, hints[field.name], docs.get(field.name, ""), section)
         if section:
             yield from keys(section, f"{prefix}{field.name}.")
 

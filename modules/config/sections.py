@@ -202,15 +202,10 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to run."""
-    devices: int = 1
-    """Processes on this machine, one a device."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """Number format; bf16 pays on GPUs and on CPUs with AVX-512-bf16 or AMX."""
     progress_bar: bool = True
     """Show one."""
-
-    def complaints(self) -> Iterator[str]:
-        yield from too_small(self, 1, "devices")
 
 
 @dataclass
@@ -235,14 +230,14 @@ class GenerationConfig:
     def complaints(self) -> Iterator[str]:
         if self.max_new_tokens < 1:
             yield f"max_new_tokens ({self.max_new_tokens}) must be at least 1"
-        if not 0 <= self.temperature < float("inf"):  # also refuses NaN
-            yield f"temperature ({self.temperature}) must be 0 (greedy) or a positive number"
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 1000:  # also refuses NaN
+            yield f"temperature ({self.temperature}) must be 0 (greedy) or from 0.001 to 1000"
         if self.top_k < 0:
             yield f"top_k ({self.top_k}) must be 0 (all tokens) or positive"
         if not 0 < self.top_p <= 1:
             yield f"top_p ({self.top_p}) must be above 0 and at most 1"
-        if not 0 < self.repetition_penalty < float("inf"):
-            yield f"repetition_penalty ({self.repetition_penalty}) must be a positive number (1: none)"
+        if not 0.01 <= self.repetition_penalty <= 100:
+            yield f"repetition_penalty ({self.repetition_penalty}) must be from 0.01 to 100 (1: none)"
         if self.seed is not None and not 0 <= self.seed < 2**63:
             yield f"seed ({self.seed}) must be from 0 to 2^63-1"
         if any(not text for text in self.stop):

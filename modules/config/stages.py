@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,16 +21,20 @@ from .sections import (
 
 
 @dataclass
-class StageConfig:
-    """What every stage has."""
+class CommandConfig:
+    """What every command has."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class StageConfig(CommandConfig):
+    """What every stage that makes an MLflow run has."""
 
     seed: int = 42
     """Of weights, shuffling and held-out rows."""
-    output_dir: str | None = None
-    """Folder for what the stage makes, empty or new; unset: outputs/STAGE-RUN_ID."""
     dry_run: bool = False
     """Print what would be done (sizes, steps, memory) and stop."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def complaints(self) -> Iterator[str]:
         if not 0 <= self.seed < 2**32:  # NumPy's legacy generator takes no more
@@ -44,6 +49,8 @@ class PrepareConfig(StageConfig):
     """sample: the bundled poems; full: the whole corpus, from its npm package; else a file or folder of your rows."""
     archive: str | None = None
     """For source=full: an already downloaded chinese-poetry-2.0.1.tgz."""
+    output_dir: str | None = None
+    """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
     """For rows of your own: your column names → src_txt or tgt_txt."""
     validation_fraction: float = 0.02
@@ -65,6 +72,8 @@ class PrepareConfig(StageConfig):
 class TrainingConfig(StageConfig):
     """pretrain and finetune."""
 
+    output_dir: str | None = None
+    """Folder for what the stage makes, empty or new; unset: outputs/STAGE-RUN_ID."""
     model: SizeConfig | None = None
     """A size by name (model=base); with train.init_from the folder says it, and this must stay unset."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -133,7 +142,7 @@ class RegisterConfig(StageConfig):
 
 
 @dataclass
-class GenerateConfig(StageConfig):
+class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
 
     model: str = "models:/moyun@champion"
@@ -162,9 +171,29 @@ class MainConfig(StageConfig):
         length, limit = self.finetune.data.sequence_length, self.model.max_position_embeddings
         if self.finetune.train.init_from == "<pretrain>" and length > limit:
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
+        for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
+            if getattr(self, name).dry_run:
+                yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
+        places = {
+            "pretrain.data.path": self.pretrain.data.path,
+            "finetune.data.path": self.finetune.data.path,
+            "finetune.train.init_from": self.finetune.train.init_from,
+            "evaluate.model": self.evaluate.model,
+            "evaluate.baseline": self.evaluate.baseline,
+            "evaluate.data.path": self.evaluate.data.path,
+            "register.model": self.register.model,
+            "register.data.path": self.register.data.path,
+        }
+        for name, value in places.items():
+            if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
+                yield f"{name}={value}: must be <prepare>, <pretrain> or <finetune>, a path or a models:/ URI"
 
 
-STAGES: dict[str, type[StageConfig]] = {
+MADE_BY_STAGE = re.compile(r"<(prepare|pretrain|finetune)>/?(.*)")
+"""In main: what that stage made, or a folder in it."""
+
+
+STAGES: dict[str, type[CommandConfig]] = {
     "main": MainConfig,
     "prepare": PrepareConfig,
     "pretrain": TrainingConfig,

@@ -1,0 +1,75 @@
+"""Scores against counting by hand; who becomes champion; what is never registered."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_config, make_decoder
+
+from modules.checkpoint import save_model
+from modules.decoder import Decoder
+from modules.evaluation import ngram_floor, score
+from modules.ngram import NgramModel
+from modules.tokenizer import Tokenizer
+from pipelines.register import refuse_non_finite, verdict
+
+
+def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:
+    with torch.no_grad():
+        logits = decoder(torch.tensor([ids[:-1]]))[0]
+    labels = torch.tensor(ids[1:])
+    return float(F.cross_entropy(logits[scored_from - 1 :], labels[scored_from - 1 :], reduction="sum"))
+
+
+def test_plain_rows_count_every_character_and_every_end(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    texts = ["白日依山尽，", "春", "山" * 40]
+    nll = sum(by_hand(decoder, [0, *tokenizer.encode(text), 0], 1) for text in texts)
+    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}), max_batch_tokens=20)
+    assert (found.rows, found.rows_cut, found.tokens) == (3, 0, 47 + 3)
+    assert found.perplexity == pytest.approx(math.exp(nll / 50), rel=1e-5)
+    assert found.perplexity_per_char == pytest.approx(math.exp(nll / (47 + 3)), rel=1e-5)
+
+
+def test_of_pairs_only_the_target_and_its_end_count(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    task = tokenizer.with_prompt_template("{src_txt}\n")
+    rows = datasets.Dataset.from_dict({"src_txt": ["白日"], "tgt_txt": ["黄河入海"]})
+    prompt = [0, *tokenizer.encode("白日"), *tokenizer.encode("\n")]
+    nll = by_hand(decoder, [*prompt, *tokenizer.encode("黄河入海"), 0], len(prompt))
+    found = score(decoder, task, rows)
+    assert found.perplexity_per_char == pytest.approx(math.exp(nll / (4 + 1)), rel=1e-5)
+
+
+def test_a_text_longer_than_the_model_is_scored_whole(tokenizer: Tokenizer) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=16))
+    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": ["山" * 50]}))
+    assert (found.tokens, found.rows_cut) == (51, 0)
+
+
+def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer) -> None:
+    train = datasets.Dataset.from_dict({"src_txt": ["白日", "千山"], "tgt_txt": ["黄河", "万径"]})
+    test = datasets.Dataset.from_dict({"src_txt": ["白山"], "tgt_txt": ["黄径"]})
+    floor = ngram_floor(train, test, tokenizer.with_prompt_template("{src_txt}，"))
+    model = NgramModel(3).fit(["白日，黄河", "千山，万径"])
+    nll = model.negative_log_likelihood("白山，黄径", start=3)
+    assert floor["trigram"] == pytest.approx(math.exp(nll / (2 + 1)))
+
+
+def test_the_alias_moves_to_what_is_not_worse() -> None:
+    assert verdict(240.0, None, None)[0]
+    assert verdict(240.0, 240.0, "1")[0]
+    assert verdict(239.9, 240.0, "1") == (True, "moved to it from version 1: 239.9, not worse than 240.0")
+    assert verdict(240.1, 240.0, "1") == (False, "stays with version 1: 240.1 is worse than 240.0")
+    assert not verdict(math.nan, 240.0, "1")[0]
+
+
+def test_non_finite_weights_are_not_registered(decoder: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    refuse_non_finite(save_model(tmp_path / "sound", decoder, tokenizer, {}))
+    with torch.no_grad():
+        decoder.transformer.final_layernorm.bias[3] = math.inf
+    with pytest.raises(ValueError, match=r"transformer\.final_layernorm\.bias holds NaN or infinite weights"):
+        refuse_non_finite(save_model(tmp_path / "broken", decoder, tokenizer, {}))
