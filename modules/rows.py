@@ -123,7 +123,8 @@ def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mappi
     listed = ", ".join(map(repr, present))
     for name, target in columns.items():
         if name not in findings.columns:
-            near = difflib.get_close_matches(name, present, 1)
+            free = [column for column in present if column not in columns]
+            near = difflib.get_close_matches(name, free, 1)
             hint = f"did you mean data.columns.{near[0]}={target}?" if near else "name one of these"
             raise DataError(f"{findings.where} has no column {name!r}; its columns are {listed}; {hint}")
         if name != target and target in findings.columns and target not in columns:

@@ -160,7 +160,9 @@ def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[in
 def resolve_model(uri: str) -> Path:
     """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID)."""
     if not uri.startswith(("models:/", "runs:/")):
-        return Path(uri)
+        folder = Path(uri)
+        # A training stage's output folder will do as well: the model lies in it.
+        return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
     try:
         downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:

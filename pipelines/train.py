@@ -72,7 +72,9 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts = {"stage": stage, "parent": parent_of(config, start), "data": fingerprints, "metrics": metrics}
         facts |= {"tokenizer": tokenizer.fingerprint, "rows": {name: len(split) for name, split in splits.items()}}
         model = save_model(folder / "model", module.decoder.cpu(), tokenizer, provenance(config, **facts))
-        return TrainResult(run.info.run_id, plan, model, log_model(model), metrics)
+        uri = log_model(model)
+        show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | {"model folder": str(model)})
+        return TrainResult(run.info.run_id, plan, model, uri, metrics)
 
 
 def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
