@@ -280,3 +280,9 @@ def test_any_text_survives_any_format(rows: list[dict[str, str]]) -> None:
         for name in ("a.csv", "a.tsv", "a.jsonl", "list.json", "a.parquet"):
             FORMATS[name](Path(folder) / name, rows)
             assert load_rows(Path(folder) / name).to_list() == rows, name
+
+
+def test_a_hint_never_remaps_a_column_that_is_mapped_already() -> None:
+    with pytest.raises(DataError, match="no column 'text2'") as caught:
+        load_rows({"text1": ["春"], "answer": ["秋"]}, {"text1": "src_txt", "text2": "tgt_txt"})
+    assert "data.columns.text1" not in str(caught.value)
