@@ -1,8 +1,8 @@
 """The GPT-3 decoder in one file, torch only: attention, MLP, block, model.
 
 Architecture: Brown et al. 2020 (GPT-3), pre-LayerNorm as in GPT-2, learned absolute positions, tied head.
-Parameter names and the row order of query_key_value (all Q, all K, all V) are those of the published Chinese
-GPT-3 base checkpoints, so their weights load strictly.
+Parameter names are those of the published Chinese GPT-3 base checkpoints. The rows of query_key_value go head by
+head, (q, k, v) in each, as in the published 1.3B and up: cut across devices, whole heads stay together.
 
 Letters: B batch, T time, C hidden size, nh heads, hs head size, V vocabulary, S cache capacity,
 N tokens of a batch laid end to end (N = B·T, or the sum of the document lengths).
@@ -11,7 +11,7 @@ N tokens of a batch laid end to end (N = B·T, or the sum of the document length
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -34,14 +34,22 @@ class KVCache:
     keys[layer], values[layer]: (B, nh, S, hs); lengths: (B,) int64, the positions of each row already filled.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, like: Tensor) -> None:
-        head_size = config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_attention_heads, capacity, head_size)
-        self.keys = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-        self.values = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
+    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.longest = 0  # of lengths, kept in Python: asking a GPU for it would stall every step
         self.ragged = False
+
+    def fill(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
+        """The first pass's keys and values of some neighbouring rows: (rows, nh, T, hs)."""
+        if layer == len(self.keys):  # made here, where the heads on this device and their number format are known
+            shape = (len(self.lengths), k.shape[1], self.capacity, k.shape[3])
+            self.keys.append(k.new_zeros(shape))
+            self.values.append(v.new_zeros(shape))
+        self.keys[layer][row : row + len(k), :, : k.shape[2]] = k
+        self.values[layer][row : row + len(v), :, : v.shape[2]] = v
 
     def extend(self, lengths: Sequence[int]) -> None:
         """Called once a forward pass, after every layer has written its keys and values."""
@@ -62,21 +70,20 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
-        qkv = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, nh, hs)
-        if cache is not None and runs == [(len(x), 1)]:
+        qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
+        if cache is not None and cache.longest:
             return self.dense(self.decode_step(qkv, cache))
         outputs, row = [], 0
         for (count, length), part in zip(runs, qkv.split([c * n for c, n in runs]), strict=True):
-            q, k, v = part.unflatten(0, (count, length)).permute(2, 0, 3, 1, 4)  # each (count, nh, length, hs)
+            q, k, v = part.unflatten(0, (count, length)).permute(3, 0, 2, 1, 4)  # each (count, nh, length, hs)
             if cache is not None:
-                cache.keys[self.layer][row : row + count, :, :length] = k
-                cache.values[self.layer][row : row + count, :, :length] = v
+                cache.fill(self.layer, row, k, v)
                 row += count
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -84,8 +91,8 @@ class Attention(nn.Module):
         return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
     def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
-        """One new token a row: qkv (B, 3, nh, hs) against all that the cache holds → (B, C)."""
-        q, k, v = qkv.unbind(1)  # (B, nh, hs)
+        """One new token a row: qkv (B, nh, 3, hs) against all that the cache holds → (B, C)."""
+        q, k, v = qkv.unbind(2)  # (B, nh, hs)
         keys, values = cache.keys[self.layer], cache.values[self.layer]
         rows = torch.arange(len(q), device=q.device)
         keys[rows, :, cache.lengths] = k
@@ -135,11 +142,20 @@ class Transformer(nn.Module):
         return self.final_layernorm(x)
 
 
+class Head(nn.Module):
+    """hidden states (…, C), the tied word embeddings (V, C) → logits (…, V). A module, so that it can be cut too."""
+
+    def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden_states, weight)
+
+
 class Decoder(nn.Module):
     """decoder(input_ids (B, T) int64) → logits (B, T, V).
 
     With document_lengths, input_ids is (1, N): documents laid end to end, each blind to the others and counting
     its positions from 0. With a cache, the first call fills row i from document i; each later call takes (B, 1).
+    `head` stands in for the output layer: (hidden states (B, T, C), word embeddings (V, C)) → anything, such as a
+    loss or the logits of a few positions. It runs inside forward, where weights that are spread over devices are whole.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -150,16 +166,22 @@ class Decoder(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.transformer = Transformer(config)
+        self.head = Head()
 
     def forward(
-        self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
+        self,
+        input_ids: Tensor,
+        document_lengths: Sequence[int] | None = None,
+        cache: KVCache | None = None,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        return self.head(self.hidden_states(input_ids, document_lengths, cache))
+        hidden_states = self.hidden_states(input_ids, document_lengths, cache)
+        return (head or self.head)(hidden_states, self.word_embeddings.weight)
 
     def hidden_states(
         self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """What the head sees: (B, T, C). The loss and the sampler call this, to make only the logits they need."""
+        """What the head sees: (B, T, C)."""
         rows, time = input_ids.shape
         lengths = [time] * rows if document_lengths is None else document_lengths
         assert sum(lengths) == input_ids.numel(), (sum(lengths), input_ids.shape)
@@ -176,9 +198,6 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.extend(lengths)
         return x.unflatten(0, (rows, time))
-
-    def head(self, hidden_states: Tensor) -> Tensor:
-        return F.linear(hidden_states, self.word_embeddings.weight)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import datasets
 import torch
@@ -45,9 +46,8 @@ def score(
     nll, tokens, characters, ends = 0.0, 0, 0, 0
     for index in range(len(steps)):
         for batch in steps[index].micro_batches:
-            hidden = decoder.hidden_states(batch.input_ids.to(device), batch.document_lengths)[0]
-            labels = batch.labels[0].to(device)
-            nll += float(linear_cross_entropy(hidden, decoder.word_embeddings.weight, labels))
+            head = partial(linear_cross_entropy, labels=batch.labels.to(device))
+            nll += float(decoder(batch.input_ids.to(device), batch.document_lengths, head=head))
             tokens += batch.trained_tokens
             characters += batch.characters
             ends += batch.ends

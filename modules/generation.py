@@ -47,12 +47,8 @@ def generate(
     Raises ValueError for an empty prompt or one that leaves no position to write to.
     """
     rows = start(decoder, prompts, config)
-    cache = KVCache(
-        decoder.config,
-        rows=len(prompts),
-        capacity=max(len(i) + n for i, n in zip(rows.ids, rows.remaining, strict=True)),
-        like=decoder.word_embeddings.weight,
-    )
+    capacity = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
+    cache = KVCache(len(prompts), capacity, decoder.word_embeddings.weight.device)
     logits = prefill(decoder, prompts, cache)
     while True:
         tokens = sample(logits, rows, config, end_of_text_id)
@@ -101,9 +97,8 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) 
     device = decoder.word_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
     flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
-    hidden = decoder.hidden_states(flat, lengths, cache)[0]  # (N, C)
     last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return decoder.head(hidden[last])
+    return decoder(flat, lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
 
 
 def sample(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:

@@ -46,8 +46,9 @@ class LanguageModel(pl.LightningModule):
 
     def _step(self, batch: MicroBatch) -> Tensor:
         """Summed negative log-likelihood of the batch's trained tokens."""
-        hidden = self.decoder.hidden_states(batch.input_ids, batch.document_lengths)  # (1, N, C)
-        return linear_cross_entropy(hidden[0], self.decoder.word_embeddings.weight, batch.labels[0])
+        head = partial(linear_cross_entropy, labels=batch.labels)
+        nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
+        return nll
 
     def on_train_start(self) -> None:
         self.step_ended_at = time.perf_counter()

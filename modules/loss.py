@@ -18,7 +18,8 @@ CHUNK = 512
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood: hidden (N, C), weight (V, C), labels (N,) with IGNORED → scalar."""
+    """Summed negative log-likelihood: hidden (…, C), weight (V, C), labels (…) with IGNORED → scalar."""
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
     trained = labels != IGNORED
     if not bool(trained.all()):
         hidden, labels = hidden[trained], labels[trained]

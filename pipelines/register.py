@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from safetensors.torch import load_file
 
-from modules.checkpoint import verify_model
+from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
 from modules.data import load_test_rows
 from modules.registry import log_model, move_alias, register_version, version_with_alias
@@ -69,8 +68,8 @@ def verdict(found: float, against: float | None, holder: str | None) -> tuple[bo
 
 
 def refuse_non_finite(folder: Path) -> None:
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if not tensor.isfinite().all():
+    for name, tensor in open_model(folder).weights.items():
+        if not tensor.read().isfinite().all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")
 
 

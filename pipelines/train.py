@@ -20,12 +20,12 @@ from modules.lightning_module import LanguageModel
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
-from modules.row_files import sha256_of
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import log_rows, output_folder, provenance, resolve_model, stage_run
+from modules.weights import weights_hash
 
 from .command_line import show
 
@@ -81,7 +81,7 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
     """Where the weights came from; by hash as well, since folders and aliases move."""
     if start is None:
         return None
-    return {"init_from": str(config.train.init_from), "weights_sha256": sha256_of(start / "model.safetensors")}
+    return {"init_from": str(config.train.init_from), "weights_sha256": weights_hash(start)}
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:

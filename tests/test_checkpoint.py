@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from modules import checkpoint
 from modules.checkpoint import FILES, CheckpointError, build_decoder, load_model, save_model, verify_model
 from modules.config import ConfigError, ModelConfig
-from modules.decoder import Decoder
+from modules.decoder import Decoder, Head
 from modules.tokenizer import Tokenizer, load_tokenizer
 
 RUN = {"run_id": "abc", "note": "春", "data": {"train": None}}
@@ -50,7 +50,7 @@ def test_a_model_folder_holds_just_what_it_should(saved: Path, folder: Path) -> 
     assert [path.name for path in saved.parent.iterdir()] == ["model"]  # no draft beside it
     names = ["golden.safetensors", "model.safetensors", "model.yaml", "run.yaml"]
     names += ["tokenizer.json", "tokenizer_config.json"]
-    assert sorted(path.name for path in folder.iterdir()) == names == sorted(FILES)
+    assert sorted(path.name for path in folder.iterdir()) == names == sorted([*FILES, "model.safetensors"])
     assert yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")) == RUN
 
 
@@ -254,11 +254,11 @@ def test_a_changed_tokenizer_is_noticed(folder: Path, change: str) -> None:
 
 def test_another_result_of_the_same_weights_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a faulty kernel would give."""
-    monkeypatch.setattr(Decoder, "head", lambda self, x: x @ self.word_embeddings.weight.T + 0.01)
+    monkeypatch.setattr(Head, "forward", lambda self, x, weight: x @ weight.T + 0.01)
     with pytest.raises(CheckpointError, match=r"logits differ by 0\.01 from those it was saved with"):
         verify_model(folder)
     assert verify_model(folder, tolerance=0.1) == pytest.approx(0.01, rel=1e-2)
-    monkeypatch.setattr(Decoder, "head", lambda self, x: x @ self.word_embeddings.weight.T * torch.nan)
+    monkeypatch.setattr(Head, "forward", lambda self, x, weight: x @ weight.T * torch.nan)
     with pytest.raises(CheckpointError, match="logits differ by nan"):
         verify_model(folder)
 

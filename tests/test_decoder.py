@@ -15,6 +15,7 @@ from modules.config import ModelConfig, load_config
 from modules.decoder import Decoder, KVCache, parameter_count
 from modules.generation import generate
 from modules.text_generation import generation_config
+from modules.weights import blocks_to_heads
 
 REFERENCE = Path(__file__).parent / "data" / "modelscope_base"
 SIZES = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -27,7 +28,9 @@ def published() -> tuple[Decoder, dict[str, np.ndarray]]:
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     decoder = Decoder(ModelConfig(**{name: config[name] for name in names}, layer_norm_eps=config["layernorm_epsilon"]))
     weights = torch.load(REFERENCE / "pytorch_model.bin", weights_only=True)
-    decoder.load_state_dict({name.removeprefix("language_model."): tensor for name, tensor in weights.items()})
+    bare = {name.removeprefix("language_model."): tensor for name, tensor in weights.items()}
+    heads = config["num_attention_heads"]
+    decoder.load_state_dict({n: blocks_to_heads(t, heads) if "query_key_value" in n else t for n, t in bare.items()})
     return decoder.eval(), dict(np.load(REFERENCE / "expected.npz"))
 
 
@@ -53,7 +56,7 @@ def test_cached_logits_equal_uncached(activation: str) -> None:
     ids = torch.randint(0, 100, (1, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = decoder(ids)
-        cache = KVCache(decoder.config, rows=1, capacity=20, like=decoder.word_embeddings.weight)
+        cache = KVCache(rows=1, capacity=20, device=ids.device)
         pieces = [decoder(ids[:, :7], cache=cache)]
         pieces += [decoder(ids[:, i : i + 1], cache=cache) for i in range(7, 20)]
     assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 1e-5
@@ -63,7 +66,7 @@ def test_rows_of_different_length_share_a_cache() -> None:
     decoder = make_decoder(make_config(100))
     lengths = [3, 9, 9, 1]
     ids = [torch.randint(0, 100, (n + 4,), generator=torch.Generator().manual_seed(n)) for n in lengths]
-    cache = KVCache(decoder.config, rows=4, capacity=13, like=decoder.word_embeddings.weight)
+    cache = KVCache(rows=4, capacity=13, device=ids[0].device)
     with torch.no_grad():
         decoder(torch.cat([row[:n] for row, n in zip(ids, lengths, strict=True)])[None], lengths, cache)
         for step in range(4):

@@ -56,15 +56,14 @@ class Script(torch.nn.Module):
         ids = [self.script[int(position) % len(self.script)] for position in positions]
         return torch.nn.functional.one_hot(torch.tensor(ids), self.config.vocab_size).float() * 50
 
-    def hidden_states(self, ids: torch.Tensor, lengths: list[int], cache: Any) -> torch.Tensor:
-        cache.extend(lengths)
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        return self.next_logits(positions)[None]
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return hidden
 
-    def forward(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, lengths: Any = None, cache: Any = None, head: Any = None) -> torch.Tensor:
+        if lengths:
+            cache.extend(lengths)
+            positions = torch.cat([torch.arange(n) for n in lengths])
+            return head(self.next_logits(positions)[None], None)  # type: ignore[no-any-return]
         self.rows_computed.append(len(ids))
         positions = cache.lengths.clone()
         cache.extend([1] * len(ids))

@@ -1,0 +1,165 @@
+"""Weights on disk, read a tensor at a time: safetensors files, one or several with an index (Hugging Face's layout).
+
+A model may be larger than memory: what is read is mapped from the file, and what is written goes out shard by shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import ModelConfig
+from .row_files import sha256_of
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+
+
+class CheckpointError(ValueError):
+    """Weights or a model folder that is incomplete, damaged or of another shape than it says."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that stays on disk until `read` is called."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """On the CPU, mapped from the file where the format allows it."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> StoredTensor:
+        """The same with `function` on what is read (shape and dtype worked out on the meta device)."""
+        result = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
+        return StoredTensor(tuple(result.shape), result.dtype, lambda: function(self.read()))
+
+
+StoredWeights = Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model at rest: its architecture, and its tensors by the decoder's names with query_key_value head by head."""
+
+    config: ModelConfig
+    weights: StoredWeights
+
+
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Tensors in memory under the same interface."""
+    return {name: StoredTensor(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file. Raises CheckpointError naming a damaged file."""
+    try:
+        file = safe_open(path, "pt")
+        return {name: stored_slice(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
+
+
+def stored_slice(file: safe_open, name: str) -> StoredTensor:
+    part = file.get_slice(name)
+    # An empty slice tells the dtype without touching the data.
+    dtype = part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
+    return StoredTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
+
+
+def safetensors_files(folder: Path, name: str = "model") -> list[Path]:
+    """name.safetensors, or the shards that name.safetensors.index.json lists; CheckpointError for a missing one."""
+    single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder}: {single.name} (or {index.name} with its shards) is missing")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is damaged: no weight_map in it; copy it again") from error
+    files = [folder / name for name in names]
+    for path in files:
+        if path.parent != folder or not path.is_file():
+            raise CheckpointError(f"{folder}: {path.name} is missing, but {index.name} lists it; copy it again")
+    return files
+
+
+def read_weights(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a folder's safetensors files."""
+    weights: dict[str, StoredTensor] = {}
+    for path in safetensors_files(folder):
+        for name, tensor in read_safetensors(path).items():
+            if name in weights:
+                raise CheckpointError(f"{path}: {name} stands in another file too")
+            weights[name] = tensor
+    return weights
+
+
+def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> list[Path]:
+    """model.safetensors, or shards with an index where that would be over shard_bytes. Holds one shard in memory."""
+    shards: list[Path] = []
+    names: list[list[str]] = []
+    total = 0
+    for shard in in_shards(tensors, shard_bytes):
+        path = folder / f"model-{len(shards) + 1:05}.safetensors.part"
+        save_file(shard, path, metadata={"format": "pt"})
+        shards.append(path)
+        names.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(shards) == 1:
+        return [shards[0].rename(folder / "model.safetensors")]
+    files = [
+        path.rename(folder / f"model-{number:05}-of-{len(shards):05}.safetensors")
+        for number, path in enumerate(shards, start=1)
+    ]
+    weight_map = {name: path.name for path, inside in zip(files, names, strict=True) for name in inside}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def in_shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    yield shard
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weights file; of several files, of their hashes in order."""
+    digests = [sha256_of(path) for path in safetensors_files(folder)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
+    """query_key_value's rows from three blocks (all Q, all K, all V) to heads with (q, k, v) in each: (3·C, …)."""
+    return rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of blocks_to_heads."""
+    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What is missing, extra or misshapen, by name; both map a name to a shape."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield f"{name} is not part of this architecture"
+        elif expected[name] != found[name]:
+            yield f"{name} is {found[name]}, not {expected[name]}"
