@@ -204,8 +204,38 @@ class TrainerConfig:
     """Where to run."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """Number format; bf16 pays on GPUs and on CPUs with AVX-512-bf16 or AMX."""
+    devices: int = 1
+    """GPUs (or CPU processes) on each machine."""
+    nodes: int = 1
+    """Machines; each runs the same command under torchrun or SLURM."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Several devices: ddp keeps the whole model on each, fsdp spreads weights, gradients and optimizer over them."""
+    tensor_parallel: int = 1
+    """Devices that share each matrix, where even one layer is too large (needs fsdp); the rest share the rows."""
+    process_group_timeout: int = 60
+    """Seconds until a rank that has died or hangs ends the job."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass instead of kept: cheap ones (selective), or whole layers."""
+    device_memory: float | None = None
+    """GiB a device may fill, which the plan is held against; unset: what this machine has."""
     progress_bar: bool = True
     """Show one."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that each take a share of a step's rows."""
+        return self.devices * self.nodes // self.tensor_parallel
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "devices", "nodes", "tensor_parallel", "process_group_timeout")
+        yield from not_positive(self, "device_memory")
+        world = self.devices * self.nodes
+        if self.tensor_parallel > 0 and world % self.tensor_parallel:
+            yield (
+                f"tensor_parallel ({self.tensor_parallel}) must divide devices × nodes ({self.devices} × {self.nodes})"
+            )
+        if self.tensor_parallel > 1 and self.strategy != "fsdp":
+            yield f"tensor_parallel={self.tensor_parallel} needs strategy=fsdp"
 
 
 @dataclass

@@ -95,6 +95,12 @@ class TrainingConfig(StageConfig):
             yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
         if not self.train.init_from and not self.model:
             yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
+        parts = self.trainer.tensor_parallel
+        if self.model and parts > 1 and self.model.num_attention_heads % parts:
+            yield (
+                f"trainer.tensor_parallel ({parts}) must divide model.num_attention_heads "
+                f"({self.model.num_attention_heads})"
+            )
         limit = self.model.max_position_embeddings if self.model else None
         if limit and self.data.sequence_length > limit:
             yield f"data.sequence_length ({self.data.sequence_length}) is over model.max_position_embeddings ({limit})"
