@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .config import ModelConfig, load_model_config, to_yaml
-from .decoder import Decoder, positions_of
+from .decoder import Decoder, init_parameter, positions_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import (
     CheckpointError,
@@ -49,6 +49,15 @@ def build_decoder(config: ModelConfig, seed: int) -> Decoder:
     decoder.to_empty(device="cpu")
     decoder.init_weights(torch.Generator().manual_seed(seed))
     return decoder
+
+
+def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """build_decoder's weights one by one: for a decoder that is spread over devices."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in meta_decoder(config).named_parameters():
+        tensor = torch.empty(parameter.shape)
+        init_parameter(name, tensor, config, generator)
+        yield name, tensor
 
 
 def meta_decoder(config: ModelConfig) -> Decoder:
