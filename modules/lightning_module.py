@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .decoder import Decoder
@@ -34,6 +34,9 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.decoder = decoder
+        self.strict_loading = all(
+            parameter.requires_grad for parameter in decoder.parameters()
+        )  # see on_save_checkpoint
         self.config = config
         self.learning_rate = learning_rate
         self.total_steps = total_steps
@@ -50,6 +53,15 @@ class LanguageModel(pl.LightningModule):
         nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
         return nll
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Asked for anew each time: spreading a model over devices makes parameters of its own."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Frozen weights are left out: they are those of the model folder that training starts from."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+
     def on_train_start(self) -> None:
         self.step_ended_at = time.perf_counter()
 
@@ -64,7 +76,7 @@ class LanguageModel(pl.LightningModule):
                 self.refuse_to_step(nll, "loss")
             self.manual_backward(loss * (world_size / step.trained_tokens))
         clip: float = self.config.gradient_clip_val or math.inf
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.trained_parameters(), clip)
         if not gradient_norm.isfinite():
             self.refuse_to_step(float(gradient_norm), "gradient norm")
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
@@ -125,7 +137,7 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW that decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-        parameters = list(self.decoder.parameters())
+        parameters = self.trained_parameters()
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

@@ -12,11 +12,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from modules.adapter import adapter_hash, save_adapter
 from modules.callbacks import Progress, Samples
 from modules.checkpoint import build_decoder, load_model, save_model
 from modules.config import ModelConfig, TrainingConfig, load_model_config
 from modules.data import TextDataModule, load_splits
+from modules.decoder import Decoder
 from modules.lightning_module import LanguageModel
+from modules.lora import add_lora, merge_lora
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
@@ -60,6 +63,8 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             if name != "test"
         }
         decoder = load_model(start) if start else build_decoder(model_config, config.seed)
+        if config.lora.rank:
+            add_lora(decoder, config.lora, config.seed)
         module = LanguageModel(decoder.train(), config.train, plan.learning_rate, plan.total_steps)
         folder = output_folder(stage, config)
         logger = RunLogger(run.info.run_id)
@@ -71,10 +76,19 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             log_samples(samples)
         facts = {"stage": stage, "parent": parent_of(config, start), "data": fingerprints, "metrics": metrics}
         facts |= {"tokenizer": tokenizer.fingerprint, "rows": {name: len(split) for name, split in splits.items()}}
+        if config.lora.rank:
+            facts["adapter"] = keep_adapter(config, module.decoder.cpu(), folder / "adapter", facts["parent"])
         model = save_model(folder / "model", module.decoder.cpu(), tokenizer, provenance(config, **facts))
         uri = log_model(model)
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | {"model folder": str(model)})
         return TrainResult(run.info.run_id, plan, model, uri, metrics)
+
+
+def keep_adapter(config: TrainingConfig, decoder: Decoder, folder: Path, parent: dict[str, str]) -> dict[str, str]:
+    """Saves the adapter alone, merges it into the decoder, and says what run.yaml of the merged model tells of it."""
+    adapter = save_adapter(folder, decoder, config.lora, parent["weights_sha256"])
+    merge_lora(decoder)
+    return {"adapter_sha256": adapter_hash(adapter), "base_weights_sha256": parent["weights_sha256"]}
 
 
 def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
@@ -171,7 +185,7 @@ def keep_best(
     if final["val/loss"] <= best_loss:
         return final
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     return module.validations[checkpoint["global_step"]]
 
 
