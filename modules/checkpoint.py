@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,7 @@ def write_model(
     Raises FileExistsError rather than overwrite.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with new_folder(folder, "a model folder") as draft:
         write_weights(draft, in_blocks(tensors, config))
         architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
         (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
@@ -97,6 +93,22 @@ def write_model(
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
+    return folder
+
+
+@contextmanager
+def new_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A folder under a temporary name, to write to; then it is synced to disk and renamed, or removed if that fails.
+
+    Raises FileExistsError rather than overwrite; `what` stands in its message.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
         for path in [*draft.iterdir(), draft]:
             sync(path)
         draft.rename(folder)
@@ -104,7 +116,6 @@ def write_model(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return folder
 
 
 def in_blocks(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

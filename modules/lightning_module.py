@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .decoder import Decoder
@@ -72,6 +72,10 @@ class LanguageModel(pl.LightningModule):
         nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
         return nll
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Asked for anew each time: spreading a model over devices makes parameters of its own."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+
     def on_train_start(self) -> None:
         self.step_ended_at = time.perf_counter()
 
@@ -88,8 +92,7 @@ class LanguageModel(pl.LightningModule):
         loss_value = float(self.summed(nll)) / step.trained_tokens
         if not math.isfinite(loss_value):
             self.refuse_to_step(loss_value, "loss")
-        parameters = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
-        norm = clip_gradients(parameters, self.config.gradient_clip_val or math.inf)
+        norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
         if not math.isfinite(norm):
             self.refuse_to_step(norm, "gradient norm")
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
@@ -173,7 +176,7 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW that decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-        parameters = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+        parameters = self.trained_parameters()
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

@@ -40,20 +40,21 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
 class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        needs_gradient = any(ctx.needs_input_grad)
         total = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
-        grad_weight = torch.zeros_like(weight) if needs_gradient else None
+        grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # adapters leave it frozen
         for start in range(0, len(labels), CHUNK):
             rows = slice(start, start + CHUNK)
             logits = (hidden[rows] @ weight.T).float()
             normalizer, target_logit, (row, column) = softmax_parts(logits, labels[rows], group)
             total += (normalizer - target_logit).sum()
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 probabilities = logits.sub_(normalizer[:, None]).exp_()
                 probabilities[row, column] -= 1.0
                 gradient = probabilities.to(hidden.dtype)  # d loss / d logits
                 grad_hidden[rows] = gradient @ weight
+                if grad_weight is None:
+                    continue
                 if gradient.dtype == weight.dtype == hidden.dtype and not torch.is_autocast_enabled():
                     grad_weight.addmm_(gradient.T, hidden[rows])
                 else:
@@ -64,9 +65,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_outputs[0], grad_weight * grad_outputs[0], None, None
+        scale = grad_outputs[0]
+        return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None
 
 
 def softmax_parts(

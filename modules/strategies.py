@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -55,7 +56,8 @@ class PortableCheckpoints(Strategy):
         return False
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return get_model_state_dict(self.bare_module)
+        """Without frozen weights: they are those of the model folder that training starts from."""
+        return get_model_state_dict(self.bare_module, options=StateDictOptions(ignore_frozen_params=True))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         return get_optimizer_state_dict(self.bare_module, optimizer)
@@ -96,9 +98,9 @@ class PortableCheckpoints(Strategy):
         return read_loops(path)
 
     def load_weights(self, path: Path) -> None:
-        state = {"model": get_model_state_dict(self.bare_module)}
+        state = {"model": self.lightning_module_state_dict()}
         dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-        set_model_state_dict(self.bare_module, state["model"])
+        set_model_state_dict(self.bare_module, state["model"], options=StateDictOptions(strict=False))
 
     def remove_checkpoint(self, filepath: Any) -> None:
         if self.is_global_zero:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -13,11 +14,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
+from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
 from modules.checkpoint import fresh_tensors, meta_decoder, open_model, write_model
 from modules.config import ModelConfig, TrainingConfig, load_model_config
 from modules.data import TextDataModule, load_splits
 from modules.lightning_module import LanguageModel
+from modules.lora import add_lora, initial_adapters
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
@@ -35,7 +38,7 @@ from modules.tracking import (
     resolve_model,
     stage_run,
 )
-from modules.weights import weights_hash
+from modules.weights import StoredWeights, weights_hash
 
 from .command_line import show
 
@@ -92,6 +95,9 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
         facts |= {"tokenizer": training.tokenizer.fingerprint}
         weights = read_weights(checkpoint, "decoder.")
+        if config.lora.rank:
+            weights = merge_adapter(config, training, weights, folder / "adapter")
+            facts["adapter_sha256"] = adapter_hash(folder / "adapter")
         tensors = ((name, tensor.read()) for name, tensor in weights.items())
         model = write_model(folder / "model", training.model, tensors, training.tokenizer, provenance(config, **facts))
         uri = log_model(model)
@@ -109,6 +115,16 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     return Training(start, splits, tokenizer, model, data, make_plan(config, model, data))
 
 
+def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
+    """Still without memory: it takes its weights when it is known which devices they go to."""
+    decoder = meta_decoder(training.model)
+    tensors = first_tensors(config, training)
+    if config.lora.rank:
+        add_lora(decoder, config.lora, config.seed)
+        tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
+    return LanguageModel(decoder, config.train, training.plan.learning_rate, training.plan.total_steps, tensors)
+
+
 def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
     """The weights to start from, one by one."""
     if training.start is None:
@@ -116,6 +132,15 @@ def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[
         return
     for name, tensor in open_model(training.start).weights.items():
         yield name, tensor.read()
+
+
+def merge_adapter(config: TrainingConfig, training: Training, trained: StoredWeights, folder: Path) -> StoredWeights:
+    """Saves what was trained as an adapter of its own; returns the weights of the start folder with it merged in."""
+    assert training.start, "TrainingConfig.complaints sees to it"
+    base_hash = weights_hash(training.start)
+    tensors = {name: tensor.read() for name, tensor in trained.items()}
+    adapter = save_adapter(folder, tensors, training.model, config.lora, base_hash)
+    return apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
 
 
 def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
@@ -160,13 +185,7 @@ def fit(
     samples: Samples | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Trains; returns the checkpoint with the best validation loss, and its metrics."""
-    module = LanguageModel(
-        meta_decoder(training.model),
-        config.train,
-        training.plan.learning_rate,
-        training.plan.total_steps,
-        first_tensors(config, training),
-    )
+    module = make_module(config, training)
     best = ModelCheckpoint(
         folder / "checkpoints",
         "step={step}",

@@ -48,6 +48,8 @@ def test_chunked_loss_equals_the_plain_one(dtype: torch.dtype) -> None:
     assert float(loss) == pytest.approx(float(plain), rel=tolerance)
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).norm() / other.norm()) < tolerance
+    (beside_frozen,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), labels) * 0.5, hidden)
+    assert torch.equal(beside_frozen, found[0])
 
 
 def gradients(module: LanguageModel, step: Any) -> torch.Tensor:
