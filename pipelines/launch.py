@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import uuid
@@ -17,9 +18,25 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from modules.config import TrainerConfig
 
+LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught|timeout")
+"""What gloo and NCCL say when another rank is gone or doesn't answer."""
+
 
 class WorkerError(ValueError):
-    """A process of the job has ended; the others were stopped."""
+    """A process of the job has ended or hangs; the others were stopped."""
+
+
+def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
+    """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and LOST.search(str(cause)):
+            return WorkerError(
+                f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
+                "(trainer.process_group_timeout). The last checkpoint stays: go on with train.resume_from"
+            )
+        cause = cause.__context__
+    return None
 
 
 def is_worker() -> bool:

@@ -41,6 +41,7 @@ from modules.tracking import (
 from modules.weights import StoredWeights, weights_hash
 
 from .command_line import show
+from .launch import lost_contact
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,10 @@ def fit(
         trainer.fit(module, training.data, ckpt_path=config.train.resume_from, weights_only=True)
     except SystemExit as stop:  # how Lightning passes Ctrl-C on
         raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
+    except Exception as error:
+        if lost := lost_contact(error, config.trainer.process_group_timeout):
+            raise lost from None
+        raise
     return best_checkpoint(trainer, module, training.data, best)
 
 
