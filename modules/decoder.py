@@ -221,7 +221,7 @@ def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
     """0, 1, 2 … restarting with each document: (N,) int64."""
     counts = torch.tensor(lengths, device=device)
     starts = counts.cumsum(0) - counts
-    return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts)
+    return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -27,6 +27,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
     trained = labels != IGNORED
     if not bool(trained.all()):
         hidden, labels = hidden[trained], labels[trained]
+    return trained_cross_entropy(hidden, weight, labels)
+
+
+def trained_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The same where every label counts: hidden (N, C), weight (V, C), cut along V or not, labels (N,) → scalar."""
     group = None
     if isinstance(weight, DTensor):
         mesh = weight.device_mesh
@@ -46,11 +51,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), CHUNK):
             rows = slice(start, start + CHUNK)
             logits = (hidden[rows] @ weight.T).float()
-            normalizer, target_logit, (row, column) = softmax_parts(logits, labels[rows], group)
+            target = labels[rows, None]
+            here = (target >= 0) & (target < len(weight))
+            target = target.clamp(0, len(weight) - 1)
+            normalizer, target_logit = softmax_parts(logits, logits.gather(-1, target) * here, group)
             total += (normalizer - target_logit).sum()
             if grad_hidden is not None:
-                probabilities = logits.sub_(normalizer[:, None]).exp_()
-                probabilities[row, column] -= 1.0
+                probabilities = logits.sub_(normalizer).exp_()
+                probabilities.scatter_add_(-1, target, -here.float())
                 gradient = probabilities.to(hidden.dtype)  # d loss / d logits
                 grad_hidden[rows] = gradient @ weight
                 if grad_weight is None:
@@ -71,21 +79,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None
 
 
-def softmax_parts(
-    logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """logits (N, V) → log of the softmax's denominator (N,), the labels' logits (N,), and where those stand here.
+def softmax_parts(logits: Tensor, target_logit: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """logits (N, V) → log of the softmax's denominator and the labels' logits, (N, 1) each.
 
-    With a group, logits are this device's part of the vocabulary and labels count from its first row.
+    With a group, logits are this device's part of the vocabulary; target_logit is 0 where the label isn't in it.
     """
     if group is None:
-        row = torch.arange(len(labels), device=labels.device)
-        return logits.logsumexp(-1), logits[row, labels], (row, labels)
-    row = ((labels >= 0) & (labels < logits.shape[1])).nonzero()[:, 0]
-    column = labels[row]
-    target_logit = logits.new_zeros(len(logits)).index_put_((row,), logits[row, column])
-    highest = logits.amax(-1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+        return logits.logsumexp(-1, keepdim=True), target_logit
+    highest = logits.amax(-1, keepdim=True)
     dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-    sums = torch.stack([(logits - highest[:, None]).exp().sum(-1), target_logit])
+    sums = torch.stack([(logits - highest).exp().sum(-1, keepdim=True), target_logit])
     dist.all_reduce(sums, group=group)
-    return sums[0].log() + highest, sums[1], (row, column)
+    return sums[0].log() + highest, sums[1]
