@@ -7,6 +7,7 @@ matrix: Megatron-LM's plan, Shoeybi et al. 2019, in PyTorch's DTensor). Nothing 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -25,6 +26,11 @@ from torch.distributed.tensor.parallel import (
 
 from .decoder import Decoder
 
+# It advises to merge collectives across the two meshes, which nest the other way round than it would need.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+
+MESH = ("data_parallel", "tensor_parallel")
+"""Names of the mesh's dimensions, outermost first; Lightning's."""
 LAYER_PLAN: dict[str, ParallelStyle] = {
     "attention.query_key_value": ColwiseParallel(),  # rows go head by head: each device gets whole heads
     "attention.dense": RowwiseParallel(),

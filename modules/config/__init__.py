@@ -21,6 +21,7 @@ from .stages import (
     MainConfig,
     PrepareConfig,
     RegisterConfig,
+    RehearseConfig,
     StageConfig,
     TrainingConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "PrepareConfig",
     "RegisterConfig",
+    "RehearseConfig",
     "SizeConfig",
     "StageConfig",
     "TokenizerConfig",

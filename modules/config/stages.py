@@ -168,6 +168,36 @@ class GenerateConfig(CommandConfig):
 
 
 @dataclass
+class RehearseConfig(CommandConfig):
+    """A layout over many devices, tried on this machine alone: fake tensors for shapes, a narrow model for numbers."""
+
+    model: SizeConfig = field(default_factory=SizeConfig)
+    """A size by name."""
+    nodes: int = 1
+    """Machines."""
+    devices: int = 8
+    """GPUs on each."""
+    tensor_parallel: int = 1
+    """Devices that share each matrix."""
+    tokens: int = 2048
+    """Of the forward and backward pass."""
+
+    def complaints(self) -> Iterator[str]:
+        layout = TrainerConfig(
+            devices=self.devices, nodes=self.nodes, tensor_parallel=self.tensor_parallel, strategy="fsdp"
+        )
+        yield from layout.complaints()
+        yield from too_small(self, 1, "tokens")
+        if self.tensor_parallel > 0 and self.model.num_attention_heads % self.tensor_parallel:
+            yield (
+                f"tensor_parallel ({self.tensor_parallel}) must divide model.num_attention_heads "
+                f"({self.model.num_attention_heads})"
+            )
+        if self.tokens > self.model.max_position_embeddings:
+            yield f"tokens ({self.tokens}) is over model.max_position_embeddings ({self.model.max_position_embeddings})"
+
+
+@dataclass
 class MainConfig(StageConfig):
     """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
 
@@ -216,4 +246,5 @@ STAGES: dict[str, type[CommandConfig]] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
+    "rehearse": RehearseConfig,
 }
