@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder, positions_of
 from .tokenizer import Tokenizer, load_tokenizer
@@ -31,9 +34,12 @@ from .weights import (
     StoredModel,
     blocks_to_heads,
     differences,
+    files_hash,
     heads_to_blocks,
+    meta_decoder,
     read_weights,
     safetensors_files,
+    shapes_of,
     weights_hash,
     write_weights,
 )
@@ -49,12 +55,6 @@ def build_decoder(config: ModelConfig, seed: int) -> Decoder:
     decoder.to_empty(device="cpu")
     decoder.init_weights(torch.Generator().manual_seed(seed))
     return decoder
-
-
-def meta_decoder(config: ModelConfig) -> Decoder:
-    """Shapes without memory."""
-    with torch.device("meta"):
-        return Decoder(config)
 
 
 def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
@@ -74,13 +74,7 @@ def write_model(
     tensors: the decoder's, one by one; no more than one file of them is held in memory.
     Raises FileExistsError rather than overwrite.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with new_folder(Path(folder)) as draft:
         write_weights(draft, in_blocks(tensors, config))
         architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
         (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
@@ -88,14 +82,29 @@ def write_model(
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
-        for path in [*draft.iterdir(), draft]:
+    return Path(folder)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which at the end is synced to disk and becomes `folder`, or else is removed.
+
+    Raises FileExistsError rather than overwrite.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for path in [*draft.rglob("*"), draft]:
             sync(path)
         draft.rename(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return folder
 
 
 def in_blocks(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -117,21 +126,32 @@ def default_device() -> torch.device:
 
 
 def open_model(folder: str | Path) -> StoredModel:
-    """A model folder's architecture and weights, still on disk. Raises CheckpointError for what it lacks."""
+    """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
+
+    Raises CheckpointError for what it lacks.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
+    if (foreign := interop.format_of(folder)) != "moyun":
+        return interop.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing")
+        hint = "; nor has it a config.json, as other formats do" if "model.yaml" in missing else ""
+        raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing{hint}")
     return read_model(folder)
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
+    foreign = interop.format_of(folder)
+    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
 
 
 def read_model(folder: Path) -> StoredModel:
     config = load_model_config(folder / "model.yaml")
     weights = read_weights(folder)
-    expected = {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
-    complaints = list(differences(expected, {name: tensor.shape for name, tensor in weights.items()}))
+    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
     if complaints:
         file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
         raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
@@ -153,6 +173,18 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
     decoder.load_state_dict(weights, strict=True, assign=True)
     return decoder.requires_grad_(True).eval()
+
+
+def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
+    """`load_model` on the accelerator, where there is one.
+
+    dtype: float32, bfloat16, or auto: as it is stored, but float32 for float16 on a CPU, which lacks it.
+    """
+    device = default_device()
+    if dtype != "auto":
+        return load_model(folder, device, getattr(torch, dtype))
+    stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})
+    return load_model(folder, device, torch.float32 if stored == torch.float16 and device.type == "cpu" else stored)
 
 
 def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -187,6 +219,11 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     """
     folder = Path(folder)
     model, tokenizer = open_model(folder), load_tokenizer(folder)
+    if (foreign := interop.format_of(folder)) != "moyun":
+        raise CheckpointError(
+            f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
+            f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
+        )
     path = folder / "golden.safetensors"
     try:
         with safe_open(path, "pt") as file:

@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from modules.callbacks import Progress, Samples
-from modules.checkpoint import build_decoder, load_model, save_model
-from modules.config import ModelConfig, TrainingConfig, load_model_config
+from modules.checkpoint import build_decoder, load_model, model_hash, open_model, save_model
+from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
 from modules.lightning_module import LanguageModel
 from modules.pictures import loss_curve
@@ -25,7 +25,6 @@ from modules.run_logger import RunLogger
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import log_rows, output_folder, provenance, resolve_model, stage_run
-from modules.weights import weights_hash
 
 from .command_line import show
 
@@ -59,7 +58,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             for name, split in splits.items()
             if name != "test"
         }
-        decoder = load_model(start) if start else build_decoder(model_config, config.seed)
+        decoder = load_model(start, dtype=torch.float32) if start else build_decoder(model_config, config.seed)
         module = LanguageModel(decoder.train(), config.train, plan.learning_rate, plan.total_steps)
         folder = output_folder(stage, config)
         logger = RunLogger(run.info.run_id)
@@ -81,12 +80,12 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
     """Where the weights came from; by hash as well, since folders and aliases move."""
     if start is None:
         return None
-    return {"init_from": str(config.train.init_from), "weights_sha256": weights_hash(start)}
+    return {"init_from": str(config.train.init_from), "weights_sha256": model_hash(start)}
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
     """What the start folder says, else config.model with the tokenizer's vocabulary. ValueError if they don't fit."""
-    model = load_model_config(start / "model.yaml") if start else config.model
+    model = open_model(start).config if start else config.model
     assert model is not None
     model.vocab_size = model.vocab_size or tokenizer.vocab_size
     if model.vocab_size < tokenizer.vocab_size:

@@ -15,6 +15,8 @@ from .sections import (
 from .stages import (
     MADE_BY_STAGE,
     STAGES,
+    CommandConfig,
+    ConvertConfig,
     EvaluateConfig,
     GenerateConfig,
     MainConfig,
@@ -27,7 +29,9 @@ from .stages import (
 __all__ = [
     "MADE_BY_STAGE",
     "STAGES",
+    "CommandConfig",
     "ConfigError",
+    "ConvertConfig",
     "DataConfig",
     "EvaluateConfig",
     "GenerateConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .sections import (
     MISSING,
@@ -117,6 +118,8 @@ class EvaluateConfig(StageConfig):
     data: DataConfig = field(default_factory=DataConfig)
     ngram_floor: bool = True
     """Fit uni-, bi- and trigrams on the training rows and score them too."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU)."""
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass."""
     prompts: list[str] = field(default_factory=list)
@@ -155,7 +158,30 @@ class GenerateConfig(CommandConfig):
     """A model folder or a models:/ URI."""
     prompt: str = ""
     """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass
+class ConvertConfig(CommandConfig):
+    """A model folder from one format to another, bit by bit."""
+
+    source: str = MISSING
+    """A folder of any format, or a models:/ URI of moyun's."""
+    target: str = MISSING
+    """The new folder; nothing is overwritten."""
+    format: Literal["moyun", "huggingface", "modelscope", "megatron"] = "moyun"
+    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up."""
+    tensor_parallel: int = 1
+    """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Number format of the target; keep: the source's."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "tensor_parallel")
+        if self.tensor_parallel > 1 and self.format != "megatron":
+            yield f"tensor_parallel={self.tensor_parallel} needs format=megatron; format={self.format} isn't cut"
 
 
 @dataclass
@@ -207,4 +233,5 @@ STAGES: dict[str, type[CommandConfig]] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
+    "convert": ConvertConfig,
 }
