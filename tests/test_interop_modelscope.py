@@ -174,9 +174,7 @@ def test_an_mlp_of_another_width_is_refused(tmp_path: Path) -> None:
     folder = copy_of("megatron_tp2", tmp_path)
     for rank in (SHARD_0, SHARD_1):
         change_weights(folder / rank, lambda w: w.update({MLP: w[MLP][:100].clone()}))
-    with pytest.raises(
-        CheckpointError, match=r"dense_h_to_4h.weight is \(200, 64\), not 4·hidden_size \(256\) wide"
-    ):
+    with pytest.raises(CheckpointError, match=r"dense_h_to_4h.weight is \(200, 64\), not 4·hidden_size \(256\) wide"):
         open_model(folder)
 
 

@@ -157,11 +157,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_paralle
     refuse_uncuttable(model.config, tensor_parallel, "tensor_parallel")
     (folder / "model").mkdir()
     for rank in range(tensor_parallel):
-        parts = {
-            "language_model." + their_name(name): part_of(name, tensor.read(), rank, tensor_parallel)
-            for name, tensor in model.weights.items()
-        }
-        write_pickle(shard_path(folder, rank), {"module": parts})
+        write_pickle(shard_path(folder, rank), {"module": shard_of(model, rank, tensor_parallel)})
     vocab = write_tokenizer(folder, tokenizer)
     config = config_json(model, tokenizer)
     # Not what ends a text there: ModelScope fills rows up with it, and cuts what was generated at <sep>.
@@ -188,6 +184,13 @@ def divisors(config: ModelConfig, limit: int) -> str:
     assert config.vocab_size
     common = math.gcd(config.num_attention_heads, config.vocab_size)
     return ", ".join(str(number) for number in range(1, limit + 1) if common % number == 0)
+
+
+def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
+    return {
+        "language_model." + their_name(name): part_of(name, tensor.read(), rank, parts)
+        for name, tensor in model.weights.items()
+    }
 
 
 def part_of(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
