@@ -178,9 +178,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
     """`load_model` on the accelerator, where there is one.
 
-    dtype: float32, bfloat16, or auto: as it is stored, but float32 for float16 on a CPU, which lacks it.
+    dtype: float32, bfloat16, or auto: as it is stored, but float32 for float16 on a CPU, where it is slow and coarse.
     """
     device = default_device()
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype} must be auto, float32 or bfloat16")
     if dtype != "auto":
         return load_model(folder, device, getattr(torch, dtype))
     stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})

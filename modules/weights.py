@@ -131,6 +131,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         shards.append(path)
         names.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # or it would stay in memory while the next one is read
     if len(shards) == 1:
         return [shards[0].rename(folder / "model.safetensors")]
     files = [

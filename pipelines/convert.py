@@ -27,6 +27,9 @@ NEXT = {
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
 }
 
+READ_THERE = {"modelscope": "bert", "megatron": "jieba_bpe"}
+"""The kind of tokenizer that ModelScope's own classes read from such a folder."""
+
 
 @dataclass(frozen=True)
 class ConvertResult:
@@ -55,7 +58,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
             interop.write(draft, config.format, model, tokenizer, **options)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)
-    summarize(config, model, result)
+    summarize(config, model, tokenizer, result)
     return result
 
 
@@ -75,16 +78,20 @@ def write_moyun(config: ConvertConfig, source: Path, model: StoredModel, tokeniz
     write_model(Path(config.target), model.config, tensors, tokenizer, run)
 
 
-def summarize(config: ConvertConfig, model: StoredModel, result: ConvertResult) -> None:
+def summarize(config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, result: ConvertResult) -> None:
     formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.weights.values()})
     size = sum((result.folder / name).stat().st_size for name in result.files)
     lines = {
         "from": f"{config.source} ({result.source_format})",
         "parameters": f"{result.parameters:,} in {', '.join(formats)}",
         "files": f"{', '.join(result.files)} ({size / 1e6:,.1f} MB)",
+        "tokenizer": tokenizer.kind,
         "now at": str(result.folder),
         "next": NEXT[config.format].format(target=result.folder),
     }
+    read_there = READ_THERE.get(config.format, tokenizer.kind)
+    if read_there != tokenizer.kind:
+        lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
     show(f"converted to {config.format}", lines)
 
 

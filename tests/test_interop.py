@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -58,6 +59,24 @@ def put(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **opt
 def bits(model: StoredModel) -> dict[str, tuple[torch.dtype, bytes]]:
     found = {name: tensor.read() for name, tensor in model.weights.items()}
     return {name: (t.dtype, t.contiguous().view(torch.uint8).numpy().tobytes()) for name, t in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"model.yaml": {}, "config.json": {"model_type": "gpt2"}}, "moyun"),
+        ({"config.json": {"hidden_size": 8}, "configuration.json": {"model": {"type": "gpt3"}}}, "modelscope"),
+        ({"config.json": {"model_type": "gpt3"}}, "modelscope"),  # as GPT3Config itself saves it
+        ({"config.json": {"model_type": "gpt3"}, "configuration.json": {"megatron": {}}}, "megatron"),
+        ({"config.json": {"model_type": "gpt2"}, "configuration.json": {"framework": "pytorch"}}, "huggingface"),
+        ({"config.json": {"model_type": "qwen2"}}, "huggingface"),
+        ({"notes.txt": {}}, "moyun"),
+    ],
+)
+def test_a_format_is_told_by_its_configuration(files: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert interop.format_of(tmp_path) == expected
 
 
 # --- there and back ---
@@ -134,6 +153,8 @@ def test_half_precision_is_computed_in_float32_on_a_cpu(tmp_path: Path, letters:
     assert dtypes(load_for_inference(half)) == {torch.float32}
     assert dtypes(load_for_inference(half, "bfloat16")) == dtypes(load_for_inference(brain)) == {torch.bfloat16}
     assert dtypes(pipeline(model=str(brain), dtype="float32").decoder) == {torch.float32}
+    with pytest.raises(ValueError, match="dtype=half must be auto, float32 or bfloat16"):
+        load_for_inference(half, "half")
 
 
 def test_the_hash_follows_the_weights_alone(tmp_path: Path) -> None:
