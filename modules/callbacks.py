@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from .config import GenerationConfig
 from .text_generation import TextGenerator
 from .tokenizer import Tokenizer
+
+LAST = "last.ckpt"
 
 
 class Progress(TQDMProgressBar):
@@ -34,6 +37,17 @@ class Progress(TQDMProgressBar):
         return metrics
 
 
+class SaveAtEnd(pl.Callback):
+    """The last step's checkpoint, which no validation may come to save; in the loop, so that it can be resumed."""
+
+    def __init__(self, checkpoints: ModelCheckpoint) -> None:
+        self.checkpoints = checkpoints
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(Path(self.checkpoints.dirpath or ".") / LAST)
+
+
 class Samples(pl.Callback):
     """Continues fixed prompts at each validation, so that one can read what the numbers mean."""
 
@@ -46,7 +60,8 @@ class Samples(pl.Callback):
         """Rows with step, prompt and text."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.prompts or not trainer.is_global_zero:
+        spread = getattr(pl_module, "device_mesh", None) is not None  # then all ranks have to take part
+        if not self.prompts or not (trainer.is_global_zero or spread):
             return
         training = pl_module.training
         generator = TextGenerator(pl_module.decoder, self.tokenizer, self.config)  # type: ignore[arg-type]

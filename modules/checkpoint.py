@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
-from .decoder import Decoder, positions_of
+from .decoder import Decoder, init_parameter, positions_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import (
     CheckpointError,
@@ -57,6 +57,15 @@ def build_decoder(config: ModelConfig, seed: int) -> Decoder:
     return decoder
 
 
+def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """build_decoder's weights one by one: for a decoder that is spread over devices."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in meta_decoder(config).named_parameters():
+        tensor = torch.empty(parameter.shape)
+        init_parameter(name, tensor, config, generator)
+        yield name, tensor
+
+
 def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
     """`write_model` for a decoder in memory."""
     return write_model(folder, decoder.config, decoder.state_dict().items(), tokenizer, run)
@@ -74,7 +83,8 @@ def write_model(
     tensors: the decoder's, one by one; no more than one file of them is held in memory.
     Raises FileExistsError rather than overwrite.
     """
-    with new_folder(Path(folder)) as draft:
+    folder = Path(folder)
+    with new_folder(folder, "a model folder") as draft:
         write_weights(draft, in_blocks(tensors, config))
         architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
         (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
@@ -82,17 +92,17 @@ def write_model(
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
-    return Path(folder)
+    return folder
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which at the end is synced to disk and becomes `folder`, or else is removed.
+def new_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A folder under a temporary name, to write to; then it is synced to disk and renamed, or removed if that fails.
 
-    Raises FileExistsError rather than overwrite.
+    Raises FileExistsError rather than overwrite; `what` stands in its message.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
+        raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

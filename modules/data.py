@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .config import DataConfig
 from .encoding import Documents, encode_rows
@@ -131,10 +131,45 @@ class TextDataModule(pl.LightningDataModule):
         return self.loader(in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks()))
 
     def ranks(self) -> dict[str, int]:
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
+        """This process's share of each step; devices that share each matrix take the same rows."""
+        if not self.trainer:
+            return {}
+        shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
 
     def loader(self, steps: Steps) -> DataLoader[StepBatch]:
-        return DataLoader(steps, batch_size=None, collate_fn=identity)
+        return StepLoader(steps, batch_size=None, collate_fn=identity, sampler=Remaining(len(steps)))
+
+
+class Remaining(Sampler[int]):
+    """Steps of an epoch in order, from the first that isn't done yet."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.done = 0
+
+    def __len__(self) -> int:
+        return self.steps  # of the whole epoch: Lightning counts from where it resumes
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.done, self.steps)
+
+
+class StepLoader(DataLoader[StepBatch]):
+    """Lightning keeps its state in checkpoints: resumed in the middle of an epoch, it goes on with the next step."""
+
+    given = 0
+
+    def __iter__(self) -> Any:
+        for step in super().__iter__():
+            self.given += 1
+            yield step
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.sampler.done + self.given}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.done = state["done"]  # type: ignore[attr-defined]
 
 
 def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:

@@ -201,17 +201,20 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """GPT-2's initialisation: N(0, initializer_range), residual projections ÷ √(2·layers), biases 0."""
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
-            if name.endswith("layernorm.weight"):
-                parameter.fill_(1.0)
-            elif name.endswith("bias"):
-                parameter.zero_()
-            else:
-                residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-                parameter.normal_(0.0, residual_std if residual else std, generator=generator)
+            init_parameter(name, parameter, self.config, generator)
+
+
+def init_parameter(name: str, parameter: Tensor, config: ModelConfig, generator: torch.Generator | None) -> None:
+    """GPT-2's initialisation: N(0, initializer_range), residual projections ÷ √(2·layers), biases 0."""
+    if name.endswith("layernorm.weight"):
+        parameter.fill_(1.0)
+    elif name.endswith("bias"):
+        parameter.zero_()
+    else:
+        residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+        std = config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if residual else 1.0)
+        parameter.normal_(0.0, std, generator=generator)
 
 
 def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -36,7 +36,7 @@ class Rows:
         return Rows(*([member[i] for i in indices] for member in vars(self).values()))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what it makes of spread weights could not be trained on afterwards
 def generate(
     decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
 ) -> Generator[tuple[int, int | None], int | None]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from pytorch_lightning.strategies import ParallelStrategy
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .decoder import Decoder
 from .loss import linear_cross_entropy
 from .metrics import perplexity_per_character
 from .packing import MicroBatch, StepBatch
+from .parallel import clip_gradients, fill, parallelize
 from .schedule import learning_rate_factor
 
 
@@ -30,13 +35,22 @@ class LanguageModel(pl.LightningModule):
     a step's gradient is the same however it is split.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainConfig, learning_rate: float, total_steps: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainConfig,
+        learning_rate: float,
+        total_steps: int,
+        tensors: Iterable[tuple[str, Tensor]] = (),
+    ) -> None:
+        """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`."""
         super().__init__()
         self.automatic_optimization = False
         self.decoder = decoder
         self.config = config
         self.learning_rate = learning_rate
         self.total_steps = total_steps
+        self.tensors = tensors
         self.latest: dict[str, float] = {}
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
@@ -44,35 +58,68 @@ class LanguageModel(pl.LightningModule):
         self.totals: dict[str, float] = {}
         self.step_ended_at = 0.0
 
+    def configure_model(self) -> None:
+        if not self.decoder.word_embeddings.weight.is_meta:
+            return
+        if self.device_mesh is not None:
+            parallelize(self.decoder, self.device_mesh)
+        self.decoder.to_empty(device=self.device)
+        fill(self.decoder, self.tensors)
+
     def _step(self, batch: MicroBatch) -> Tensor:
         """Summed negative log-likelihood of the batch's trained tokens."""
         head = partial(linear_cross_entropy, labels=batch.labels)
         nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
         return nll
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Asked for anew each time: spreading a model over devices makes parameters of its own."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+
     def on_train_start(self) -> None:
         self.step_ended_at = time.perf_counter()
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        world_size = self.trainer.world_size  # gradients are averaged over ranks, but the sum is wanted
-        nll: float = 0.0
-        for batch in step.micro_batches:
-            loss = self._step(batch)
-            nll += float(loss.detach())
-            if not math.isfinite(nll):
-                self.refuse_to_step(nll, "loss")
-            self.manual_backward(loss * (world_size / step.trained_tokens))
-        clip: float = self.config.gradient_clip_val or math.inf
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
-        if not gradient_norm.isfinite():
-            self.refuse_to_step(float(gradient_norm), "gradient norm")
+        nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(step.micro_batches):
+            last = number == len(step.micro_batches) - 1
+            with nullcontext() if last else self.gradients_incomplete():
+                loss = self._step(batch)
+                nll += loss.detach()
+                # Gradients are averaged over the ranks, but the sum is wanted.
+                self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
+        loss_value = float(self.summed(nll)) / step.trained_tokens
+        if not math.isfinite(loss_value):
+            self.refuse_to_step(loss_value, "loss")
+        norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
+        if not math.isfinite(norm):
+            self.refuse_to_step(norm, "gradient norm")
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
-        tokens = sum(batch.trained_tokens for batch in step.micro_batches)
-        self.log_step(nll / tokens, tokens * world_size, float(gradient_norm), learning_rate)
+        self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
+
+    def gradients_incomplete(self) -> AbstractContextManager[None]:
+        """DDP need not exchange them yet."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that each took a share of the step."""
+        return dist.get_world_size(self.data_group) if dist.is_initialized() else 1
+
+    @property
+    def data_group(self) -> dist.ProcessGroup | None:
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over the shares of all ranks."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor, group=self.data_group)
+        return tensor
 
     def refuse_to_step(self, value: float, name: str) -> None:
         step, rate = self.trainer.global_step, self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
@@ -106,10 +153,8 @@ class LanguageModel(pl.LightningModule):
             self.totals["ends"] += batch.ends
 
     def on_validation_epoch_end(self) -> None:
-        summed = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
-        if self.trainer.world_size > 1:
-            summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
-        nll, tokens, characters, ends = summed.tolist()
+        totals = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
+        nll, tokens, characters, ends = self.summed(totals).tolist()
         metrics = {
             "val/loss": nll / tokens,
             "val/perplexity": math.exp(min(nll / tokens, 700.0)),
@@ -120,12 +165,18 @@ class LanguageModel(pl.LightningModule):
         if self.logger:
             self.logger.log_metrics(metrics, step=self.global_step)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validations = checkpoint["validations"]
+
     def on_validation_end(self) -> None:
         self.step_ended_at = time.perf_counter()  # validation isn't training time
 
     def configure_optimizers(self) -> Any:
         """AdamW that decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-        parameters = list(self.decoder.parameters())
+        parameters = self.trained_parameters()
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

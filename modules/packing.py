@@ -70,6 +70,8 @@ def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: i
 
     As few groups as that takes, and alike in size: a small left-over group would waste a pass.
     """
+    if not len(documents):
+        return []
     ordered = documents[np.argsort(lengths[documents], kind="stable")]
     all_tokens = int(lengths[ordered].sum())
     count = max(1, -(-all_tokens // micro_batch_tokens))
@@ -107,11 +109,22 @@ def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
 def make_step(
     documents: Documents, chosen: np.ndarray, micro_batch_tokens: int, rank: int = 0, world_size: int = 1
 ) -> StepBatch:
-    """An optimizer step's share of one rank: every world_size-th document by length, so that shares are alike."""
+    """An optimizer step's share of one rank: every world_size-th document by length, so that shares are alike.
+
+    All ranks get as many micro-batches, as those that work on one together have to: who has fewer gets empty ones.
+    """
     lengths = documents.lengths
     ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
-    groups = split_step(ordered[rank::world_size], lengths, micro_batch_tokens)
+    shares = [split_step(ordered[r::world_size], lengths, micro_batch_tokens) for r in range(world_size)]
+    groups = shares[rank]
+    padding = max(map(len, shares)) - len(groups)
     return StepBatch(
-        micro_batches=[collate(documents, group) for group in groups if len(group)],
+        micro_batches=[*(collate(documents, group) for group in groups), *[empty(documents)] * padding],
         trained_tokens=int(documents.trained_tokens[chosen].sum()),
     )
+
+
+def empty(documents: Documents) -> MicroBatch:
+    """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
+    input_ids = torch.from_numpy(documents.ids[:1].astype(np.int64))[None]
+    return MicroBatch(input_ids, torch.full((1, 1), IGNORED), [1], trained_tokens=0, characters=0, ends=0)

@@ -16,6 +16,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
+from pytorch_lightning.utilities import rank_zero_only
 
 from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
 from .rows import fingerprint
@@ -32,6 +33,11 @@ SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
     re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
 )
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process or the first of a job: it alone prints, logs and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:

@@ -14,7 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from modules.config import ConfigError, help_text, load_config
+from modules.config import ConfigError, TrainingConfig, help_text, load_config
+from modules.tracking import is_main_process
+
+from .launch import is_worker, launch
 
 console = Console(highlight=False)
 
@@ -35,7 +38,10 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         print(f"{stage}: the configuration can't be used:\n{error}", file=sys.stderr)
         sys.exit(2)
     try:
-        function(config)
+        if needs_launch(config):
+            launch(stage, arguments, config.trainer)
+        else:
+            function(config)
     except USER_ERRORS as error:
         print(f"{stage}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -49,17 +55,30 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         sys.exit(143)  # on SIGTERM Lightning leaves with a code that would say all went well
 
 
+def needs_launch(config: Any) -> bool:
+    if not isinstance(config, TrainingConfig) or config.dry_run or is_worker():
+        return False
+    return config.trainer.devices * config.trainer.nodes > 1
+
+
 def quieten_libraries() -> None:
     """Libraries' chatter would bury the few lines that matter; their warnings stay."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("pytorch_lightning", "lightning.pytorch", "mlflow", "alembic"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # advice on our mesh's order
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message="It is recommended to use `self.log.*"
+    )  # ours are summed over ranks already
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled.*")  # saving from one process
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
 
 
 def show(title: str, lines: Mapping[str, Any]) -> None:
-    """A small two-column table."""
+    """A small two-column table; of several processes the first prints it."""
+    if not is_main_process():
+        return
     console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
     table = Table(show_header=False, box=None)
     table.add_column(no_wrap=True)

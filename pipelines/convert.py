@@ -54,7 +54,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
         write_moyun(config, source, model, tokenizer)
     else:
         options = {"tensor_parallel": config.tensor_parallel} if config.format == "megatron" else {}
-        with new_folder(target) as draft:
+        with new_folder(target, "a model folder") as draft:
             interop.write(draft, config.format, model, tokenizer, **options)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import datasets
 import mlflow
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 
-from modules.callbacks import Progress, Samples
-from modules.checkpoint import build_decoder, load_model, model_hash, open_model, save_model
+from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
+from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
+from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_model
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
 from modules.lightning_module import LanguageModel
+from modules.lora import add_lora, initial_adapters
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
+from modules.strategies import make_strategy, read_loops, read_weights
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
-from modules.tracking import log_rows, output_folder, provenance, resolve_model, stage_run
+from modules.tracking import (
+    connect,
+    is_main_process,
+    log_rows,
+    output_folder,
+    provenance,
+    resolve_model,
+    stage_run,
+)
+from modules.weights import StoredWeights
 
 from .command_line import show
 
@@ -34,46 +48,99 @@ class TrainResult:
     run_id: str
     plan: TrainingPlan
     model: Path | None = None
-    """The model folder; None after a dry run."""
+    """The model folder; None after a dry run, and on all processes but the first."""
     model_uri: str | None = None
     """models:/ID of what was logged to MLflow."""
     metrics: dict[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained on what: the same on every process."""
+
+    start: Path | None
+    splits: dict[str, datasets.Dataset]
+    tokenizer: Tokenizer
+    model: ModelConfig
+    data: TextDataModule
+    plan: TrainingPlan
+
+
 def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:
-    """Rows → a model folder, logged to MLflow. `rows` stands in for data.path, e.g. {"src_txt": […]}."""
+    """Rows → a model folder, logged to MLflow. `rows` stands in for data.path, e.g. {"src_txt": […]}.
+
+    Of several processes the first alone prints, logs and writes; its checkpoints have a part from each.
+    """
+    if not is_main_process():
+        connect(config.tracking)
+        training = set_up(config, rows)
+        fit(stage, config, training, Path(config.output_dir or "outputs"))
+        return TrainResult("", training.plan)
     with stage_run(stage, config) as run:
-        pl.seed_everything(config.seed, verbose=False)
-        start = resolve_model(config.train.init_from) if config.train.init_from else None
-        splits = load_splits(config.data, config.seed, rows)
-        tokenizer = choose_tokenizer(config, start, splits["train"])
-        model_config = architecture(config, start, tokenizer)
-        data = data_module(config, splits, tokenizer)
-        plan = make_plan(config, model_config, data)
-        show(f"{stage}: what will be done", plan.describe())
+        training = set_up(config, rows)
+        show(f"{stage}: what will be done", training.plan.describe())
         if config.dry_run:
-            return TrainResult(run.info.run_id, plan)
-        fingerprints = {
-            name: log_rows(split, str(config.data.path or "rows in memory"), name)
-            for name, split in splits.items()
-            if name != "test"
-        }
-        decoder = load_model(start, dtype=torch.float32) if start else build_decoder(model_config, config.seed)
-        module = LanguageModel(decoder.train(), config.train, plan.learning_rate, plan.total_steps)
+            return TrainResult(run.info.run_id, training.plan)
+        source = str(config.data.path or "rows in memory")
+        digests = {name: log_rows(split, source, name) for name, split in training.splits.items() if name != "test"}
         folder = output_folder(stage, config)
         logger = RunLogger(run.info.run_id)
-        samples = Samples(tokenizer, config.train.sample_prompts, config.generation, config.seed)
+        samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
         try:
-            metrics = fit(stage, config, module, data, plan, folder, logger, samples)
+            checkpoint, metrics = fit(stage, config, training, folder, logger, samples)
         finally:
             mlflow.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
             log_samples(samples)
-        facts = {"stage": stage, "parent": parent_of(config, start), "data": fingerprints, "metrics": metrics}
-        facts |= {"tokenizer": tokenizer.fingerprint, "rows": {name: len(split) for name, split in splits.items()}}
-        model = save_model(folder / "model", module.decoder.cpu(), tokenizer, provenance(config, **facts))
+        facts = {"stage": stage, "parent": parent_of(config, training.start), "data": digests, "metrics": metrics}
+        facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
+        facts |= {"tokenizer": training.tokenizer.fingerprint}
+        weights = read_weights(checkpoint, "decoder.")
+        if config.lora.rank:
+            weights = merge_adapter(config, training, weights, folder / "adapter")
+            facts["adapter_sha256"] = adapter_hash(folder / "adapter")
+        tensors = ((name, tensor.read()) for name, tensor in weights.items())
+        model = write_model(folder / "model", training.model, tensors, training.tokenizer, provenance(config, **facts))
         uri = log_model(model)
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | {"model folder": str(model)})
-        return TrainResult(run.info.run_id, plan, model, uri, metrics)
+        return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
+
+
+def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
+    pl.seed_everything(config.seed, verbose=False)
+    start = resolve_model(config.train.init_from) if config.train.init_from else None
+    splits = load_splits(config.data, config.seed, rows)
+    tokenizer = choose_tokenizer(config, start, splits["train"])
+    model = architecture(config, start, tokenizer)
+    data = data_module(config, splits, tokenizer)
+    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data))
+
+
+def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
+    """Still without memory: it takes its weights when it is known which devices they go to."""
+    decoder = meta_decoder(training.model)
+    tensors = first_tensors(config, training)
+    if config.lora.rank:
+        add_lora(decoder, config.lora, config.seed)
+        tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
+    return LanguageModel(decoder, config.train, training.plan.learning_rate, training.plan.total_steps, tensors)
+
+
+def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
+    """The weights to start from, one by one."""
+    if training.start is None:
+        yield from fresh_tensors(training.model, config.seed)
+        return
+    for name, tensor in open_model(training.start).weights.items():
+        yield name, tensor.read()
+
+
+def merge_adapter(config: TrainingConfig, training: Training, trained: StoredWeights, folder: Path) -> StoredWeights:
+    """Saves what was trained as an adapter of its own; returns the weights of the start folder with it merged in."""
+    assert training.start, "TrainingConfig.complaints sees to it"
+    base_hash = model_hash(training.start)
+    tensors = {name: tensor.read() for name, tensor in trained.items()}
+    adapter = save_adapter(folder, tensors, training.model, config.lora, base_hash)
+    return apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
 
 
 def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
@@ -112,14 +179,13 @@ def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tok
 def fit(
     stage: str,
     config: TrainingConfig,
-    module: LanguageModel,
-    data: TextDataModule,
-    plan: TrainingPlan,
+    training: Training,
     folder: Path,
-    logger: RunLogger,
-    samples: Samples,
-) -> dict[str, float]:
-    """Trains, leaves the weights with the best validation loss in the module, and returns their metrics."""
+    logger: RunLogger | None = None,
+    samples: Samples | None = None,
+) -> tuple[Path, dict[str, float]]:
+    """Trains; returns the checkpoint with the best validation loss, and its metrics."""
+    module = make_module(config, training)
     best = ModelCheckpoint(
         folder / "checkpoints",
         "step={step}",
@@ -128,14 +194,31 @@ def fit(
         save_last=True,
         auto_insert_metric_name=False,
     )
-    callbacks: list[pl.Callback] = [best, samples]
+    callbacks: list[pl.Callback] = [best, SaveAtEnd(best)]
+    callbacks.append(
+        samples or Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
+    )
     if config.train.early_stopping_patience:
         callbacks.append(EarlyStopping("val/loss", patience=config.train.early_stopping_patience))
     if config.trainer.progress_bar:
         callbacks.append(Progress(stage))
-    trainer = pl.Trainer(
+    trainer = make_trainer(config, training.plan, folder, logger, callbacks)
+    try:
+        trainer.fit(module, training.data, ckpt_path=config.train.resume_from, weights_only=True)
+    except SystemExit as stop:  # how Lightning passes Ctrl-C on
+        raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
+    return best_checkpoint(trainer, module, training.data, best)
+
+
+def make_trainer(
+    config: TrainingConfig, plan: TrainingPlan, folder: Path, logger: RunLogger | None, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    several = config.trainer.devices * config.trainer.nodes > 1
+    return pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        strategy=make_strategy(config.trainer),
         precision=config.trainer.precision,
         max_steps=plan.total_steps,
         max_epochs=-1,
@@ -143,35 +226,29 @@ def fit(
         check_val_every_n_epoch=None,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        logger=logger,
+        logger=logger or False,
         callbacks=callbacks,
         enable_progress_bar=config.trainer.progress_bar,
         enable_model_summary=False,
         log_every_n_steps=1,
         use_distributed_sampler=False,
+        inference_mode=not several,  # what it makes of spread weights could not be trained on afterwards
         default_root_dir=folder,
     )
-    try:
-        trainer.fit(module, data)
-    except SystemExit as stop:  # how Lightning passes Ctrl-C on
-        raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # validation may have ended before the last step
-    return keep_best(trainer, module, data, best)
 
 
-def keep_best(
+def best_checkpoint(
     trainer: pl.Trainer, module: LanguageModel, data: TextDataModule, best: ModelCheckpoint
-) -> dict[str, float]:
-    """The last steps may not have been validated yet: do so, then keep whichever weights validate best."""
+) -> tuple[Path, dict[str, float]]:
+    """The last steps may not have been validated yet: do so, then take whichever weights validate best."""
     if trainer.global_step not in module.validations:
         trainer.validate(module, data, verbose=False)
     final = module.validations[trainer.global_step]
     best_loss = float(best.best_model_score) if best.best_model_score is not None else math.inf
     if final["val/loss"] <= best_loss:
-        return final
-    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
-    return module.validations[checkpoint["global_step"]]
+        return Path(best.dirpath or ".") / LAST, final
+    path = Path(best.best_model_path)
+    return path, module.validations[read_loops(path)["global_step"]]
 
 
 def log_samples(samples: Samples) -> None:

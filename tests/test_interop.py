@@ -51,7 +51,7 @@ def put(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **opt
     if name == "moyun":
         tensors = ((tensor_name, tensor.read()) for tensor_name, tensor in model.weights.items())
         return write_model(folder, model.config, tensors, tokenizer, {})
-    with new_folder(folder) as draft:
+    with new_folder(folder, "a model folder") as draft:
         interop.write(draft, name, model, tokenizer, **options)
     return folder
 

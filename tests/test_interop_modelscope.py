@@ -36,7 +36,7 @@ def expected_of(sample: str) -> dict[str, np.ndarray]:
 
 def recut(sample: str, folder: Path, parts: int) -> Path:
     """A sample, read and written again in so many shards."""
-    with new_folder(folder) as draft:
+    with new_folder(folder, "a model folder") as draft:
         interop.write(
             draft, "megatron", open_model(DATA / sample), load_tokenizer(DATA / sample), tensor_parallel=parts
         )

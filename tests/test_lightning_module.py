@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config, make_decoder
 
-from modules.callbacks import Samples
-from modules.checkpoint import build_decoder
+from modules.checkpoint import build_decoder, meta_decoder
 from modules.config import DataConfig, TrainConfig, load_config
 from modules.data import TextDataModule
 from modules.encoding import encode_rows
@@ -25,6 +25,7 @@ from modules.metrics import perplexity_per_character
 from modules.packing import IGNORED, make_step
 from modules.plan import make_plan
 from modules.schedule import learning_rate_factor, noam
+from modules.strategies import read_weights
 from modules.tokenizer import Tokenizer
 from pipelines import train
 
@@ -47,6 +48,8 @@ def test_chunked_loss_equals_the_plain_one(dtype: torch.dtype) -> None:
     assert float(loss) == pytest.approx(float(plain), rel=tolerance)
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).norm() / other.norm()) < tolerance
+    (beside_frozen,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), labels) * 0.5, hidden)
+    assert torch.equal(beside_frozen, found[0])
 
 
 def gradients(module: LanguageModel, step: Any) -> torch.Tensor:
@@ -229,19 +232,25 @@ def test_the_weights_that_validate_best_are_kept(tokenizer: Tokenizer, rows: dat
     config.train = TrainConfig(max_steps=30, warmup_steps=1, schedule="constant", validate_every_n_steps=10)
     splits = {"train": rows.select([0]), "validation": rows.select(range(1, 40))}
     data = TextDataModule(splits, tokenizer, DataConfig(sequence_length=96, over_long="split"), batch_size=8)
-    decoder = build_decoder(make_config(tokenizer.vocab_size), seed=0).train()
+    model = make_config(tokenizer.vocab_size)
+    plan = dataclasses.replace(make_plan(config, model, data), learning_rate=1e-2)
+    training = train.Training(None, splits, tokenizer, model, data, plan)
+    losses = Losses()
+    checkpoint, metrics = train.fit("pretrain", config, training, tmp_path, losses)  # type: ignore[arg-type]
+    validations = {row["step"]: row["val/loss"] for row in losses.rows if "val/loss" in row}
+    assert sorted(validations) == [10, 20, 30]
+    best = min(validations, key=lambda step: validations[step])
+    assert metrics["val/loss"] == validations[best] < validations[30]
+    assert checkpoint.name == f"step={best}.ckpt"
+    decoder = meta_decoder(model)
+    weights = {name: tensor.read() for name, tensor in read_weights(checkpoint, "decoder.").items()}
+    decoder.load_state_dict(weights, assign=True)
     module = LanguageModel(decoder, config.train, learning_rate=1e-2, total_steps=30)
-    plan = make_plan(config, decoder.config, data)
-    samples = Samples(tokenizer, [], config.generation, 0)
-    metrics = train.fit("pretrain", config, module, data, plan, tmp_path, Losses(), samples)  # type: ignore[arg-type]
-    assert sorted(module.validations) == [10, 20, 30]
-    best = min(module.validations.values(), key=lambda found: found["val/loss"])
-    assert metrics == best != module.validations[30]
     documents = data.documents["validation"]
     with torch.no_grad():
         steps = [make_step(documents, np.array([i]), 512).micro_batches[0] for i in range(len(documents))]
         nll = sum(float(module._step(step)) for step in steps)
-    assert nll / int(documents.trained_tokens.sum()) == pytest.approx(best["val/loss"], rel=1e-5)
+    assert nll / int(documents.trained_tokens.sum()) == pytest.approx(validations[best], rel=1e-5)
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 

@@ -2,6 +2,7 @@
 
 from .help import help_text
 from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
+from .lora import LoraConfig
 from .sections import (
     DataConfig,
     GenerationConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "EvaluateConfig",
     "GenerateConfig",
     "GenerationConfig",
+    "LoraConfig",
     "MainConfig",
     "ModelConfig",
     "PrepareConfig",

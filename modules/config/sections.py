@@ -141,6 +141,8 @@ class TrainConfig:
 
     init_from: str | None = None
     """A model folder or a models:/ URI to start from; unset: fresh weights."""
+    resume_from: str | None = None
+    """A checkpoint (outputs/…/checkpoints/last.ckpt) to go on from, of the same command on any number of devices."""
     batch_size: int | None = None
     """Rows an optimizer step."""
     batch_tokens: int | None = None

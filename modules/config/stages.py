@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .lora import LoraConfig
 from .sections import (
     MISSING,
     DataConfig,
@@ -80,6 +81,7 @@ class TrainingConfig(StageConfig):
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
@@ -96,6 +98,13 @@ class TrainingConfig(StageConfig):
             yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
         if not self.train.init_from and not self.model:
             yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
+        if self.lora.rank and not self.train.init_from:
+            yield f"lora.rank={self.lora.rank}: adapters need a model to adapt; give train.init_from, or lora.rank=0"
+        if self.lora.rank and self.trainer.tensor_parallel > 1:
+            yield (
+                f"lora.rank={self.lora.rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
+                "other: adapters aren't cut; trainer.strategy=fsdp alone spreads the frozen weights"
+            )
         parts = self.trainer.tensor_parallel
         if self.model and parts > 1 and self.model.num_attention_heads % parts:
             yield (

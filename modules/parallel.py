@@ -1,0 +1,114 @@
+"""The decoder over several devices: what is cut where, and how full tensors get in and out.
+
+Two meshes, as Lightning's ModelParallelStrategy makes them: "data_parallel" (each group takes a share of a step's rows;
+FSDP2 spreads parameters, gradients and optimizer state over it) and "tensor_parallel" (devices of a group share each
+matrix: Megatron-LM's plan, Shoeybi et al. 2019, in PyTorch's DTensor). Nothing here communicates by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from .decoder import Decoder
+
+LAYER_PLAN: dict[str, ParallelStyle] = {
+    "attention.query_key_value": ColwiseParallel(),  # rows go head by head: each device gets whole heads
+    "attention.dense": RowwiseParallel(),
+    "mlp.dense_h_to_4h": ColwiseParallel(),
+    "mlp.dense_4h_to_h": RowwiseParallel(),
+}
+EMBEDDING_PLAN: dict[str, ParallelStyle] = {
+    "word_embeddings": RowwiseParallel(input_layouts=Replicate()),  # cut along the vocabulary
+}
+
+
+def parallelize(decoder: Decoder, mesh: DeviceMesh) -> None:
+    """Cuts a decoder, still on the meta device, in place; call `fill` after `to_empty`."""
+    tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
+    if tensor_mesh.size() > 1:
+        parallelize_module(decoder, tensor_mesh, EMBEDDING_PLAN)
+        parallelize_module(decoder.head, tensor_mesh, head_input())
+        parallelize_module(decoder.head, tensor_mesh, head_output())
+        for layer in decoder.transformer.layers:
+            parallelize_module(layer, tensor_mesh, LAYER_PLAN)
+    for layer in decoder.transformer.layers:
+        fully_shard(layer, mesh=data_mesh)
+    fully_shard(decoder, mesh=data_mesh)
+
+
+def head_input() -> ParallelStyle:
+    replicated, cut = Replicate(), Shard(0)
+    return PrepareModuleInput(input_layouts=(replicated, cut), desired_input_layouts=(replicated, cut))
+
+
+def head_output() -> ParallelStyle:
+    return PrepareModuleOutput(output_layouts=Shard(-1), desired_output_layouts=Replicate())
+
+
+@torch.no_grad()
+def fill(decoder: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copies each full tensor, or this device's part of it, into a decoder; one full tensor is in memory at a time."""
+    parameters = dict(decoder.named_parameters())
+    for name, tensor in tensors:
+        parameter = parameters.pop(name)
+        if isinstance(parameter, DTensor):
+            parameter.to_local().copy_(own_part(tensor, parameter))
+        else:
+            parameter.copy_(tensor)
+    assert not parameters, f"no values for {', '.join(parameters)}"
+
+
+def own_part(tensor: Tensor, like: DTensor) -> Tensor:
+    """What this device holds of a full tensor: cut along the tensor-parallel mesh first, then the data-parallel one.
+
+    The meshes stand the other way round, outermost first; FSDP2 cuts what tensor parallelism left it.
+    """
+    for dimension in reversed(range(like.device_mesh.ndim)):
+        placement = like.placements[dimension]
+        if placement.is_replicate():
+            continue
+        parts = tensor.chunk(like.device_mesh.size(dimension), placement.dim)  # type: ignore[attr-defined]
+        rank = like.device_mesh.get_local_rank(dimension)
+        tensor = parts[rank] if rank < len(parts) else tensor[:0]
+    return tensor
+
+
+def full_tensors(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter whole, by name. Every rank has to go through all of them: each is gathered from all."""
+    for name, parameter in decoder.named_parameters():
+        tensor = parameter.detach()
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
+    """Scales all gradients so that their common 2-norm is at most `limit`; returns what it was."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = float(gradient_norm(gradients))
+    if norm > limit:
+        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+        torch._foreach_mul_(local, limit / norm)
+    return norm
+
+
+def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together; those on different meshes can't be added up before they are plain."""
+    by_mesh: dict[object, list[Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(part) for part in by_mesh.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(whole))

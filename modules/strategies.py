@@ -1,0 +1,144 @@
+"""How Lightning runs training on one or several devices, and checkpoints that any of these layouts can read.
+
+Every layout writes the same thing: a folder in PyTorch's distributed checkpoint format (DCP), weights and optimizer
+state by parameter name, each rank its own part; beside it Lightning's loop and callback state. Reading cuts it anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from .checkpoint import default_device
+from .config import TrainerConfig
+from .weights import StoredTensor, StoredWeights
+
+LOOPS = "loops.pt"
+"""Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
+
+
+def make_strategy(config: TrainerConfig) -> Strategy:
+    """One device; DDP, where each has the whole model; or FSDP2 with tensor parallelism, where it is spread."""
+    timeout = timedelta(seconds=config.process_group_timeout)
+    if config.devices * config.nodes == 1:
+        return SingleDevice(torch.device("cpu") if config.accelerator == "cpu" else default_device())
+    if config.strategy == "ddp":
+        return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
+    return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
+
+
+class PortableCheckpoints(Strategy):
+    """For the strategies below: saving and loading in one format."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True  # DCP fills tensors that are there already, laid out as they will be used
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return False
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Without frozen weights: they are those of the model folder that training starts from."""
+        return get_model_state_dict(self.bare_module, options=StateDictOptions(ignore_frozen_params=True))
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return get_optimizer_state_dict(self.bare_module, optimizer)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """load_checkpoint has done it."""
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """load_checkpoint has done it."""
+
+    @property
+    def bare_module(self) -> torch.nn.Module:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Every rank writes its part into a draft folder, which then takes its name."""
+        path = Path(self.broadcast(str(filepath)))
+        draft = path.with_name(f".{path.name}.tmp")
+        if self.is_global_zero:
+            shutil.rmtree(draft, ignore_errors=True)
+        self.barrier()
+        state = {"model": checkpoint.pop("state_dict"), "optimizer": checkpoint.pop("optimizer_states", [{}])[0]}
+        dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
+        if self.is_global_zero:
+            torch.save(checkpoint, draft / LOOPS)
+            shutil.rmtree(path, ignore_errors=True)
+            draft.rename(path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        self.load_weights(path)
+        for optimizer in self.optimizers:
+            state = {"optimizer": get_optimizer_state_dict(self.bare_module, optimizer)}
+            dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+            set_optimizer_state_dict(self.bare_module, optimizer, state["optimizer"])
+        return read_loops(path)
+
+    def load_weights(self, path: Path) -> None:
+        state = {"model": self.lightning_module_state_dict()}
+        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        set_model_state_dict(self.bare_module, state["model"], options=StateDictOptions(strict=False))
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        if self.is_global_zero:
+            shutil.rmtree(filepath)
+
+
+def read_loops(path: Path) -> dict[str, Any]:
+    loops: dict[str, Any] = torch.load(path / LOOPS, weights_only=True)
+    return loops
+
+
+def read_weights(path: Path, prefix: str) -> StoredWeights:
+    """The tensors of a checkpoint whose names start with prefix (dropped), each put together when it is read."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    prefix = f"model.{prefix}"
+    return {
+        name.removeprefix(prefix): stored_tensor(path, name, tensor)
+        for name, tensor in metadata.items()
+        if name.startswith(prefix) and isinstance(tensor, TensorStorageMetadata)
+    }
+
+
+def stored_tensor(path: Path, name: str, metadata: TensorStorageMetadata) -> StoredTensor:
+    def read() -> Tensor:
+        tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype)
+        dcp.load({name: tensor}, checkpoint_id=path, no_dist=True)
+        return tensor
+
+    return StoredTensor(tuple(metadata.size), metadata.properties.dtype, read)
+
+
+class SingleDevice(PortableCheckpoints, SingleDeviceStrategy):
+    pass
+
+
+class DataParallel(PortableCheckpoints, DDPStrategy):
+    pass
+
+
+class ModelParallel(PortableCheckpoints, ModelParallelStrategy):
+    pass
