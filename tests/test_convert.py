@@ -26,6 +26,14 @@ from pipelines.register import register
 DATA = Path(__file__).parent / "data" / "modelscope"
 QUIET = "tracking.log_system_metrics=false"
 
+ROWS = {"src_txt": ["天生我材必有用"] * 20}
+
+
+def two_steps_from(folder: Path) -> list[str]:
+    arguments = [f"train.init_from={folder}", "train.max_steps=2", "train.max_epochs=null", "train.batch_size=4"]
+    arguments += ["train.schedule=constant", "train.warmup_steps=1", "train.learning_rate=1e-3", "data.path=null"]
+    return [*arguments, "data.sequence_length=32", "generation.max_new_tokens=4", "trainer.accelerator=cpu", QUIET]
+
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "300"}
@@ -70,23 +78,27 @@ def test_a_refused_target_leaves_nothing(store: Path) -> None:
     assert sorted(store.iterdir()) == before
 
 
-def test_a_megatron_folder_is_fine_tuned_as_it_is(store: Path) -> None:
+@pytest.mark.parametrize("lora", [[], ["lora.rank=2"]], ids=["all weights", "an adapter"])
+def test_a_megatron_folder_is_fine_tuned_as_it_is(lora: list[str], store: Path) -> None:
     folder = DATA / "megatron_tp2"
-    arguments = [f"train.init_from={folder}", "train.max_steps=2", "train.max_epochs=null", "train.batch_size=4"]
-    arguments += ["train.schedule=constant", "train.warmup_steps=1", "train.learning_rate=1e-3", "data.path=null"]
-    arguments += ["data.sequence_length=32", "generation.max_new_tokens=4", "trainer.accelerator=cpu", QUIET]
-    result = finetune(load_config("finetune", arguments), {"src_txt": ["天生我材必有用"] * 20})
+    result = finetune(load_config("finetune", [*two_steps_from(folder), *lora]), ROWS)
     assert result.model is not None
     verify_model(result.model)
-    tuned = open_model(result.model)
-    assert tuned.config == open_model(folder).config
+    tuned, before = open_model(result.model), open_model(folder)
+    assert tuned.config == before.config
     assert load_tokenizer(result.model).fingerprint == load_tokenizer(folder).fingerprint
-    changed = (
-        tuned.weights["word_embeddings.weight"].read() - open_model(folder).weights["word_embeddings.weight"].read()
-    )
-    assert 1e-5 < float(changed.abs().max()) < 1e-2  # two steps from there, not from elsewhere
+    name = "transformer.layers.1.attention.query_key_value.weight"
+    changed = tuned.weights[name].read() - before.weights[name].read()
+    assert 1e-6 < float(changed.abs().max()) < 1e-2  # two steps from there, not from elsewhere
     parent = yaml.safe_load((result.model / "run.yaml").read_text(encoding="utf-8"))["parent"]
     assert parent == {"init_from": str(folder), "weights_sha256": model_hash(folder)}
+
+
+def test_training_is_in_float32_whatever_is_stored(store: Path) -> None:
+    convert(load_config("convert", [f"source={DATA / 'base'}", "target=half", "format=modelscope", "dtype=float16"]))
+    result = finetune(load_config("finetune", two_steps_from(Path("half"))), ROWS)
+    assert result.model is not None
+    assert {tensor.dtype for tensor in open_model(result.model).weights.values()} == {torch.float32}
 
 
 def test_only_a_moyun_folder_is_registered(store: Path) -> None:
