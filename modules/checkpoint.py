@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder, init_parameter, positions_of
 from .tokenizer import Tokenizer, load_tokenizer
@@ -32,9 +34,12 @@ from .weights import (
     StoredModel,
     blocks_to_heads,
     differences,
+    files_hash,
     heads_to_blocks,
+    meta_decoder,
     read_weights,
     safetensors_files,
+    shapes_of,
     weights_hash,
     write_weights,
 )
@@ -59,12 +64,6 @@ def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
         tensor = torch.empty(parameter.shape)
         init_parameter(name, tensor, config, generator)
         yield name, tensor
-
-
-def meta_decoder(config: ModelConfig) -> Decoder:
-    """Shapes without memory."""
-    with torch.device("meta"):
-        return Decoder(config)
 
 
 def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
@@ -109,7 +108,7 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        for path in [*draft.iterdir(), draft]:
+        for path in [*draft.rglob("*"), draft]:
             sync(path)
         draft.rename(folder)
         sync(folder.parent)
@@ -137,21 +136,32 @@ def default_device() -> torch.device:
 
 
 def open_model(folder: str | Path) -> StoredModel:
-    """A model folder's architecture and weights, still on disk. Raises CheckpointError for what it lacks."""
+    """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
+
+    Raises CheckpointError for what it lacks.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
+    if (foreign := interop.format_of(folder)) != "moyun":
+        return interop.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing")
+        hint = "; nor has it a config.json, as other formats do" if "model.yaml" in missing else ""
+        raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing{hint}")
     return read_model(folder)
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
+    foreign = interop.format_of(folder)
+    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
 
 
 def read_model(folder: Path) -> StoredModel:
     config = load_model_config(folder / "model.yaml")
     weights = read_weights(folder)
-    expected = {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
-    complaints = list(differences(expected, {name: tensor.shape for name, tensor in weights.items()}))
+    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
     if complaints:
         file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
         raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
@@ -173,6 +183,20 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
     decoder.load_state_dict(weights, strict=True, assign=True)
     return decoder.requires_grad_(True).eval()
+
+
+def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
+    """`load_model` on the accelerator, where there is one.
+
+    dtype: float32, bfloat16, or auto: as it is stored, but float32 for float16 on a CPU, where it is slow and coarse.
+    """
+    device = default_device()
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype} must be auto, float32 or bfloat16")
+    if dtype != "auto":
+        return load_model(folder, device, getattr(torch, dtype))
+    stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})
+    return load_model(folder, device, torch.float32 if stored == torch.float16 and device.type == "cpu" else stored)
 
 
 def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -207,6 +231,11 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     """
     folder = Path(folder)
     model, tokenizer = open_model(folder), load_tokenizer(folder)
+    if (foreign := interop.format_of(folder)) != "moyun":
+        raise CheckpointError(
+            f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
+            f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
+        )
     path = folder / "golden.safetensors"
     try:
         with safe_open(path, "pt") as file:

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from modules.checkpoint import default_device, load_model, verify_model
+from modules.checkpoint import load_for_inference, verify_model
 from modules.config import GenerationConfig
 from modules.text_generation import TextGenerator, generation_config
 from modules.tokenizer import load_tokenizer
@@ -45,7 +45,7 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         folder = context.artifacts["model"]
         verify_model(folder)
-        self.generator = TextGenerator(load_model(folder, default_device()), load_tokenizer(folder))
+        self.generator = TextGenerator(load_for_inference(folder), load_tokenizer(folder))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

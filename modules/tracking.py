@@ -18,7 +18,7 @@ from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
 from pytorch_lightning.utilities import rank_zero_only
 
-from .config import StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
+from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
 from .rows import fingerprint
 
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
@@ -136,7 +136,7 @@ def git_state() -> dict[str, str]:
     return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
 
 
-def provenance(config: StageConfig, **facts: Any) -> dict[str, Any]:
+def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
     """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
     run = mlflow.active_run()
     return {
@@ -164,7 +164,10 @@ def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[in
 
 
 def resolve_model(uri: str) -> Path:
-    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID)."""
+    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID).
+
+    A path may be of any format that checkpoint.open_model reads.
+    """
     if not uri.startswith(("models:/", "runs:/")):
         folder = Path(uri)
         # A training stage's output folder will do as well: the model lies in it.

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
+from .decoder import Decoder
 from .row_files import sha256_of
 
 INDEX = "model.safetensors.index.json"
@@ -51,6 +52,22 @@ class StoredModel:
 
     config: ModelConfig
     weights: StoredWeights
+
+
+def in_dtype(model: StoredModel, dtype: torch.dtype) -> StoredModel:
+    """The same in another number format; reading raises CheckpointError where a number is too large for it."""
+    return StoredModel(model.config, {name: cast(name, tensor, dtype) for name, tensor in model.weights.items()})
+
+
+def cast(name: str, tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:
+    def read() -> Tensor:
+        found = tensor.read()
+        result = found.to(dtype)
+        if not torch.equal(result.isfinite(), found.isfinite()):
+            raise CheckpointError(f"{name} holds numbers too large for {dtype}; choose dtype=bfloat16 or float32")
+        return result
+
+    return StoredTensor(tensor.shape, dtype, read)
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
@@ -114,6 +131,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         shards.append(path)
         names.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # or it would stay in memory while the next one is read
     if len(shards) == 1:
         return [shards[0].rename(folder / "model.safetensors")]
     files = [
@@ -139,8 +157,13 @@ def in_shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterat
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights file; of several files, of their hashes in order."""
-    digests = [sha256_of(path) for path in safetensors_files(folder)]
+    """`files_hash` of a folder's safetensors files."""
+    return files_hash(safetensors_files(folder))
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """SHA-256 of the file; of several files, of their hashes in order."""
+    digests = [sha256_of(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -152,6 +175,17 @@ def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
 def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
     """The inverse of blocks_to_heads."""
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def meta_decoder(config: ModelConfig) -> Decoder:
+    """Shapes without memory."""
+    with torch.device("meta"):
+        return Decoder(config)
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of each of the decoder's tensors, in its order."""
+    return {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from modules.text_generation import TextGenerator
 
 
-def pipeline(task: str = "text-generation", model: str = "models:/moyun@champion", **defaults: Any) -> TextGenerator:
+def pipeline(
+    task: str = "text-generation",
+    model: str = "models:/moyun@champion",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    **defaults: Any,
+) -> TextGenerator:
     """pipeline("text-generation", model=folder or models:/ URI)(text or list, **parameters) → {"text": …}.
 
-    `defaults` are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields pieces.
+    `dtype` is the number format to compute in, by default the one that the model is stored in. `defaults`
+    are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields pieces.
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
-    from modules.checkpoint import default_device, load_model
+    from modules.checkpoint import load_for_inference
     from modules.text_generation import generation_config
     from modules.tokenizer import load_tokenizer
     from modules.tracking import connect, resolve_model
@@ -22,4 +28,4 @@ def pipeline(task: str = "text-generation", model: str = "models:/moyun@champion
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
     connect()
     folder = resolve_model(model)
-    return TextGenerator(load_model(folder, default_device()), load_tokenizer(folder), generation_config(**defaults))
+    return TextGenerator(load_for_inference(folder, dtype), load_tokenizer(folder), generation_config(**defaults))

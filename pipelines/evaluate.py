@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import mlflow
 
-from modules.checkpoint import default_device, load_model
+from modules.checkpoint import load_for_inference
 from modules.config import EvaluateConfig
 from modules.data import load_splits, load_test_rows
 from modules.evaluation import Scores, ngram_floor, score
@@ -41,7 +41,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         folders = {"model": resolve_model(config.model)}
         if config.baseline:
             folders["baseline"] = resolve_model(config.baseline)
-        scores = {name: score_folder(name, folder, test, config.max_batch_tokens) for name, folder in folders.items()}
+        scores = {
+            name: score_folder(name, folder, test, config.max_batch_tokens, config.dtype)
+            for name, folder in folders.items()
+        }
         tokenizer = load_tokenizer(folders["model"])
         floor = floor_of(config, test, tokenizer) if config.ngram_floor else {}
         samples = continue_prompts(folders["model"], tokenizer, config)
@@ -50,8 +53,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         return EvaluateResult(run.info.run_id, scores, floor, samples)
 
 
-def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int) -> Scores:
-    decoder, tokenizer = load_model(folder, default_device()), load_tokenizer(folder)
+def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto") -> Scores:
+    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
     with progress_bar() as progress:
         task = progress.add_task(f"scoring {name}", total=1)
         return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
@@ -66,7 +69,7 @@ def floor_of(config: EvaluateConfig, test: datasets.Dataset, tokenizer: Tokenize
 def continue_prompts(folder: Path, tokenizer: Tokenizer, config: EvaluateConfig) -> list[dict[str, str]]:
     if not config.prompts:
         return []
-    generator = TextGenerator(load_model(folder, default_device()), tokenizer, config.generation)
+    generator = TextGenerator(load_for_inference(folder, config.dtype), tokenizer, config.generation)
     results = generator(config.prompts)
     return [{"prompt": prompt, "text": result["text"]} for prompt, result in zip(config.prompts, results, strict=True)]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
-from modules.checkpoint import fresh_tensors, meta_decoder, open_model, write_model
-from modules.config import ModelConfig, TrainingConfig, load_model_config
+from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_model
+from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
@@ -38,7 +38,7 @@ from modules.tracking import (
     resolve_model,
     stage_run,
 )
-from modules.weights import StoredWeights, weights_hash
+from modules.weights import StoredWeights
 
 from .command_line import show
 from .launch import lost_contact
@@ -138,7 +138,7 @@ def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[
 def merge_adapter(config: TrainingConfig, training: Training, trained: StoredWeights, folder: Path) -> StoredWeights:
     """Saves what was trained as an adapter of its own; returns the weights of the start folder with it merged in."""
     assert training.start, "TrainingConfig.complaints sees to it"
-    base_hash = weights_hash(training.start)
+    base_hash = model_hash(training.start)
     tensors = {name: tensor.read() for name, tensor in trained.items()}
     adapter = save_adapter(folder, tensors, training.model, config.lora, base_hash)
     return apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
@@ -148,12 +148,12 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
     """Where the weights came from; by hash as well, since folders and aliases move."""
     if start is None:
         return None
-    return {"init_from": str(config.train.init_from), "weights_sha256": weights_hash(start)}
+    return {"init_from": str(config.train.init_from), "weights_sha256": model_hash(start)}
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
     """What the start folder says, else config.model with the tokenizer's vocabulary. ValueError if they don't fit."""
-    model = load_model_config(start / "model.yaml") if start else config.model
+    model = open_model(start).config if start else config.model
     assert model is not None
     model.vocab_size = model.vocab_size or tokenizer.vocab_size
     if model.vocab_size < tokenizer.vocab_size:

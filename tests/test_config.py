@@ -16,7 +16,7 @@ from modules.config import (
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-NEEDED = {"register": ["model=folder"], "finetune": ["train.init_from=folder"]}
+NEEDED = {"register": ["model=folder"], "finetune": ["train.init_from=folder"], "convert": ["source=a", "target=b"]}
 """What a stage must be given."""
 
 # (layers, heads, width, learning rate, tokens a step): Brown et al. 2020, Table 2.1; 30b is ModelScope's own.
@@ -143,6 +143,8 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("generate", ["generation.temperature=nan"], "generation.temperature (nan) must be 0 (greedy) or"),
         ("prepare", ["test_fraction=0.99"], "validation_fraction (0.02) and test_fraction (0.99) must leave rows"),
         ("prepare", ["test_fraction=-0.1"], "test_fraction (-0.1) must be at least 0"),
+        ("convert", ["source=a", "target=b", "tensor_parallel=2"], "tensor_parallel=2 needs format=megatron"),
+        ("convert", ["source=a", "target=b", "tensor_parallel=0"], "tensor_parallel (0) must be at least 1"),
         ("evaluate", ["max_batch_tokens=0"], "max_batch_tokens (0) must be at least 1"),
         # Known before pretraining starts, not when it is over.
         (

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from modules import tokenizer_backends
 from modules.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer, train_tokenizer
 
-DATA = Path(__file__).parent / "data" / "tokenizers"
-FACTS = json.loads((DATA / "facts.json").read_text(encoding="utf-8"))
+DATA = Path(__file__).parent / "data"
+MODELSCOPE = {"bert": DATA / "modelscope" / "base", "jieba_bpe": DATA / "modelscope" / "megatron_tp1"}
+FACTS = json.loads((DATA / "tokenizers" / "facts.json").read_text(encoding="utf-8"))
 CORPUS = [
     "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。",
     "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
@@ -34,7 +35,7 @@ ALL = [*OURS, "bert", "jieba_bpe"]
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     """All kinds, ours once more as "saved …" after save and load."""
-    found = {kind: load_tokenizer(DATA / kind) for kind in ("bert", "jieba_bpe")}
+    found = {kind: load_tokenizer(folder) for kind, folder in MODELSCOPE.items()}
     for kind in OURS:
         folder = tmp_path_factory.mktemp(kind)
         found[kind] = train_tokenizer(CORPUS, kind, vocab_size=420)
@@ -148,7 +149,7 @@ def test_without_jieba_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "jieba", None)
     tokenizer_backends.jieba_segmenter.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'moyun\[jieba\]'"):
-        load_tokenizer(DATA / "jieba_bpe")
+        load_tokenizer(MODELSCOPE["jieba_bpe"])
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -256,7 +257,7 @@ def test_what_is_not_text_is_named_by_row(tokenizers: dict[str, Tokenizer], kind
 def test_a_folder_without_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vocab\.txt is missing \(found: no folder\)"):
         load_tokenizer(tmp_path / "nowhere")
-    shutil.copyfile(DATA / "jieba_bpe" / "configuration.json", tmp_path / "configuration.json")
+    shutil.copyfile(MODELSCOPE["jieba_bpe"] / "configuration.json", tmp_path / "configuration.json")
     with pytest.raises(ValueError, match=rf"{tmp_path.name}.*tokenizer\.json is missing"):
         load_tokenizer(tmp_path)
     config = {"kind": "bpe", "end_of_text": "<|end|>", "start": []}
@@ -264,7 +265,7 @@ def test_a_folder_without_tokenizer_says_what_is_missing(tmp_path: Path) -> None
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"not a readable tokenizer\.json"):
         load_tokenizer(tmp_path)
-    shutil.copyfile(DATA / "jieba_bpe" / "tokenizer.json", tmp_path / "tokenizer.json")
+    shutil.copyfile(MODELSCOPE["jieba_bpe"] / "tokenizer.json", tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"no token '<\|end\|>'"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"kind": "bpe"}')

@@ -16,6 +16,8 @@ from .sections import (
 from .stages import (
     MADE_BY_STAGE,
     STAGES,
+    CommandConfig,
+    ConvertConfig,
     EvaluateConfig,
     GenerateConfig,
     MainConfig,
@@ -29,7 +31,9 @@ from .stages import (
 __all__ = [
     "MADE_BY_STAGE",
     "STAGES",
+    "CommandConfig",
     "ConfigError",
+    "ConvertConfig",
     "DataConfig",
     "EvaluateConfig",
     "GenerateConfig",

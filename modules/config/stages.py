@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .lora import LoraConfig
 from .sections import (
@@ -126,6 +127,8 @@ class EvaluateConfig(StageConfig):
     data: DataConfig = field(default_factory=DataConfig)
     ngram_floor: bool = True
     """Fit uni-, bi- and trigrams on the training rows and score them too."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU)."""
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass."""
     prompts: list[str] = field(default_factory=list)
@@ -164,6 +167,8 @@ class GenerateConfig(CommandConfig):
     """A model folder or a models:/ URI."""
     prompt: str = ""
     """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
@@ -195,6 +200,27 @@ class RehearseConfig(CommandConfig):
             )
         if self.tokens > self.model.max_position_embeddings:
             yield f"tokens ({self.tokens}) is over model.max_position_embeddings ({self.model.max_position_embeddings})"
+
+
+@dataclass
+class ConvertConfig(CommandConfig):
+    """A model folder from one format to another, bit by bit."""
+
+    source: str = MISSING
+    """A folder of any format, or a models:/ URI of moyun's."""
+    target: str = MISSING
+    """The new folder; nothing is overwritten."""
+    format: Literal["moyun", "huggingface", "modelscope", "megatron"] = "moyun"
+    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up."""
+    tensor_parallel: int = 1
+    """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Number format of the target; keep: the source's."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "tensor_parallel")
+        if self.tensor_parallel > 1 and self.format != "megatron":
+            yield f"tensor_parallel={self.tensor_parallel} needs format=megatron; format={self.format} isn't cut"
 
 
 @dataclass
@@ -247,4 +273,5 @@ STAGES: dict[str, type[CommandConfig]] = {
     "register": RegisterConfig,
     "generate": GenerateConfig,
     "rehearse": RehearseConfig,
+    "convert": ConvertConfig,
 }
