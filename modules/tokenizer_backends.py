@@ -96,12 +96,17 @@ def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Tokenizer:
-    """GPT-2's vocab.json and merges.txt; ValueError where the library cannot read them."""
+    """GPT-2's vocab.json and merges.txt; ValueError where they are unreadable, or not all there is."""
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"vocab.json and merges.txt are not readable ({error}); copy them again") from error
     backend = tokenizers.Tokenizer(model)
+    if more := read_json_object(folder / "added_tokens.json").keys() - backend.get_vocab().keys():
+        raise ValueError(
+            f"added_tokens.json adds {', '.join(sorted(more))} to vocab.json; save the tokenizer with transformers 5, "
+            "which writes them all into tokenizer.json"
+        )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -76,8 +76,8 @@ def hugging_face_tokenizer(folder: Path, config: dict[str, Any]) -> FoundTokeniz
     if reason := why_not_byte_level(content):
         raise ValueError(f"its tokenizer ({name or 'no tokenizer_class given'}) {reason}; {SUPPORTED}")
     end, start = end_and_start(folder, config, backend)
-    # What ends or starts a text must never be read out of one.
-    backend.add_special_tokens([end, *start])
+    # What ends or starts a text must never be read out of one; a token that isn't there would get a new id.
+    backend.add_special_tokens([token for token in (end, *start) if backend.token_to_id(token) is not None])
     return FoundTokenizer(backend, "byte_level_bpe", end, start)
 
 
