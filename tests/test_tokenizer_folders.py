@@ -111,16 +111,16 @@ def test_end_and_start_come_from_the_first_file_that_names_an_end(
 
 def test_an_end_that_the_file_calls_plain_is_never_read_from_text(gpt2_folder: Path, tmp_path: Path) -> None:
     backend = byte_level_backend(gpt2_folder, add_prefix_space=False)
-    backend.add_tokens(["<|endoftext|>", "平仄"])
+    backend.add_tokens(["<|endoftext|>", "café"])
     backend.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
     tokenizer = load_tokenizer(tmp_path)
-    ids = tokenizer.encode("<|endoftext|>平仄")
+    ids = tokenizer.encode("<|endoftext|>café")
     assert ids[-1] == tokenizer.vocab_size - 1, "an added word is one id, and spelt as it is"
     assert 0 not in ids
-    assert tokenizer.decode(ids) == "<|endoftext|>平仄"
+    assert tokenizer.decode(ids) == "<|endoftext|>café"
     tokenizer.save(tmp_path / "ours")
-    assert load_tokenizer(tmp_path / "ours").encode("<|endoftext|>平仄") == ids
+    assert load_tokenizer(tmp_path / "ours").encode("<|endoftext|>café") == ids
 
 
 @pytest.mark.parametrize(
