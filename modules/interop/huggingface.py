@@ -205,8 +205,9 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
         ids, notes = write_tokenizer(draft, tokenizer, config.max_position_embeddings)
         dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in model.weights.values()))
         write_json(draft / "config.json", gpt2_config(config) | ids | {"dtype": str(dtype).removeprefix("torch.")})
-        # No max_new_tokens: vLLM would take it for the most that anyone may ask for.
-        write_json(draft / "generation_config.json", ids | {"max_length": config.max_position_embeddings})
+        # No length: vLLM would take max_new_tokens for the most that anyone may ask for, and with max_length
+        # transformers complains whenever max_new_tokens is given.
+        write_json(draft / "generation_config.json", ids)
     return notes
 
 
