@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,18 @@ def write_model(
     tokenizer: Tokenizer,
     run: Mapping[str, Any],
 ) -> Path:
-    """Writes a model folder.
+    """Writes a model folder under a temporary name, syncs it to disk, then renames it.
 
     tensors: the decoder's, one by one; no more than one file of them is held in memory.
     Raises FileExistsError rather than overwrite.
     """
-    with new_folder(Path(folder)) as draft:
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
         write_weights(draft, in_blocks(tensors, config))
         architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
         (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
@@ -83,29 +88,14 @@ def write_model(
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
-    return Path(folder)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A draft to fill; it takes `folder`'s name once it is synced to disk, and vanishes where filling it fails.
-
-    Raises FileExistsError rather than overwrite.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; a model folder is never overwritten: choose another name")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        for path in [*draft.rglob("*"), draft]:
+        for path in [*draft.iterdir(), draft]:
             sync(path)
         draft.rename(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    return folder
 
 
 def in_blocks(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

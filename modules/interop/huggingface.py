@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import meta_decoder, new_folder
+from ..checkpoint import meta_decoder
 from ..config import ModelConfig
 from ..tokenizer import Tokenizer
 from ..tokenizer_backends import read_json_object
@@ -31,6 +31,7 @@ from ..weights import (
     heads_to_blocks,
     read_files,
     read_safetensors,
+    stored,
     weight_files,
     write_weights,
 )
@@ -49,7 +50,7 @@ NAMES = {
     "mlp.dense_h_to_4h": "mlp.c_fc",
     "mlp.dense_4h_to_h": "mlp.c_proj",
 }
-FORMATS = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_pickle}
+FORMATS = {"model.safetensors": read_safetensors, "pytorch_model.bin": lambda path: stored(read_pickle(path))}
 CAUSAL_MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 """Buffers that older files hold: they say nothing about the model."""
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
@@ -82,6 +83,7 @@ def read(folder: Path) -> StoredModel:
     expected = {name: tuple(t.shape) for name, t in meta_decoder(config).state_dict().items()}
     shapes = {gpt2_name(name): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
     complaints = list(differences(shapes, {name: tensor.shape for name, tensor in tensors.items()}))
+    complaints += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]
     if complaints:
         raise CheckpointError(f"{folder}: the weights don't fit config.json: " + "; ".join(complaints[:5]))
     if head and not same_bits(head, tensors["wte.weight"]):
@@ -192,22 +194,19 @@ def to_gpt2(name: str, tensor: Tensor, heads: int) -> Tensor:
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> list[str]:
     """A folder that transformers' Auto classes load without remote code; returns notes for whoever exports.
 
-    Holds one file of at most shard_bytes in memory. Raises FileExistsError rather than overwrite.
+    Fills an empty folder, with one file of at most shard_bytes in memory. Raises FileExistsError for one that isn't.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} isn't empty; nothing is overwritten: choose another name")
     config = model.config
-    assert config.vocab_size
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}: they don't belong together"
-        )
-    with new_folder(folder) as draft:
-        write_weights(draft, gpt2_tensors(model), shard_bytes)
-        ids, notes = write_tokenizer(draft, tokenizer, config.max_position_embeddings)
-        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in model.weights.values()))
-        write_json(draft / "config.json", gpt2_config(config) | ids | {"dtype": str(dtype).removeprefix("torch.")})
-        # No length: vLLM would take max_new_tokens for the most that anyone may ask for, and with max_length
-        # transformers complains whenever max_new_tokens is given.
-        write_json(draft / "generation_config.json", ids)
+    write_weights(folder, gpt2_tensors(model), shard_bytes)
+    ids, notes = write_tokenizer(folder, tokenizer, config.max_position_embeddings)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in model.weights.values()))
+    write_json(folder / "config.json", gpt2_config(config) | ids | {"dtype": str(dtype).removeprefix("torch.")})
+    # No length: vLLM would take max_new_tokens for the most that anyone may ask for, and with max_length
+    # transformers complains whenever max_new_tokens is given.
+    write_json(folder / "generation_config.json", ids)
     return notes
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..weights import StoredTensor, stored
 
-
-def read_pickle(path: Path) -> dict[str, StoredTensor]:
+def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a pytorch_model.bin, mapped from the file."""
-    return stored(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return tensors
