@@ -86,13 +86,18 @@ def write_model(
     folder = Path(folder)
     with new_folder(folder, "a model folder") as draft:
         write_weights(draft, in_blocks(tensors, config))
-        architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
-        (draft / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
+        write_architecture(draft, config)
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
     return folder
+
+
+def write_architecture(folder: Path, config: ModelConfig) -> None:
+    """model.yaml; of a SizeConfig the architecture alone."""
+    architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+    (folder / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
 
 
 @contextmanager

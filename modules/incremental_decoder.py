@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 # Signs that BERT cuts off a word although people write them without a space on that side.
-_NO_SPACE_BEFORE = set(".,!?;:%'-/@_")
-_NO_SPACE_AFTER = set("'-/@_")
+NO_SPACE_BEFORE = set(".,!?;:%'-/@_")
+NO_SPACE_AFTER = set("'-/@_")
 
 
 class IncrementalDecoder:
@@ -50,12 +50,12 @@ class IncrementalDecoder:
 
 def _needs_space(left: str, right: str) -> bool:
     """WordPiece has lost where the spaces were: between Latin words yes, next to Chinese or full-width no."""
-    if _is_wide(left) or _is_wide(right):
+    if is_wide(left) or is_wide(right):
         return False
-    if left in _NO_SPACE_AFTER or unicodedata.category(left) in ("Ps", "Pi"):
+    if left in NO_SPACE_AFTER or unicodedata.category(left) in ("Ps", "Pi"):
         return False
-    return right not in _NO_SPACE_BEFORE and unicodedata.category(right) not in ("Pe", "Pf")
+    return right not in NO_SPACE_BEFORE and unicodedata.category(right) not in ("Pe", "Pf")
 
 
-def _is_wide(character: str) -> bool:
+def is_wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in ("W", "F") and not "가" <= character <= "힣"

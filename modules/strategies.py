@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,7 +26,6 @@ from torch.distributed.checkpoint.state_dict import (
 
 from .checkpoint import default_device
 from .config import TrainerConfig
-from .weights import StoredTensor, StoredWeights
 
 LOOPS = "loops.pt"
 """Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
@@ -110,26 +107,6 @@ class PortableCheckpoints(Strategy):
 def read_loops(path: Path) -> dict[str, Any]:
     loops: dict[str, Any] = torch.load(path / LOOPS, weights_only=True)
     return loops
-
-
-def read_weights(path: Path, prefix: str) -> StoredWeights:
-    """The tensors of a checkpoint whose names start with prefix (dropped), each put together when it is read."""
-    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    prefix = f"model.{prefix}"
-    return {
-        name.removeprefix(prefix): stored_tensor(path, name, tensor)
-        for name, tensor in metadata.items()
-        if name.startswith(prefix) and isinstance(tensor, TensorStorageMetadata)
-    }
-
-
-def stored_tensor(path: Path, name: str, metadata: TensorStorageMetadata) -> StoredTensor:
-    def read() -> Tensor:
-        tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype)
-        dcp.load({name: tensor}, checkpoint_id=path, no_dist=True)
-        return tensor
-
-    return StoredTensor(tuple(metadata.size), metadata.properties.dtype, read)
 
 
 class SingleDevice(PortableCheckpoints, SingleDeviceStrategy):

@@ -14,18 +14,14 @@ import tokenizers
 from .incremental_decoder import IncrementalDecoder
 from .tokenizer_backends import (
     END_OF_TEXT,
-    bert_backend,
-    jieba_bpe_backend,
+    TokenizerKind,
     jieba_segmenter,
-    read_backend,
-    read_json_object,
-    require_file,
     token_bytes,
     train_backend,
     why_not_text,
 )
+from .tokenizer_folders import find_tokenizer
 
-TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe"]
 SOURCE_FIELD = "{src_txt}"
 __all__ = [
     "END_OF_TEXT",
@@ -55,9 +51,9 @@ class EncodedExample(NamedTuple):
 class Tokenizer:
     """Text ↔ ids. Special tokens are ids, never text: "<|endoftext|>" in a text is 13 characters.
 
-    `kind` "character" and "bpe" (trained here) give back any text exactly; "bert" and "jieba_bpe" lose what
-    their vocabularies lack. `start_ids` precede every text, so that its first token is predicted too.
-    `prompt_template` is None (the model continues text) or holds one "{src_txt}".
+    `kind` "character" and "bpe" (trained here) and "byte_level_bpe" (GPT-2's) give back any text exactly; "bert"
+    and "jieba_bpe" lose what their vocabularies lack. `start_ids` precede every text, so that its first token is
+    predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}".
     """
 
     def __init__(
@@ -84,7 +80,7 @@ class Tokenizer:
         self.start_ids = [vocab[token] for token in start]
         added = backend.get_added_tokens_decoder()
         special_ids = {token_id for token_id, token in added.items() if token.special}
-        self.token_bytes = token_bytes(backend, special_ids | {self.end_of_text_id, *self.start_ids})
+        self.token_bytes = token_bytes(backend, kind, special_ids | {self.end_of_text_id, *self.start_ids})
         """Id → what it adds to a text; an id that adds nothing is not in it."""
         # One look-up a character is six times faster than the library's BPE and gives the same ids.
         self._character_ids = {token: vocab[token] for token in vocab if len(token) == 1}
@@ -243,27 +239,15 @@ def train_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read a folder written by `Tokenizer.save`, or the tokenizer of a ModelScope GPT-3 checkpoint.
+    """Read a folder written by `Tokenizer.save`, or the tokenizer of a ModelScope or Hugging Face checkpoint.
 
     ModelScope: base and large hold a BERT vocab.txt; from 1.3B up (a `megatron` key in configuration.json)
-    a tokenizer.json for words cut by jieba. ValueError naming the folder and what it lacks.
+    a tokenizer.json for words cut by jieba. Hugging Face: BERT's WordPiece, or byte-level BPE, which starts a text
+    with its bos_token and ends it with its eos_token. ValueError naming the folder and what it lacks.
     """
     folder = Path(folder)
-    config = read_json_object(folder / "tokenizer_config.json")
     try:
-        if "kind" in config:
-            require_file(folder, "tokenizer.json")
-            backend = read_backend(folder / "tokenizer.json")
-            return Tokenizer(
-                backend, config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
-            )
-        if "megatron" in read_json_object(folder / "configuration.json"):
-            require_file(folder, "tokenizer.json")
-            # ModelScope ends every training row with <sep> and cuts generated text at it; <|endoftext|>,
-            # its eod_id, only pads rows and is never trained on. There is no start token.
-            return Tokenizer(jieba_bpe_backend(folder), "jieba_bpe", "<sep>", [])
-        require_file(folder, "vocab.txt")
-        return Tokenizer(bert_backend(folder, config), "bert", "[SEP]", ["[CLS]"])
+        return Tokenizer(*find_tokenizer(folder))
     except KeyError as error:
         raise ValueError(f"{folder / 'tokenizer_config.json'} has no key {error}; save it again") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The `tokenizers` objects that moyun's Tokenizer wraps: trained here, BERT's vocab.txt, jieba + BPE."""
+"""The `tokenizers` objects that moyun's Tokenizer wraps: trained here, BERT's vocab.txt, jieba + BPE, GPT-2's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe", "byte_level_bpe"]
 END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 BERT_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -94,6 +95,31 @@ def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Tokenizer:
+    """GPT-2's vocab.json and merges.txt; ValueError where they are unreadable, or not all there is."""
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"vocab.json and merges.txt are not readable ({error}); copy them again") from error
+    backend = tokenizers.Tokenizer(model)
+    if more := read_json_object(folder / "added_tokens.json").keys() - backend.get_vocab().keys():
+        raise ValueError(
+            f"added_tokens.json adds {', '.join(sorted(more))} to vocab.json; save the tokenizer with transformers 5, "
+            "which writes them all into tokenizer.json"
+        )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+@functools.cache
+def byte_characters() -> dict[str, int]:
+    """The characters under which GPT-2's vocabulary spells the 256 bytes (bytes_to_unicode in its encoder.py)."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = sorted(set(range(256)) - set(visible))
+    return {chr(byte): byte for byte in visible} | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
 @functools.cache
 def jieba_segmenter() -> Any:
     """A jieba.Tokenizer of our own: jieba.add_word in the same process must not change a model's ids."""
@@ -121,15 +147,26 @@ def why_not_text(texts: Sequence[object]) -> str | None:
     return None
 
 
-def token_bytes(backend: tokenizers.Tokenizer, leave_out: set[int]) -> dict[int, bytes]:
+def token_bytes(backend: tokenizers.Tokenizer, kind: TokenizerKind, leave_out: set[int]) -> dict[int, bytes]:
     """Id → the bytes that it adds to a text (for WordPiece: the piece with its ##), without `leave_out`."""
     byte_fallback = bool(getattr(backend.model, "byte_fallback", False))
+    added = backend.get_added_tokens_decoder()
     table = {}
     for token, token_id in backend.get_vocab(with_added_tokens=True).items():
-        byte = _BYTE_TOKEN.fullmatch(token) if byte_fallback else None
-        if token_id not in leave_out:
+        if token_id in leave_out:
+            continue
+        if kind == "byte_level_bpe" and token_id not in added:
+            table[token_id] = undisguised(token)
+        else:
+            byte = _BYTE_TOKEN.fullmatch(token) if byte_fallback else None
             table[token_id] = bytes([int(byte[1], 16)]) if byte else token.encode()
     return table
+
+
+def undisguised(token: str) -> bytes:
+    """The bytes of a byte-level token; of one that isn't spelt in byte_characters, its text."""
+    table = byte_characters()
+    return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
 
 
 def train_backend(

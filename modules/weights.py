@@ -93,7 +93,12 @@ def stored_slice(file: safe_open, name: str) -> StoredTensor:
 
 def safetensors_files(folder: Path, name: str = "model") -> list[Path]:
     """name.safetensors, or the shards that name.safetensors.index.json lists; CheckpointError for a missing one."""
-    single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+    return weight_files(folder, f"{name}.safetensors")
+
+
+def weight_files(folder: Path, single_name: str) -> list[Path]:
+    """The file of that name, or the shards that single_name.index.json lists; CheckpointError for a missing one."""
+    single, index = folder / single_name, folder / f"{single_name}.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -111,9 +116,14 @@ def safetensors_files(folder: Path, name: str = "model") -> list[Path]:
 
 def read_weights(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder's safetensors files."""
+    return read_files(safetensors_files(folder), read_safetensors)
+
+
+def read_files(files: Iterable[Path], read: Callable[[Path], StoredWeights]) -> dict[str, StoredTensor]:
+    """All tensors of some files; CheckpointError for a name that stands in two of them."""
     weights: dict[str, StoredTensor] = {}
-    for path in safetensors_files(folder):
-        for name, tensor in read_safetensors(path).items():
+    for path in files:
+        for name, tensor in read(path).items():
             if name in weights:
                 raise CheckpointError(f"{path}: {name} stands in another file too")
             weights[name] = tensor

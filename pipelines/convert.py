@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from modules import interop
+from modules.adapter import apply_adapter, read_adapter
 from modules.checkpoint import model_hash, new_folder, open_model, write_model
 from modules.config import ConvertConfig
 from modules.decoder import parameter_count
@@ -48,17 +49,20 @@ def convert(config: ConvertConfig) -> ConvertResult:
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
     model, tokenizer = open_model(source), load_tokenizer(source)
     refuse_small_vocabulary(source, model, tokenizer)
+    if config.adapter:
+        model = apply_adapter(model, read_adapter(config.adapter), model_hash(source))
     if config.dtype != "keep":
         model = in_dtype(model, getattr(torch, config.dtype))
+    notes: list[str] = []
     if config.format == "moyun":
         write_moyun(config, source, model, tokenizer)
     else:
         options = {"tensor_parallel": config.tensor_parallel} if config.format == "megatron" else {}
         with new_folder(target, "a model folder") as draft:
-            interop.write(draft, config.format, model, tokenizer, **options)
+            notes = interop.write(draft, config.format, model, tokenizer, **options)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)
-    summarize(config, model, tokenizer, result)
+    summarize(config, model, tokenizer, result, notes)
     return result
 
 
@@ -78,7 +82,9 @@ def write_moyun(config: ConvertConfig, source: Path, model: StoredModel, tokeniz
     write_model(Path(config.target), model.config, tensors, tokenizer, run)
 
 
-def summarize(config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, result: ConvertResult) -> None:
+def summarize(
+    config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, result: ConvertResult, notes: list[str]
+) -> None:
     formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.weights.values()})
     size = sum((result.folder / name).stat().st_size for name in result.files)
     lines = {
@@ -92,6 +98,8 @@ def summarize(config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, r
     read_there = READ_THERE.get(config.format, tokenizer.kind)
     if read_there != tokenizer.kind:
         lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
+    if notes:
+        lines["mind"] = "; ".join(notes)
     show(f"converted to {config.format}", lines)
 
 

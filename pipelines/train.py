@@ -16,9 +16,10 @@ from torch import Tensor
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
-from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_model
+from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_architecture, write_model
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
+from modules.interop.training_checkpoint import trained_weights
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
 from modules.pictures import loss_curve
@@ -26,7 +27,7 @@ from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
-from modules.strategies import make_strategy, read_loops, read_weights
+from modules.strategies import make_strategy, read_loops
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import (
@@ -85,6 +86,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         source = str(config.data.path or "rows in memory")
         digests = {name: log_rows(split, source, name) for name, split in training.splits.items() if name != "test"}
         folder = output_folder(stage, config)
+        describe_checkpoints(folder / "checkpoints", training)
         logger = RunLogger(run.info.run_id)
         samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
         try:
@@ -95,7 +97,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts = {"stage": stage, "parent": parent_of(config, training.start), "data": digests, "metrics": metrics}
         facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
         facts |= {"tokenizer": training.tokenizer.fingerprint}
-        weights = read_weights(checkpoint, "decoder.")
+        weights = trained_weights(checkpoint)
         if config.lora.rank:
             weights = merge_adapter(config, training, weights, folder / "adapter")
             facts["adapter_sha256"] = adapter_hash(folder / "adapter")
@@ -104,6 +106,13 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         uri = log_model(model)
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | {"model folder": str(model)})
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
+
+
+def describe_checkpoints(folder: Path, training: Training) -> None:
+    """What lets every checkpoint of the run be opened as a model."""
+    folder.mkdir()
+    write_architecture(folder, training.model)
+    training.tokenizer.save(folder)
 
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:

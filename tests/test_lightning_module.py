@@ -19,13 +19,13 @@ from modules.checkpoint import build_decoder, meta_decoder
 from modules.config import DataConfig, TrainConfig, load_config
 from modules.data import TextDataModule
 from modules.encoding import encode_rows
+from modules.interop.training_checkpoint import trained_weights
 from modules.lightning_module import LanguageModel, NonFiniteLossError
 from modules.loss import CHUNK, linear_cross_entropy
 from modules.metrics import perplexity_per_character
 from modules.packing import IGNORED, make_step
 from modules.plan import make_plan
 from modules.schedule import learning_rate_factor, noam
-from modules.strategies import read_weights
 from modules.tokenizer import Tokenizer
 from pipelines import train
 
@@ -243,7 +243,7 @@ def test_the_weights_that_validate_best_are_kept(tokenizer: Tokenizer, rows: dat
     assert metrics["val/loss"] == validations[best] < validations[30]
     assert checkpoint.name == f"step={best}.ckpt"
     decoder = meta_decoder(model)
-    weights = {name: tensor.read() for name, tensor in read_weights(checkpoint, "decoder.").items()}
+    weights = {name: tensor.read() for name, tensor in trained_weights(checkpoint).items()}
     decoder.load_state_dict(weights, assign=True)
     module = LanguageModel(decoder, config.train, learning_rate=1e-2, total_steps=30)
     documents = data.documents["validation"]

@@ -207,9 +207,11 @@ class ConvertConfig(CommandConfig):
     """A model folder from one format to another, bit by bit."""
 
     source: str = MISSING
-    """A folder of any format, or a models:/ URI of moyun's."""
+    """A folder of any format, a training checkpoint too, or a models:/ URI of moyun's."""
     target: str = MISSING
     """The new folder; nothing is overwritten."""
+    adapter: str | None = None
+    """A folder of adapters trained on the source (outputs/…/adapter), to be merged into the target."""
     format: Literal["moyun", "huggingface", "modelscope", "megatron"] = "moyun"
     """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up."""
     tensor_parallel: int = 1

@@ -1,6 +1,7 @@
 """Other people's checkpoints, in and out. Each format is a module here with the same two functions:
 
 read(folder) → weights.StoredModel, strict and still on disk; write(folder, model, tokenizer) fills an empty folder.
+Training's own checkpoints are a format too, which is only read.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from typing import Any
 from ..tokenizer import Tokenizer
 from ..tokenizer_backends import read_json_object
 from ..weights import CheckpointError, StoredModel
+from . import training_checkpoint
 
 FORMATS = {
+    "huggingface": ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
     "modelscope": ("pytorch_model.bin",),
     "megatron": ("model/mp_rank_*_model_states.pt",),
+    "training_checkpoint": ("*.distcp",),
 }
 """Format, which is its module's name too → the weight files to read: the first of these patterns that finds any."""
 
 
 def format_of(folder: Path) -> str:
     """moyun, or the name of another format, by what its configuration files say; moyun where there are none."""
+    if (folder / training_checkpoint.METADATA).is_file():
+        return "training_checkpoint"
     config = read_json_object(folder / "config.json")
     if (folder / "model.yaml").is_file() or not config:
         return "moyun"
@@ -41,9 +47,13 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 def read(folder: Path, name: str) -> StoredModel:
     """A checkpoint of another format. Raises CheckpointError naming file and tensor where it isn't whole and sound."""
     model: StoredModel = import_module(f".{name}", __package__).read(folder)
+    for parameter, tensor in model.weights.items():
+        if not tensor.dtype.is_floating_point:
+            files = ", ".join(str(path.relative_to(folder)) for path in weight_files(folder, name))
+            raise CheckpointError(f"{folder} ({files}): {parameter} holds {tensor.dtype}, not real numbers")
     return model
 
 
-def write(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **options: Any) -> None:
-    """Fills an empty folder. Raises CheckpointError for a model that the format cannot hold."""
-    import_module(f".{name}", __package__).write(folder, model, tokenizer, **options)
+def write(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **options: Any) -> list[str]:
+    """Fills an empty folder; returns what a user should know of it. CheckpointError for what a format cannot hold."""
+    return import_module(f".{name}", __package__).write(folder, model, tokenizer, **options) or []

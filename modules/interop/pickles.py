@@ -32,7 +32,7 @@ def read_pickle(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]
         raise CheckpointError(f"{path} holds no state dict but a {type(tensors).__name__}; save model.state_dict()")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not usable(tensor):
-            raise CheckpointError(f"{path}: {name} is no tensor of real numbers; save model.state_dict() alone")
+            raise CheckpointError(f"{path}: {name} is no tensor; save model.state_dict() alone")
     shared = next((prefix for prefix in prefixes if all(str(name).startswith(prefix) for name in tensors)), "")
     return {str(name).removeprefix(shared): tensor for name, tensor in tensors.items()}
 
@@ -62,7 +62,7 @@ def first_line(error: Exception) -> str:
 
 
 def usable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
