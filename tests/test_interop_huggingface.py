@@ -40,7 +40,7 @@ def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
     if kind == "byte_level_bpe":
         write_gpt2_tokenizer(folder)
         return load_tokenizer(folder)
-    return load_tokenizer(DATA / kind)
+    return load_tokenizer(DATA / "base")
 
 
 def write_gpt2_tokenizer(folder: Path) -> None:
