@@ -247,6 +247,10 @@ class MainConfig(StageConfig):
         for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
+        for name in ("pretrain", "finetune"):
+            trainer = getattr(self, name).trainer
+            if trainer.devices * trainer.nodes > 1:
+                yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
         places = {
             "pretrain.data.path": self.pretrain.data.path,
             "finetune.data.path": self.finetune.data.path,

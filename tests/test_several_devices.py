@@ -1,0 +1,204 @@
+"""Several processes on this machine: every layout trains alike, resumes the others' checkpoints, and ends cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+
+from modules.checkpoint import load_model, open_model, verify_model
+from modules.config import ConfigError, load_config
+from modules.tokenizer import load_tokenizer
+
+LAYOUTS = {
+    "ddp-2": ["trainer.devices=2"],
+    "fsdp-2": ["trainer.devices=2", "trainer.strategy=fsdp"],
+    "tp-2": ["trainer.devices=2", "trainer.strategy=fsdp", "trainer.tensor_parallel=2"],
+    "fsdp-2 × tp-2": ["trainer.devices=4", "trainer.strategy=fsdp", "trainer.tensor_parallel=2"],
+}
+MODEL = ["model=tiny", "model.num_hidden_layers=2", "model.hidden_size=32"]
+TRAIN = [
+    "data.sequence_length=96", "train.batch_size=15", "train.micro_batch_tokens=300", "train.max_steps=10",
+    "train.validate_every_n_steps=5", "train.schedule=constant", "train.warmup_steps=2", "generation.max_new_tokens=5",
+    "trainer.accelerator=cpu", "trainer.progress_bar=false", "tracking.log_system_metrics=false",
+]  # fmt: skip
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def poems_file(tmp_path_factory: pytest.TempPathFactory, poems: dict[str, list[str]]) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "poems.jsonl"
+    lines = (json.dumps({"src_txt": poem}, ensure_ascii=False) for poem in poems["train"])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory, poems_file: Path) -> Train:
+    """train(*arguments) → what layout_worker.py writes down, under torchrun where there are several devices."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("layout")
+        processes = next((a.partition("=")[2] for a in arguments if a.startswith("trainer.devices=")), "1")
+        command = [sys.executable]
+        if processes != "1":
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += [
+            str(ROOT / "tests" / "layout_worker.py"),
+            str(folder),
+            f"data.path={poems_file}",
+            *TRAIN,
+            *arguments,
+        ]
+        done = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return result | {"folder": folder}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(train: Train) -> dict[str, Any]:
+    return train(*MODEL)
+
+
+def curve(result: dict[str, Any], *names: str) -> np.ndarray:
+    """(steps, 1 + names): the step, then the metrics."""
+    return np.array([[row["step"], *(row[name] for name in names)] for row in result["rows"] if names[0] in row])
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def together(request: pytest.FixtureRequest, train: Train) -> dict[str, Any]:
+    return train(*MODEL, *LAYOUTS[request.param], "train.sample_prompts=[春]")
+
+
+def test_every_layout_trains_like_one_process(alone: dict[str, Any], together: dict[str, Any]) -> None:
+    expected, found = (curve(result, "train/loss", "grad_norm", "lr") for result in (alone, together))
+    assert len(expected) == 10
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(curve(together, "val/loss"), curve(alone, "val/loss"), rtol=1e-5)
+
+
+def test_another_layout_goes_on_from_its_checkpoint(together: dict[str, Any], train: Train) -> None:
+    """Made at step 10, in the middle of an epoch; compared with 13 steps in one go."""
+    whole = train(*MODEL, "train.max_steps=13")
+    rest = train(*MODEL, "train.max_steps=13", f"train.resume_from={together['checkpoint']}")
+    expected = curve(whole, "train/loss")[10:]
+    np.testing.assert_allclose(curve(rest, "train/loss"), expected, rtol=1e-5)
+
+
+def test_it_goes_on_from_one_processs_checkpoint(alone: dict[str, Any], train: Train) -> None:
+    whole = train(*MODEL, "train.max_steps=13")
+    resume = f"train.resume_from={alone['folder']}/checkpoints/last.ckpt"
+    rest = train(*MODEL, "train.max_steps=13", resume, *LAYOUTS["fsdp-2 × tp-2"])
+    np.testing.assert_allclose(curve(rest, "train/loss"), curve(whole, "train/loss")[10:], rtol=1e-5)
+
+
+# --- the command ---
+
+
+def command(poems_file: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.pretrain", f"data.path={poems_file}", *MODEL, *TRAIN, *arguments]
+
+
+def test_the_command_starts_its_processes_and_tells_once(store: Path, poems_file: Path) -> None:
+    arguments = [*LAYOUTS["fsdp-2"], "output_dir=out", "train.sample_prompts=[春]"]
+    done = subprocess.run(command(poems_file, *arguments), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model folder") == 1
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["cfg.trainer.devices"] == "2"
+    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")) == 10
+    assert verify_model(store / "out" / "model") <= 1e-5
+    # A checkpoint of both processes is a model too: what the folder was put together from.
+    checkpoint = store / "out" / "checkpoints" / "last.ckpt"
+    assert len(list(checkpoint.glob("*.distcp"))) == 2
+    assert load_tokenizer(checkpoint).fingerprint == load_tokenizer(store / "out" / "model").fingerprint
+    folder = load_model(store / "out" / "model").state_dict()
+    for name, tensor in open_model(checkpoint).weights.items():
+        torch.testing.assert_close(tensor.read(), folder[name], rtol=0, atol=0)
+
+
+@pytest.fixture
+def job(store: Path, poems_file: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A long job of two processes that is past its first checkpoint, and its rank 1."""
+    arguments = [*LAYOUTS["ddp-2"], "train.max_steps=100000", "output_dir=out", "trainer.process_group_timeout=5"]
+    agent = subprocess.Popen(
+        command(poems_file, *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_for(lambda: (store / "out" / "checkpoints" / "last.ckpt").exists() or agent.poll() is not None)
+        assert agent.poll() is None, agent.communicate()[0][-3000:]
+        workers = [p for p in psutil.Process(agent.pid).children() if "pipelines.pretrain" in p.cmdline()]
+        yield agent, next(worker for worker in workers if worker.environ()["RANK"] == "1")
+    finally:
+        for process in [*psutil.Process(agent.pid).children(recursive=True), agent] if agent.poll() is None else []:
+            process.kill()
+        agent.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [(signal.SIGKILL, "rank 1 of 2 ended first (SIGKILL)"), (signal.SIGSTOP, "rank 0 of 2 ended first (exit code 1)")],
+)
+def test_a_rank_that_dies_or_hangs_ends_the_job(
+    job: tuple[subprocess.Popen[str], psutil.Process], sent: signal.Signals, said: str
+) -> None:
+    agent, rank_1 = job
+    rank_1.send_signal(sent)
+    output, _ = agent.communicate(timeout=120)
+    assert agent.returncode == 1
+    assert said in output
+    assert "Traceback" not in output
+    if sent == signal.SIGSTOP:
+        assert "rank 0: another rank has died, or hasn't answered for 5 s (trainer.process_group_timeout)" in output
+        (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        assert run.info.status == "FAILED"
+    assert not rank_1.is_running() or rank_1.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "complaint"),
+    [
+        (
+            "pretrain",
+            ["trainer.devices=3", "trainer.strategy=fsdp", "trainer.tensor_parallel=2"],
+            "must divide devices",
+        ),
+        ("pretrain", ["trainer.devices=2", "trainer.tensor_parallel=2"], "tensor_parallel=2 needs strategy=fsdp"),
+        (
+            "pretrain",
+            ["trainer.devices=8", "trainer.strategy=fsdp", "trainer.tensor_parallel=8"],
+            r"tensor_parallel \(8\) must divide model.num_attention_heads \(4\)",
+        ),
+        ("main", ["pretrain.trainer.devices=2"], "main runs its stages in one process"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused(stage: str, arguments: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(stage, ["model=tiny", *arguments])
