@@ -21,6 +21,7 @@ from modules.config import ModelConfig, TrainingConfig, load_model_config
 from modules.data import TextDataModule, load_splits
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
+from modules.memory_limit import require_memory
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
@@ -80,6 +81,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     with stage_run(stage, config) as run:
         training = set_up(config, rows)
         show(f"{stage}: what will be done", training.plan.describe())
+        require_memory(training.plan.demand)
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         source = str(config.data.path or "rows in memory")
@@ -119,6 +121,7 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
 def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     """Still without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
+    decoder.transformer.recompute = config.trainer.activation_checkpointing
     tensors = first_tensors(config, training)
     if config.lora.rank:
         add_lora(decoder, config.lora, config.seed)
