@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -131,15 +133,47 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of each layer the backward pass computes again instead of finding it kept; set from outside."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        recompute = self.recompute != "none" and self.training and torch.is_grad_enabled() and cache is None
         for layer in self.layers:
-            x = layer(x, runs, cache)
+            x = self.checkpointed(layer, x, runs) if recompute else layer(x, runs, cache)
         return self.final_layernorm(x)
+
+    def checkpointed(self, layer: nn.Module, x: Tensor, runs: Runs) -> Tensor:
+        """The layer's result; for the backward pass only its input is kept, and with `selective` what costs most."""
+        options: dict[str, Any] = {"preserve_rng_state": draws(layer)}
+        if self.recompute == "selective":
+            policy = partial(keep_products, layer=layer)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+        result: Tensor = checkpoint(layer, x, runs, None, use_reentrant=False, **options)
+        return result
+
+
+def draws(layer: Any) -> bool:
+    """Whether a Block has random numbers to repeat: saving the generators' state costs time."""
+    return bool(layer.dropout.p or layer.attention.dropout)
+
+
+def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
+    name: str = operator.name()
+    keep = name in ("aten::mm", "aten::addmm")
+    if keep and not layer.dropout.p:
+        # No backward pass needs the result of the MLP's second product: recomputing ends before it.
+        inputs, outputs = args[-1].shape
+        keep = inputs <= outputs
+    if name.startswith("aten::_scaled_dot_product"):
+        # Attention that is kept draws no random numbers again, and all later dropouts would get other ones.
+        keep = not layer.attention.dropout
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class Head(nn.Module):

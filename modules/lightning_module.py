@@ -42,8 +42,12 @@ class LanguageModel(pl.LightningModule):
         learning_rate: float,
         total_steps: int,
         tensors: Iterable[tuple[str, Tensor]] = (),
+        compute: torch.dtype | None = None,
     ) -> None:
-        """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`."""
+        """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`.
+
+        compute: the number format that FSDP gathers parameters in.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.decoder = decoder
@@ -51,6 +55,7 @@ class LanguageModel(pl.LightningModule):
         self.learning_rate = learning_rate
         self.total_steps = total_steps
         self.tensors = tensors
+        self.compute = compute
         self.latest: dict[str, float] = {}
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
@@ -62,7 +67,7 @@ class LanguageModel(pl.LightningModule):
         if not self.decoder.word_embeddings.weight.is_meta:
             return
         if self.device_mesh is not None:
-            parallelize(self.decoder, self.device_mesh)
+            parallelize(self.decoder, self.device_mesh, self.compute)
         self.decoder.to_empty(device=self.device)
         fill(self.decoder, self.tensors)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -42,8 +42,11 @@ EMBEDDING_PLAN: dict[str, ParallelStyle] = {
 }
 
 
-def parallelize(decoder: Decoder, mesh: DeviceMesh) -> None:
-    """Cuts a decoder, still on the meta device, in place; call `fill` after `to_empty`."""
+def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+    """Cuts a decoder, still on the meta device, in place; call `fill` after `to_empty`.
+
+    compute: the number format that parameters are gathered and used in, where it isn't their own.
+    """
     tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor_mesh.size() > 1:
         parallelize_module(decoder, tensor_mesh, EMBEDDING_PLAN)
@@ -51,9 +54,10 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh) -> None:
         parallelize_module(decoder.head, tensor_mesh, head_output())
         for layer in decoder.transformer.layers:
             parallelize_module(layer, tensor_mesh, LAYER_PLAN)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=None if compute is None else torch.float32)
     for layer in decoder.transformer.layers:
-        fully_shard(layer, mesh=data_mesh)
-    fully_shard(decoder, mesh=data_mesh)
+        fully_shard(layer, mesh=data_mesh, mp_policy=policy)
+    fully_shard(decoder, mesh=data_mesh, mp_policy=policy)
 
 
 def head_input() -> ParallelStyle:

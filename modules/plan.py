@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from .config import ModelConfig, SizeConfig, TrainConfig, TrainingConfig
 from .data import TextDataModule
 from .decoder import parameter_count
-
-BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
-"""A weight's bytes by trainer.precision; AdamW keeps two more of the same, and there is a gradient."""
+from .lora import lora_parameter_count
+from .memory import TrainingMemory
+from .memory_limit import MemoryDemand, in_words
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class TrainingPlan:
     total_steps: int
     learning_rate: float
     """The schedule's peak factor."""
-    model_bytes: int
-    """Weights, gradients and AdamW's two moments."""
-    activation_bytes: int
-    """What one forward pass of micro_batch_tokens keeps for the backward pass, estimated."""
+    demand: MemoryDemand
+    """What the memory of a step depends on."""
+    memory: TrainingMemory
+    """The largest a step can need, whatever the shuffle."""
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
-        gib = 2**30
+        memory = self.memory
         over_long = f"{self.rows_split:,} split, {self.rows_cut:,} cut" if self.rows_split + self.rows_cut else "none"
         return {
             "parameters": f"{self.parameters:,}",
@@ -42,10 +44,12 @@ class TrainingPlan:
             "tokens a step": f"{self.tokens_per_step:,.0f}",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
             "learning rate": f"{self.learning_rate:g}",
-            "memory": (
-                f"{(self.model_bytes + self.activation_bytes) / gib:.2f} GiB: weights, gradients and optimizer "
-                f"{self.model_bytes / gib:.2f}, activations {self.activation_bytes / gib:.2f} (estimated)"
-            ),
+            "memory a device": f"{in_words(memory.peak)} at a step's peak, where not all of these meet:",
+            "  weights": in_words(memory.weights),
+            "  gradients": in_words(memory.gradients),
+            "  optimizer": in_words(memory.optimizer),
+            "  activations": in_words(memory.activations),
+            "  temporary": in_words(memory.temporary),
         }
 
 
@@ -57,11 +61,17 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         config.train.max_steps or math.inf,
         steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf,
     )
-    parameters = parameter_count(model)
-    longest = int(documents.lengths.max())
-    pass_tokens = max(min(config.train.micro_batch_tokens, int(documents.lengths.sum())), longest)
+    demand = MemoryDemand(
+        model,
+        config.trainer,
+        np.sort(documents.lengths)[::-1],
+        data.batch_size,
+        data.batch_tokens,
+        config.train.micro_batch_tokens,
+        lora_parameter_count(model, config.lora) if config.lora.rank else None,
+    )
     return TrainingPlan(
-        parameters=parameters,
+        parameters=parameter_count(model),
         rows=documents.rows,
         rows_cut=documents.rows_cut,
         rows_split=documents.rows_split,
@@ -70,15 +80,9 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         steps_per_epoch=steps_per_epoch,
         total_steps=int(total_steps),
         learning_rate=peak_learning_rate(config),
-        model_bytes=4 * parameters * BYTES[config.trainer.precision],
-        activation_bytes=activation_bytes(model, pass_tokens, 4 if config.trainer.precision == "32-true" else 2),
+        demand=demand,
+        memory=demand.memory(),
     )
-
-
-def activation_bytes(model: ModelConfig, tokens: int, element: int) -> int:
-    """Kept a token and layer, in hidden sizes: two LayerNorm inputs and outputs (4), q, k, v (3), attention (1),
-    before and after GELU (8)."""
-    return tokens * model.hidden_size * (16 * model.num_hidden_layers + 4) * element
 
 
 def peak_learning_rate(config: TrainingConfig) -> float:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,20 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     if config.strategy == "ddp":
         return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
+
+
+def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
+    """What Lightning is told: with FSDP mixed precision is a matter of gathering (compute_format), not of autocast.
+
+    Autocast would keep a bf16 copy of every layer that was gathered.
+    """
+    return config.precision if compute_format(config) is None else "32-true"
+
+
+def compute_format(config: TrainerConfig) -> torch.dtype | None:
+    """For parallel.parallelize."""
+    several = config.devices * config.nodes > 1
+    return torch.bfloat16 if several and config.strategy == "fsdp" and config.precision == "bf16-mixed" else None
 
 
 class PortableCheckpoints(Strategy):

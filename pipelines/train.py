@@ -22,12 +22,13 @@ from modules.data import TextDataModule, load_splits
 from modules.interop.training_checkpoint import trained_weights
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
+from modules.memory_limit import require_memory
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
-from modules.strategies import make_strategy, read_loops
+from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import (
@@ -81,6 +82,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     with stage_run(stage, config) as run:
         training = set_up(config, rows)
         show(f"{stage}: what will be done", training.plan.describe())
+        require_memory(training.plan.demand)
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         source = str(config.data.path or "rows in memory")
@@ -128,11 +130,13 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
 def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     """Still without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
+    decoder.transformer.recompute = config.trainer.activation_checkpointing
     tensors = first_tensors(config, training)
     if config.lora.rank:
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
-    return LanguageModel(decoder, config.train, training.plan.learning_rate, training.plan.total_steps, tensors)
+    plan, compute = training.plan, compute_format(config.trainer)
+    return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute)
 
 
 def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
@@ -233,7 +237,7 @@ def make_trainer(
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=make_strategy(config.trainer),
-        precision=config.trainer.precision,
+        precision=lightning_precision(config.trainer),
         max_steps=plan.total_steps,
         max_epochs=-1,
         val_check_interval=min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps),

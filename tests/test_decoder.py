@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,54 @@ def test_residual_projections_start_smaller() -> None:
 def test_too_long_a_text_is_refused(decoder: Decoder) -> None:
     with pytest.raises(ValueError, match=r"97 tokens.*max_position_embeddings \(96\)"):
         decoder(torch.zeros(1, 97, dtype=torch.int64))
+
+
+# --- activation checkpointing ---
+
+
+def gradient(recompute: Any, **dropout: float) -> torch.Tensor:
+    decoder = make_decoder(make_config(100, **dropout)).train()
+    decoder.transformer.recompute = recompute
+    ids = torch.randint(0, 100, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)  # of the dropouts
+    decoder(ids, [15, 15, 10]).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize(
+    "dropout",
+    [{}, {"hidden_dropout_prob": 0.3}, {"attention_probs_dropout_prob": 0.3},
+     {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}],
+    ids=["no dropout", "hidden", "attention", "both"],
+)  # fmt: skip
+def test_recomputing_changes_no_gradient(recompute: str, dropout: dict[str, float]) -> None:
+    torch.testing.assert_close(gradient(recompute, **dropout), gradient("none", **dropout), rtol=1e-6, atol=1e-6)
+
+
+def layer_calls(decoder: Decoder, backward: bool = False) -> int:
+    """How often the first layer runs in a forward pass, and the backward pass if wanted."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = decoder.transformer.layers[0].register_forward_pre_hook(count)
+    logits = decoder(torch.arange(8)[None])
+    if backward:
+        logits.sum().backward()
+    handle.remove()
+    return calls
+
+
+def test_layers_run_twice_only_for_a_backward_pass() -> None:
+    decoder = make_decoder(make_config(100)).train()
+    names = list(decoder.state_dict())
+    assert layer_calls(decoder, backward=True) == 1
+    decoder.transformer.recompute = "full"
+    assert list(decoder.state_dict()) == names
+    assert layer_calls(decoder, backward=True) == 2
+    assert layer_calls(decoder.eval(), backward=True) == 1
+    with torch.no_grad():
+        assert layer_calls(decoder.train()) == 1

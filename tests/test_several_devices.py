@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_config, make_decoder
 
-from modules.checkpoint import load_model, open_model, verify_model
+from modules.checkpoint import load_model, open_model, save_model, verify_model
 from modules.config import ConfigError, load_config
-from modules.tokenizer import load_tokenizer
+from modules.tokenizer import load_tokenizer, train_tokenizer
 
 LAYOUTS = {
     "ddp-2": ["trainer.devices=2"],
@@ -77,12 +77,26 @@ def train(tmp_path_factory: pytest.TempPathFactory, poems_file: Path) -> Train:
 
 @pytest.fixture(scope="module")
 def alone(train: Train) -> dict[str, Any]:
+    """Ten steps on one process."""
     return train(*MODEL)
+
+
+@pytest.fixture(scope="module")
+def longer(train: Train) -> dict[str, Any]:
+    """Thirteen, in one go; the tenth lies in the middle of an epoch."""
+    return train(*MODEL, "train.max_steps=13")
 
 
 def curve(result: dict[str, Any], *names: str) -> np.ndarray:
     """(steps, 1 + names): the step, then the metrics."""
     return np.array([[row["step"], *(row[name] for name in names)] for row in result["rows"] if names[0] in row])
+
+
+@pytest.fixture
+def start_folder(tmp_path: Path) -> Path:
+    """A model folder to put adapters on."""
+    tokenizer = train_tokenizer(["白日依山尽，黄河入海流。"], min_frequency=1)
+    return save_model(tmp_path / "start", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -97,19 +111,30 @@ def test_every_layout_trains_like_one_process(alone: dict[str, Any], together: d
     np.testing.assert_allclose(curve(together, "val/loss"), curve(alone, "val/loss"), rtol=1e-5)
 
 
-def test_another_layout_goes_on_from_its_checkpoint(together: dict[str, Any], train: Train) -> None:
-    """Made at step 10, in the middle of an epoch; compared with 13 steps in one go."""
-    whole = train(*MODEL, "train.max_steps=13")
+def test_one_process_goes_on_from_any_layouts_checkpoint(
+    together: dict[str, Any], longer: dict[str, Any], train: Train
+) -> None:
     rest = train(*MODEL, "train.max_steps=13", f"train.resume_from={together['checkpoint']}")
-    expected = curve(whole, "train/loss")[10:]
-    np.testing.assert_allclose(curve(rest, "train/loss"), expected, rtol=1e-5)
+    np.testing.assert_allclose(curve(rest, "train/loss"), curve(longer, "train/loss")[10:], rtol=1e-5)
 
 
-def test_it_goes_on_from_one_processs_checkpoint(alone: dict[str, Any], train: Train) -> None:
-    whole = train(*MODEL, "train.max_steps=13")
+def test_several_go_on_from_one_processs_checkpoint(
+    alone: dict[str, Any], longer: dict[str, Any], train: Train
+) -> None:
     resume = f"train.resume_from={alone['folder']}/checkpoints/last.ckpt"
     rest = train(*MODEL, "train.max_steps=13", resume, *LAYOUTS["fsdp-2 × tp-2"])
-    np.testing.assert_allclose(curve(rest, "train/loss"), curve(whole, "train/loss")[10:], rtol=1e-5)
+    np.testing.assert_allclose(curve(rest, "train/loss"), curve(longer, "train/loss")[10:], rtol=1e-5)
+
+
+def test_fsdp_in_bf16_trains_like_float32_to_its_precision(alone: dict[str, Any], train: Train) -> None:
+    found = train(*MODEL, *LAYOUTS["fsdp-2"], "trainer.precision=bf16-mixed")
+    np.testing.assert_allclose(curve(found, "train/loss"), curve(alone, "train/loss"), rtol=2e-3)
+
+
+def test_adapters_train_alike_on_several_devices(start_folder: Path, train: Train) -> None:
+    arguments = ["model=null", f"train.init_from={start_folder}", "train.learning_rate=1e-2", "lora.rank=4"]
+    one, two = train(*arguments), train(*arguments, *LAYOUTS["fsdp-2"])
+    np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=1e-5)
 
 
 # --- the command ---
