@@ -82,6 +82,8 @@ class LanguageModel(pl.LightningModule):
         return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
 
     def on_train_start(self) -> None:
+        if dist.is_initialized():  # or dropout would draw the same for each share; who shares matrices must agree
+            torch.manual_seed(torch.initial_seed() + dist.get_rank(self.data_group))
         self.step_ended_at = time.perf_counter()
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:

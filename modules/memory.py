@@ -79,7 +79,10 @@ class Step:
         self.model, self.trainer = model, trainer
         self.adapter_parameters = adapter_parameters
         self.parts = trainer.tensor_parallel
-        self.weight = WEIGHT_BYTES[trainer.precision]
+        # Beside adapters the frozen weights are bf16 unless all is float32.
+        self.weight = (
+            WEIGHT_BYTES[trainer.precision] if adapter_parameters is None else PRODUCT_BYTES[trainer.precision]
+        )
         self.product = PRODUCT_BYTES[trainer.precision]
         self.mixed = self.weight != self.product
         self.sharded = trainer.strategy == "fsdp" and trainer.data_parallel > 1
@@ -98,8 +101,9 @@ class Step:
         shards = self.trainer.data_parallel if self.sharded else 1
         own = (self.model.num_hidden_layers * self.layer_parameters + self.root_parameters) / shards
         adapters = (self.adapter_parameters or 0) / (self.parts * shards)
-        trained = own if self.adapter_parameters is None else adapters
-        weights, gradients = (own + adapters) * self.weight, trained * self.weight
+        weights, gradients = own * self.weight, own * self.weight
+        if self.adapter_parameters is not None:  # float32 in any case
+            weights, gradients = own * self.weight + 4 * adapters, 4 * adapters
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
         moments = self.moments(gradients, kept)
         highest = max(moments, key=lambda moment: moment.total)

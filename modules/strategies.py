@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .checkpoint import default_device
-from .config import TrainerConfig
+from .config import TrainerConfig, TrainingConfig
 
 LOOPS = "loops.pt"
 """Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
@@ -41,18 +41,24 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
 
 
-def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
-    """What Lightning is told: with FSDP mixed precision is a matter of gathering (compute_format), not of autocast.
+def lightning_precision(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
+    """What Lightning is told. Two cases differ from what the configuration says.
 
-    Autocast would keep a bf16 copy of every layer that was gathered.
+    With FSDP mixed precision is a matter of gathering (compute_format): autocast would keep a bf16 copy of every layer
+    that was gathered. Adapters stay in float32 also beside bf16 weights, so with them there is autocast in any case.
     """
-    return config.precision if compute_format(config) is None else "32-true"
+    if compute_format(config) is not None:
+        return "32-true"
+    mixed = config.lora.rank and config.trainer.precision == "bf16-true"
+    return "bf16-mixed" if mixed else config.trainer.precision
 
 
-def compute_format(config: TrainerConfig) -> torch.dtype | None:
-    """For parallel.parallelize."""
-    several = config.devices * config.nodes > 1
-    return torch.bfloat16 if several and config.strategy == "fsdp" and config.precision == "bf16-mixed" else None
+def compute_format(config: TrainingConfig) -> torch.dtype | None:
+    """The number format that FSDP gathers parameters in, for parallel.parallelize; None: their own."""
+    trainer = config.trainer
+    spread = trainer.devices * trainer.nodes > 1 and trainer.strategy == "fsdp"
+    mixed = trainer.precision == "bf16-mixed" or (config.lora.rank and trainer.precision == "bf16-true")
+    return torch.bfloat16 if spread and mixed else None
 
 
 class PortableCheckpoints(Strategy):
@@ -95,8 +101,11 @@ class PortableCheckpoints(Strategy):
         dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
         if self.is_global_zero:
             torch.save(checkpoint, draft / LOOPS)
-            shutil.rmtree(path, ignore_errors=True)
+            previous = path.with_name(f".{path.name}.old")
+            if path.exists():
+                path.rename(previous)
             draft.rename(path)
+            shutil.rmtree(previous, ignore_errors=True)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

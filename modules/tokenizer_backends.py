@@ -126,7 +126,7 @@ def jieba_segmenter() -> Any:
     try:
         import jieba
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "this model's tokenizer cuts text with jieba, which is not installed: pip install 'moyun[jieba]'"
         ) from error
     jieba.setLogLevel("WARNING")

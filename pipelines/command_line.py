@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,7 +22,7 @@ from .launch import is_worker, launch
 
 console = Console(highlight=False)
 
-USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
+USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError, MisconfigurationException)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
 
@@ -43,7 +44,8 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         else:
             function(config)
     except USER_ERRORS as error:
-        print(f"{stage}: {error}", file=sys.stderr)
+        rank = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
+        print(f"{stage}: {rank}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{stage}: interrupted", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import mlflow
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
 from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_architecture, write_model
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
-from modules.interop.training_checkpoint import trained_weights
+from modules.interop.training_checkpoint import METADATA, trained_weights
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
 from modules.memory_limit import require_memory
@@ -119,6 +120,9 @@ def describe_checkpoints(folder: Path, training: Training) -> None:
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     pl.seed_everything(config.seed, verbose=False)
+    resume = config.train.resume_from
+    if resume and not (Path(resume) / METADATA).is_file():
+        raise ValueError(f"train.resume_from={resume} is no checkpoint; give one of a run's checkpoints/*.ckpt folders")
     start = resolve_model(config.train.init_from) if config.train.init_from else None
     splits = load_splits(config.data, config.seed, rows)
     tokenizer = choose_tokenizer(config, start, splits["train"])
@@ -133,9 +137,11 @@ def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     decoder.transformer.recompute = config.trainer.activation_checkpointing
     tensors = first_tensors(config, training)
     if config.lora.rank:
+        if config.trainer.precision != "32-true":
+            decoder.to(torch.bfloat16)  # frozen, so that no step is too small for it; the adapters stay float32
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
-    plan, compute = training.plan, compute_format(config.trainer)
+    plan, compute = training.plan, compute_format(config)
     return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute)
 
 
@@ -237,7 +243,7 @@ def make_trainer(
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=make_strategy(config.trainer),
-        precision=lightning_precision(config.trainer),
+        precision=lightning_precision(config),
         max_steps=plan.total_steps,
         max_epochs=-1,
         val_check_interval=min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps),

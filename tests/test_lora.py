@@ -23,6 +23,7 @@ from modules.lora import LoraLinear, adapted, add_lora, initial_adapters, lora_p
 from modules.tokenizer import Tokenizer
 from modules.weights import CheckpointError, heads_to_blocks, weights_hash
 from pipelines.finetune import finetune
+from pipelines.train import make_module, set_up
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 IDS = torch.arange(1, 25)[None]
@@ -266,3 +267,29 @@ def test_finetuning_with_adapters_gives_a_model_like_any_other(
     checkpoint = store / "out" / "checkpoints" / "last.ckpt"
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
     assert size < 12 * values + 100_000  # adapters and AdamW's two moments of them
+
+
+def test_in_bf16_the_frozen_weights_are_and_the_adapters_are_not(
+    store: Path, tokenizer: Tokenizer, rows: datasets.Dataset, decoder: Decoder
+) -> None:
+    save_model(store / "base", decoder, tokenizer, {})
+    losses = {}
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        arguments = [
+            "train.init_from=base", "lora.rank=4", "data.sequence_length=64", "train.max_steps=3",
+            "train.warmup_steps=1",
+            f"trainer.precision={precision}", f"output_dir={precision}", "train.sample_prompts=[]",
+            "trainer.accelerator=cpu", "trainer.progress_bar=false", "tracking.log_system_metrics=false",
+        ]  # fmt: skip
+        config = load_config("finetune", arguments)
+        module = make_module(config, set_up(config, rows))
+        types = {name.rpartition(".")[2]: parameter.dtype for name, parameter in module.named_parameters()}
+        frozen = torch.float32 if precision == "32-true" else torch.bfloat16
+        assert types == {"weight": frozen, "bias": frozen, "lora_a": torch.float32, "lora_b": torch.float32}
+        result = finetune(config, rows)
+        assert result.metrics
+        losses[precision] = result.metrics["val/loss"]
+        adapter = read_adapter(store / precision / "adapter")
+        assert {tensor.dtype for tensor in adapter.tensors.values()} == {torch.float32}
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=1e-2)
+    assert losses["bf16-true"] == losses["bf16-mixed"]

@@ -148,7 +148,7 @@ def test_jieba_bpe_ids_equal_the_reference(tokenizers: dict[str, Tokenizer]) -> 
 def test_without_jieba_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jieba", None)
     tokenizer_backends.jieba_segmenter.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'moyun\[jieba\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'moyun\[jieba\]'"):
         load_tokenizer(MODELSCOPE["jieba_bpe"])
 
 
