@@ -30,6 +30,7 @@ DATA = Path(__file__).parent / "data" / "modelscope"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TARGETS: list[tuple[str, dict[str, int]]] = [
     ("moyun", {}),
+    ("huggingface", {}),
     ("modelscope", {}),
     *(("megatron", {"tensor_parallel": parts}) for parts in (1, 2, 4, 8)),
 ]
@@ -100,7 +101,7 @@ def test_any_format_to_any_other_is_bit_exact(
 
 
 @pytest.mark.parametrize("sample", ["base", "megatron_tp2"])
-@pytest.mark.parametrize(("name", "options"), TARGETS[1:3], ids=str)
+@pytest.mark.parametrize(("name", "options"), TARGETS[2:4], ids=str)
 def test_modelscope_s_own_tokenizers_come_back(sample: str, name: str, options: dict[str, int], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(DATA / sample)
     folder = put(tmp_path / "model", name, model_of(make_config(128)), tokenizer, **options)
