@@ -41,12 +41,14 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
 
 
-def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
-    """What Lightning is told: with FSDP mixed precision is a matter of gathering (compute_format), not of autocast.
+def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed"]:
+    """What Lightning is told: whether to autocast.
 
-    Autocast would keep a bf16 copy of every layer that was gathered.
+    With FSDP mixed precision is a matter of gathering (compute_format): autocast would keep a bf16 copy of every layer
+    that was gathered. With bf16-true the decoder is laid out in bf16: Lightning would convert it when it is there in
+    float32 already, in twice the memory, and adapters with it.
     """
-    return config.precision if compute_format(config) is None else "32-true"
+    return "bf16-mixed" if config.precision == "bf16-mixed" and compute_format(config) is None else "32-true"
 
 
 def compute_format(config: TrainerConfig) -> torch.dtype | None:

@@ -131,6 +131,8 @@ def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     """Still without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
     decoder.transformer.recompute = config.trainer.activation_checkpointing
+    if config.trainer.precision == "bf16-true":
+        decoder.bfloat16()
     tensors = first_tensors(config, training)
     if config.lora.rank:
         add_lora(decoder, config.lora, config.seed)

@@ -51,7 +51,7 @@ def generate(folder: str, tokens: str, dtype: str) -> dict[str, Any]:
 
     imported, before = time.perf_counter(), resident("VmRSS")
     generator = pipeline(model=folder, dtype=dtype)
-    loaded, after_loading = time.perf_counter(), resident("VmHWM")
+    loaded = time.perf_counter()
     prompt = generator.tokenizer.encode_prompt("白日依山尽，")
     config = GenerationConfig(max_new_tokens=int(tokens), temperature=0)
     found: list[int] = []
@@ -60,16 +60,10 @@ def generate(folder: str, tokens: str, dtype: str) -> dict[str, Any]:
         if token is not None:
             found.append(token)
             moments.append(time.perf_counter())
-    return {
-        "ids": found,
-        "dtype": str(generator.decoder.word_embeddings.weight.dtype),
-        "seconds_to_import": imported - started,
-        "seconds_to_load": loaded - imported,
-        "seconds_to_first_token": moments[0] - loaded,
-        "seconds_a_token": (moments[-1] - moments[0]) / (len(moments) - 1),
-        "loading": after_loading - before,
-        "loading_and_running": resident("VmHWM") - before,
-    }
+    account = {"import": imported - started, "load": loaded - imported, "first token": moments[0] - loaded}
+    account["each token after"] = (moments[-1] - moments[0]) / (len(moments) - 1)
+    dtype = str(generator.decoder.word_embeddings.weight.dtype)
+    return {"ids": found, "dtype": dtype, "account": account, "growth": resident("VmHWM") - before}
 
 
 def forward(folder: str, tokens: str) -> dict[str, Any]:
@@ -79,17 +73,16 @@ def forward(folder: str, tokens: str) -> dict[str, Any]:
 
     before, started = resident("VmRSS"), time.perf_counter()
     decoder = load_for_inference(folder)
-    loaded, after_loading = time.perf_counter(), resident("VmHWM")
+    loaded = time.perf_counter()
     with torch.no_grad():
         logits = decoder(torch.arange(int(tokens))[None])
+    account = {"load": loaded - started, "forward pass": time.perf_counter() - loaded}
     return {
         "shape": list(logits.shape),
         "finite": bool(logits.isfinite().all()),
         "dtype": str(logits.dtype),
-        "seconds_to_load": loaded - started,
-        "seconds_to_run": time.perf_counter() - loaded,
-        "loading": after_loading - before,
-        "loading_and_running": resident("VmHWM") - before,
+        "account": account,
+        "growth": resident("VmHWM") - before,
     }
 
 
