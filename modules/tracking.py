@@ -13,10 +13,10 @@ from typing import Any
 
 import datasets
 import mlflow
+from lightning_utilities.core.rank_zero import rank_zero_only
 from mlflow import MlflowClient
 from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
-from pytorch_lightning.utilities import rank_zero_only
 
 from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
 from .rows import fingerprint
@@ -37,6 +37,7 @@ SECRETS_IN_TEXT = (
 
 def is_main_process() -> bool:
     """Whether this is the only process or the first of a job: it alone prints, logs and writes."""
+    # Lightning's own object, from where Lightning has it: importing the whole of it costs `generate` seconds.
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

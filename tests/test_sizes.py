@@ -111,7 +111,7 @@ def test_a_fine_tuning_step_and_text_from_what_came_out(size: str, workplace: Wo
     assert len(losses) == 2
     assert all(0 < loss < 20 for loss in losses)
     assert losses[1] < losses[0]
-    tell(size, "fine-tuned, 2 steps of 4 rows, float32", trained, out / "model")
+    tell(size, f"fine-tuned, 2 steps of 4 rows, float32 (planned: {memory_of(trained)})", trained, out / "model")
     assert verify_model(out / "model") <= 1e-3
     generated = workplace.must_run("generate", out / "model", 16, "auto")
     assert len(generated.found["ids"]) == 16
