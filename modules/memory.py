@@ -100,10 +100,9 @@ class Step:
     def memory(self) -> TrainingMemory:
         shards = self.trainer.data_parallel if self.sharded else 1
         own = (self.model.num_hidden_layers * self.layer_parameters + self.root_parameters) / shards
-        adapters = (self.adapter_parameters or 0) / (self.parts * shards)
-        weights, gradients = own * self.weight, own * self.weight
-        if self.adapter_parameters is not None:  # float32 in any case
-            weights, gradients = own * self.weight + 4 * adapters, 4 * adapters
+        adapters = 4 * (self.adapter_parameters or 0) / (self.parts * shards)  # float32 beside weights of any type
+        weights = own * self.weight + adapters
+        gradients = own * self.weight if self.adapter_parameters is None else adapters
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
         moments = self.moments(gradients, kept)
         highest = max(moments, key=lambda moment: moment.total)

@@ -25,10 +25,19 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .checkpoint import default_device
-from .config import TrainerConfig, TrainingConfig
+from .config import TrainerConfig
 
 LOOPS = "loops.pt"
 """Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
+
+
+def require_devices(config: TrainerConfig) -> None:
+    """ValueError where this machine has fewer GPUs than are asked for."""
+    found = torch.cuda.device_count()
+    if config.accelerator == "gpu" and not found:
+        raise ValueError("trainer.accelerator=gpu, but there is no GPU that torch can use here; give cpu or auto")
+    if config.accelerator != "cpu" and found and config.devices > found:
+        raise ValueError(f"trainer.devices={config.devices}, but this machine has {found} (trainer.nodes: machines)")
 
 
 def make_strategy(config: TrainerConfig) -> Strategy:
@@ -41,24 +50,20 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
 
 
-def lightning_precision(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
-    """What Lightning is told. Two cases differ from what the configuration says.
+def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed"]:
+    """What Lightning is told: whether to autocast.
 
     With FSDP mixed precision is a matter of gathering (compute_format): autocast would keep a bf16 copy of every layer
-    that was gathered. Adapters stay in float32 also beside bf16 weights, so with them there is autocast in any case.
+    that was gathered. With bf16-true the decoder is laid out in bf16: Lightning would convert it when it is there in
+    float32 already, in twice the memory, and adapters with it.
     """
-    if compute_format(config) is not None:
-        return "32-true"
-    mixed = config.lora.rank and config.trainer.precision == "bf16-true"
-    return "bf16-mixed" if mixed else config.trainer.precision
+    return "bf16-mixed" if config.precision == "bf16-mixed" and compute_format(config) is None else "32-true"
 
 
-def compute_format(config: TrainingConfig) -> torch.dtype | None:
+def compute_format(config: TrainerConfig) -> torch.dtype | None:
     """The number format that FSDP gathers parameters in, for parallel.parallelize; None: their own."""
-    trainer = config.trainer
-    spread = trainer.devices * trainer.nodes > 1 and trainer.strategy == "fsdp"
-    mixed = trainer.precision == "bf16-mixed" or (config.lora.rank and trainer.precision == "bf16-true")
-    return torch.bfloat16 if spread and mixed else None
+    spread = config.devices * config.nodes > 1 and config.strategy == "fsdp"
+    return torch.bfloat16 if spread and config.precision == "bf16-mixed" else None
 
 
 class PortableCheckpoints(Strategy):

@@ -16,7 +16,6 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
-from pytorch_lightning.utilities import rank_zero_only
 
 from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
 from .rows import fingerprint
@@ -37,7 +36,7 @@ SECRETS_IN_TEXT = (
 
 def is_main_process() -> bool:
     """Whether this is the only process or the first of a job: it alone prints, logs and writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return next((os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ), "0") == "0"
 
 
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,7 +21,7 @@ from .launch import is_worker, launch
 
 console = Console(highlight=False)
 
-USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError, MisconfigurationException)
+USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
 

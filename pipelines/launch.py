@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from modules.config import TrainerConfig
+from modules.strategies import require_devices
 
 LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught|timeout")
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
@@ -52,6 +53,7 @@ def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
             f"torchrun --nnodes={trainer.nodes} --nproc-per-node={trainer.devices} --rdzv-backend=c10d "
             f"--rdzv-endpoint=HOST:PORT -m pipelines.{stage} …"
         )
+    require_devices(trainer)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // trainer.devices)))
     config = LaunchConfig(

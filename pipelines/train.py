@@ -11,7 +11,6 @@ from pathlib import Path
 import datasets
 import mlflow
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
-from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
+from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops, require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import (
@@ -119,6 +118,7 @@ def describe_checkpoints(folder: Path, training: Training) -> None:
 
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
+    require_devices(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     resume = config.train.resume_from
     if resume and not (Path(resume) / METADATA).is_file():
@@ -135,13 +135,13 @@ def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     """Still without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
     decoder.transformer.recompute = config.trainer.activation_checkpointing
+    if config.trainer.precision == "bf16-true":
+        decoder.bfloat16()  # before there are adapters, which stay float32
     tensors = first_tensors(config, training)
     if config.lora.rank:
-        if config.trainer.precision != "32-true":
-            decoder.to(torch.bfloat16)  # frozen, so that no step is too small for it; the adapters stay float32
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
-    plan, compute = training.plan, compute_format(config)
+    plan, compute = training.plan, compute_format(config.trainer)
     return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute)
 
 
@@ -243,7 +243,7 @@ def make_trainer(
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=make_strategy(config.trainer),
-        precision=lightning_precision(config),
+        precision=lightning_precision(config.trainer),
         max_steps=plan.total_steps,
         max_epochs=-1,
         val_check_interval=min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps),

@@ -58,8 +58,10 @@ def test_tensor_parallel_cuts_matrices_and_what_lies_inside_layers() -> None:
     assert cut.peak < memory_of().peak / 2
 
 
-def test_adapters_alone_have_gradients_and_moments() -> None:
-    everything, adapters = memory_of(), memory_of(adapter_parameters=1_000_000)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_adapters_alone_have_gradients_and_moments(precision: str) -> None:
+    everything = memory_of(precision=precision)
+    adapters = memory_of(precision=precision, adapter_parameters=1_000_000)
     assert adapters.weights == everything.weights + 4_000_000
     assert (adapters.gradients, adapters.optimizer) == (4_000_000, 8_000_000)
     assert adapters.peak < everything.peak - 0.8 * (everything.gradients + everything.optimizer)

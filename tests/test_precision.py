@@ -10,11 +10,12 @@ import datasets
 import pytest
 import torch
 
+from modules.adapter import read_adapter
 from modules.checkpoint import load_model
 from modules.config import load_config
 from modules.generation import generate
 from modules.text_generation import generation_config
-from pipelines.train import TrainResult, train
+from pipelines.train import TrainResult, make_module, set_up, train
 
 SMALL = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
 
@@ -44,6 +45,21 @@ def test_bfloat16_trains_and_generates(store: Path, rows: datasets.Dataset, prec
     assert (
         next(load_model(tuned.model or "").parameters()).dtype == torch.float32
     )  # trainer.precision's, not the start's
+
+
+def test_bfloat16_is_laid_out_as_such_and_adapters_stay_float32(store: Path, rows: datasets.Dataset) -> None:
+    """Float32 on the way to bf16 would need twice the plan's memory; small updates would vanish in bf16's 8 bits."""
+    few = rows.select(range(20))
+    start = run(store, few, "pretrain", *SMALL, "output_dir=start").model
+    lora = [f"train.init_from={start}", "lora.rank=2", "trainer.precision=bf16-true", "data.sequence_length=64"]
+    config = load_config("finetune", lora)
+    module = make_module(config, set_up(config, few))
+    for name, parameter in module.decoder.named_parameters():
+        assert parameter.is_meta
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+    tuned = run(store, few, "finetune", *lora, "output_dir=tuned")
+    assert tuned.metrics
+    assert {tensor.dtype for tensor in read_adapter(store / "tuned" / "adapter").tensors.values()} == {torch.float32}
 
 
 def test_a_dry_run_of_the_largest_size_takes_no_memory(store: Path, rows: datasets.Dataset) -> None:

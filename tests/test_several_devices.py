@@ -131,10 +131,13 @@ def test_fsdp_in_bf16_trains_like_float32_to_its_precision(alone: dict[str, Any]
     np.testing.assert_allclose(curve(found, "train/loss"), curve(alone, "train/loss"), rtol=2e-3)
 
 
-def test_adapters_train_alike_on_several_devices(start_folder: Path, train: Train) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("bf16-true", 2e-3)])
+def test_adapters_train_alike_on_several_devices(
+    precision: str, tolerance: float, start_folder: Path, train: Train
+) -> None:
     arguments = ["model=null", f"train.init_from={start_folder}", "train.learning_rate=1e-2", "lora.rank=4"]
-    one, two = train(*arguments), train(*arguments, *LAYOUTS["fsdp-2"])
-    np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=1e-5)
+    one, two = (train(*arguments, f"trainer.precision={precision}", *layout) for layout in ([], LAYOUTS["fsdp-2"]))
+    np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=tolerance)
 
 
 # --- the command ---
