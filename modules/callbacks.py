@@ -37,6 +37,21 @@ class Progress(TQDMProgressBar):
         return metrics
 
 
+class SameOnAllRanks(pl.Callback):
+    """Each process reads the data and trains or loads the tokenizer itself: what came out must be the same."""
+
+    def __init__(self, facts: tuple[Any, ...]) -> None:
+        self.facts = facts
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        expected = trainer.strategy.broadcast(self.facts)
+        if self.facts != expected:
+            raise ValueError(
+                f"this process's tokenizer, steps and tokens ({self.facts}) aren't those of rank 0 ({expected}): "
+                "give all machines the same files and package versions"
+            )
+
+
 class SaveAtEnd(pl.Callback):
     """The last step's checkpoint, which no validation may come to save; in the loop, so that it can be resumed."""
 
@@ -60,9 +75,8 @@ class Samples(pl.Callback):
         """Rows with step, prompt and text."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        spread = getattr(pl_module, "device_mesh", None) is not None  # then all ranks have to take part
-        if not self.prompts or not (trainer.is_global_zero or spread):
-            return
+        if not self.prompts:
+            return  # otherwise all ranks take part: where weights are spread they must, and none has to wait
         training = pl_module.training
         generator = TextGenerator(pl_module.decoder, self.tokenizer, self.config)  # type: ignore[arg-type]
         seed = self.seed if self.config.seed is None else self.config.seed

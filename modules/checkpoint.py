@@ -225,8 +225,8 @@ def layer_by_layer(model: StoredModel, input_ids: Tensor) -> Tensor:
     for prefix, module, others in [*modules, ("transformer.final_layernorm.", decoder.transformer.final_layernorm, ())]:
         weights = {name: model.weights[prefix + name].read().float() for name in module.state_dict()}
         x = functional_call(module, weights, (x, *others))
-    logits: Tensor = decoder.head(x.to(embeddings.dtype), embeddings)
-    return logits.float()
+    # By parts of the vocabulary: a float32 copy of the whole of it may be larger than a layer.
+    return torch.cat([decoder.head(x, rows.float()) for rows in embeddings.split(8192)], dim=-1)
 
 
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:

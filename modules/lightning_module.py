@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -43,10 +44,11 @@ class LanguageModel(pl.LightningModule):
         total_steps: int,
         tensors: Iterable[tuple[str, Tensor]] = (),
         compute: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`.
 
-        compute: the number format that FSDP gathers parameters in.
+        compute: the number format that FSDP gathers parameters in. seed: of dropout.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -56,6 +58,7 @@ class LanguageModel(pl.LightningModule):
         self.total_steps = total_steps
         self.tensors = tensors
         self.compute = compute
+        self.seed = seed
         self.latest: dict[str, float] = {}
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
@@ -82,12 +85,11 @@ class LanguageModel(pl.LightningModule):
         return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
 
     def on_train_start(self) -> None:
-        if dist.is_initialized():  # or dropout would draw the same for each share; who shares matrices must agree
-            torch.manual_seed(torch.initial_seed() + dist.get_rank(self.data_group))
         self.step_ended_at = time.perf_counter()
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        torch.manual_seed(self.dropout_seed())
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches):
             last = number == len(step.micro_batches) - 1
@@ -107,6 +109,11 @@ class LanguageModel(pl.LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
         self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
+
+    def dropout_seed(self) -> int:
+        """Of a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
+        share = dist.get_rank(self.data_group) if dist.is_initialized() else 0
+        return int(np.random.SeedSequence((self.seed, self.trainer.global_step, share)).generate_state(1)[0])
 
     def gradients_incomplete(self) -> AbstractContextManager[None]:
         """DDP need not exchange them yet."""

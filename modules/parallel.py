@@ -8,7 +8,7 @@ matrix: Megatron-LM's plan, Shoeybi et al. 2019, in PyTorch's DTensor). Nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from .config import ModelConfig
 from .decoder import Decoder
 
 # It advises to merge collectives across the two meshes, which nest the other way round than it would need.
@@ -58,6 +59,17 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None 
     for layer in decoder.transformer.layers:
         fully_shard(layer, mesh=data_mesh, mp_policy=policy)
     fully_shard(decoder, mesh=data_mesh, mp_policy=policy)
+
+
+def require_cuttable(model: ModelConfig, parts: int) -> None:
+    """ValueError where tensor parallelism would cut a head, or leave a device without a part of the vocabulary."""
+    assert model.vocab_size
+    if model.num_attention_heads % parts:
+        raise ValueError(
+            f"trainer.tensor_parallel={parts} doesn't divide the model's {model.num_attention_heads} heads"
+        )
+    if (parts - 1) * -(-model.vocab_size // parts) >= model.vocab_size:
+        raise ValueError(f"trainer.tensor_parallel={parts} leaves devices without any of {model.vocab_size} token ids")
 
 
 def head_input() -> ParallelStyle:
@@ -95,13 +107,6 @@ def own_part(tensor: Tensor, like: DTensor) -> Tensor:
         rank = like.device_mesh.get_local_rank(dimension)
         tensor = parts[rank] if rank < len(parts) else tensor[:0]
     return tensor
-
-
-def full_tensors(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter whole, by name. Every rank has to go through all of them: each is gathered from all."""
-    for name, parameter in decoder.named_parameters():
-        tensor = parameter.detach()
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:

@@ -115,9 +115,9 @@ def elements(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def narrow(model: ModelConfig) -> ModelConfig:
-    """The same layers and heads, each head two wide, and a small vocabulary."""
+    """The same layers and heads, each head two wide, and a small vocabulary that can't be cut evenly."""
     return dataclasses.replace(
-        model, hidden_size=2 * model.num_attention_heads, vocab_size=1000, max_position_embeddings=64
+        model, hidden_size=2 * model.num_attention_heads, vocab_size=1001, max_position_embeddings=64
     )
 
 

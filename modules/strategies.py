@@ -24,8 +24,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .checkpoint import default_device
+from .checkpoint import default_device, sync
 from .config import TrainerConfig
+from .interop.safe_dcp import load_state
 
 LOOPS = "loops.pt"
 """Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
@@ -106,11 +107,7 @@ class PortableCheckpoints(Strategy):
         dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
         if self.is_global_zero:
             torch.save(checkpoint, draft / LOOPS)
-            previous = path.with_name(f".{path.name}.old")
-            if path.exists():
-                path.rename(previous)
-            draft.rename(path)
-            shutil.rmtree(previous, ignore_errors=True)
+            replace_folder(path, draft)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -118,18 +115,31 @@ class PortableCheckpoints(Strategy):
         self.load_weights(path)
         for optimizer in self.optimizers:
             state = {"optimizer": get_optimizer_state_dict(self.bare_module, optimizer)}
-            dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+            load_state(state, path, no_dist=not dist.is_initialized())
             set_optimizer_state_dict(self.bare_module, optimizer, state["optimizer"])
         return read_loops(path)
 
     def load_weights(self, path: Path) -> None:
         state = {"model": self.lightning_module_state_dict()}
-        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        load_state(state, path, no_dist=not dist.is_initialized())
         set_model_state_dict(self.bare_module, state["model"], options=StateDictOptions(strict=False))
 
     def remove_checkpoint(self, filepath: Any) -> None:
         if self.is_global_zero:
             shutil.rmtree(filepath)
+
+
+def replace_folder(path: Path, draft: Path) -> None:
+    """The draft takes the name of what is there, which goes only when the draft is safely on disk."""
+    for written in [*draft.iterdir(), draft]:
+        sync(written)
+    previous = path.with_name(f".{path.name}.old")
+    shutil.rmtree(previous, ignore_errors=True)
+    if path.exists():
+        path.rename(previous)
+    draft.rename(path)
+    sync(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def read_loops(path: Path) -> dict[str, Any]:

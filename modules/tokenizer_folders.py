@@ -20,6 +20,8 @@ from .tokenizer_backends import (
     require_file,
 )
 
+TRAINING_METADATA = ".metadata"
+"""What makes a folder a checkpoint of training."""
 OWN_FOLDER = "moyun_tokenizer"
 """Where an exported model keeps a tokenizer that transformers can't express."""
 SUPPORTED = "supported: moyun's own, BERT's WordPiece, GPT-2's byte-level BPE, ModelScope's jieba and BPE"
@@ -46,7 +48,7 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
         )
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
-    if (folder / ".metadata").is_file():  # a checkpoint of training: the run's tokenizer lies above it
+    if (folder / TRAINING_METADATA).is_file():  # a checkpoint of training: the run's tokenizer lies above it
         return find_tokenizer(folder.parent)
     if "megatron" in read_json_object(folder / "configuration.json"):
         require_file(folder, "tokenizer.json")

@@ -17,7 +17,7 @@ from rich.text import Text
 from modules.config import ConfigError, TrainingConfig, help_text, load_config
 from modules.tracking import is_main_process
 
-from .launch import is_worker, launch
+from .launch import WorkerError, is_worker, launch, require_processes
 
 console = Console(highlight=False)
 
@@ -41,9 +41,11 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:
+            if isinstance(config, TrainingConfig):
+                require_processes(config.trainer)
             function(config)
     except USER_ERRORS as error:
-        rank = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
+        rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         print(f"{stage}: {rank}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import signal
 import sys
 import uuid
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -19,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from modules.config import TrainerConfig
 from modules.strategies import require_devices
 
-LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught|timeout")
+LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught")
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
 
 
@@ -31,10 +32,10 @@ def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
     """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, RuntimeError) and LOST.search(str(cause)):
+        if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):
             return WorkerError(
                 f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
-                "(trainer.process_group_timeout). The last checkpoint stays: go on with train.resume_from"
+                "(trainer.process_group_timeout). train.resume_from goes on from a checkpoint, where there is one"
             )
         cause = cause.__context__
     return None
@@ -43,6 +44,17 @@ def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
 def is_worker() -> bool:
     """Whether torchrun or SLURM started this process as one of a job."""
     return "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+
+
+def require_processes(trainer: TrainerConfig) -> None:
+    """ValueError where torchrun or SLURM started another number of processes than the configuration says."""
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    asked = trainer.devices * trainer.nodes
+    if is_worker() and started != asked:
+        raise ValueError(
+            f"{started} processes were started, but trainer.devices={trainer.devices} × trainer.nodes={trainer.nodes} "
+            f"makes {asked}: each would train a model of its own"
+        )
 
 
 def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:

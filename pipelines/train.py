@@ -15,14 +15,16 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from modules.callbacks import LAST, Progress, Samples, SaveAtEnd
+from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd
 from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_architecture, write_model
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
-from modules.interop.training_checkpoint import METADATA, trained_weights
+from modules.interop.safe_dcp import METADATA
+from modules.interop.training_checkpoint import trained_weights
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
 from modules.memory_limit import require_memory
+from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.registry import log_model
@@ -77,7 +79,9 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     if not is_main_process():
         connect(config.tracking)
         training = set_up(config, rows)
-        fit(stage, config, training, Path(config.output_dir or "outputs"))
+        if not config.dry_run:
+            require_memory(training.plan.demand)
+            fit(stage, config, training, Path(config.output_dir or "outputs"))
         return TrainResult("", training.plan)
     with stage_run(stage, config) as run:
         training = set_up(config, rows)
@@ -142,7 +146,7 @@ def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
     plan, compute = training.plan, compute_format(config.trainer)
-    return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute)
+    return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute, config.seed)
 
 
 def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
@@ -182,6 +186,7 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
             f"data.sequence_length={config.data.sequence_length} is over the model's "
             f"max_position_embeddings ({model.max_position_embeddings}): give a shorter one"
         )
+    require_cuttable(model, config.trainer.tensor_parallel)
     return model
 
 
@@ -214,7 +219,8 @@ def fit(
         save_last=True,
         auto_insert_metric_name=False,
     )
-    callbacks: list[pl.Callback] = [best, SaveAtEnd(best)]
+    facts = (training.tokenizer.fingerprint, training.plan.total_steps, training.plan.tokens_per_epoch)
+    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), best, SaveAtEnd(best)]
     callbacks.append(
         samples or Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
     )

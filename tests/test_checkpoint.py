@@ -85,6 +85,21 @@ def test_other_number_formats_come_back_too(tmp_path: Path, decoder: Decoder, to
     assert verify_model(folder) == 0.0
 
 
+def test_a_bf16_model_verifies_on_other_kernels(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Logits rounded to bf16 would differ by more than the tolerance."""
+    decoder = make_decoder(make_config(tokenizer.vocab_size, hidden_size=512)).to(torch.bfloat16)
+    folder = save_model(tmp_path / "half", decoder, tokenizer, {})
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert verify_model(folder) <= 1e-3
+    assert (
+        load_file(folder / "golden.safetensors")["logits"]
+        .bfloat16()
+        .float()
+        .ne(load_file(folder / "golden.safetensors")["logits"])
+        .any()
+    )
+
+
 def test_what_is_loaded_is_not_tied_to_the_file(folder: Path) -> None:
     before = (folder / "model.safetensors").read_bytes()
     with torch.no_grad():

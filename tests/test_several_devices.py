@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -19,9 +20,13 @@ import pytest
 import torch
 from conftest import ROOT, make_config, make_decoder
 
+from modules.callbacks import SameOnAllRanks
 from modules.checkpoint import load_model, open_model, save_model, verify_model
 from modules.config import ConfigError, load_config
+from modules.parallel import require_cuttable
 from modules.tokenizer import load_tokenizer, train_tokenizer
+from pipelines.launch import require_processes
+from pipelines.pretrain import pretrain
 
 LAYOUTS = {
     "ddp-2": ["trainer.devices=2"],
@@ -208,6 +213,49 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(
         (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
         assert run.info.status == "FAILED"
     assert not rank_1.is_running() or rank_1.status() == psutil.STATUS_ZOMBIE
+
+
+def test_other_ranks_than_the_first_only_train(store: Path, monkeypatch: pytest.MonkeyPatch, poems_file: Path) -> None:
+    """No run of their own, nothing written, and nothing done where nothing is to be done."""
+    monkeypatch.setenv("RANK", "1")
+    result = pretrain(load_config("pretrain", [f"data.path={poems_file}", *MODEL, *TRAIN, "dry_run=true"]))
+    assert (result.run_id, result.model) == ("", None)
+    assert not mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [path.name for path in store.iterdir()] == ["mlflow.db"]
+
+
+def test_as_many_processes_as_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("pretrain", ["trainer.devices=2"]).trainer
+    require_processes(config)  # not started by torchrun: the command does it itself
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_processes(config)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(
+        ValueError, match=r"4 processes were started, but trainer\.devices=2 × trainer\.nodes=1 makes 2"
+    ):
+        require_processes(config)
+
+
+def test_ranks_that_read_other_data_are_refused() -> None:
+    class Strategy:
+        def broadcast(self, facts: tuple[str, int]) -> tuple[str, int]:
+            return ("abc", 10)
+
+    trainer: Any = SimpleNamespace(strategy=Strategy())
+    SameOnAllRanks(("abc", 10)).on_fit_start(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give all machines the same files"):
+        SameOnAllRanks(("abd", 10)).on_fit_start(trainer, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("heads", "vocabulary", "parts", "complaint"),
+    [(3, 300, 2, "=2 doesn't divide the model's 3 heads"), (4, 9, 4, "=4 leaves devices without any of 9 token ids")],
+)
+def test_models_that_cannot_be_cut_are_refused(heads: int, vocabulary: int, parts: int, complaint: str) -> None:
+    require_cuttable(make_config(4021), 4)
+    with pytest.raises(ValueError, match=complaint):
+        require_cuttable(make_config(vocabulary, num_attention_heads=heads), parts)
 
 
 @pytest.mark.parametrize(

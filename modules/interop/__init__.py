@@ -13,7 +13,7 @@ from typing import Any
 from ..tokenizer import Tokenizer
 from ..tokenizer_backends import read_json_object
 from ..weights import CheckpointError, StoredModel
-from . import training_checkpoint
+from .safe_dcp import METADATA
 
 FORMATS = {
     "huggingface": ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
@@ -26,7 +26,7 @@ FORMATS = {
 
 def format_of(folder: Path) -> str:
     """moyun, or the name of another format, by what its configuration files say; moyun where there are none."""
-    if (folder / training_checkpoint.METADATA).is_file():
+    if (folder / METADATA).is_file():
         return "training_checkpoint"
     config = read_json_object(folder / "config.json")
     if (folder / "model.yaml").is_file() or not config:

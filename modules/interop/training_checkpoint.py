@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..config import load_model_config
 from ..weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, differences, shapes_of
+from .safe_dcp import SafeReader, load_state
 
-METADATA = ".metadata"
-"""The file that makes a folder one of these."""
 PREFIX = "model.decoder."
 
 
@@ -37,7 +35,7 @@ def read(folder: Path) -> StoredModel:
 
 def trained_weights(folder: Path) -> StoredWeights:
     """The decoder's parameters in a checkpoint, each put together from its parts when it is read."""
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    metadata = SafeReader(folder).read_metadata().state_dict_metadata
     return {
         name.removeprefix(PREFIX): stored_tensor(folder, name, tensor)
         for name, tensor in metadata.items()
@@ -48,7 +46,7 @@ def trained_weights(folder: Path) -> StoredWeights:
 def stored_tensor(folder: Path, name: str, metadata: TensorStorageMetadata) -> StoredTensor:
     def read() -> Tensor:
         tensor = torch.empty(metadata.size, dtype=metadata.properties.dtype)
-        dcp.load({name: tensor}, checkpoint_id=folder, no_dist=True)
+        load_state({name: tensor}, folder, no_dist=True)
         return tensor
 
     return StoredTensor(tuple(metadata.size), metadata.properties.dtype, read)

@@ -1,0 +1,87 @@
+"""PyTorch's distributed checkpoints (DCP) without the powers of pickles: DCP's own reader runs what stands in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from ..tokenizer_folders import TRAINING_METADATA as METADATA
+from ..weights import CheckpointError
+
+DCP = "torch.distributed.checkpoint"
+ALLOWED = {
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.serialization._get_layout",
+    f"{DCP}.filesystem._StorageInfo",
+    *(
+        f"{DCP}.metadata.{name}"
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+}
+"""All that .metadata of a training checkpoint is made of."""
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and loading that could run code")
+        return super().find_class(module, name)
+
+
+class SafeReader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / METADATA
+        try:
+            with path.open("rb") as file:
+                metadata = MetadataUnpickler(file).load()
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path.parent} is no training checkpoint: {METADATA} is missing") from error
+        except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
+            raise CheckpointError(f"{path} was not loaded: {error}; take another checkpoint") from error
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class SafePlanner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """What isn't a tensor, such as a learning rate. PyTorch unpickles it whatever it is; it gets it cleaned."""
+        clean = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), clean)
+        clean.seek(0)
+        super().load_bytes(read_item, clean)
+
+
+def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
+    """Fills `state` in place; each process of a job takes its part unless no_dist. Raises CheckpointError."""
+    try:
+        dcp.load(state, storage_reader=SafeReader(folder), planner=SafePlanner(), no_dist=no_dist)
+    except (CheckpointException, pickle.UnpicklingError) as error:
+        reasons = [error] if isinstance(error, pickle.UnpicklingError) else list(error.failures.values())
+        first = str(reasons[0][0] if isinstance(reasons[0], tuple) else reasons[0])
+        raise CheckpointError(
+            f"{folder} can't be loaded, as a checkpoint of another model or a damaged one: {first.splitlines()[0]}"
+        ) from error
