@@ -32,10 +32,10 @@ from .tokenizer import Tokenizer, load_tokenizer
 from .weights import (
     CheckpointError,
     StoredModel,
-    blocks_to_heads,
     differences,
     files_hash,
-    heads_to_blocks,
+    in_blocks,
+    in_heads,
     meta_decoder,
     read_weights,
     safetensors_files,
@@ -85,7 +85,8 @@ def write_model(
     """
     folder = Path(folder)
     with new_folder(folder, "a model folder") as draft:
-        write_weights(draft, in_blocks(tensors, config))
+        heads = config.num_attention_heads
+        write_weights(draft, ((name, in_blocks(name, tensor, heads)) for name, tensor in tensors))
         write_architecture(draft, config)
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
@@ -120,11 +121,6 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def in_blocks(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
-        yield name, heads_to_blocks(tensor, config.num_attention_heads) if "query_key_value" in name else tensor
 
 
 def sync(path: Path) -> None:
@@ -171,11 +167,7 @@ def read_model(folder: Path) -> StoredModel:
         file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
         raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
     heads = config.num_attention_heads
-    by_head = {
-        name: tensor.map(lambda rows: blocks_to_heads(rows, heads)) if "query_key_value" in name else tensor
-        for name, tensor in weights.items()
-    }
-    return StoredModel(config, by_head)
+    return StoredModel(config, {name: in_heads(name, tensor, heads) for name, tensor in weights.items()})
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:

@@ -99,17 +99,6 @@ def merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tens
     return torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)
 
 
-@torch.no_grad()
-def merge_lora(decoder: nn.Module) -> None:
-    """Folds adapters into plain linear layers, in place; one matrix at a time is held twice. All is trainable again."""
-    for name, module in adapted(decoder).items():
-        linear = nn.Linear(module.in_features, module.out_features, device="meta")
-        linear.weight = nn.Parameter(merged(module.weight, module.lora_a, module.lora_b, module.scale))
-        linear.bias = module.bias
-        replace(decoder, name, linear.train(module.training))
-    decoder.requires_grad_(True)
-
-
 def lora_parameter_count(config: ModelConfig, lora: LoraConfig) -> int:
     """Trainable parameters, by closed formula: rank·(in + out) for each target, in each layer."""
     widths = [WIDTHS[name] for name in {target.rpartition(".")[2] for target in lora.target_modules}]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +75,17 @@ def device_memory(trainer: TrainerConfig) -> int:
         return int(trainer.device_memory * GIB)
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available * CPU_SHARE) // trainer.devices
+    free = min(psutil.virtual_memory().available, container_memory())
+    return int(free * CPU_SHARE) // trainer.devices
+
+
+def container_memory() -> float:
+    """Bytes left to this process's control group (a container, a SLURM job); infinite where there is no limit."""
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
 
 
 def in_words(size: float) -> str:

@@ -22,6 +22,7 @@ from .row_files import sha256_of
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+QKV = "query_key_value"
 
 
 class CheckpointError(ValueError):
@@ -185,6 +186,16 @@ def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
 def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
     """The inverse of blocks_to_heads."""
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def in_heads(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
+    """A tensor of a format with blocks as the decoder has it, by its name there."""
+    return tensor.map(lambda rows: blocks_to_heads(rows, heads)) if QKV in name else tensor
+
+
+def in_blocks(name: str, tensor: Tensor, heads: int) -> Tensor:
+    """The decoder's tensor as a format with blocks has it, by its name here."""
+    return heads_to_blocks(tensor, heads) if QKV in name else tensor
 
 
 def meta_decoder(config: ModelConfig) -> Decoder:

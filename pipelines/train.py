@@ -220,7 +220,9 @@ def fit(
         auto_insert_metric_name=False,
     )
     facts = (training.tokenizer.fingerprint, training.plan.total_steps, training.plan.tokens_per_epoch)
-    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), best, SaveAtEnd(best)]
+    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), best]
+    if training.plan.total_steps % validation_interval(config, training.plan):
+        callbacks.append(SaveAtEnd(best))  # otherwise the last validation saves
     callbacks.append(
         samples or Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
     )
@@ -252,7 +254,7 @@ def make_trainer(
         precision=lightning_precision(config.trainer),
         max_steps=plan.total_steps,
         max_epochs=-1,
-        val_check_interval=min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps),
+        val_check_interval=validation_interval(config, plan),
         check_val_every_n_epoch=None,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -267,6 +269,10 @@ def make_trainer(
     )
 
 
+def validation_interval(config: TrainingConfig, plan: TrainingPlan) -> int:
+    return min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
+
+
 def best_checkpoint(
     trainer: pl.Trainer, module: LanguageModel, data: TextDataModule, best: ModelCheckpoint
 ) -> tuple[Path, dict[str, float]]:
@@ -275,7 +281,7 @@ def best_checkpoint(
         trainer.validate(module, data, verbose=False)
     final = module.validations[trainer.global_step]
     best_loss = float(best.best_model_score) if best.best_model_score is not None else math.inf
-    if final["val/loss"] <= best_loss:
+    if final["val/loss"] <= best_loss or not best.best_model_path:
         return Path(best.dirpath or ".") / LAST, final
     path = Path(best.best_model_path)
     return path, module.validations[read_loops(path)["global_step"]]

@@ -19,9 +19,9 @@ from modules.config import ConfigError, DataConfig, LoraConfig, TrainConfig, loa
 from modules.data import TextDataModule
 from modules.decoder import Decoder
 from modules.lightning_module import LanguageModel
-from modules.lora import LoraLinear, adapted, add_lora, initial_adapters, lora_parameter_count, merge_lora
+from modules.lora import adapted, add_lora, initial_adapters, lora_parameter_count
 from modules.tokenizer import Tokenizer
-from modules.weights import CheckpointError, heads_to_blocks, weights_hash
+from modules.weights import CheckpointError, StoredModel, heads_to_blocks, stored, weights_hash
 from pipelines.finetune import finetune
 from pipelines.train import make_module, set_up
 
@@ -105,19 +105,31 @@ def test_only_adapters_learn(decoder: Decoder, tokenizer: Tokenizer, rows: datas
     assert {id(parameter) for parameter in state} == {id(decoder.get_parameter(name)) for name in trainable}
 
 
+def merge(decoder: Decoder, config: LoraConfig) -> Decoder:
+    """What convert and the end of a training run make of a decoder with adapters."""
+    base = {name: tensor for name, tensor in decoder.state_dict().items() if "lora_" not in name}
+    adapters = {name: tensor for name, tensor in decoder.state_dict().items() if "lora_" in name}
+    heads = decoder.config.num_attention_heads
+    for name in adapters:
+        if name.endswith("query_key_value.lora_b"):
+            adapters[name] = heads_to_blocks(adapters[name], heads)  # as in the file
+    model = apply_adapter(StoredModel(decoder.config, stored(base)), Adapter(config, "", stored(adapters)), "")
+    merged = meta_decoder(decoder.config)
+    merged.load_state_dict({name: tensor.read() for name, tensor in model.weights.items()}, assign=True)
+    return merged.eval()
+
+
 @pytest.mark.parametrize("target", [*TARGETS, "attention.dense"])
 @torch.no_grad()
 def test_merged_logits_are_the_adapted_ones(decoder: Decoder, target: str) -> None:
     plain = decoder(IDS)
     names = set(decoder.state_dict())
-    with_random_adapters(decoder, target_modules=[target])
+    config = with_random_adapters(decoder, target_modules=[target])
     expected = decoder(IDS)
     assert float((expected - plain).abs().max()) > 0.1
-    merge_lora(decoder)
-    assert float((decoder(IDS) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-    assert set(decoder.state_dict()) == names
-    assert not any(isinstance(module, LoraLinear) for module in decoder.modules())
-    assert all(parameter.requires_grad for parameter in decoder.parameters())
+    merged = merge(decoder, config)
+    assert float((merged(IDS) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert set(merged.state_dict()) == names
 
 
 @torch.no_grad()
@@ -129,9 +141,9 @@ def test_merging_keeps_each_matrixs_type_and_rounds_once(decoder: Decoder) -> No
     assert decoder(IDS).dtype == torch.bfloat16
     update = module.lora_b @ module.lora_a * (config.alpha / config.rank)
     expected = (module.weight.float() + update).bfloat16()
-    merge_lora(decoder)
-    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(decoder.transformer.layers[1].attention.query_key_value.weight, expected)
+    merged = merge(decoder, config)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(merged.transformer.layers[1].attention.query_key_value.weight, expected)
 
 
 @torch.no_grad()
@@ -140,9 +152,6 @@ def test_dropout_is_for_training_alone(decoder: Decoder) -> None:
     assert torch.equal(decoder(IDS), decoder(IDS))
     decoder.train()
     assert not torch.equal(decoder(IDS), decoder(IDS))
-    merge_lora(decoder)
-    assert decoder.transformer.layers[0].attention.query_key_value.training
-    assert torch.equal(decoder(IDS), decoder(IDS))
 
 
 # --- files ---
@@ -157,7 +166,7 @@ def applied(base: Path, adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: tensor.read() for name, tensor in model.weights.items()}
 
 
-def test_an_adapter_on_its_base_is_the_merged_model(base: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_adapter_on_its_base_is_the_merged_model(base: Path, tmp_path: Path) -> None:
     decoder = load_model(base)
     config = with_random_adapters(decoder, target_modules=TARGETS)
     folder = saved(tmp_path / "adapter", decoder, config, base)
@@ -166,10 +175,7 @@ def test_an_adapter_on_its_base_is_the_merged_model(base: Path, tokenizer: Token
     name = "transformer.layers.0.attention.query_key_value.lora_b"
     in_file = load_file(folder / "adapter.safetensors")[name]
     assert torch.equal(in_file, heads_to_blocks(decoder.get_parameter(name), 4))
-    merge_lora(decoder)
-    save_model(tmp_path / "merged", decoder, tokenizer, {})
-    found = applied(base, read_adapter(folder))
-    expected = {name: tensor.read() for name, tensor in open_model(tmp_path / "merged").weights.items()}
+    found, expected = applied(base, read_adapter(folder)), merge(decoder, config).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     with pytest.raises(FileExistsError, match="an adapter is never overwritten"):

@@ -25,9 +25,9 @@ from ..weights import (
     CheckpointError,
     StoredModel,
     StoredTensor,
-    blocks_to_heads,
     differences,
-    heads_to_blocks,
+    in_blocks,
+    in_heads,
     meta_decoder,
     read_files,
     read_safetensors,
@@ -182,12 +182,11 @@ def is_conv1d(name: str) -> bool:
 def from_gpt2(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
     if is_conv1d(name):
         tensor = tensor.map(torch.t)
-    return tensor.map(lambda rows: blocks_to_heads(rows, heads)) if "query_key_value" in name else tensor
+    return in_heads(name, tensor, heads)
 
 
 def to_gpt2(name: str, tensor: Tensor, heads: int) -> Tensor:
-    if "query_key_value" in name:
-        tensor = heads_to_blocks(tensor, heads)
+    tensor = in_blocks(name, tensor, heads)
     return tensor.T if is_conv1d(name) else tensor
 
 

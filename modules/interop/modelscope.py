@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..tokenizer import Tokenizer
-from ..weights import CheckpointError, StoredModel, blocks_to_heads, differences, heads_to_blocks, shapes_of, stored
+from ..weights import CheckpointError, StoredModel, differences, in_blocks, in_heads, shapes_of, stored
 from .gpt3_config import (
     PREFIXES,
     config_json,
@@ -32,13 +32,7 @@ def read(folder: Path) -> StoredModel:
     if complaints := list(differences(expected, shapes)):
         raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
     heads = config.num_attention_heads
-    by_head = {
-        name: tensors[name].map(lambda rows: blocks_to_heads(rows, heads))
-        if "query_key_value" in name
-        else tensors[name]
-        for name in expected
-    }
-    return StoredModel(config, by_head)
+    return StoredModel(config, {name: in_heads(name, tensors[name], heads) for name in expected})
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
@@ -51,8 +45,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
     heads = model.config.num_attention_heads
     tensors = {}
     for name, tensor in model.weights.items():
-        rows = tensor.read()
-        tensors["language_model." + name] = heads_to_blocks(rows, heads) if "query_key_value" in name else rows
+        tensors["language_model." + name] = in_blocks(name, tensor.read(), heads)
     write_pickle(folder / WEIGHTS, tensors)
     write_tokenizer(folder, tokenizer)
     length = model.config.max_position_embeddings
