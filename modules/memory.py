@@ -18,7 +18,7 @@ from .loss import CHUNK
 WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
 """Of a weight by trainer.precision; its gradient and AdamW's two moments take the same each."""
 PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
-"""Of a number that goes into a matrix product or comes out of it; between layers it has a weight's format."""
+"""Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Step:
         self.model, self.trainer = model, trainer
         self.adapter_parameters = adapter_parameters
         self.parts = trainer.tensor_parallel
-        # Beside adapters the frozen weights are bf16 unless all is float32.
-        self.weight = (
-            WEIGHT_BYTES[trainer.precision] if adapter_parameters is None else PRODUCT_BYTES[trainer.precision]
-        )
+        self.weight = WEIGHT_BYTES[trainer.precision]
         self.product = PRODUCT_BYTES[trainer.precision]
-        self.mixed = self.weight != self.product
+        # FSDP gathers weights in bf16 (strategies.compute_format): all that it computes is bf16, without autocast.
+        spread = trainer.strategy == "fsdp" and trainer.devices * trainer.nodes > 1
+        self.residual = self.product if spread else self.weight
+        self.mixed = self.residual != self.product
         self.sharded = trainer.strategy == "fsdp" and trainer.data_parallel > 1
         # DDP's buckets hold all gradients from the first step on, also between steps.
         self.accumulates = accumulates or (trainer.data_parallel > 1 and not self.sharded)
@@ -120,21 +120,21 @@ class Step:
         """Where a step's memory may peak, in order. Which of them is highest depends on the sizes."""
         earlier = gradients if self.accumulates else 0.0
         # The head's waits for the embedding's own, as they are tied; adapters leave both frozen.
-        head_gradient = self.embedding * self.weight if self.adapter_parameters is None else 0.0
-        loss = self.hidden * self.weight + head_gradient  # what LinearCrossEntropy keeps
+        head_gradient = self.embedding * self.residual if self.adapter_parameters is None else 0.0
+        loss = self.hidden * self.residual + head_gradient  # what LinearCrossEntropy keeps
         in_layer = self.recomputed_by_layer() + self.layer_backward() + head_gradient
         one_layer = self.kept_by_layer()
         first_layer_gradients = gradients - head_gradient if not self.accumulates else gradients
         return [
-            Moment(earlier, kept, loss + self.hidden * self.weight + self.logits()),
+            Moment(earlier, kept, loss + self.hidden * self.residual + self.logits()),
             Moment(earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
             Moment(earlier, kept, in_layer),
             Moment(max(first_layer_gradients, 0), one_layer, in_layer),
-            Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.weight),
+            Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
         ]
 
     def kept_by_layer(self) -> float:
-        c, a = self.hidden * self.weight, self.hidden * self.product
+        c, a = self.hidden * self.residual, self.hidden * self.product
         dropout = self.model.hidden_dropout_prob > 0
         if self.trainer.activation_checkpointing == "full":
             return c  # the layer's input
@@ -146,7 +146,7 @@ class Step:
 
     def kept_without_checkpointing(self) -> float:
         """LayerNorms' inputs and outputs; query, key, value; attention; before and after GELU."""
-        c, a = self.hidden * self.weight, self.hidden * self.product
+        c, a = self.hidden * self.residual, self.hidden * self.product
         attention = a / self.parts * (2 if len(self.runs) > 1 else 1)  # several runs are concatenated: a copy
         masks = 2 * a if self.model.hidden_dropout_prob else 0.0
         statistics = self.attention_statistics() + 16 * self.tokens  # mean and deviation of two LayerNorms
@@ -164,12 +164,12 @@ class Step:
         if not self.model.attention_probs_dropout_prob:
             return 0.0
         squares = sum(count * length**2 for count, length in self.runs)
-        scores = 3 * squares * self.model.num_attention_heads * self.weight
-        return (scores + 3 * self.hidden * (self.weight - self.product)) / self.parts
+        scores = 3 * squares * self.model.num_attention_heads * self.residual
+        return (scores + 3 * self.hidden * (self.residual - self.product)) / self.parts
 
     def kept_outside_layers(self) -> float:
         """The last LayerNorm's input, the embeddings' dropout mask, ids, labels and positions."""
-        return self.hidden * self.weight * (2 if self.model.hidden_dropout_prob else 1) + 40 * self.tokens
+        return self.hidden * self.residual * (2 if self.model.hidden_dropout_prob else 1) + 40 * self.tokens
 
     def recomputed_by_layer(self) -> float:
         """What checkpointing has dropped of a layer, at hand again while its backward pass runs."""
@@ -180,8 +180,8 @@ class Step:
 
     def layer_backward(self) -> float:
         """Gradients of a layer's output and, four times as wide, of GELU's; that of the largest matrix."""
-        c, a = self.hidden * self.weight, self.hidden * self.product
-        matrix = 4 * self.model.hidden_size**2 / self.parts * (self.weight + (self.product if self.mixed else 0))
+        c, a = self.hidden * self.residual, self.hidden * self.product
+        matrix = 4 * self.model.hidden_size**2 / self.parts * (self.residual + (self.product if self.mixed else 0))
         return c + (a if self.mixed else 0) + 4 * a / self.parts + matrix
 
     def logits(self) -> float:
@@ -190,14 +190,14 @@ class Step:
         vocabulary = self.model.vocab_size / self.parts
         rows = min(self.tokens, CHUNK)
         following = min(max(self.tokens - CHUNK, 0), CHUNK)
-        before = CHUNK * (4 + (0 if self.weight == 4 else 2)) if following else 0
+        before = CHUNK * (4 + (0 if self.residual == 4 else 2)) if following else 0
         in_softmax = max(8 * rows, before + 8 * following) * vocabulary
         casts = 6 * rows * vocabulary + 2 * self.embedding if self.mixed else 0.0
         return max(in_softmax, casts)
 
     def cast_weights(self) -> float:
         """Autocast's copies of the matrices and biases, kept until the step ends."""
-        if not self.mixed or self.sharded:
+        if not self.mixed:
             return 0.0
         c = self.model.hidden_size
         layer = (12 * c * c + 7 * c) / self.parts + 2 * c

@@ -79,10 +79,10 @@ BASE_CASES = [
     Case(BASE, 16384, SHORT, recompute="full"),
     Case(BASE, 16384, [512], dropout=DROPOUT),
     Case(BASE, 16384, MIXED, recompute="full", dropout=DROPOUT),
-    Case(BASE, 16384, [32] * 2, precision="bf16-mixed"),
-    Case(BASE, 16384, [64], precision="bf16-mixed", recompute="full"),
-    Case(BASE, 16384, [16, 48], precision="bf16-true"),
-    Case(BASE, 16384, [64], precision="bf16-true", recompute="selective"),
+    Case(BASE, 16384, [128] * 8, precision="bf16-mixed"),
+    Case(BASE, 16384, [1024], precision="bf16-mixed", recompute="full"),
+    Case(BASE, 16384, [200, 824], precision="bf16-true"),
+    Case(BASE, 16384, [1024], precision="bf16-true", recompute="selective"),
 ]
 
 

@@ -49,6 +49,14 @@ def test_ddp_keeps_everything_on_each_device_and_fsdp_a_share() -> None:
     assert fsdp.temporary - alone.temporary == pytest.approx(4 * (root + 3 * layer), rel=1e-6)
 
 
+def test_fsdp_in_mixed_precision_computes_all_of_it_in_bf16() -> None:
+    """Gathered in bf16: no copies by autocast, and the residual stream is bf16 as in bf16-true."""
+    layout = {"devices": 4, "strategy": "fsdp"}
+    mixed, pure = memory_of(precision="bf16-mixed", **layout), memory_of(precision="bf16-true", **layout)
+    assert (mixed.activations, mixed.temporary) == (pure.activations, pure.temporary)
+    assert mixed.weights == 2 * pure.weights
+
+
 def test_tensor_parallel_cuts_matrices_and_what_lies_inside_layers() -> None:
     whole = memory_of(devices=4, strategy="fsdp")
     cut = memory_of(devices=4, strategy="fsdp", tensor_parallel=4)
