@@ -46,6 +46,7 @@ from .weights import (
 
 FILES = ("golden.safetensors", "model.yaml", "run.yaml", "tokenizer.json", "tokenizer_config.json")
 """What a model folder holds beside its weights."""
+CHANGED = "model.safetensors differs from what was saved; copy the folder again"
 GOLDEN_PROMPT = "白日依山尽，"
 
 
@@ -142,6 +143,8 @@ def open_model(folder: str | Path) -> StoredModel:
     Raises CheckpointError for what it lacks.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     if (foreign := interop.format_of(folder)) != "moyun":
@@ -149,6 +152,8 @@ def open_model(folder: str | Path) -> StoredModel:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         hint = "; nor has it a config.json, as other formats do" if "model.yaml" in missing else ""
+        if checkpoints := sorted(folder.glob("*.ckpt")):
+            hint = f"; one of its checkpoints would do: {checkpoints[-1]}"
         raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing{hint}")
     return read_model(folder)
 
@@ -221,6 +226,19 @@ def layer_by_layer(model: StoredModel, input_ids: Tensor) -> Tensor:
     return torch.cat([decoder.head(x, rows.float()) for rows in embeddings.split(8192)], dim=-1)
 
 
+def sound_hash(folder: Path) -> str:
+    """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
+
+    For what makes a new model of it: a damaged one would otherwise get hashes and golden logits of its own.
+    """
+    found = model_hash(folder)
+    if interop.format_of(folder) == "moyun":
+        with safe_open(folder / "golden.safetensors", "pt") as file:
+            if (file.metadata() or {}).get("weights") != found:
+                raise CheckpointError(f"{folder}: {CHANGED}")
+    return found
+
+
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large.
 
@@ -243,7 +261,7 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     if hashes.get("tokenizer") != tokenizer.fingerprint:
         raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
     if hashes.get("weights") != weights_hash(folder):
-        raise CheckpointError(f"{folder}: model.safetensors differs from what was saved; copy the folder again")
+        raise CheckpointError(f"{folder}: {CHANGED}")
     found = golden(model, tokenizer)
     if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in expected.items()}:
         raise CheckpointError(f"{folder}: golden.safetensors is of another model; copy the folder again")

@@ -103,7 +103,7 @@ def require_memory(demand: MemoryDemand) -> None:
     message = f"a step would need {in_words(needed)} of a device that has {in_words(limit)} ({source})"
     for keys, changed in remedies(demand):
         peak = changed.memory().peak
-        if peak <= limit:
+        if peak <= device_memory(changed.trainer):  # of a CPU, processes share one memory
             raise ValueError(f"{message}. This would do, at {in_words(peak)}: {keys}")
     raise ValueError(f"{message}; not even {MOST_DEVICES} of them would do: choose a smaller model or larger devices")
 

@@ -16,4 +16,4 @@ def perplexity_per_character(total_nll: float, characters: int, rows: int) -> fl
     """
     if characters + rows <= 0:
         raise ValueError("perplexity of no text is undefined: score at least one row")
-    return math.exp(total_nll / (characters + rows))
+    return math.exp(min(total_nll / (characters + rows), 700.0))  # a float ends at e^709

@@ -33,12 +33,16 @@ class TrainingPlan:
     memory: TrainingMemory
     """The largest a step can need, whatever the shuffle."""
 
+    def adapters(self) -> str:
+        trained = self.demand.adapter_parameters
+        return "" if trained is None else f", frozen; {trained:,} in adapters are trained"
+
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
         memory = self.memory
         over_long = f"{self.rows_split:,} split, {self.rows_cut:,} cut" if self.rows_split + self.rows_cut else "none"
         return {
-            "parameters": f"{self.parameters:,}",
+            "parameters": f"{self.parameters:,}{self.adapters()}",
             "rows": f"{self.rows:,} (over-long: {over_long})",
             "tokens an epoch": f"{self.tokens_per_epoch:,}",
             "tokens a step": f"{self.tokens_per_step:,.0f}",

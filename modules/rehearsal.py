@@ -53,7 +53,7 @@ def rehearse_shapes(
 
     Each in a process of its own: DTensor remembers the meshes of a process group beyond its end.
     """
-    with ProcessPoolExecutor(len(ranks), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(len(ranks), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = [pool.submit(play_rank, model, data_parallel, tensor_parallel, rank, tokens) for rank in ranks]
         return [run.result() for run in runs]
 

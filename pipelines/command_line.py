@@ -19,7 +19,7 @@ from modules.tracking import is_main_process
 
 from .launch import WorkerError, is_worker, launch, require_processes
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
 
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
@@ -37,6 +37,7 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
     except ConfigError as error:
         print(f"{stage}: the configuration can't be used:\n{error}", file=sys.stderr)
         sys.exit(2)
+    code = 0
     try:
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
@@ -46,16 +47,25 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
             function(config)
     except USER_ERRORS as error:
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
-        print(f"{stage}: {rank}{error}", file=sys.stderr)
-        sys.exit(1)
+        code, message = 1, f"{rank}{error}"
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code, message = 130, "interrupted"
     except SystemExit as stop:
         if stop.code:
             raise
-        print(f"{stage}: terminated", file=sys.stderr)
-        sys.exit(143)  # on SIGTERM Lightning leaves with a code that would say all went well
+        code, message = 143, "terminated"  # on SIGTERM Lightning leaves with a code that would say all went well
+    if code:
+        if code == 1 or not is_worker():  # of a stopped job the launcher speaks
+            print(f"{stage}: {message}", file=sys.stderr, flush=True)
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """Exits. A process of a job does so at once: on the way out it would wait for the others' part in a collective."""
+    if is_worker():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def needs_launch(config: Any) -> bool:
@@ -69,12 +79,15 @@ def quieten_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings(
-        "ignore", message="It is recommended to use `self.log.*"
-    )  # ours are summed over ranks already
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled.*")  # saving from one process
-    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+    for message in (
+        ".*does not have many workers.*",
+        "It is recommended to use `self.log.*",  # for sums over ranks, which ours are
+        "torch.distributed is disabled.*",  # a checkpoint from one process
+        "Checkpoint directory .* exists and is not empty",  # it has model.yaml and the tokenizer
+        "The dirpath has changed from.*",  # a resumed run has a folder of its own
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def show(title: str, lines: Mapping[str, Any]) -> None:

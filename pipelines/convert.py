@@ -12,7 +12,7 @@ import torch
 
 from modules import interop
 from modules.adapter import apply_adapter, read_adapter
-from modules.checkpoint import model_hash, new_folder, open_model, write_model
+from modules.checkpoint import new_folder, open_model, sound_hash, write_model
 from modules.config import ConvertConfig
 from modules.decoder import parameter_count
 from modules.tokenizer import Tokenizer, load_tokenizer
@@ -48,14 +48,15 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if target.exists():
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
     model, tokenizer = open_model(source), load_tokenizer(source)
+    digest = sound_hash(source)
     refuse_small_vocabulary(source, model, tokenizer)
     if config.adapter:
-        model = apply_adapter(model, read_adapter(config.adapter), model_hash(source))
+        model = apply_adapter(model, read_adapter(config.adapter), digest)
     if config.dtype != "keep":
         model = in_dtype(model, getattr(torch, config.dtype))
     notes: list[str] = []
     if config.format == "moyun":
-        write_moyun(config, source, model, tokenizer)
+        write_moyun(config, source, digest, model, tokenizer)
     else:
         options = {"tensor_parallel": config.tensor_parallel} if config.format == "megatron" else {}
         with new_folder(target, "a model folder") as draft:
@@ -75,8 +76,8 @@ def refuse_small_vocabulary(source: Path, model: StoredModel, tokenizer: Tokeniz
         )
 
 
-def write_moyun(config: ConvertConfig, source: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
-    read = {"path": str(source), "format": interop.format_of(source), "weights_sha256": model_hash(source)}
+def write_moyun(config: ConvertConfig, source: Path, digest: str, model: StoredModel, tokenizer: Tokenizer) -> None:
+    read = {"path": str(source), "format": interop.format_of(source), "weights_sha256": digest}
     tensors = ((name, tensor.read()) for name, tensor in model.weights.items())
     run = provenance(config, stage="convert", source=read, tokenizer=tokenizer.fingerprint)
     write_model(Path(config.target), model.config, tensors, tokenizer, run)

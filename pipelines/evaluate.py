@@ -37,6 +37,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         if config.dry_run:
             show("evaluate: what will be done", {"rows": f"{len(test):,}", "model": config.model})
             return EvaluateResult(run.info.run_id, {}, {}, [])
+        train = load_splits(config.data, config.seed)["train"] if config.ngram_floor else None
         log_rows(test, str(config.data.test_path or config.data.path), "test")
         folders = {"model": resolve_model(config.model)}
         if config.baseline:
@@ -46,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             for name, folder in folders.items()
         }
         tokenizer = load_tokenizer(folders["model"])
-        floor = floor_of(config, test, tokenizer) if config.ngram_floor else {}
+        floor = floor_of(train, test, tokenizer) if train is not None else {}
         samples = continue_prompts(folders["model"], tokenizer, config)
         log_results(scores, floor, samples)
         show("perplexity per character on the test rows (lower is better)", ranking(scores, floor))
@@ -60,8 +61,7 @@ def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_toke
         return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
 
 
-def floor_of(config: EvaluateConfig, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
-    train = load_splits(config.data, config.seed)["train"]
+def floor_of(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
     with console.status("fitting n-grams"):
         return ngram_floor(train, test, tokenizer)
 

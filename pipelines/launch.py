@@ -66,7 +66,10 @@ def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
             f"--rdzv-endpoint=HOST:PORT -m pipelines.{stage} …"
         )
     require_devices(trainer)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(
+            logging.CRITICAL
+        )  # what it says, the message below says shorter
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // trainer.devices)))
     config = LaunchConfig(
         min_nodes=1,

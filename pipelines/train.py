@@ -16,7 +16,15 @@ from torch import Tensor
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd
-from modules.checkpoint import fresh_tensors, meta_decoder, model_hash, open_model, write_architecture, write_model
+from modules.checkpoint import (
+    fresh_tensors,
+    meta_decoder,
+    model_hash,
+    open_model,
+    sound_hash,
+    write_architecture,
+    write_model,
+)
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule, load_splits
 from modules.interop.safe_dcp import METADATA
@@ -104,13 +112,15 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
         facts |= {"tokenizer": training.tokenizer.fingerprint}
         weights = trained_weights(checkpoint)
+        made = {"model folder": str(folder / "model")}
         if config.lora.rank:
             weights = merge_adapter(config, training, weights, folder / "adapter")
             facts["adapter_sha256"] = adapter_hash(folder / "adapter")
+            made["adapter alone"] = str(folder / "adapter")
         tensors = ((name, tensor.read()) for name, tensor in weights.items())
         model = write_model(folder / "model", training.model, tensors, training.tokenizer, provenance(config, **facts))
         uri = log_model(model)
-        show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | {"model folder": str(model)})
+        show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
@@ -128,6 +138,8 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     if resume and not (Path(resume) / METADATA).is_file():
         raise ValueError(f"train.resume_from={resume} is no checkpoint; give one of a run's checkpoints/*.ckpt folders")
     start = resolve_model(config.train.init_from) if config.train.init_from else None
+    if start:
+        sound_hash(start)
     splits = load_splits(config.data, config.seed, rows)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
@@ -236,6 +248,8 @@ def fit(
     except SystemExit as stop:  # how Lightning passes Ctrl-C on
         raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
     except Exception as error:
+        if trainer.received_sigterm:  # in the middle of a collective, which the other ranks have left
+            raise SystemExit from None
         if lost := lost_contact(error, config.trainer.process_group_timeout):
             raise lost from None
         raise

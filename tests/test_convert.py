@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import mlflow
 import pytest
 import torch
@@ -15,10 +16,11 @@ import yaml
 from conftest import ROOT
 
 from modules import interop
-from modules.checkpoint import load_model, model_hash, open_model, verify_model
+from modules.checkpoint import load_model, model_hash, open_model, save_model, verify_model
 from modules.config import ModelConfig, load_config
-from modules.tokenizer import load_tokenizer, train_tokenizer
-from modules.weights import StoredModel, StoredTensor, shapes_of
+from modules.decoder import Decoder
+from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.register import register
@@ -92,6 +94,20 @@ def test_a_megatron_folder_is_fine_tuned_as_it_is(lora: list[str], store: Path) 
     assert 1e-6 < float(changed.abs().max()) < 1e-2  # two steps from there, not from elsewhere
     parent = yaml.safe_load((result.model / "run.yaml").read_text(encoding="utf-8"))["parent"]
     assert parent == {"init_from": str(folder), "weights_sha256": model_hash(folder)}
+
+
+def test_a_damaged_folder_is_not_given_new_hashes(
+    store: Path, tokenizer: Tokenizer, rows: datasets.Dataset, decoder: Decoder
+) -> None:
+    folder = save_model(store / "model", decoder, tokenizer, {})
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="differs from what was saved; copy the folder again"):
+        convert(load_config("convert", ["source=model", "target=other"]))
+    with pytest.raises(CheckpointError, match="differs from what was saved; copy the folder again"):
+        finetune(load_config("finetune", ["train.init_from=model", "data.sequence_length=64"]), rows)
+    assert not (store / "other").exists()
 
 
 def test_training_is_in_float32_whatever_is_stored(store: Path) -> None:

@@ -202,7 +202,7 @@ def finetune_from(folder: str) -> None:
 
 def evaluate_with(folder: str) -> None:
     rows = Path(folder).parent / "rows.txt"
-    rows.write_text("天生我材必有用\n")
+    rows.write_text("天生我材必有用\n将进酒\n")
     arguments = [f"model={folder}", f"data.path={rows}", f"data.test_path={rows}", "tracking.log_system_metrics=false"]
     evaluate(load_config("evaluate", arguments))
 

@@ -228,6 +228,7 @@ def test_an_unknown_target_is_refused(decoder: Decoder) -> None:
         (["lora.alpha=0"], r"lora\.alpha \(0\.0\) must be a positive number"),
         (["lora.dropout=1"], r"lora\.dropout \(1\.0\) must be at least 0 and below 1"),
         (["lora.target_modules=[q_proj]"], r"lora\.target_modules \(q_proj\) must be of query_key_value, dense"),
+        (["lora.target_modules=[dense]"], r"lora\.rank must be given, or no adapters are made"),
         (["lora.rank=8", "lora.target_modules=[]"], r"lora\.target_modules must name what gets adapters of rank 8"),
         (["lora.rank=8", "train.init_from=null", "model=tiny"], r"lora\.rank=8: adapters need a model to adapt"),
         (

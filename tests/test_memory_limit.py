@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,19 @@ def test_a_remedy_can_be_pasted_and_is_enough() -> None:
     require_memory(changed)
     assert config.trainer.strategy == "fsdp"
     assert 32 <= config.trainer.devices * config.trainer.nodes <= 256  # 2.8 TB of weights, gradients and moments
+
+
+def test_processes_on_one_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them on this machine are no remedy; more machines may be."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=15 * GIB * 3 // 2))
+    monkeypatch.setattr("modules.memory_limit.container_memory", lambda: math.inf)
+    said = refusal(demand_of(replace(HUGE, hidden_size=6144, num_hidden_layers=24), accelerator="cpu"))
+    keys = dict(re.findall(r"trainer\.(\w+)=(\w+)", said.partition("would do")[2]))
+    layout = {name: int(keys[name]) for name in ("devices", "nodes", "tensor_parallel") if name in keys}
+    pasted = {"strategy": "fsdp", "activation_checkpointing": keys.get("activation_checkpointing", "none"), **layout}
+    demand = demand_of(replace(HUGE, hidden_size=6144, num_hidden_layers=24), accelerator="cpu", **pasted)
+    tokens = re.search(r"micro_batch_tokens=(\d+)", said)
+    require_memory(replace(demand, micro_batch_tokens=int(tokens[1]) if tokens else demand.micro_batch_tokens))
 
 
 def test_where_there_is_room_nothing_is_said_and_where_there_is_none_no_keys() -> None:

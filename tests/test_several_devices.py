@@ -172,9 +172,16 @@ def test_the_command_starts_its_processes_and_tells_once(store: Path, poems_file
 
 
 @pytest.fixture
-def job(store: Path, poems_file: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+def job(
+    request: pytest.FixtureRequest, store: Path, poems_file: Path
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """A long job of two processes that is past its first checkpoint, and its rank 1."""
-    arguments = [*LAYOUTS["ddp-2"], "train.max_steps=100000", "output_dir=out", "trainer.process_group_timeout=5"]
+    arguments = [
+        *LAYOUTS[getattr(request, "param", "ddp-2")],
+        "train.max_steps=100000",
+        "output_dir=out",
+        "trainer.process_group_timeout=5",
+    ]
     agent = subprocess.Popen(
         command(poems_file, *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -213,6 +220,20 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(
         (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
         assert run.info.status == "FAILED"
     assert not rank_1.is_running() or rank_1.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("job", ["fsdp-2"], indirect=True)
+def test_sigterm_ends_all_processes_at_once(job: tuple[subprocess.Popen[str], psutil.Process]) -> None:
+    """Some of them in the middle of a collective."""
+    agent, rank_1 = job
+    agent.terminate()
+    output, _ = agent.communicate(timeout=20)  # not the 30 s after which they would be killed
+    assert agent.returncode == 143
+    assert output.count("terminated") == 1
+    assert "has died" not in output
+    assert not rank_1.is_running() or rank_1.status() == psutil.STATUS_ZOMBIE
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "KILLED"
 
 
 def test_other_ranks_than_the_first_only_train(store: Path, monkeypatch: pytest.MonkeyPatch, poems_file: Path) -> None:

@@ -31,5 +31,7 @@ class LoraConfig:
         for name in self.target_modules:
             if name not in ADAPTABLE:
                 yield f"target_modules ({name}) must be of {', '.join(ADAPTABLE)}"
+        if not self.rank and self != LoraConfig():
+            yield "rank must be given, or no adapters are made of the other keys of lora"
         if self.rank and not self.target_modules:
             yield f"target_modules must name what gets adapters of rank {self.rank}"
