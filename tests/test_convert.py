@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_only_a_moyun_folder_is_registered(store: Path) -> None:
 # --- memory ---
 
 MEASURE = """
-import sys, threading
+import shlex, sys, threading
 from modules.config import load_config
 from pipelines.convert import convert
 def anonymous():
@@ -139,11 +140,11 @@ def peak(arguments):
     done, found = threading.Event(), []
     watcher = threading.Thread(target=watch, args=(done, found))
     watcher.start()
-    convert(load_config("convert", arguments.split()))
+    convert(load_config("convert", shlex.split(arguments)))
     done.set()
     watcher.join()
     print("peak", max(found) - before)
-convert(load_config("convert", sys.argv[1].split()))  # a small one, so that libraries are loaded and counted out
+convert(load_config("convert", shlex.split(sys.argv[1])))  # a small one, so that libraries are loaded and counted out
 before = anonymous()
 for arguments in sys.argv[2:]:
     peak(arguments)
@@ -181,7 +182,7 @@ def test_memory_stays_far_below_twice_the_model(
     """By the peak of what isn't mapped from a file, in a process of its own."""
     size = fabricate(tmp_path / "megatron", layers, width, vocabulary, dtype)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURE, f"source={DATA / 'megatron_tp2'} target=small", *LIMITS]
+    command = [sys.executable, "-c", MEASURE, f"source={shlex.quote(str(DATA / 'megatron_tp2'))} target=small", *LIMITS]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peaks = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak")]
