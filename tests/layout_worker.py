@@ -12,7 +12,8 @@ from pytorch_lightning.loggers.logger import Logger
 from modules.config import load_config
 from modules.tracking import is_main_process
 from pipelines.command_line import quieten_libraries
-from pipelines.train import fit, set_up
+from pipelines.fitting import fit
+from pipelines.train import set_up
 
 
 class Recorder(Logger):

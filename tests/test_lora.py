@@ -23,7 +23,8 @@ from modules.lora import adapted, add_lora, initial_adapters, lora_parameter_cou
 from modules.tokenizer import Tokenizer
 from modules.weights import CheckpointError, StoredModel, heads_to_blocks, stored, weights_hash
 from pipelines.finetune import finetune
-from pipelines.train import make_module, set_up
+from pipelines.fitting import make_module
+from pipelines.train import set_up
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 IDS = torch.arange(1, 25)[None]

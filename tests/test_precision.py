@@ -15,7 +15,8 @@ from modules.checkpoint import load_model
 from modules.config import load_config
 from modules.generation import generate
 from modules.text_generation import generation_config
-from pipelines.train import TrainResult, make_module, set_up, train
+from pipelines.fitting import make_module
+from pipelines.train import TrainResult, set_up, train
 
 SMALL = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
 
@@ -81,7 +82,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_loaded(
         raise AssertionError("weights were loaded")
 
     start = run(store, rows.select(range(20)), "pretrain", *SMALL, "output_dir=start").model
-    monkeypatch.setattr("pipelines.train.first_tensors", refuse)
+    monkeypatch.setattr("pipelines.fitting.first_tensors", refuse)
     arguments = [f"train.init_from={start}", "trainer.device_memory=0.001", "output_dir=never"]
     with pytest.raises(ValueError, match="a step would need"):
         run(store, rows.select(range(20)), "finetune", *arguments)

@@ -20,7 +20,8 @@ from modules.interop import format_of
 from modules.strategies import LOOPS, read_loops, replace_folder
 from modules.tokenizer import Tokenizer
 from modules.weights import CheckpointError
-from pipelines.train import fit, set_up
+from pipelines.fitting import fit
+from pipelines.train import set_up
 
 QUICK = [
     "model.num_hidden_layers=1", "model.hidden_size=16", "model.hidden_dropout_prob=0.1", "data.sequence_length=64",
