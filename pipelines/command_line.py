@@ -17,7 +17,7 @@ from rich.text import Text
 from modules.config import ConfigError, TrainingConfig, help_text, load_config
 from modules.tracking import is_main_process
 
-from .launch import WorkerError, is_worker, launch, require_processes
+from .launch import StopAtOnce, WorkerError, is_worker, launch, require_processes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
 
@@ -42,6 +42,8 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:
+            if is_worker():
+                StopAtOnce.listen()
             if isinstance(config, TrainingConfig):
                 require_processes(config.trainer)
             function(config)

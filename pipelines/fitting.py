@@ -28,7 +28,7 @@ from modules.run_logger import RunLogger
 from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
 from modules.tokenizer import Tokenizer
 
-from .launch import lost_contact
+from .launch import StopAtOnce, lost_contact
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def fit(
         auto_insert_metric_name=False,
     )
     facts = (training.tokenizer.fingerprint, training.plan.total_steps, training.plan.tokens_per_epoch)
-    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), best]
+    callbacks: list[pl.Callback] = [StopAtOnce(), SameOnAllRanks(facts), best]
     if training.plan.total_steps % validation_interval(config, training.plan):
         callbacks.append(SaveAtEnd(best))  # otherwise the last validation saves
     callbacks.append(
@@ -78,8 +78,6 @@ def fit(
     except SystemExit as stop:  # how Lightning passes Ctrl-C on
         raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
     except Exception as error:
-        if trainer.received_sigterm:  # in the middle of a collective, which the other ranks have left
-            raise SystemExit from None
         if lost := lost_contact(error, config.trainer.process_group_timeout):
             raise lost from None
         raise

@@ -10,8 +10,11 @@ import os
 import re
 import signal
 import sys
+import time
 import uuid
+from types import FrameType
 
+import pytorch_lightning as pl
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -28,11 +31,31 @@ class WorkerError(ValueError):
     """A process of the job has ended or hangs; the others were stopped."""
 
 
+class StopAtOnce(pl.Callback):
+    """SIGTERM ends a process of a job where it stands; the launcher sends it to all.
+
+    Lightning's handler, which this one displaces, would begin a broadcast in the middle of other collectives.
+    """
+
+    def on_train_start(self, *_: object) -> None:
+        if is_worker():
+            self.listen()
+
+    @staticmethod
+    def listen() -> None:
+        signal.signal(signal.SIGTERM, StopAtOnce.leave)
+
+    @staticmethod
+    def leave(signal_number: int, frame: FrameType | None) -> None:
+        raise SystemExit
+
+
 def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
     """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):
+            time.sleep(1)  # the other may have been stopped on purpose, and this process's own signal be on its way
             return WorkerError(
                 f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
                 "(trainer.process_group_timeout). train.resume_from goes on from a checkpoint, where there is one"
