@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .products import Linear
+
 if TYPE_CHECKING:
     from .config import ModelConfig
 
@@ -74,8 +76,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
@@ -111,8 +113,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.approximate = GELU_APPROXIMATION[config.hidden_act]
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, 4 * config.hidden_size)
-        self.dense_4h_to_h = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.dense_h_to_4h = Linear(config.hidden_size, 4 * config.hidden_size)
+        self.dense_4h_to_h = Linear(4 * config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
@@ -165,10 +167,10 @@ def draws(layer: Any) -> bool:
 def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
     """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
     name: str = operator.name()
-    keep = name in ("aten::mm", "aten::addmm")
+    keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
     if keep and not layer.dropout.p:
         # No backward pass needs the result of the MLP's second product: recomputing ends before it.
-        inputs, outputs = args[-1].shape
+        inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
         keep = inputs <= outputs
     if name.startswith("aten::_scaled_dot_product"):
         # Attention that is kept draws no random numbers again, and all later dropouts would get other ones.

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import Linear
+
 if TYPE_CHECKING:
     from .config import LoraConfig, ModelConfig
 
@@ -20,14 +22,14 @@ WIDTHS = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "
 """What goes in and what comes out, in hidden sizes."""
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """A linear layer and its adapter: x (…, in) → x·Wᵀ + b + dropout(x)·Aᵀ·Bᵀ·alpha/rank.
 
     weight and bias are those of `base` and keep their names. lora_a (rank, in) and lora_b (out, rank) are float32
     beside weights of any type and compute in the type of x: small updates would vanish in bf16's 8 bits.
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: Linear, config: LoraConfig) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")  # no memory: the next line replaces it
         self.weight, self.bias = base.weight, base.bias
         self.scale = config.alpha / config.rank
@@ -49,7 +51,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     give the adapters their values with `initial_adapters` once there is memory.
     Raises ValueError for a target that isn't there.
     """
-    linear = {name: module for name, module in decoder.named_modules() if type(module) is nn.Linear}
+    linear = {name: module for name, module in decoder.named_modules() if type(module) is Linear}
     for target in config.target_modules:
         if not any(is_target(name, [target]) for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "nothing"

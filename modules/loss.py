@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from .packing import IGNORED
+from .products import product
 
 CHUNK = 512
 """Rows at once: at 512 the matrix products still run at full speed, and logits stay in the cache's reach."""
@@ -50,17 +51,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # adapters leave it frozen
         for start in range(0, len(labels), CHUNK):
             rows = slice(start, start + CHUNK)
-            logits = (hidden[rows] @ weight.T).float()
+            logits = product(hidden[rows], weight).float()
             target = labels[rows, None]
             here = (target >= 0) & (target < len(weight))
             target = target.clamp(0, len(weight) - 1)
-            normalizer, target_logit = softmax_parts(logits, logits.gather(-1, target) * here, group)
-            total += (normalizer - target_logit).sum()
+            probabilities, nll = softmax_in_place(logits, logits.gather(-1, target) * here, group)
+            total += nll.sum()
             if grad_hidden is not None:
-                probabilities = logits.sub_(normalizer).exp_()
                 probabilities.scatter_add_(-1, target, -here.float())
                 gradient = probabilities.to(hidden.dtype)  # d loss / d logits
-                grad_hidden[rows] = gradient @ weight
+                grad_hidden[rows] = product(gradient, weight.T)
                 if grad_weight is None:
                     continue
                 if gradient.dtype == weight.dtype == hidden.dtype and not torch.is_autocast_enabled():
@@ -79,15 +79,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None
 
 
-def softmax_parts(logits: Tensor, target_logit: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """logits (N, V) → log of the softmax's denominator and the labels' logits, (N, 1) each.
+def softmax_in_place(logits: Tensor, target_logit: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """logits (N, V) → their softmax, in the same memory, and the labels' negative log-likelihood (N, 1).
 
     With a group, logits are this device's part of the vocabulary; target_logit is 0 where the label isn't in it.
     """
-    if group is None:
-        return logits.logsumexp(-1, keepdim=True), target_logit
     highest = logits.amax(-1, keepdim=True)
-    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-    sums = torch.stack([(logits - highest).exp().sum(-1, keepdim=True), target_logit])
-    dist.all_reduce(sums, group=group)
-    return sums[0].log() + highest, sums[1]
+    if group is not None:
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    exponentials = logits.sub_(highest).exp_()
+    sums = torch.stack([exponentials.sum(-1, keepdim=True), target_logit])
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return exponentials.div_(sums[0]), sums[0].log() + highest - sums[1]

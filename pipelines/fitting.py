@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
+from modules.allocator import keep_freed_memory
 from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd
 from modules.checkpoint import (
     fresh_tensors,
@@ -52,6 +53,7 @@ def fit(
     samples: Samples | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Trains; returns the checkpoint with the best validation loss, and its metrics."""
+    keep_freed_memory()
     module = make_module(config, training)
     best = ModelCheckpoint(
         folder / "checkpoints",
