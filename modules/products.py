@@ -1,7 +1,7 @@
 """Matrix products in float32 on the CPU, by oneDNN where torch would take MKL.
 
-MKL keeps to AVX2 on AMD's processors; oneDNN, which torch carries as well, uses AVX-512 wherever there is any: twice
-the speed there, the same on Intel's. torch.compile calls the same operator (torch/_inductor/fx_passes/mkldnn_fusion.py).
+MKL keeps to AVX2 on AMD's processors; oneDNN, which torch carries as well, uses AVX-512 wherever there is any:
+twice the speed there, the same on Intel's. torch.compile calls it too (torch/_inductor/fx_passes/mkldnn_fusion.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Code is compiled for each new number of rows, and kept: of the 1,024 shapes that is by default, 0.7 MB each, few recur.
+# Code is compiled for each new number of rows, and 1,024 of them kept, 0.7 MB each, of which few recur.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
