@@ -2,15 +2,14 @@
 
 Token ids come from moyun's tokenizer and are sampled by moyun's code, so prompts, parameters, seeds and stop texts mean
 what they mean with the torch decoder. The logits are llama.cpp's: its GELU is the tanh form in float16, its keys and
-values are float16, so a choice between nearly equal tokens may fall otherwise.
+values are float16, so a choice between nearly equal tokens may fall otherwise (docs/models.md has numbers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from .generation import Rows, sample, start
 from .llama_library import LlamaContext, LlamaModel
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 ROWS_AT_ONCE = 64
 """llama.cpp numbers at most 256 texts of a context; more rows than these wait for the first to end."""

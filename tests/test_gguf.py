@@ -360,13 +360,15 @@ def test_what_is_missing_or_damaged(generator: TextGenerator, tmp_path: Path, mo
         load_llama_cpp(tmp_path / "gguf")
 
 
-def test_a_registered_model_is_served_by_llama_cpp(store: Path, tokenizer: Tokenizer) -> None:
+def test_a_registered_model_is_served_by_llama_cpp(
+    store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = model_of(tokenizer)
     folder = save_model(store / "model", decoder, tokenizer, {})
     with mlflow.start_run():
         uri = log_model(folder)
-    chosen = {"backend": "llama_cpp", "dtype": "q8_0"}
-    served = mlflow.pyfunc.load_model(uri, model_config=chosen).unwrap_python_model()
+    monkeypatch.setenv("MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"backend": "llama_cpp", "dtype": "q8_0"}')
+    served = mlflow.pyfunc.load_model(uri).unwrap_python_model()
     assert isinstance(served.generator.decoder, LlamaCpp)
     options = {"temperature": 0, "max_new_tokens": 16}
     expected = TextGenerator(exported(store / "gguf", decoder, tokenizer, "q8_0"), tokenizer)("白日依山尽，", **options)
