@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from .serving import SIGNATURE
+from .serving import MODEL_CONFIG, SIGNATURE
 
 MODULES = Path(__file__).parent
 SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
@@ -28,6 +28,7 @@ def log_model(folder: Path) -> str:
         code_paths=[str(MODULES)],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in SERVING_PACKAGES],
         signature=SIGNATURE,
+        model_config=dict(MODEL_CONFIG),
         input_example=EXAMPLE,
     )
     return str(info.model_uri)

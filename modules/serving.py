@@ -2,10 +2,15 @@
 
 Requests have one column, src_txt, and the parameters of PARAMS; answers are {"text": …} a row. Everything a
 client can get wrong is a 400 that names the field.
+
+MLflow's model_config says what computes: {"backend": "llama_cpp", "dtype": "q8_0"} exports the model to a temporary
+GGUF file when it is loaded (dtype as for `convert format=gguf`), and needs the extras gguf and llama_cpp.
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,8 +20,11 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from modules.checkpoint import load_for_inference, verify_model
+from modules import interop
+from modules.checkpoint import load_for_inference, open_model, verify_model
 from modules.config import GenerationConfig
+from modules.decoder import Decoder
+from modules.llama_cpp import LlamaCpp
 from modules.text_generation import TextGenerator, generation_config
 from modules.tokenizer import load_tokenizer
 
@@ -32,6 +40,8 @@ PARAMS = ParamSchema(
         ParamSpec("stop", DataType.string, [], shape=(-1,)),
     ]
 )
+MODEL_CONFIG = {"backend": "torch", "dtype": "auto"}
+"""What may be chosen when the model is loaded, logged with it since MLflow takes no other keys later."""
 SIGNATURE = ModelSignature(
     # Texts, but declared as anything: of a declared string MLflow would make "5" from 5 and "None" from null
     # before predict could refuse them.
@@ -45,7 +55,7 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         folder = context.artifacts["model"]
         verify_model(folder)
-        self.generator = TextGenerator(load_for_inference(folder), load_tokenizer(folder))
+        self.generator = TextGenerator(decoder_of(folder, context.model_config or {}), load_tokenizer(folder))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -56,6 +66,19 @@ class ServedModel(PythonModel):
         except ValueError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
         return results
+
+
+def decoder_of(folder: str, options: dict[str, Any]) -> Decoder | LlamaCpp:
+    """What `options`, MLflow's model_config, asks for (MODEL_CONFIG has the defaults)."""
+    backend, dtype = (options.get(name, default) for name, default in MODEL_CONFIG.items())
+    if backend == "torch":
+        return load_for_inference(folder, dtype)
+    if backend != "llama_cpp":
+        raise ValueError(f"model_config: backend={backend!r} must be torch or llama_cpp")
+    with tempfile.TemporaryDirectory(prefix="moyun-gguf-") as exported:
+        number_format = "keep" if dtype == "auto" else dtype
+        interop.write(Path(exported), "gguf", open_model(folder), load_tokenizer(folder), dtype=number_format)
+        return LlamaCpp(Path(exported))  # the file stays mapped, and its space taken, for as long as this lives
 
 
 def texts_of(model_input: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from .config import ConfigError, GenerationConfig, validate
 from .decoder import Decoder
 from .generation import generate
+from .llama_cpp import LlamaCpp
 from .tokenizer import IncrementalDecoder, Tokenizer
 
 
@@ -50,8 +51,10 @@ class TextGenerator:
     alone. `return_full_text` overrides either.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationConfig | None = None) -> None:
-        self.decoder = decoder.eval()
+    def __init__(
+        self, decoder: Decoder | LlamaCpp, tokenizer: Tokenizer, defaults: GenerationConfig | None = None
+    ) -> None:
+        self.decoder = decoder if isinstance(decoder, LlamaCpp) else decoder.eval()
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationConfig()
 
@@ -79,7 +82,11 @@ class TextGenerator:
                 raise ValueError(f"text {row} must be a text, not {text!r}")
         prompts = [self.tokenizer.encode_prompt(text) for text in texts]
         writers = [Writer(self.tokenizer, config.stop) for _ in texts]
-        tokens = generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id)
+        end = self.tokenizer.end_of_text_id
+        if isinstance(self.decoder, LlamaCpp):
+            tokens = self.decoder.generate(prompts, config, end)
+        else:
+            tokens = generate(self.decoder, prompts, config, end)
         reply: int | None = None
         while True:
             try:

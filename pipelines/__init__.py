@@ -11,12 +11,14 @@ def pipeline(
     task: str = "text-generation",
     model: str = "models:/moyun@champion",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    backend: Literal["torch", "llama_cpp"] = "torch",
     **defaults: Any,
 ) -> TextGenerator:
     """pipeline("text-generation", model=folder or models:/ URI)(text or list, **parameters) → {"text": …}.
 
     `dtype` is the number format to compute in, by default the one that the model is stored in. `defaults`
     are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields pieces.
+    backend="llama_cpp" takes a folder that convert wrote with format=gguf, whose number format was chosen then.
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
     from modules.checkpoint import load_for_inference
@@ -26,6 +28,12 @@ def pipeline(
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
+    if backend == "llama_cpp":
+        from modules.llama_cpp import load_llama_cpp
+
+        return TextGenerator(*load_llama_cpp(model), generation_config(**defaults))
+    if backend != "torch":
+        raise ValueError(f"backend={backend!r} must be torch or llama_cpp")
     connect()
     folder = resolve_model(model)
     return TextGenerator(load_for_inference(folder, dtype), load_tokenizer(folder), generation_config(**defaults))

@@ -26,6 +26,7 @@ NEXT = {
     "modelscope": "modelscope's pipeline('text-generation', model='{target}')",
     "megatron": "modelscope's pipeline('text-generation', model='{target}'), with a process a shard",
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
+    "gguf": "llama-server -m {target}/model.gguf; python -m pipelines.generate model={target} backend=llama_cpp …",
 }
 
 READ_THERE = {"modelscope": "bert", "megatron": "jieba_bpe"}
@@ -52,15 +53,15 @@ def convert(config: ConvertConfig) -> ConvertResult:
     refuse_small_vocabulary(source, model, tokenizer)
     if config.adapter:
         model = apply_adapter(model, read_adapter(config.adapter), digest)
-    if config.dtype != "keep":
+    if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
     notes: list[str] = []
     if config.format == "moyun":
         write_moyun(config, source, digest, model, tokenizer)
     else:
-        options = {"tensor_parallel": config.tensor_parallel} if config.format == "megatron" else {}
+        options = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
         with new_folder(target, "a model folder") as draft:
-            notes = interop.write(draft, config.format, model, tokenizer, **options)
+            notes = interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)
     summarize(config, model, tokenizer, result, notes)
@@ -87,6 +88,8 @@ def summarize(
     config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, result: ConvertResult, notes: list[str]
 ) -> None:
     formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.weights.values()})
+    if config.format == "gguf" and config.dtype != "keep":
+        formats = [config.dtype]
     size = sum((result.folder / name).stat().st_size for name in result.files)
     lines = {
         "from": f"{config.source} ({result.source_format})",

@@ -18,7 +18,13 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 def generate(config: GenerateConfig) -> str:
     """Prints the prompt and its continuation as it comes (of a task model: the answer alone); returns it."""
     connect(config.tracking)
-    generator = pipeline("text-generation", model=config.model, dtype=config.dtype, **asdict(config.generation))
+    generator = pipeline(
+        "text-generation",
+        model=config.model,
+        dtype=config.dtype,
+        backend=config.backend,
+        **asdict(config.generation),
+    )
     pieces = [config.prompt] if generator.tokenizer.prompt_template is None else []
     print("".join(pieces), end="", flush=True)
     for piece in generator.stream(config.prompt):

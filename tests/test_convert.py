@@ -153,6 +153,7 @@ LIMITS = {  # the most anonymous memory beside the weights, as a share of their 
     "source=megatron target=moyun": 1.25,  # one file, which is put together in memory up to 5 GB
     "source=moyun target=recut format=megatron tensor_parallel=4": 0.6,  # one shard of four, and what malloc kept
     "source=moyun target=whole format=megatron": 0.6,  # query_key_value, whose rows change places, and the same
+    "source=moyun target=gguf format=gguf dtype=q8_0": 0.5,  # one matrix, in float32 and in blocks
 }
 
 

@@ -167,9 +167,15 @@ class GenerateConfig(CommandConfig):
     """A model folder or a models:/ URI."""
     prompt: str = ""
     """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    backend: Literal["torch", "llama_cpp"] = "torch"
+    """What computes; llama_cpp: for a folder that convert wrote with format=gguf (extra llama_cpp)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def complaints(self) -> Iterator[str]:
+        if self.backend == "llama_cpp" and self.dtype != "auto":
+            yield f"dtype={self.dtype} is for backend=torch; a GGUF file's number format is chosen when it is converted"
 
 
 @dataclass
@@ -212,17 +218,19 @@ class ConvertConfig(CommandConfig):
     """The new folder; nothing is overwritten."""
     adapter: str | None = None
     """A folder of adapters trained on the source (outputs/…/adapter), to be merged into the target."""
-    format: Literal["moyun", "huggingface", "modelscope", "megatron"] = "moyun"
-    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up."""
+    format: Literal["moyun", "huggingface", "modelscope", "megatron", "gguf"] = "moyun"
+    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up; gguf: for llama.cpp."""
     tensor_parallel: int = 1
     """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Number format of the target; keep: the source's."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0"] = "keep"
+    """Number format of the target; keep: the source's; q8_0 (format=gguf): 8 bits, with a scale every 32 numbers."""
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "tensor_parallel")
         if self.tensor_parallel > 1 and self.format != "megatron":
             yield f"tensor_parallel={self.tensor_parallel} needs format=megatron; format={self.format} isn't cut"
+        if self.dtype == "q8_0" and self.format != "gguf":
+            yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
 
 
 @dataclass

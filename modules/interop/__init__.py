@@ -1,7 +1,7 @@
 """Other people's checkpoints, in and out. Each format is a module here with the same two functions:
 
 read(folder) → weights.StoredModel, strict and still on disk; write(folder, model, tokenizer) fills an empty folder.
-Training's own checkpoints are a format too, which is only read.
+Training's own checkpoints are a format too, which is only read; GGUF is one that is only written.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ FORMATS = {
     "modelscope": ("pytorch_model.bin",),
     "megatron": ("model/mp_rank_*_model_states.pt",),
     "training_checkpoint": ("*.distcp",),
+    "gguf": ("model.gguf",),
 }
 """Format, which is its module's name too → the weight files to read: the first of these patterns that finds any."""
 
@@ -28,6 +29,8 @@ def format_of(folder: Path) -> str:
     """moyun, or the name of another format, by what its configuration files say; moyun where there are none."""
     if (folder / METADATA).is_file():
         return "training_checkpoint"
+    if (folder / "model.gguf").is_file():
+        return "gguf"
     config = read_json_object(folder / "config.json")
     if (folder / "model.yaml").is_file() or not config:
         return "moyun"

@@ -1,0 +1,105 @@
+"""A GGUF export behind the protocol of generation.generate: llama.cpp computes the logits, moyun does the rest.
+
+Token ids come from moyun's tokenizer and are sampled by moyun's code, so prompts, parameters, seeds and stop texts mean
+what they mean with the torch decoder. The logits are llama.cpp's: its GELU is the tanh form in float16, its keys and
+values are float16, so a choice between nearly equal tokens may fall otherwise (docs/models.md has numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import GenerationConfig, load_model_config
+from .generation import Rows, sample, start
+from .llama_library import LlamaContext, LlamaModel
+from .tokenizer import Tokenizer, load_tokenizer
+from .weights import CheckpointError
+
+ROWS_AT_ONCE = 64
+"""llama.cpp numbers at most 256 texts of a context; more rows than these wait for the first to end."""
+FILE = "model.gguf"
+
+
+class LlamaCpp:
+    """What takes the place of a Decoder in text_generation.TextGenerator."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: what convert wrote with format=gguf. Raises ValueError without xllamacpp, or for a damaged folder."""
+        self.config = load_model_config(folder / "model.yaml")
+        self.model = LlamaModel(folder / FILE)
+        if self.model.vocab_size != self.config.vocab_size:
+            raise CheckpointError(
+                f"{folder}: {FILE} has {self.model.vocab_size} tokens, model.yaml says {self.config.vocab_size}; "
+                "they don't belong together"
+            )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
+    ) -> Generator[tuple[int, int | None], int | None]:
+        """As generation.generate, `.send(row)` included."""
+        rows = start(self, prompts, config)  # type: ignore[arg-type]  # of the decoder it asks the positions alone
+        for first in range(0, len(prompts), ROWS_AT_ONCE):
+            group = list(range(first, min(first + ROWS_AT_ONCE, len(prompts))))
+            yield from self.generate_at_once(rows.keep(group), config, end_of_text_id)
+
+    def generate_at_once(
+        self, rows: Rows, config: GenerationConfig, end_of_text_id: int
+    ) -> Generator[tuple[int, int | None], int | None]:
+        with closing(self.context_for(rows)) as context:
+            sequences = list(range(len(rows.ids)))
+            logits = decode(context, rows.ids, sequences)
+            while True:
+                ended: set[int] = set()
+                for i, token in enumerate(sample(logits, rows, config, end_of_text_id)):
+                    number = rows.numbers[i]
+                    rows.ids[i].append(token)
+                    rows.remaining[i] -= 1
+                    stopped = None if token == end_of_text_id else (yield number, token)
+                    if token == end_of_text_id or stopped == number or rows.remaining[i] == 0:
+                        ended.add(i)
+                        yield number, None
+                left = [i for i in range(len(rows.ids)) if i not in ended]
+                if not left:
+                    return
+                rows, sequences = rows.keep(left), [sequences[i] for i in left]
+                logits = decode(context, (ids[-1:] for ids in rows.ids), sequences, [len(i) - 1 for i in rows.ids])
+
+    def context_for(self, rows: Rows) -> LlamaContext:
+        longest = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
+        prompts = sum(len(ids) for ids in rows.ids)
+        return LlamaContext(self.model, len(rows.ids), longest, prompts, torch.get_num_threads())
+
+
+def decode(
+    context: LlamaContext,
+    texts: Iterable[Sequence[int]],
+    sequences: Sequence[int],
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """Reads some tokens of each text, from `positions` (0 without) → the logits behind the last of each, (B, V)."""
+    starts = positions or [0] * len(sequences)
+    tokens = [
+        (token, position, sequence, position == first + len(ids) - 1)
+        for ids, sequence, first in zip(texts, sequences, starts, strict=True)
+        for position, token in enumerate(ids, first)
+    ]
+    return torch.from_numpy(context.decode(tokens))
+
+
+def load_llama_cpp(model: str | Path) -> tuple[LlamaCpp, Tokenizer]:
+    """A folder that convert wrote with format=gguf, or the .gguf file in one.
+
+    Raises CheckpointError for anything else, with the command that makes such a folder of it.
+    """
+    folder = Path(model).parent if str(model).endswith(".gguf") else Path(model)
+    if not (folder / FILE).is_file() or not (folder / "model.yaml").is_file():
+        raise CheckpointError(
+            f"{model} is no GGUF export of moyun's, which backend=llama_cpp needs; make one: "
+            f"python -m pipelines.convert source={model} target=NEW_FOLDER format=gguf, then model=NEW_FOLDER"
+        )
+    return LlamaCpp(folder), load_tokenizer(folder)
