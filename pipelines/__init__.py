@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from modules.text_generation import TextGenerator
+if TYPE_CHECKING:
+    from modules.text_generation import TextGenerator
 
 
 def pipeline(
@@ -20,12 +22,18 @@ def pipeline(
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
     from modules.checkpoint import load_for_inference
-    from modules.text_generation import generation_config
+    from modules.places import is_registered, model_folder
+    from modules.text_generation import TextGenerator, generation_config
     from modules.tokenizer import load_tokenizer
-    from modules.tracking import connect, resolve_model
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
-    connect()
-    folder = resolve_model(model)
+    folder = registered_model(model) if is_registered(model) else model_folder(model)
     return TextGenerator(load_for_inference(folder, dtype), load_tokenizer(folder), generation_config(**defaults))
+
+
+def registered_model(uri: str) -> Path:
+    from modules.tracking import connect, resolve_model  # MLflow takes longer to import than a small model to load
+
+    connect()
+    return resolve_model(uri)

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd
+from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd, StopAtOnce
 from modules.checkpoint import (
     fresh_tensors,
     meta_decoder,
@@ -28,7 +28,7 @@ from modules.run_logger import RunLogger
 from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
 from modules.tokenizer import Tokenizer
 
-from .launch import StopAtOnce, lost_contact
+from .launch import lost_contact
 
 
 @dataclass(frozen=True)
