@@ -10,10 +10,11 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Sampler
 
+from .cache import cache_folder
 from .config import DataConfig
-from .encoding import encode_rows
 from .packing import StepBatch, count_steps, plan_steps
 from .steps import Steps, in_order
+from .token_store import stored_documents
 from .tokenizer import Tokenizer
 
 
@@ -36,7 +37,9 @@ class TextDataModule(pl.LightningDataModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
         self.documents = {
-            name: encode_rows(rows, tokenizer, config.sequence_length, config.over_long)
+            name: stored_documents(
+                rows, tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
+            )
             for name, rows in splits.items()
             if name != "test"
         }

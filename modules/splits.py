@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from .cache import cache_folder
 from .config import DataConfig
 from .rows import DataError, RowSource, has_split, load_rows
 
@@ -23,13 +24,14 @@ def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) 
     if source is None:
         raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
     check_prepared(source)
-    train = load_rows(source, config.columns, "train", config.max_rows)
+    cache = cache_folder(config.cache_dir)
+    train = load_rows(source, config.columns, "train", config.max_rows, cache)
     splits = {"train": train}
     for name, path in (("validation", config.validation_path), ("test", config.test_path)):
         if path:
-            splits[name] = load_rows(path, config.columns, None, config.max_rows)
+            splits[name] = load_rows(path, config.columns, None, config.max_rows, cache)
         elif has_split(source, name):
-            splits[name] = load_rows(source, config.columns, name, config.max_rows)
+            splits[name] = load_rows(source, config.columns, name, config.max_rows, cache)
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(train, config.validation_fraction, seed)
     return splits
@@ -48,9 +50,9 @@ def load_test_rows(config: DataConfig) -> datasets.Dataset:
     """The rows to evaluate on: test_path, else the test split beside the training rows."""
     check_prepared(config.test_path or config.path or "")
     if config.test_path:
-        return load_rows(config.test_path, config.columns, None, config.max_rows)
+        return load_rows(config.test_path, config.columns, None, config.max_rows, cache_folder(config.cache_dir))
     if config.path and has_split(config.path, "test"):
-        return load_rows(config.path, config.columns, "test", config.max_rows)
+        return load_rows(config.path, config.columns, "test", config.max_rows, cache_folder(config.cache_dir))
     raise DataError(
         f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
         "python -m pipelines.prepare source=FILE"
@@ -66,4 +68,4 @@ def hold_out(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datase
             "give more rows, a fraction above 0, or data.validation_path=FILE"
         )
     order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
