@@ -48,6 +48,8 @@ def record_batches(dataset: datasets.Dataset) -> Iterator[pa.RecordBatch]:
 
 def _neighbours(chosen: np.ndarray) -> Iterator[tuple[int, int]]:
     """Bounds of stretches of row numbers that lie within BATCH_ROWS of each other, where the numbers rise."""
+    if not len(chosen):
+        return iter(())
     if (np.diff(chosen) > 0).all():
         bounds = [0, *(np.flatnonzero(np.diff(chosen // BATCH_ROWS)) + 1).tolist(), len(chosen)]
     else:
