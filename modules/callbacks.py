@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from .config import GenerationConfig
+from .processes import is_worker, stop_at_once
 from .text_generation import TextGenerator
 from .tokenizer import Tokenizer
 
@@ -35,6 +36,17 @@ class Progress(TQDMProgressBar):
         if "val/loss" in trainer.callback_metrics:
             metrics["val"] = f"{float(trainer.callback_metrics['val/loss']):.3f}"
         return metrics
+
+
+class StopAtOnce(pl.Callback):
+    """SIGTERM ends a process of a job where it stands; the launcher sends it to all.
+
+    Lightning's handler, which this one displaces, would begin a broadcast in the middle of other collectives.
+    """
+
+    def on_train_start(self, *_: object) -> None:
+        if is_worker():
+            stop_at_once()
 
 
 class SameOnAllRanks(pl.Callback):

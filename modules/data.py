@@ -1,95 +1,21 @@
-"""Rows for training, validation and test, and the LightningDataModule that serves them as optimizer steps."""
+"""The LightningDataModule that serves encoded rows as optimizer steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from .cache import cache_folder
 from .config import DataConfig
-from .encoding import Documents, encode_rows
-from .packing import StepBatch, count_steps, make_step, plan_steps, split_step
-from .rows import DataError, RowSource, has_split, load_rows
+from .packing import StepBatch, count_steps, plan_steps
+from .steps import Steps, in_order
+from .token_store import stored_documents
 from .tokenizer import Tokenizer
-
-
-def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) -> dict[str, datasets.Dataset]:
-    """{"train": …, "validation": …, and "test" where there is one}; validated rows.
-
-    source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
-    Validation rows come from validation_path, else from the source's own validation split, else from the
-    training rows, drawn by seed. Raises DataError.
-    """
-    if source is None:
-        source = config.path
-    if source is None:
-        raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
-    check_prepared(source)
-    train = load_rows(source, config.columns, "train", config.max_rows)
-    splits = {"train": train}
-    for name, path in (("validation", config.validation_path), ("test", config.test_path)):
-        if path:
-            splits[name] = load_rows(path, config.columns, None, config.max_rows)
-        elif has_split(source, name):
-            splits[name] = load_rows(source, config.columns, name, config.max_rows)
-    if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(train, config.validation_fraction, seed)
-    return splits
-
-
-def check_prepared(source: RowSource) -> None:
-    """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
-    if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
-        raise DataError(
-            f"{source} isn't there yet: `python -m pipelines.prepare` makes prepared/sample, and with source=full "
-            "prepared/full; or give rows of your own, data.path=FILE"
-        )
-
-
-def load_test_rows(config: DataConfig) -> datasets.Dataset:
-    """The rows to evaluate on: test_path, else the test split beside the training rows."""
-    check_prepared(config.test_path or config.path or "")
-    if config.test_path:
-        return load_rows(config.test_path, config.columns, None, config.max_rows)
-    if config.path and has_split(config.path, "test"):
-        return load_rows(config.path, config.columns, "test", config.max_rows)
-    raise DataError(
-        f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
-        "python -m pipelines.prepare source=FILE"
-    )
-
-
-def hold_out(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(the rest, a share of the rows drawn by seed), both in the order of the rows; at least one row each."""
-    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    if count < 1 or not fraction:
-        raise DataError(
-            f"{len(rows)} rows and data.validation_fraction={fraction} leave none for validation: "
-            "give more rows, a fraction above 0, or data.validation_path=FILE"
-        )
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
-
-
-class Steps(Dataset[StepBatch]):
-    """Item i is the i-th optimizer step of an epoch."""
-
-    def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **ranks: int):
-        self.documents = documents
-        self.plan = plan
-        self.micro_batch_tokens = micro_batch_tokens
-        self.ranks = ranks
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, index: int) -> StepBatch:
-        return make_step(self.documents, self.plan[index], self.micro_batch_tokens, **self.ranks)
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -111,7 +37,9 @@ class TextDataModule(pl.LightningDataModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
         self.documents = {
-            name: encode_rows(rows, tokenizer, config.sequence_length, config.over_long)
+            name: stored_documents(
+                rows, tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
+            )
             for name, rows in splits.items()
             if name != "test"
         }
@@ -170,12 +98,6 @@ class StepLoader(DataLoader[StepBatch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.done = state["done"]  # type: ignore[attr-defined]
-
-
-def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
-    """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
-    plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
-    return Steps(documents, plan, max_tokens, **ranks)
 
 
 def identity(step: Any) -> Any:

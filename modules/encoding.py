@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import datasets
 import numpy as np
 
-from .tokenizer import EncodedExample, Tokenizer
-
-ROWS_AT_ONCE = 4096
+from .character_table import Counts, Ids, ranges
+from .row_tables import text_batches
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents laid end to end. A document of n ids has n - 1 inputs, each with the next id as its label."""
+    """Documents laid end to end. A document of n ids has n - 1 inputs, each with the next id as its label.
+
+    The arrays may be files mapped into memory (token_store.py).
+    """
 
     ids: np.ndarray
     """All ids, (total,) uint16 or int32."""
@@ -39,15 +42,28 @@ class Documents:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Inputs of each document, (documents,) int64."""
         return np.diff(self.offsets) - 1
 
-    @property
+    @functools.cached_property
     def trained_tokens(self) -> np.ndarray:
         """Labels of each document that count in the loss, (documents,) int64."""
         return np.diff(self.offsets) - self.prompt_lengths
+
+
+class Batch(NamedTuple):
+    """Documents of a batch of rows."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    """Ids of each document."""
+    prompt_lengths: np.ndarray
+    characters: np.ndarray
+    ended: np.ndarray
+    rows_cut: int
+    rows_split: int
 
 
 def encode_rows(
@@ -61,48 +77,114 @@ def encode_rows(
     A longer row of plain text is split so that each of its tokens is still predicted exactly once, or cut;
     a row with tgt_txt is always cut, as the second half of a target without its prompt teaches nothing.
     """
-    pairs = "tgt_txt" in rows.column_names
-    split = over_long == "split" and not pairs
-    collected: list[tuple[EncodedExample, int]] = []
-    rows_cut = rows_split = 0
-    for example, text in encode_in_batches(rows, tokenizer, None if split else sequence_length + 1):
-        rows_cut += example.cut
-        chunks = list(chunks_of(example, sequence_length))
-        rows_split += len(chunks) > 1
-        partly = example.cut or not tokenizer.start_ids  # without a start, the first token isn't predicted
-        characters = len(tokenizer.decode(example.ids[example.prompt_length :])) if partly else len(text)
-        collected.append((chunks[0], characters))
-        collected += [(chunk, 0) for chunk in chunks[1:]]  # a row's characters are counted once
-    examples = [example for example, _ in collected]
-    counts = np.array([len(example.ids) for example in examples], dtype=np.int64)
-    small = tokenizer.vocab_size <= np.iinfo(np.uint16).max
-    flat = (token for example in examples for token in example.ids)
+    batches = list(encode_batches(rows, tokenizer, sequence_length, over_long))
+    lengths = np.concatenate([batch.lengths for batch in batches])
     return Documents(
-        ids=np.fromiter(flat, np.uint16 if small else np.int32, count=int(counts.sum())),
-        offsets=np.concatenate([[0], counts.cumsum()]),
-        prompt_lengths=np.array([example.prompt_length for example in examples], dtype=np.int32),
-        characters=np.array([count for _, count in collected], dtype=np.int32),
-        ended=np.array([example.ids[-1] == tokenizer.end_of_text_id for example in examples], dtype=bool),
+        ids=np.concatenate([batch.ids for batch in batches]),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=np.concatenate([batch.prompt_lengths for batch in batches]),
+        characters=np.concatenate([batch.characters for batch in batches]),
+        ended=np.concatenate([batch.ended for batch in batches]),
         rows=len(rows),
-        rows_cut=rows_cut,
-        rows_split=rows_split,
+        rows_cut=sum(batch.rows_cut for batch in batches),
+        rows_split=sum(batch.rows_split for batch in batches),
     )
 
 
-def encode_in_batches(
-    rows: datasets.Dataset, tokenizer: Tokenizer, limit: int | None
-) -> Iterator[tuple[EncodedExample, str]]:
-    """(encoded row, the text that is trained on), batch by batch so that not all rows are Python lists at once."""
-    for batch in rows.iter(ROWS_AT_ONCE):
-        sources, targets = batch["src_txt"], batch.get("tgt_txt")
-        examples = tokenizer.encode_examples(sources, targets, limit)
-        yield from zip(examples, sources if targets is None else targets, strict=True)
+def encode_batches(
+    rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"]
+) -> Iterator[Batch]:
+    """Batch by batch, so that memory is bounded however many rows there are."""
+    split = over_long == "split" and "tgt_txt" not in rows.column_names
+    limit = None if split else sequence_length + 1
+    smallest = tokenizer.smallest_limit("tgt_txt" in rows.column_names)
+    if limit is not None and limit < smallest:
+        raise ValueError(f"limit ({limit}) must be at least {smallest}: start, template, text and one more")
+    for batch in text_batches(rows):
+        yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
 
 
-def chunks_of(example: EncodedExample, sequence_length: int) -> Iterator[EncodedExample]:
-    """Pieces of at most sequence_length inputs; neighbours share one id, the label of one and input of the next."""
-    first, *rest = range(0, max(1, len(example.ids) - 1), sequence_length)
-    yield example._replace(ids=example.ids[first : first + sequence_length + 1])
-    for start in rest:
-        ids = list(islice(example.ids, start, start + sequence_length + 1))
-        yield EncodedExample(ids, prompt_length=1, cut=False)
+def encode_batch(
+    sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None, sequence_length: int
+) -> Batch:
+    """What Tokenizer.encode_examples gives for these rows, and the pieces of at most sequence_length inputs of each."""
+    flat, lengths, prompt_lengths, cut = lay_out(sources, targets, tokenizer, limit)
+    starts = lengths.cumsum() - lengths
+    texts = sources if targets is None else targets
+    characters = count_characters(texts, flat, starts, lengths, prompt_lengths, cut, tokenizer)
+    # Neighbouring pieces share one id, the label of one and input of the next.
+    pieces = np.maximum(1, -(-(lengths - 1) // sequence_length))
+    row_of = np.arange(len(lengths)).repeat(pieces)
+    number = ranges(np.zeros_like(pieces), pieces)
+    first = number == 0
+    sizes = np.minimum(sequence_length + 1, lengths[row_of] - number * sequence_length)
+    ids = flat[ranges(starts[row_of] + number * sequence_length, sizes)] if len(row_of) > len(lengths) else flat
+    small = tokenizer.vocab_size <= np.iinfo(np.uint16).max
+    return Batch(
+        ids=ids.astype(np.uint16 if small else np.int32),
+        lengths=sizes,
+        prompt_lengths=np.where(first, prompt_lengths[row_of], 1).astype(np.int32),
+        characters=np.where(first, characters[row_of], 0).astype(np.int32),  # a row's are counted once
+        ended=ids[sizes.cumsum() - 1] == tokenizer.end_of_text_id,
+        rows_cut=int(cut.sum()),
+        rows_split=int((pieces > 1).sum()),
+    )
+
+
+def lay_out(
+    sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
+) -> tuple[Ids, Counts, Counts, np.ndarray]:
+    """Tokenizer.encode_examples on arrays: (ids end to end, lengths, prompt lengths, whether cut), of each row.
+
+    Each row is five stretches of one pool: before the source, source, after it, target, end-of-text.
+    """
+    before, after = tokenizer.prompt_parts if targets is not None else (tokenizer.start_ids, [])
+    source_ids, source_lengths = tokenizer.encode_flat(sources)
+    target_ids, target_lengths = np.zeros(0, np.int32), np.zeros_like(source_lengths)
+    if targets is not None:
+        target_ids, target_lengths = tokenizer.encode_flat(targets)
+    parts = [np.array(before, np.int32), source_ids, np.array(after, np.int32), target_ids]
+    pool = np.concatenate([*parts, np.array([tokenizer.end_of_text_id], np.int32)])
+    begins = np.cumsum([0, *map(len, parts)])
+    kept = source_lengths
+    overhead = len(before) + len(after)
+    if targets is not None and limit is not None:
+        # A quarter, so that a long target doesn't take away all that it answers to.
+        prompt_limit = np.maximum(limit - target_lengths - 1, max(-(-limit // 4), overhead + 1))
+        kept = np.minimum(source_lengths, prompt_limit - overhead)
+    same = np.ones_like(kept)
+    lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
+    starts = np.stack(
+        [
+            same * begins[0],
+            begins[1] + source_lengths.cumsum() - source_lengths,
+            same * begins[2],
+            begins[3] + target_lengths.cumsum() - target_lengths,
+            same * begins[4],
+        ],
+        axis=1,
+    )
+    whole = overhead + source_lengths + target_lengths + 1
+    if limit is not None:
+        lengths = np.clip(limit - (lengths.cumsum(axis=1) - lengths), 0, lengths)
+    row_lengths = lengths.sum(axis=1)
+    prompt = np.maximum(1, overhead + kept if targets is not None else same * len(before))
+    return pool[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
+
+
+def count_characters(
+    texts: Sequence[str],
+    flat: Ids,
+    starts: Counts,
+    lengths: Counts,
+    prompt_lengths: Counts,
+    cut: np.ndarray,
+    tokenizer: Tokenizer,
+) -> Counts:
+    """Characters that each row's trained ids spell: the text's, where all of it is trained on."""
+    counts = np.fromiter(map(len, texts), np.int64, len(texts))
+    # Without a start, nothing predicts the first token.
+    for row in np.flatnonzero(cut | (not tokenizer.start_ids)):
+        trained = flat[starts[row] + prompt_lengths[row] : starts[row] + lengths[row]]
+        counts[row] = len(tokenizer.decode(trained.tolist()))
+    return counts

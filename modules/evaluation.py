@@ -10,12 +10,12 @@ from functools import partial
 import datasets
 import torch
 
-from .data import in_order
 from .decoder import Decoder
 from .encoding import encode_rows
 from .loss import linear_cross_entropy
 from .metrics import perplexity_per_character
 from .ngram import ngram_floors
+from .steps import in_order
 from .tokenizer import Tokenizer
 
 

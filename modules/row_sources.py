@@ -55,6 +55,26 @@ def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple
     raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
 
 
+def files_of(source: RowSource, split: str | None) -> list[Path] | None:
+    """The files whose bytes decide what open_source gives; None for what isn't a path here."""
+    if not isinstance(source, (str, Path)) or not Path(source).expanduser().exists():
+        return None
+    path = Path(source).expanduser()
+    if path.is_dir() and not _is_saved_dataset(path):
+        path, split = _split_of_folder(path, split), None
+    _refuse_split(str(path), split)
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def is_mapped(source: RowSource, split: str | None) -> bool:
+    """Whether rows that aren't files here may be more than memory holds: those of the hub, and of mapped Datasets."""
+    if isinstance(source, datasets.DatasetDict):
+        source = source.get(split or "train", source)
+    if isinstance(source, datasets.Dataset):
+        return bool(source.cache_files)
+    return isinstance(source, (str, Path))
+
+
 def _open_dataset(dataset: datasets.Dataset, where: str, wanted: set[str]) -> tuple[Findings, Iterator[Row]]:
     findings = Findings(where)
     return findings, readers.read_dataset(dataset, findings, wanted)

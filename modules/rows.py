@@ -7,23 +7,29 @@ can't be taken as it stands is refused, all bad rows at once, with file, line an
 from __future__ import annotations
 
 import difflib
-import hashlib
+import functools
 import itertools
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import datasets
-import numpy as np
-import pyarrow as pa
 
-from .readers import DataError, Findings, visible_column
-from .row_sources import RowSource, find_split_file, has_split, open_source
+from .cache import cached
+from .readers import DataError, Findings, Row
+from .row_files import sha256_of
+from .row_sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
+from .row_tables import fingerprint, text_batches, write_table
 
-__all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows"]
+__all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows", "text_batches"]
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
+TABLE = "rows.arrow"
 
+_BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
 _ABSENT = object()
 _JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+_Batches = Iterator[dict[str, list[str]]]
 
 
 def load_rows(
@@ -31,8 +37,9 @@ def load_rows(
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
     max_rows: int | None = None,
+    cache: Path | None = None,
 ) -> datasets.Dataset:
-    """All rows of `source`, in order, as an in-memory Dataset of string columns; other columns are dropped.
+    """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
     source: a file (.csv .tsv .json .jsonl .ndjson .txt, also with .gz; .parquet), a folder of split files
         such as train.csv, a folder written by `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a
@@ -41,62 +48,84 @@ def load_rows(
     split: which file of a folder or split of a hub dataset; "train" by default. Refused other than as "train"
         where the source has no splits, so that training rows never pass for validation rows.
     max_rows: read no further than that many rows; what follows is not checked.
+    cache: where files of any size are kept as a table that is mapped into memory; a file of the same content is
+        not read and checked a second time. None: all rows in memory.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
-    origin = _check_columns(columns or {})
+    columns = columns or {}
+    origin = _check_columns(columns)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
-    findings, rows = open_source(source, split, set(origin.values()))
-    positions: list[int] = []
-    values: dict[str, list[object]] = {target: [] for target in origin}
-    for position, row in itertools.islice(rows, max_rows):
-        positions.append(position)
-        for target, name in origin.items():
-            values[target].append(row.get(name, _ABSENT))
-    if not findings.columns and not findings.bad:
-        raise DataError(f"{findings.where} has no rows")
-    if findings.columns:
-        _check_present(findings, columns or {}, origin)
-    kept = {target: values[target] for target, name in origin.items() if name in findings.columns}
-    _check_values(findings, positions, kept, origin)
-    findings.raise_if_bad()
-    if not positions:
-        raise DataError(f"{findings.where} has no rows")
+
+    def opened() -> tuple[Findings, Iterator[Row]]:
+        findings, rows = open_source(source, split, set(origin.values()))
+        return findings, itertools.islice(rows, max_rows)
+
+    read = functools.partial(_checked, opened, columns, origin)
+    files = files_of(source, split) if cache else None
+    if cache and files:
+        content = [("".join(path.suffixes), sha256_of(path)) for path in files]
+        key = {"files": content, "columns": list(origin.items()), "max_rows": max_rows}
+        entry = cached(cache, "rows", key, lambda folder: write_table(folder / TABLE, read()))
+        return datasets.Dataset.from_file(str(entry / TABLE))
+    if cache and is_mapped(source, split):
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(".rows", ".", cache) as folder:  # deleted at once; mapped, its bytes stay
+            write_table(Path(folder) / TABLE, read())
+            return datasets.Dataset.from_file(str(Path(folder) / TABLE))
+    values: dict[str, list[str]] = {}
+    for batch in read():
+        for name, texts in batch.items():
+            values.setdefault(name, []).extend(texts)
     return datasets.Dataset.from_dict(
-        kept, features=datasets.Features({target: datasets.Value("string") for target in kept})
+        values, features=datasets.Features({name: datasets.Value("string") for name in values})
     )
 
 
-def fingerprint(dataset: datasets.Dataset) -> str:
-    """SHA-256, in hex, over what load_rows returned: the same for the same rows whatever file they came from.
+def _checked(
+    opened: Callable[[], tuple[Findings, Iterator[Row]]],
+    columns: Mapping[str, str],
+    origin: Mapping[str, str],
+    known: Collection[str] = (),
+) -> _Batches:
+    """The rows' texts batch by batch; DataError for all bad rows once the last one is read.
 
-    Hashed column by column: name, row count, UTF-8 lengths (int64, little-endian), then the bytes; no two
-    different tables give the same input. Raises ValueError for null values or no src_txt.
+    known: columns that rows have to have, though the first ones may lack them.
     """
-    digest = hashlib.sha256(b"moyun rows 1\n")
-    names = [name for name in TEXT_COLUMNS if name in dataset.column_names]
-    if "src_txt" not in names:
-        raise ValueError(f"fingerprint: no column src_txt in {dataset.column_names}; take a dataset from load_rows")
-    for name in names:
-        column = visible_column(dataset, name)
-        if column.null_count:
-            raise ValueError(f"fingerprint: column {name!r} holds null values; take a dataset from load_rows")
-        digest.update(f"{name} {len(column)}\n".encode())
-        offsets = [_offsets(chunk) for chunk in column.chunks]
-        for bounds in offsets:
-            digest.update(np.diff(bounds).astype("<i8").tobytes())
-        for chunk, bounds in zip(column.chunks, offsets, strict=True):
-            if bounds[-1] > bounds[0]:
-                digest.update(memoryview(chunk.buffers()[2])[bounds[0] : bounds[-1]])
-    return digest.hexdigest()
+    findings, rows = opened()
+    findings.columns.update(dict.fromkeys(known))
+    present: dict[str, str] | None = None
+    for batch in _in_batches(rows):
+        before = present
+        present = {target: name for target, name in origin.items() if name in findings.columns}
+        if before not in (None, present):  # what came before has a fault that only shows now: read again, to name it
+            yield from _checked(opened, columns, origin, present.values())
+        values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
+        _check_values(findings, [position for position, _ in batch], values, origin)
+        if values and not findings.bad:
+            yield values  # type: ignore[misc]  # checked to be texts
+    if not findings.columns and not findings.bad:
+        raise DataError(f"{findings.where} has no rows")
+    if findings.columns:
+        _check_present(findings, columns, origin)
+    findings.raise_if_bad()
+    if present is None:
+        raise DataError(f"{findings.where} has no rows")
 
 
-def _offsets(chunk: pa.Array) -> np.ndarray:
-    """Byte bounds (len + 1,) of a large_string array's values; a sliced array shares its parent's buffers."""
-    if not len(chunk):
-        return np.zeros(1, np.int64)
-    return np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """As many rows as make up a few megabytes."""
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(value) for value in row[1].values() if isinstance(value, str))
+        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:

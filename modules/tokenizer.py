@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import tokenizers
 
+from .character_table import CharacterTable, Counts, Ids, flatten, standalone
 from .incremental_decoder import IncrementalDecoder
 from .tokenizer_backends import (
     END_OF_TEXT,
@@ -125,6 +126,18 @@ class Tokenizer:
                 raise ValueError(reason) from error
             raise
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[Ids, Counts]:
+        """`encode_batch` as (ids of all texts end to end, ids of each text); faster where characters are tokens."""
+        return flatten(self.encode_batch(texts)) if self._table is None else self._table(texts)
+
+    @functools.cached_property
+    def _table(self) -> CharacterTable | None:
+        if self.kind == "character":
+            return CharacterTable(self._character_ids, self.encode_batch)
+        if self.kind == "bert":
+            return CharacterTable(standalone(self._character_ids, self.encode_batch), self.encode_batch)
+        return None
+
     def _encode_characters(self, text: str) -> list[int]:
         ids = list(map(self._character_ids.get, text))
         if None in ids:
@@ -166,7 +179,7 @@ class Tokenizer:
         self, src_txts: Sequence[str], tgt_txts: Sequence[str] | None = None, limit: int | None = None
     ) -> list[EncodedExample]:
         """`encode_example` for many rows; ValueError for a limit that leaves no room for a row."""
-        smallest = len(self.start_ids or [None]) + 1 if tgt_txts is None else self._prompt_overhead + 2
+        smallest = self.smallest_limit(pairs=tgt_txts is not None)
         if limit is not None and limit < smallest:
             raise ValueError(f"limit ({limit}) must be at least {smallest}: start, template, text and one more")
         sources = self.encode_batch(src_txts)
@@ -176,6 +189,15 @@ class Tokenizer:
             raise ValueError(f"{len(src_txts)} rows of src_txt, but {len(tgt_txts)} of tgt_txt")
         targets = self.encode_batch(tgt_txts)
         return [self._example(*pair, limit) for pair in zip(sources, targets, strict=True)]
+
+    @property
+    def prompt_parts(self) -> tuple[list[int], list[int]]:
+        """The ids before and after src_txt in a prompt."""
+        return self._prompt_start, self._prompt_end
+
+    def smallest_limit(self, pairs: bool) -> int:
+        """The fewest ids that a row may be cut to: start, template, text and one more."""
+        return self._prompt_overhead + 2 if pairs else len(self.start_ids or [None]) + 1
 
     @property
     def _prompt_overhead(self) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from .character_table import CODE_POINTS, code_points
 
 TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe", "byte_level_bpe"]
 END_OF_TEXT = "<|endoftext|>"
@@ -174,11 +177,9 @@ def train_backend(
 ) -> tokenizers.Tokenizer:
     """Ids: end-of-text 0, the 256 bytes, characters by falling frequency, then (kind "bpe") merges."""
     _check_training_arguments(kind, vocab_size, min_frequency)
-    if kind == "bpe":
+    if kind == "bpe" and isinstance(texts, Iterator):
         texts = list(texts)  # read twice: characters first, merges after
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
+    counts = count_characters(texts)
     if not counts:
         raise ValueError("no text to train a tokenizer on: every row is empty")
     surrogate = next((character for character in counts if "\ud800" <= character <= "\udfff"), None)
@@ -192,6 +193,15 @@ def train_backend(
         rare = {ord(character): " " for character in counts.keys() - set(characters)}
         merges = _learn_merges((text.translate(rare) for text in texts), characters, room, min_frequency)
     return _bpe_backend([END_OF_TEXT, *BYTE_TOKENS, *characters], merges)
+
+
+def count_characters(texts: Iterable[str]) -> dict[str, int]:
+    """How often each character occurs."""
+    counts = np.zeros(CODE_POINTS, np.int64)
+    rest = iter(texts)
+    while batch := list(islice(rest, 4096)):
+        counts += np.bincount(code_points(batch), minlength=CODE_POINTS)
+    return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 
 def _check_training_arguments(kind: str, vocab_size: int, min_frequency: int) -> None:

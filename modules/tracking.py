@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import mlflow
 from mlflow import MlflowClient
-from mlflow.data.huggingface_dataset import from_huggingface
 from mlflow.exceptions import MlflowException
 
 from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
-from .rows import fingerprint
+from .places import is_registered, model_folder
+
+if TYPE_CHECKING:
+    import datasets
 
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
 PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
@@ -32,11 +33,6 @@ SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
     re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
 )
-
-
-def is_main_process() -> bool:
-    """Whether this is the only process or the first of a job: it alone prints, logs and writes."""
-    return next((os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ), "0") == "0"
 
 
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
@@ -149,6 +145,10 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
 
 def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
     """Rows as a tracked MLflow dataset input; returns their fingerprint."""
+    from mlflow.data.huggingface_dataset import from_huggingface
+
+    from .rows import fingerprint
+
     digest = fingerprint(rows)
     source = redact_text(source)
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
@@ -167,10 +167,8 @@ def resolve_model(uri: str) -> Path:
 
     A path may be of any format that checkpoint.open_model reads.
     """
-    if not uri.startswith(("models:/", "runs:/")):
-        folder = Path(uri)
-        # A training stage's output folder will do as well: the model lies in it.
-        return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
+    if not is_registered(uri):
+        return model_folder(uri)
     try:
         downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:

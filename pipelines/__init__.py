@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from modules.text_generation import TextGenerator
+if TYPE_CHECKING:
+    from modules.text_generation import TextGenerator
 
 
 def pipeline(
@@ -22,9 +24,9 @@ def pipeline(
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
     from modules.checkpoint import load_for_inference
-    from modules.text_generation import generation_config
+    from modules.places import is_registered, model_folder
+    from modules.text_generation import TextGenerator, generation_config
     from modules.tokenizer import load_tokenizer
-    from modules.tracking import connect, resolve_model
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
@@ -34,6 +36,12 @@ def pipeline(
         return TextGenerator(*load_llama_cpp(model), generation_config(**defaults))
     if backend != "torch":
         raise ValueError(f"backend={backend!r} must be torch or llama_cpp")
-    connect()
-    folder = resolve_model(model)
+    folder = registered_model(model) if is_registered(model) else model_folder(model)
     return TextGenerator(load_for_inference(folder, dtype), load_tokenizer(folder), generation_config(**defaults))
+
+
+def registered_model(uri: str) -> Path:
+    from modules.tracking import connect, resolve_model  # MLflow takes longer to import than a small model to load
+
+    connect()
+    return resolve_model(uri)

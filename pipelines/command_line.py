@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from modules.config import ConfigError, TrainingConfig, help_text, load_config
-from modules.tracking import is_main_process
+from modules.processes import is_main_process, is_worker, stop_at_once
 
-from .launch import StopAtOnce, WorkerError, is_worker, launch, require_processes
+from .launch import WorkerError, launch, require_processes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
 
@@ -43,7 +43,7 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
             launch(stage, arguments, config.trainer)
         else:
             if is_worker():
-                StopAtOnce.listen()
+                stop_at_once()
             if isinstance(config, TrainingConfig):
                 require_processes(config.trainer)
             function(config)

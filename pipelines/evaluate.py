@@ -10,9 +10,9 @@ import mlflow
 
 from modules.checkpoint import load_for_inference
 from modules.config import EvaluateConfig
-from modules.data import load_splits, load_test_rows
 from modules.evaluation import Scores, ngram_floor, score
 from modules.pictures import perplexity_bars
+from modules.splits import load_splits, load_test_rows
 from modules.text_generation import TextGenerator
 from modules.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking import log_rows, resolve_model, stage_run

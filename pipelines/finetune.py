@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from modules.config import TrainingConfig
-from modules.rows import RowSource
 
 from .command_line import run_stage
-from .train import TrainResult, train
+
+if TYPE_CHECKING:
+    from modules.rows import RowSource
+
+    from .train import TrainResult
 
 
 def finetune(config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:
     """`rows` stands in for data.path: a Dataset, {"src_txt": […]}, or what modules.rows.load_rows takes."""
+    from .train import train  # takes seconds to import, and --help needs none of it
+
     return train("finetune", config, rows)
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from modules.allocator import keep_freed_memory
-from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd
+from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd, StopAtOnce
 from modules.checkpoint import (
     fresh_tensors,
     meta_decoder,
@@ -29,7 +29,7 @@ from modules.run_logger import RunLogger
 from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
 from modules.tokenizer import Tokenizer
 
-from .launch import StopAtOnce, lost_contact
+from .launch import lost_contact
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 
 from modules.config import GenerateConfig
-from modules.tracking import connect
+from modules.places import is_registered
 
 from . import pipeline
 from .command_line import run_stage
@@ -17,7 +17,10 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 
 def generate(config: GenerateConfig) -> str:
     """Prints the prompt and its continuation as it comes (of a task model: the answer alone); returns it."""
-    connect(config.tracking)
+    if is_registered(config.model):
+        from modules.tracking import connect  # MLflow takes seconds to import, and a folder needs none of it
+
+        connect(config.tracking)
     generator = pipeline(
         "text-generation",
         model=config.model,

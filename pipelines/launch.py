@@ -12,16 +12,9 @@ import signal
 import sys
 import time
 import uuid
-from types import FrameType
-
-import pytorch_lightning as pl
-import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from modules.config import TrainerConfig
-from modules.strategies import require_devices
+from modules.processes import is_worker
 
 LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught")
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
@@ -31,27 +24,10 @@ class WorkerError(ValueError):
     """A process of the job has ended or hangs; the others were stopped."""
 
 
-class StopAtOnce(pl.Callback):
-    """SIGTERM ends a process of a job where it stands; the launcher sends it to all.
-
-    Lightning's handler, which this one displaces, would begin a broadcast in the middle of other collectives.
-    """
-
-    def on_train_start(self, *_: object) -> None:
-        if is_worker():
-            self.listen()
-
-    @staticmethod
-    def listen() -> None:
-        signal.signal(signal.SIGTERM, StopAtOnce.leave)
-
-    @staticmethod
-    def leave(signal_number: int, frame: FrameType | None) -> None:
-        raise SystemExit
-
-
 def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
     """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
+    import torch.distributed as dist
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):
@@ -62,11 +38,6 @@ def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
             )
         cause = cause.__context__
     return None
-
-
-def is_worker() -> bool:
-    """Whether torchrun or SLURM started this process as one of a job."""
-    return "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
 
 
 def require_processes(trainer: TrainerConfig) -> None:
@@ -82,6 +53,12 @@ def require_processes(trainer: TrainerConfig) -> None:
 
 def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
     """Runs `python -m pipelines.STAGE` on each of trainer.devices and waits; raises WorkerError if one fails."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from modules.strategies import require_devices
+
     if trainer.nodes > 1:
         raise ValueError(
             f"trainer.nodes={trainer.nodes}: start the same command on every machine with srun, or with "

@@ -9,8 +9,8 @@ import mlflow
 
 from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
-from modules.data import load_test_rows
 from modules.registry import log_model, move_alias, register_version, version_with_alias
+from modules.splits import load_test_rows
 from modules.tracking import log_rows, resolve_model, stage_run
 
 from .command_line import run_stage, show

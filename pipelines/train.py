@@ -19,22 +19,23 @@ from modules.checkpoint import (
     write_model,
 )
 from modules.config import ModelConfig, TrainingConfig
-from modules.data import TextDataModule, load_splits
+from modules.data import TextDataModule
 from modules.interop.safe_dcp import METADATA
 from modules.interop.training_checkpoint import trained_weights
 from modules.memory_limit import require_memory
 from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
+from modules.processes import is_main_process
 from modules.registry import log_model
 from modules.rows import RowSource
 from modules.run_logger import RunLogger
+from modules.splits import load_splits
 from modules.strategies import require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import (
     connect,
-    is_main_process,
     log_rows,
     output_folder,
     provenance,

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 
 from modules.config import load_config
-from modules.tracking import is_main_process
+from modules.processes import is_main_process
 from pipelines.command_line import quieten_libraries
 from pipelines.fitting import fit
 from pipelines.train import set_up

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config import DataConfig
-from modules.data import TextDataModule, hold_out, load_splits
+from modules.data import TextDataModule
 from modules.encoding import Documents, encode_rows
 from modules.packing import IGNORED, collate, make_step, plan_steps, split_step
 from modules.rows import DataError
+from modules.splits import hold_out, load_splits
 from modules.tokenizer import Tokenizer
 
 TEXTS = st.lists(st.text("山水春风，。ab", min_size=1, max_size=40), min_size=1, max_size=30)

@@ -7,9 +7,10 @@ import datasets
 import pytest
 
 from modules.config import ConfigError, SizeConfig, TrainConfig, TrainingConfig, load_config
-from modules.data import TextDataModule, load_splits
+from modules.data import TextDataModule
 from modules.decoder import Decoder
 from modules.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
+from modules.splits import load_splits
 from modules.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [f"春夏秋{digit}" for digit in "零一二三四五六七八九"]

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config import DataConfig
-from modules.data import load_splits
 from modules.poetry import split_of
 from modules.preparation import SPLITS, hash_share, prepare_rows, prepare_sample, split_by_hash
 from modules.row_files import Row, read_rows, sha256_of
 from modules.rows import DataError
+from modules.splits import load_splits
 
 SAMPLE = Path(__file__).parents[1] / "data" / "poems-300.jsonl.gz"
 

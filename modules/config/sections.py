@@ -109,6 +109,8 @@ class DataConfig:
     """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
     prompt_template: str | None = None
     """How src_txt becomes a prompt when there is a tgt_txt, e.g. "{src_txt}\\n"; it travels with the tokenizer."""
+    cache_dir: str | None = None
+    """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "sequence_length", "max_rows")

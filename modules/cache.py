@@ -1,0 +1,102 @@
+"""What can be computed again, kept on disk under the hash of what it was computed from.
+
+An entry is a folder: its files, and files.json, which says how long each is and what it hashes to. It is written
+under another name, synced and renamed, so it is there whole or not at all; all of it is hashed before it is used.
+Processes that want the same entry at once wait for the first of them. Any entry may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .row_files import sha256_of, write_json
+
+FORMAT = 1
+"""Raised when entries change their form; earlier ones are then never found."""
+CONTENTS = "files.json"
+
+logger = logging.getLogger("moyun.cache")
+
+
+def cache_folder(configured: str | None) -> Path:
+    """data.cache_dir, else moyun's folder where this user's caches are ($XDG_CACHE_HOME, ~/.cache)."""
+    if configured:
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moyun"
+
+
+def cached(cache: Path, kind: str, origin: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder of the entry that `build(folder)` writes, built unless it is there and sound.
+
+    origin: all that the entry's content follows from (JSON values); another origin is another entry.
+    """
+    content = json.dumps({"format": FORMAT, **origin}, sort_keys=True)
+    entry = cache / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    if damage(entry) is None:
+        return entry
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # the texts are nobody else's business
+    with locked(entry):
+        found = damage(entry)
+        if found is None:  # another process has made it meanwhile
+            return entry
+        if entry.exists():
+            logger.warning("%s is damaged (%s): it is made again", entry, found)
+            shutil.rmtree(entry)
+        for left_over in cache.glob(f".{entry.name}.*.partial"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        return written(entry, build)
+
+
+def written(entry: Path, build: Callable[[Path], None]) -> Path:
+    partial = Path(tempfile.mkdtemp(".partial", f".{entry.name}.", entry.parent))
+    try:
+        build(partial)
+        files = sorted(path for path in partial.iterdir() if path.is_file())
+        for path in files:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        write_json(partial / CONTENTS, {path.name: [path.stat().st_size, sha256_of(path)] for path in files})
+        try:
+            partial.rename(entry)
+        except OSError:
+            if damage(entry) is not None:  # else a process was faster that no lock could hold back
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return entry
+
+
+def damage(entry: Path) -> str | None:
+    """What is wrong with an entry, None for a sound one."""
+    try:
+        contents = json.loads((entry / CONTENTS).read_text(encoding="utf-8"))
+        for name, (size, digest) in contents.items():
+            if (entry / name).stat().st_size != size:
+                return f"{name} has another length"
+            if sha256_of(entry / name) != digest:
+                return f"{name} has other content"
+    except FileNotFoundError as error:
+        return f"no {Path(error.filename).name}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """One process at a time; on a file system without locks all at once, which `written` stands too."""
+    path = entry.with_name(f".{entry.name}.lock")
+    with path.open("w") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,16 @@
+"""Where a model is: a folder, or a URI that MLflow knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_registered(place: str) -> bool:
+    """Whether MLflow has to be asked where the model is."""
+    return place.startswith(("models:/", "runs:/"))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder itself; of a training stage's output folder, the model in it."""
+    folder = Path(path)
+    return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

@@ -1,0 +1,104 @@
+"""Checked rows as Arrow tables: written batch by batch, read batch by batch, hashed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+BATCH_ROWS = 4096
+
+_digests: weakref.WeakKeyDictionary[datasets.Dataset, str] = weakref.WeakKeyDictionary()
+
+
+def write_table(path: Path, batches: Iterable[Mapping[str, list[str]]]) -> None:
+    """An Arrow stream of string columns, which datasets.Dataset.from_file maps into memory."""
+    writer: pa.RecordBatchStreamWriter | None = None
+    with path.open("wb") as stream:
+        for batch in batches:
+            arrays = {name: pa.array(texts, pa.string()) for name, texts in batch.items()}
+            table = pa.RecordBatch.from_pydict(arrays)
+            writer = writer or pa.ipc.new_stream(stream, table.schema)
+            writer.write_batch(table)
+        if writer:
+            writer.close()
+
+
+def record_batches(dataset: datasets.Dataset) -> Iterator[pa.RecordBatch]:
+    """The rows in their visible order, at most BATCH_ROWS at once.
+
+    Goes past the Dataset's own access, which gathers chosen rows one by one: 6 s for 320k rows, here 0.1 s.
+    """
+    if dataset._indices is None:
+        yield from dataset.data.table.to_batches(max_chunksize=BATCH_ROWS)
+        return
+    chosen = dataset._indices.column(0).to_numpy().astype(np.int64)
+    for first, last in _neighbours(chosen):
+        # Sliced first: take() on a column of many chunks copies all of it.
+        start, end = int(chosen[first:last].min()), int(chosen[first:last].max()) + 1
+        near = dataset.data.table.slice(start, end - start)
+        yield from near.take(pa.array(chosen[first:last] - start)).combine_chunks().to_batches()
+
+
+def _neighbours(chosen: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Bounds of stretches of row numbers that lie within BATCH_ROWS of each other, where the numbers rise."""
+    if not len(chosen):
+        return iter(())
+    if (np.diff(chosen) > 0).all():
+        bounds = [0, *(np.flatnonzero(np.diff(chosen // BATCH_ROWS)) + 1).tolist(), len(chosen)]
+    else:
+        bounds = [*range(0, len(chosen), BATCH_ROWS), len(chosen)]
+    return itertools.pairwise(bounds)
+
+
+def text_batches(dataset: datasets.Dataset) -> Iterator[dict[str, list[str]]]:
+    """{"src_txt": [text, …], …} of a few thousand rows at a time."""
+    for batch in record_batches(dataset):
+        yield batch.to_pydict()
+
+
+def fingerprint(dataset: datasets.Dataset) -> str:
+    """SHA-256, in hex, over what load_rows returned: the same for the same rows whatever file they came from.
+
+    Hashed column by column: name, row count, UTF-8 lengths (int64, little-endian), then the bytes; no two
+    different tables give the same input. Raises ValueError for null values or no src_txt.
+    """
+    if dataset not in _digests:
+        _digests[dataset] = _fingerprint(dataset)
+    return _digests[dataset]
+
+
+def _fingerprint(dataset: datasets.Dataset) -> str:
+    digest = hashlib.sha256(b"moyun rows 1\n")
+    names = [name for name in ("src_txt", "tgt_txt") if name in dataset.column_names]
+    if "src_txt" not in names:
+        raise ValueError(f"fingerprint: no column src_txt in {dataset.column_names}; take a dataset from load_rows")
+    for name in names:
+        digest.update(f"{name} {len(dataset)}\n".encode())
+        for column in _columns(dataset, name):
+            digest.update(np.diff(_offsets(column)).astype("<i8").tobytes())
+        for column in _columns(dataset, name):
+            bounds = _offsets(column)
+            if bounds[-1] > bounds[0]:
+                digest.update(memoryview(column.buffers()[2])[bounds[0] : bounds[-1]])
+    return digest.hexdigest()
+
+
+def _columns(dataset: datasets.Dataset, name: str) -> Iterator[pa.LargeStringArray]:
+    for batch in record_batches(dataset.select_columns(name)):
+        if batch.column(0).null_count:
+            raise ValueError(f"fingerprint: column {name!r} holds null values; take a dataset from load_rows")
+        yield batch.column(0).cast(pa.large_string())
+
+
+def _offsets(column: pa.LargeStringArray) -> np.ndarray:
+    """Byte bounds (len + 1,) of the values; a sliced array shares its parent's buffers."""
+    if not len(column):
+        return np.zeros(1, np.int64)
+    return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]

@@ -1,0 +1,71 @@
+"""Rows for training, validation and test: which file, folder or share of the rows each comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from .cache import cache_folder
+from .config import DataConfig
+from .rows import DataError, RowSource, has_split, load_rows
+
+
+def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) -> dict[str, datasets.Dataset]:
+    """{"train": …, "validation": …, and "test" where there is one}; validated rows.
+
+    source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
+    Validation rows come from validation_path, else from the source's own validation split, else from the
+    training rows, drawn by seed. Raises DataError.
+    """
+    if source is None:
+        source = config.path
+    if source is None:
+        raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
+    check_prepared(source)
+    cache = cache_folder(config.cache_dir)
+    train = load_rows(source, config.columns, "train", config.max_rows, cache)
+    splits = {"train": train}
+    for name, path in (("validation", config.validation_path), ("test", config.test_path)):
+        if path:
+            splits[name] = load_rows(path, config.columns, None, config.max_rows, cache)
+        elif has_split(source, name):
+            splits[name] = load_rows(source, config.columns, name, config.max_rows, cache)
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out(train, config.validation_fraction, seed)
+    return splits
+
+
+def check_prepared(source: RowSource) -> None:
+    """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
+    if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
+        raise DataError(
+            f"{source} isn't there yet: `python -m pipelines.prepare` makes prepared/sample, and with source=full "
+            "prepared/full; or give rows of your own, data.path=FILE"
+        )
+
+
+def load_test_rows(config: DataConfig) -> datasets.Dataset:
+    """The rows to evaluate on: test_path, else the test split beside the training rows."""
+    check_prepared(config.test_path or config.path or "")
+    if config.test_path:
+        return load_rows(config.test_path, config.columns, None, config.max_rows, cache_folder(config.cache_dir))
+    if config.path and has_split(config.path, "test"):
+        return load_rows(config.path, config.columns, "test", config.max_rows, cache_folder(config.cache_dir))
+    raise DataError(
+        f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
+        "python -m pipelines.prepare source=FILE"
+    )
+
+
+def hold_out(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(the rest, a share of the rows drawn by seed), both in the order of the rows; at least one row each."""
+    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
+    if count < 1 or not fraction:
+        raise DataError(
+            f"{len(rows)} rows and data.validation_fraction={fraction} leave none for validation: "
+            "give more rows, a fraction above 0, or data.validation_path=FILE"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
