@@ -1,0 +1,21 @@
+"""A turn that tests/test_benchmark.py has taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from modules.benchmark.harness import WATCH_SECONDS
+from modules.benchmark.work import Work
+
+
+def half_a_gibibyte(work: Work) -> dict[str, Any]:
+    """Memory that is written to, and given back before the end."""
+    block = np.ones(2**26)
+    time.sleep(5 * WATCH_SECONDS)
+    del block
+    store = [name for name in os.environ if name.startswith("MLFLOW_")]
+    return {"value": 1.0, "ended_at": time.time(), "environment": store}
