@@ -26,6 +26,17 @@ from .command_line import console, run_stage, show
 NEED_MODELS = {"generation", "startup"}
 """Parts that read a model folder."""
 
+CONVERSIONS = [
+    Subject("CTranslate2", "modules.benchmark.peer_ctranslate2:convert", needs=("ctranslate2", "transformers")),
+    Subject(
+        "GGUF",
+        "pipelines.benchmark_turns:convert",
+        {"target": "gguf-f32", "format": "gguf", "dtype": "float32"},
+        needs=("modules.llama_cpp", "xllamacpp", "gguf"),
+    ),
+]
+"""What else the model folder is turned into, where somebody is installed who reads it."""
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
@@ -59,9 +70,9 @@ def prepare(config: BenchmarkConfig, folder: Path, threads: int) -> Work:
     work = make_work(folder, config.model, config.seed, threads)
     if NEED_MODELS & set(config.what):
         write_models(work)
-        conversion = Subject("CTranslate2", "modules.benchmark.peer_ctranslate2:convert", needs="ctranslate2")
-        if not conversion.missing():
-            take_turn(conversion, work)
+        for conversion in CONVERSIONS:
+            if not conversion.missing():
+                take_turn(conversion, work)
     return work
 
 

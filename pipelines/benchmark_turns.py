@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modules.benchmark.steps import interleaved, timed_calls, timed_steps
+from modules.benchmark.steps import interleaved, timed_call, timed_steps
 from modules.benchmark.work import Work, write_texts
 
 NEARLY_EMPTY = ("hidden_size=8", "num_hidden_layers=1", "num_attention_heads=1", "vocab_size=null")
@@ -152,15 +152,20 @@ def first_step(work: Work, sequence_length: int, batch_tokens: int) -> Any:
     return {"ended_at": finetune(work, sequence_length, batch_tokens, steps=1, warmup=1)["first_step_at"]}
 
 
-def generate(
-    work: Work, rows: int, prompt_tokens: int, new_tokens: int, calls: int, model: str = "model", **options: Any
-) -> Any:
+def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, model: str = "model", **options: Any) -> Any:
     """pipelines.pipeline, as Python code uses it; options are its own (dtype, …)."""
     from pipelines import pipeline
 
     generator = pipeline(model=str(work.path(model)), max_new_tokens=new_tokens, temperature=0, **options)
     texts = work.prompts(rows, prompt_tokens)[0]
-    return timed_calls(partial(generator, texts), rows * new_tokens, calls)
+    return timed_call(partial(generator, texts), rows * new_tokens)
+
+
+def convert(work: Work, target: str, **options: str) -> Any:
+    """The model folder in another format, beside it; before anything is measured."""
+    given = [f"{name}={value}" for name, value in options.items()]
+    command("convert", f"source={work.path('model')}", f"target={work.path(target)}", *given)
+    return {}
 
 
 def first_token(work: Work) -> Any:
@@ -218,5 +223,4 @@ def tokenizing(work: Work, kind: str) -> Any:
         folder.mkdir()
         (folder / "vocab.txt").write_text("\n".join(vocabulary(texts)) + "\n", encoding="utf-8")
     tokenizer, rows = load_tokenizer(folder), Dataset.from_dict({"src_txt": texts})
-    found = timed_calls(lambda: encode_rows(rows, tokenizer, 512), 1, calls=2)
-    return found | {"value": found["value"] * megabytes}
+    return timed_call(lambda: encode_rows(rows, tokenizer, 512), megabytes)

@@ -36,7 +36,6 @@ SMALLEST = [
     "generation.rows=[2]",
     "generation.prompt_tokens=8",
     "generation.new_tokens=4",
-    "generation.calls=1",
 ]
 
 
@@ -97,11 +96,13 @@ def test_a_turn_has_its_own_memory_and_none_of_this_runs_store(work: Work, monke
     large = take_turn(Subject("large", "benchmark_turn:half_a_gibibyte"), work)
     assert large["environment"] == []
     assert large["peak_bytes"] - small["peak_bytes"] > 2**28
+    assert small["value"] != small["seconds"]
+    assert large["value"] == large["seconds"]
 
 
 def test_a_peer_that_fails_is_a_row_and_moyuns_failure_an_error(work: Work) -> None:
     subjects = [
-        Subject("absent", "modules.benchmark.nothing:here", needs="no_such_module"),
+        Subject("absent", "modules.benchmark.nothing:here", needs=("no_such_module",)),
         Subject("broken", "modules.benchmark.nothing:here"),
     ]
     result = measure(Comparison("x", "training", "X", "s", subjects), work, 1, print)

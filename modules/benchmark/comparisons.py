@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import BenchmarkConfig
 from .machine import flops_per_token, gpu_peak
-from .subjects import Comparison, Medians, Subject
+from .subjects import Comparison, Medians, Subject, tcmalloc
 
 OWN = "pipelines.benchmark_turns"
 PEERS = "modules.benchmark.peer_"
@@ -36,7 +36,7 @@ def comparisons(config: BenchmarkConfig) -> Iterator[Comparison]:
 
 def hugging_face(function: str, name: str, options: dict[str, Any], allocator: bool = False) -> Subject:
     name = f"Hugging Face, {name}" + (", tcmalloc" if allocator else "")
-    return Subject(name, f"{PEERS}hugging_face:{function}", options, "transformers", allocator)
+    return Subject(name, f"{PEERS}hugging_face:{function}", options, ("transformers",), allocator)
 
 
 def own(function: str, name: str, **options: Any) -> Subject:
@@ -52,17 +52,17 @@ def training(config: BenchmarkConfig) -> Iterator[Comparison]:
             "steps": section.steps,
             "warmup": section.warmup_steps,
         }
-        mine = {**work, "arguments": section.arguments}
-        subjects = [own("finetune", FINETUNE, **mine), own("bare_loop", BARE, **mine)]
+        packed = {**work, "layout": "packed"}
+        subjects = [own("finetune", FINETUNE, **work, arguments=section.arguments)]
         if length <= min(section.sequence_lengths):  # beyond that, peers would mostly compute padding
             padded = f"padded to {length} (as ModelScope does)"
             subjects.append(hugging_face("train", padded, {**work, "layout": "padded"}))
             subjects.append(hugging_face("train", "padded to the longest", {**work, "layout": "longest"}))
-        packed = {**work, "layout": "packed"}
         subjects += [hugging_face("train", "packed", packed), hugging_face("train", "packed", packed, allocator=True)]
-        subjects.append(Subject("litgpt, packed", f"{PEERS}litgpt:train", work, "litgpt"))
+        subjects.append(Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)))
         products = {"tokens": section.batch_tokens, "repeats": 3}
-        subjects.append(Subject(PRODUCTS, "modules.benchmark.machine:products", products))
+        preloaded = tcmalloc() is not None  # a limit takes what helps
+        subjects.append(Subject(PRODUCTS, "modules.benchmark.machine:products", products, allocator=preloaded))
         title = f"Training, documents of at most {length} tokens, {section.batch_tokens:,} tokens a step"
         note = partial(share_of_limit, flops_per_token(config.model.__dict__, 0))
         yield Comparison(f"training.{length}", "training", title, "tokens/s", subjects, note=note)
@@ -82,7 +82,7 @@ def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
     subjects = [
         own("finetune", FINETUNE, **work, arguments=section.arguments),
         hugging_face("train", "packed", {**work, "layout": "packed"}),
-        Subject("litgpt, packed", f"{PEERS}litgpt:train", work, "litgpt"),
+        Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)),
     ]
     title = f"Peak memory of training, {section.memory_tokens // length} × {length} tokens a step"
     yield Comparison("memory", "memory", title, "tokens/s", subjects)
@@ -105,26 +105,28 @@ def added_milliseconds(medians: Medians) -> str:
 def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
     section = config.generation
     for rows in section.rows:
-        work = {
-            "rows": rows,
-            "prompt_tokens": section.prompt_tokens,
-            "new_tokens": section.new_tokens,
-            "calls": section.calls,
-        }
-        ctranslate2 = partial(Subject, function=f"{PEERS}ctranslate2:generate", needs="ctranslate2")
+        work = {"rows": rows, "prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
         title = f"Generation, {rows} row{'s' * (rows > 1)}, prompt of {section.prompt_tokens}, {section.new_tokens} new"
-        yield Comparison(
-            f"generation.{rows}.float32",
-            "generation",
-            f"{title}, float32",
-            "tokens/s",
-            [
-                own("generate", "moyun", dtype="float32", **work),
-                hugging_face("generate", "generate", work),
-                ctranslate2("CTranslate2 float32", options=work),
-                reading(rows, 4),
-            ],
-        )
+        plain = [
+            own("generate", "moyun", **work, dtype="float32"),
+            hugging_face("generate", "generate", work),
+            ctranslate2("generate", "float32", work),
+            llama_cpp("f32", work),
+            reading(rows, 4),
+        ]
+        yield Comparison(f"generation.{rows}.float32", "generation", f"{title}, float32", "tokens/s", plain)
+
+
+def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Subject:
+    options = {**options, "compute_type": compute_type}
+    return Subject(f"CTranslate2, {compute_type}", f"{PEERS}ctranslate2:{function}", options, ("ctranslate2",))
+
+
+def llama_cpp(number_format: str, options: dict[str, Any]) -> Subject:
+    """moyun's other backend."""
+    options = {**options, "model": f"gguf-{number_format}", "backend": "llama_cpp"}
+    needs = ("modules.llama_cpp", "xllamacpp")
+    return Subject(f"llama.cpp {number_format}, by backend=llama_cpp", f"{OWN}:generate", options, needs)
 
 
 def reading(rows: int, bytes_per_weight: int) -> Subject:
@@ -141,7 +143,7 @@ def startup(config: BenchmarkConfig) -> Iterator[Comparison]:
         [
             own("first_token", "moyun, pipelines.generate"),
             hugging_face("first_token", "generate", {}),
-            Subject("CTranslate2", f"{PEERS}ctranslate2:first_token", {}, "ctranslate2"),
+            ctranslate2("first_token", "float32", {}),
         ],
         higher_is_better=False,
     )
@@ -159,8 +161,8 @@ def data(config: BenchmarkConfig) -> Iterator[Comparison]:
         own("tokenizing", "moyun, character", kind="character"),
         own("tokenizing", "moyun, BERT vocabulary", kind="bert"),
         tokenizing("tokenizers, BERT vocabulary", options={"way": "tokenizers"}),
-        tokenizing("Hugging Face, BertTokenizer", options={"way": "transformers"}, needs="transformers"),
-        tokenizing("Hugging Face, datasets.map as in run_clm", options={"way": "map"}, needs="transformers"),
+        tokenizing("Hugging Face, BertTokenizer", options={"way": "transformers"}, needs=("transformers",)),
+        tokenizing("Hugging Face, datasets.map as in run_clm", options={"way": "map"}, needs=("transformers",)),
     ]
     yield Comparison("data.tokenizing", "data", "Rows of text to ids", "MB/s", subjects)
 

@@ -95,7 +95,7 @@ def measure(comparison: Comparison, work: Work, rounds: int, report: Callable[[s
 
 
 def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
-    """One process from start to end; value, peak_bytes (up to the function's ended_at, if it names one), seconds."""
+    """One process: seconds and peak_bytes up to the function's ended_at; its value, or else those seconds."""
     with TemporaryDirectory(prefix="turn-", dir=work.folder) as folder:
         options, result, log = (Path(folder, name) for name in ("options.json", "result.json", "log.txt"))
         given = {"work": dataclasses.asdict(work), "options": dict(subject.options)}
@@ -116,6 +116,7 @@ def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
         turn: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     ended = turn.get("ended_at", time.time())
     turn["seconds"] = ended - started
+    turn.setdefault("value", turn["seconds"])
     turn["peak_bytes"] = max((size for moment, size in memory if moment <= ended), default=None)
     return turn
 

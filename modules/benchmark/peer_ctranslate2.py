@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .steps import timed_calls
+from .steps import timed_call
 from .work import Work
 
 
@@ -37,9 +37,7 @@ def open_generator(folder: Path, compute_type: str) -> Any:
     return ctranslate2.Generator(str(folder), inter_threads=1, intra_threads=threads, compute_type=compute_type)
 
 
-def generate(
-    work: Work, rows: int, prompt_tokens: int, new_tokens: int, calls: int, compute_type: str = "float32"
-) -> Any:
+def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, compute_type: str) -> Any:
     from tokenizers import Tokenizer
 
     generator = open_generator(work.path("ctranslate2"), compute_type)
@@ -51,13 +49,13 @@ def generate(
         found = generator.generate_batch(prompts, sampling_topk=1, max_batch_size=rows, **length)
         assert [len(row.sequences_ids[0]) for row in found] == [new_tokens] * rows
 
-    return timed_calls(call, rows * new_tokens, calls)
+    return timed_call(call, rows * new_tokens)
 
 
-def first_token(work: Work) -> Any:
+def first_token(work: Work, compute_type: str) -> Any:
     from tokenizers import Tokenizer
 
-    generator = open_generator(work.path("ctranslate2"), "float32")
+    generator = open_generator(work.path("ctranslate2"), compute_type)
     tokenizer = Tokenizer.from_file(str(work.path("huggingface") / "tokenizer.json"))
     prompt = tokenizer.encode("白日依山尽，").tokens
     found = generator.generate_batch([prompt], max_length=1, sampling_topk=1, include_prompt_in_result=False)

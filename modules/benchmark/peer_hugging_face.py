@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .steps import timed_calls, timed_steps
+from .steps import timed_call, timed_steps
 from .work import Work
 
 Layout = Literal["padded", "longest", "packed"]
@@ -88,7 +88,7 @@ def first_step(work: Work, sequence_length: int, batch_tokens: int) -> Any:
     return {"ended_at": ended}
 
 
-def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, calls: int) -> Any:
+def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int) -> Any:
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel.from_pretrained(work.path("huggingface")).eval()
@@ -99,7 +99,7 @@ def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, calls: 
         found = model.generate(ids, attention_mask=torch.ones_like(ids), **length)
         assert found.shape == (rows, prompt_tokens + new_tokens), found.shape
 
-    return timed_calls(call, rows * new_tokens, calls)
+    return timed_call(call, rows * new_tokens)
 
 
 def first_token(work: Work) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 from typing import Any
 
 
@@ -31,15 +30,12 @@ def timed_steps(steps: Iterable[tuple[Any, int]], step: Callable[[Any], object],
     }
 
 
-def timed_calls(call: Callable[[], object], tokens: int, calls: int) -> dict[str, Any]:
-    """Tokens a second of the median call, after one that doesn't count."""
+def timed_call(call: Callable[[], object], amount: float) -> dict[str, Any]:
+    """Of `amount` (tokens, megabytes) so many a second, in a call after one that doesn't count."""
     call()
-    seconds: list[float] = []
-    for _ in range(calls):
-        begun = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begun)
-    return {"value": tokens / median(seconds), "call_seconds": seconds, "ended_at": time.time()}
+    begun = time.perf_counter()
+    call()
+    return {"value": amount / (time.perf_counter() - begun), "ended_at": time.time()}
 
 
 def interleaved(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-INSTALL = {"litgpt": "--no-deps litgpt", "transformers": "'.[bench]'", "ctranslate2": "'.[bench]'"}
+INSTALL = {
+    "transformers": "'.[bench]'",
+    "ctranslate2": "'.[bench]'",
+    "xllamacpp": "'.[llama_cpp]'",
+    "litgpt": "--no-deps litgpt",
+}
 """What pip is to be given for a module; litgpt's model needs nothing of what litgpt would bring."""
 
 Medians = Mapping[str, float]
@@ -24,8 +29,8 @@ class Subject:
     function: str
     """module:function; called in a process of its own, in a folder of its own."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    needs: str | None = None
-    """A module without which the row says "not installed"."""
+    needs: tuple[str, ...] = ()
+    """Modules without which the row says "not installed"."""
     allocator: bool = False
     """With tcmalloc preloaded, as moyun's launcher does for itself."""
 
@@ -36,8 +41,9 @@ class Subject:
 
     def missing(self) -> str | None:
         """Why it can't be measured here."""
-        if self.needs and importlib.util.find_spec(self.needs) is None:
-            return f"not installed (pip install {INSTALL.get(self.needs, self.needs)})"
+        for name in self.needs:
+            if importlib.util.find_spec(name) is None:
+                return f"not installed (pip install {INSTALL.get(name, name)})"
         if self.allocator and tcmalloc() is None:
             return "tcmalloc isn't installed (apt install libtcmalloc-minimal4)"
         return None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .steps import timed_calls
+from .steps import timed_call
 from .work import Work
 
 COPIES = 4
@@ -29,8 +29,7 @@ def rate(work: Work, way: str) -> Any:
     texts, megabytes = rows_of(work)
     entries = {token: index for index, token in enumerate(vocabulary(texts))}
     call = {"tokenizers": with_tokenizers, "transformers": with_transformers, "map": with_map}[way](texts, entries)
-    found = timed_calls(call, 1, calls=2)
-    return found | {"value": found["value"] * megabytes}
+    return timed_call(call, megabytes)
 
 
 def with_tokenizers(texts: list[str], entries: dict[str, int]) -> Callable[[], object]:
