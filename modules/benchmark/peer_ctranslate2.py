@@ -22,11 +22,14 @@ def convert(work: Work) -> Any:
 
 
 def tokenizer_of_all_ids(work: Work) -> Any:
-    """The exported one with a name for each id that no text has: CTranslate2 wants as many as the model has."""
+    """The exported one with a name for each id that no text has, and for each role: CTranslate2 wants them all."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.path("huggingface"))
     tokenizer.add_tokens([f"<unused{number}>" for number in range(work.model["vocab_size"] - len(tokenizer))])
+    for role in ("bos_token", "eos_token", "unk_token"):
+        if getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(work.model["vocab_size"] - 1))
     return tokenizer
 
 
