@@ -22,6 +22,7 @@ from modules.config import ConfigError, ModelConfig, load_config
 from modules.config.benchmark import PARTS
 from modules.decoder import Decoder
 from pipelines.benchmark import benchmark
+from pipelines.benchmark_turns import joined
 
 SMALLEST = [
     "model=tiny",
@@ -151,6 +152,13 @@ def test_floating_point_operations_are_those_that_torch_counts() -> None:
     assert attention == 12 * 2 * 64 * 32
 
 
+def test_joined_texts_all_have_full_length() -> None:
+    texts = joined(["一二三", "四五"], 4)
+    assert len(texts) >= 2000
+    assert {len(text) for text in texts} == {4}
+    assert texts[:2] == ["一二三四", "五一二三"]
+
+
 # --- arithmetic and words ---
 
 
@@ -161,6 +169,15 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert result.ratio(result.rows[2]) is None
     fewer_is_better = made_up(higher_is_better=False)
     assert fewer_is_better.ratio(fewer_is_better.rows[1]) == Spread(0.5, 1 / 3, 1.0)
+
+
+def test_utilization_is_of_the_cards_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert "494.5 TFLOP/s on NVIDIA H100 80GB HBM3: 50.0% of its 989" in comparisons.utilization(
+        989e12 / 2000, {comparisons.FINETUNE: 1000}
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some other card")
+    assert "its peak isn't known here" in comparisons.utilization(1e9, {comparisons.FINETUNE: 1000})
 
 
 def test_the_table_has_a_row_for_everybody() -> None:
@@ -210,7 +227,14 @@ def test_the_document_has_a_place_for_every_part() -> None:
     report.require_marks(ROOT / "docs" / "performance.md", PARTS)
 
 
-# --- what is refused ---
+# --- configuration ---
+
+
+def test_lists_of_numbers_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {sequence_lengths: [64, 128]}\nwhat: [data]\n", encoding="utf-8")
+    config = load_config("benchmark", [f"config={path}"])
+    assert (config.training.sequence_lengths, config.what) == ([64, 128], ["data"])
 
 
 def test_what_cannot_be_measured_is_refused_all_at_once() -> None:
