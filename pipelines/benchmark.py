@@ -22,6 +22,7 @@ from modules.config import BenchmarkConfig
 from modules.tracking import stage_run
 
 from .command_line import console, run_stage, show
+from .launch import StopAtOnce
 
 NEED_MODELS = {"generation", "startup"}
 """Parts that read a model folder."""
@@ -127,4 +128,5 @@ def metrics(data: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    StopAtOnce.listen()  # so that on SIGTERM too the turn that runs is ended
     run_stage("benchmark", benchmark)

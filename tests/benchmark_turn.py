@@ -1,8 +1,9 @@
-"""A turn that tests/test_benchmark.py has taken."""
+"""Turns that tests/test_benchmark.py has taken."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from typing import Any
 
@@ -21,3 +22,9 @@ def half_a_gibibyte(work: Work) -> dict[str, Any]:
     ended = time.time()
     time.sleep(1)
     return {"ended_at": ended, "environment": store}
+
+
+def endless(work: Work) -> dict[str, Any]:
+    """As a turn that runs a command, which would go on."""
+    subprocess.run(["sleep", "60"], check=True)
+    return {}

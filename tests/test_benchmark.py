@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import torch
 from conftest import ROOT
 
-from modules.benchmark import comparisons, machine, report
+from modules.benchmark import comparisons, harness, machine, report
 from modules.benchmark.harness import BenchmarkError, Result, Row, Spread, measure, take_turn
 from modules.benchmark.picture import picture
 from modules.benchmark.scaling import Curve
@@ -114,6 +117,23 @@ def test_a_peer_that_fails_is_a_row_and_moyuns_failure_an_error(work: Work) -> N
     assert "No module named 'modules.benchmark.nothing'" in broken.missing
     with pytest.raises(BenchmarkError, match="No module named 'pipelines.nothing'"):
         measure(Comparison("x", "training", "X", "s", [Subject("m", "pipelines.nothing:x")]), work, 1, print)
+
+
+def test_an_interrupted_benchmark_leaves_no_process(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    family: list[psutil.Process] = []
+
+    def interrupted(process: subprocess.Popen[bytes]) -> None:
+        while len(family) < 2:
+            time.sleep(0.05)
+            family[:] = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setattr(harness, "watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take_turn(Subject("endless", "benchmark_turn:endless"), work)
+    psutil.wait_procs(family, timeout=5)
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 # --- what everybody works on ---
@@ -249,6 +269,13 @@ def test_a_gpu_is_asked_for_before_anything_else(store: Path, monkeypatch: pytes
     with pytest.raises(BenchmarkError, match="none is found here. Leave mfu out"):
         benchmark(load_config("benchmark", [*SMALLEST, "what=[mfu]"]))
     assert not mlflow.search_runs(search_all_experiments=True).size
+
+
+def test_a_vocabulary_too_small_for_the_rows_is_refused(tmp_path: Path) -> None:
+    for value in ("null", "300"):
+        model = load_config("benchmark", [*SMALLEST, f"model.vocab_size={value}"]).model
+        with pytest.raises(ValueError, match=r"the bundled poems need 4,783 ids"):
+            make_work(tmp_path, model, seed=1, threads=1)
 
 
 def test_a_dry_run_says_who_would_take_turns(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,12 +105,15 @@ def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
         started = time.time()
         with log.open("wb") as stream:
             environment = environment_of(subject, work)
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
+            process = subprocess.Popen(  # in a group of its own, so that none of it outlives an interrupted benchmark
+                command, cwd=folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+            )
         try:
             memory = list(watch(process))
         finally:
-            process.kill()
-            process.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if process.returncode or not result.exists():
             said = log.read_text(encoding="utf-8", errors="replace").strip() or f"exit code {process.returncode}"
             raise BenchmarkError(f"{subject.name} failed ({subject.function}): {said[-4000:]}")

@@ -19,7 +19,7 @@ IGNORED = -100
 
 
 def fresh_model(work: Work) -> Any:
-    """Dropout 0 and no cache, as for moyun's: the same mathematics."""
+    """The same mathematics as moyun's, dropout included; without the cache, which only costs here."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(work.seed)
@@ -31,9 +31,9 @@ def fresh_model(work: Work) -> Any:
         n_layer=model["num_hidden_layers"],
         n_head=model["num_attention_heads"],
         activation_function=model["hidden_act"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        resid_pdrop=model["hidden_dropout_prob"],
+        embd_pdrop=model["hidden_dropout_prob"],
+        attn_pdrop=model["attention_probs_dropout_prob"],
         use_cache=False,
     )
     return GPT2LMHeadModel(config).train()

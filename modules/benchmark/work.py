@@ -79,7 +79,7 @@ class Work:
 
 
 def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
-    """Rows, ids and tokenizer; `model` is a SizeConfig."""
+    """Rows, ids and tokenizer; `model` is a SizeConfig. ValueError where its vocabulary is too small for the rows."""
     from mlflow import MlflowClient
 
     from ..config import to_dict, to_yaml
@@ -94,6 +94,8 @@ def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     write_texts(folder / "rows.jsonl", texts["train"])
     write_texts(folder / "validation.jsonl", texts["validation"][:16])
     tokenizer = train_tokenizer(texts["train"])
+    if (model.vocab_size or 0) < tokenizer.vocab_size:
+        raise ValueError(f"model.vocab_size={model.vocab_size}: the bundled poems need {tokenizer.vocab_size:,} ids")
     tokenizer.save(folder / "tokenizer")
     encoded = [tokenizer.encode_example(text).ids for text in texts["train"]]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
