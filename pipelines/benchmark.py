@@ -13,7 +13,7 @@ import mlflow
 import torch
 
 from modules.benchmark import machine, report
-from modules.benchmark.comparisons import comparisons
+from modules.benchmark.comparisons import LLAMA_CPP, comparisons, own
 from modules.benchmark.harness import BenchmarkError, Result, measure, take_turn
 from modules.benchmark.picture import picture
 from modules.benchmark.subjects import Comparison, Subject
@@ -29,11 +29,9 @@ NEED_MODELS = {"generation", "startup"}
 
 CONVERSIONS = [
     Subject("CTranslate2", "modules.benchmark.peer_ctranslate2:convert", needs=("ctranslate2", "transformers")),
-    Subject(
-        "GGUF",
-        "pipelines.benchmark_turns:convert",
-        {"target": "gguf-f32", "format": "gguf", "dtype": "float32"},
-        needs=("modules.llama_cpp", "xllamacpp", "gguf"),
+    *(
+        own("convert", "GGUF", LLAMA_CPP, target=f"gguf-{name}", format="gguf", dtype=dtype)
+        for name, dtype in {"f32": "float32", "q8_0": "q8_0"}.items()
     ),
 ]
 """What else the model folder is turned into, where somebody is installed who reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -56,8 +57,8 @@ def made_up(higher_is_better: bool = True) -> Result:
     subjects = [Subject("moyun", "pipelines.x:y"), Subject("peer", "modules.x:y"), Subject("absent", "modules.x:y")]
     compared = Comparison("training.8", "training", "Training", "tokens/s", subjects, higher_is_better)
     rows = [
-        Row("moyun", turns=turns(10.0, 30.0, 20.0, peak_bytes=2**30)),
-        Row("peer", turns=turns(5.0, 10.0, 20.0)),
+        Row("moyun", turns=turns(10.0, 30.0, 20.0, peak_gib=1.0)),
+        Row("peer", turns=turns(5.0, 10.0, 20.0, peak_gib=1.5)),
         Row("absent", "not installed"),
     ]
     return Result(compared, rows)
@@ -99,7 +100,7 @@ def test_a_turn_has_its_own_memory_and_none_of_this_runs_store(work: Work, monke
     small = take_turn(Subject("small", "modules.benchmark.machine:products", {"tokens": 2, "repeats": 1}), work)
     large = take_turn(Subject("large", "benchmark_turn:half_a_gibibyte"), work)
     assert large["environment"] == []
-    assert large["peak_bytes"] - small["peak_bytes"] > 2**28
+    assert large["peak_gib"] - small["peak_gib"] > 0.25
     assert small["value"] != small["seconds"]
     assert large["value"] == large["seconds"]
 
@@ -189,6 +190,8 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert result.ratio(result.rows[2]) is None
     fewer_is_better = made_up(higher_is_better=False)
     assert fewer_is_better.ratio(fewer_is_better.rows[1]) == Spread(0.5, 1 / 3, 1.0)
+    result.rows[0].turns = []
+    assert result.ratio(result.rows[1]) is None
 
 
 def test_utilization_is_of_the_cards_peak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +208,15 @@ def test_the_table_has_a_row_for_everybody() -> None:
         "| | tokens/s | moyun is × as good | peak memory |",
         "|---|---|---|---|",
         "| moyun | 20 (10–30) |  | 1.00 GiB |",
-        "| peer | 10 (5–20) | 2 (1–3) |  |",
+        "| peer | 10 (5–20) | 2 (1–3) | 1.50 GiB |",
         "| absent | not installed | | |",
     ]
+
+
+def test_memory_is_compared_by_itself() -> None:
+    result = made_up()
+    compared = dataclasses.replace(result.comparison, value="peak_gib", unit="GiB", higher_is_better=False)
+    assert list(report.result_lines(Result(compared, result.rows)))[2:4] == ["| moyun | 1 |  |", "| peer | 1.5 | 1.5 |"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ OWN = "pipelines.benchmark_turns"
 PEERS = "modules.benchmark.peer_"
 FINETUNE = "moyun, pipelines.finetune"
 BARE = "moyun, bare loop"
+LLAMA_CPP = ("modules.llama_cpp", "xllamacpp", "gguf")
 PRODUCTS = "limit: the matrix products alone"
 
 
@@ -39,8 +40,8 @@ def hugging_face(function: str, name: str, options: dict[str, Any], allocator: b
     return Subject(name, f"{PEERS}hugging_face:{function}", options, ("transformers",), allocator)
 
 
-def own(function: str, name: str, **options: Any) -> Subject:
-    return Subject(name, f"{OWN}:{function}", options)
+def own(function: str, name: str, needs: tuple[str, ...] = (), **options: Any) -> Subject:
+    return Subject(name, f"{OWN}:{function}", options, needs)
 
 
 def training(config: BenchmarkConfig) -> Iterator[Comparison]:
@@ -85,14 +86,14 @@ def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
         Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)),
     ]
     title = f"Peak memory of training, {section.memory_tokens // length} × {length} tokens a step"
-    yield Comparison("memory", "memory", title, "tokens/s", subjects)
+    yield Comparison("memory", "memory", title, "GiB", subjects, higher_is_better=False, value="peak_gib")
 
 
 def overhead(config: BenchmarkConfig) -> Iterator[Comparison]:
     steps = config.training.overhead_steps
     subjects = [own("overhead", name, turn=turn, steps=steps) for name, turn in OVERHEAD.items()]
     title = "What Lightning, loader and logging every step cost: a nearly empty model"
-    yield Comparison("overhead", "overhead", title, "ms a step", subjects, False, added_milliseconds)
+    yield Comparison("overhead", "overhead", title, "ms a step", subjects, False, note=added_milliseconds)
 
 
 OVERHEAD = {FINETUNE: "finetune", BARE: "bare_loop"}
@@ -114,7 +115,14 @@ def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
             llama_cpp("f32", work),
             reading(rows, 4),
         ]
+        eight_bits = [
+            own("generate", "moyun, dtype=int8", ("modules.inference",), **work, dtype="int8"),
+            ctranslate2("generate", "int8", work),
+            llama_cpp("q8_0", work),
+            reading(rows, 1),
+        ]
         yield Comparison(f"generation.{rows}.float32", "generation", f"{title}, float32", "tokens/s", plain)
+        yield Comparison(f"generation.{rows}.int8", "generation", f"{title}, 8 bits a weight", "tokens/s", eight_bits)
 
 
 def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Subject:
@@ -125,8 +133,7 @@ def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Su
 def llama_cpp(number_format: str, options: dict[str, Any]) -> Subject:
     """moyun's other backend."""
     options = {**options, "model": f"gguf-{number_format}", "backend": "llama_cpp"}
-    needs = ("modules.llama_cpp", "xllamacpp")
-    return Subject(f"llama.cpp {number_format}, by backend=llama_cpp", f"{OWN}:generate", options, needs)
+    return own("generate", f"llama.cpp {number_format}, by backend=llama_cpp", LLAMA_CPP, **options)
 
 
 def reading(rows: int, bytes_per_weight: int) -> Subject:

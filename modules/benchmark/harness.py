@@ -53,7 +53,7 @@ class Row:
     missing: str | None = None
     """Why there are no turns."""
     turns: list[dict[str, Any]] = field(default_factory=list)
-    """Of each round: value, peak_bytes, seconds, and what else the function returned."""
+    """Of each round: value, peak_gib, seconds, and what else the function returned."""
 
     def spread(self, key: str) -> Spread | None:
         values = [turn[key] for turn in self.turns if turn.get(key) is not None]
@@ -65,16 +65,19 @@ class Result:
     comparison: Comparison
     rows: list[Row]
 
+    def value(self, row: Row) -> Spread | None:
+        return row.spread(self.comparison.value)
+
     def ratio(self, row: Row) -> Spread | None:
         """How many times as good moyun's first row is: ratios are taken within each round."""
         pairs = zip(self.rows[0].turns, row.turns, strict=False)
-        if row is self.rows[0] or not row.turns:
+        if row is self.rows[0] or not row.turns or not self.rows[0].turns:
             return None
-        ratios = [own["value"] / other["value"] for own, other in pairs]
+        ratios = [own[self.comparison.value] / other[self.comparison.value] for own, other in pairs]
         return Spread.of(ratios if self.comparison.higher_is_better else [1 / ratio for ratio in ratios])
 
     def note(self) -> str:
-        medians = {row.subject: spread.median for row in self.rows if (spread := row.spread("value"))}
+        medians = {row.subject: spread.median for row in self.rows if (spread := self.value(row))}
         return self.comparison.note(medians) if self.comparison.note else ""
 
 
@@ -96,7 +99,7 @@ def measure(comparison: Comparison, work: Work, rounds: int, report: Callable[[s
 
 
 def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
-    """One process: seconds and peak_bytes up to the function's ended_at; its value, or else those seconds."""
+    """One process: seconds and peak_gib up to the function's ended_at; its value, or else those seconds."""
     with TemporaryDirectory(prefix="turn-", dir=work.folder) as folder:
         options, result, log = (Path(folder, name) for name in ("options.json", "result.json", "log.txt"))
         given = {"work": dataclasses.asdict(work), "options": dict(subject.options)}
@@ -121,7 +124,7 @@ def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
     ended = turn.get("ended_at", time.time())
     turn["seconds"] = ended - started
     turn.setdefault("value", turn["seconds"])
-    turn["peak_bytes"] = max((size for moment, size in memory if moment <= ended), default=None)
+    turn["peak_gib"] = max((size for moment, size in memory if moment <= ended), default=0) / 2**30
     return turn
 
 

@@ -33,7 +33,7 @@ def picture(results: Sequence[Result]) -> Figure:
 
 def draw_bars(panel: Axes, result: Result) -> None:
     """Medians, with a whisker from the least to the most."""
-    found = [(row.subject, spread) for row in reversed(result.rows) if (spread := row.spread("value"))]
+    found = [(row.subject, spread) for row in reversed(result.rows) if (spread := result.value(row))]
     names = [name for name, _ in found]
     medians = [spread.median for _, spread in found]
     whiskers = [

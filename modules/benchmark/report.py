@@ -50,7 +50,7 @@ def plain(results: Sequence[Result], facts: Mapping[str, str]) -> dict[str, Any]
 
 
 def row_data(result: Result, row: Row) -> dict[str, Any]:
-    spreads = {"value": row.spread("value"), "ratio": result.ratio(row), "peak_bytes": row.spread("peak_bytes")}
+    spreads = {"value": result.value(row), "ratio": result.ratio(row), "peak_gib": row.spread("peak_gib")}
     found = {name: dataclasses.asdict(spread) if spread else None for name, spread in spreads.items()}
     return {"subject": row.subject, "missing": row.missing, **found, "turns": row.turns}
 
@@ -69,18 +69,22 @@ def markdown(part: str, results: Sequence[Result], facts: Mapping[str, str], com
 
 
 def result_lines(result: Result) -> Iterator[str]:
-    alone = len(result.rows) == 1
-    heads = [result.comparison.unit, *([] if alone else ["moyun is × as good"]), "peak memory"]
+    """Without ratios where somebody is alone, and without memory where that is what is compared."""
+    alone, of_memory = len(result.rows) == 1, result.comparison.value == "peak_gib"
+    heads = [result.comparison.unit]
+    heads += [] if alone else ["moyun is × as good"]
+    heads += [] if of_memory else ["peak memory"]
     yield f"| | {' | '.join(heads)} |"
     yield "|---" * (len(heads) + 1) + "|"
     for row in result.rows:
-        value, peak = row.spread("value"), row.spread("peak_bytes")
+        value, ratio, peak = result.value(row), result.ratio(row), row.spread("peak_gib")
         if row.missing or not value:
             yield f"| {row.subject} | {row.missing}" + " |" * len(heads)
             continue
-        ratio = result.ratio(row)
-        cells = [in_words(value), *([] if alone else [in_words(ratio) if ratio else ""])]
-        cells.append(f"{peak.median / 2**30:.2f} GiB" if peak and not row.subject.startswith("limit") else "")
+        cells = [in_words(value)]
+        cells += [] if alone else [in_words(ratio) if ratio else ""]
+        if not of_memory:
+            cells.append(f"{peak.median:.2f} GiB" if peak and not row.subject.startswith("limit") else "")
         yield f"| {row.subject} | {' | '.join(cells)} |"
 
 

@@ -59,6 +59,8 @@ class Comparison:
     unit: str
     subjects: list[Subject]
     higher_is_better: bool = True
+    value: str = "value"
+    """What of a turn is compared: what its function returned as its value, or peak_gib."""
     note: Callable[[Medians], str] | None = None
     """A sentence under the table."""
 
