@@ -30,7 +30,7 @@ NEED_MODELS = {"generation", "startup"}
 CONVERSIONS = [
     Subject("CTranslate2", "modules.benchmark.peer_ctranslate2:convert", needs=("ctranslate2", "transformers")),
     *(
-        own("convert", "GGUF", LLAMA_CPP, target=f"gguf-{name}", format="gguf", dtype=dtype)
+        own("convert", "GGUF", {"target": f"gguf-{name}", "format": "gguf", "dtype": dtype}, LLAMA_CPP)
         for name, dtype in {"f32": "float32", "q8_0": "q8_0"}.items()
     ),
 ]

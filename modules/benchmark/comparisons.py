@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ def hugging_face(function: str, name: str, options: dict[str, Any], allocator: b
     return Subject(name, f"{PEERS}hugging_face:{function}", options, ("transformers",), allocator)
 
 
-def own(function: str, name: str, needs: tuple[str, ...] = (), **options: Any) -> Subject:
+def own(function: str, name: str, options: Mapping[str, Any], needs: tuple[str, ...] = ()) -> Subject:
     return Subject(name, f"{OWN}:{function}", options, needs)
 
 
@@ -54,7 +54,7 @@ def training(config: BenchmarkConfig) -> Iterator[Comparison]:
             "warmup": section.warmup_steps,
         }
         packed = {**work, "layout": "packed"}
-        subjects = [own("finetune", FINETUNE, **work, arguments=section.arguments)]
+        subjects = [own("finetune", FINETUNE, {**work, "arguments": section.arguments})]
         if length <= min(section.sequence_lengths):  # beyond that, peers would mostly compute padding
             padded = f"padded to {length} (as ModelScope does)"
             subjects.append(hugging_face("train", padded, {**work, "layout": "padded"}))
@@ -81,7 +81,7 @@ def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
     section, length = config.training, max(config.training.sequence_lengths)
     work = {"sequence_length": length, "batch_tokens": section.memory_tokens, "steps": 1, "warmup": 1}
     subjects = [
-        own("finetune", FINETUNE, **work, arguments=section.arguments),
+        own("finetune", FINETUNE, {**work, "arguments": section.arguments}),
         hugging_face("train", "packed", {**work, "layout": "packed"}),
         Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)),
     ]
@@ -91,7 +91,7 @@ def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
 
 def overhead(config: BenchmarkConfig) -> Iterator[Comparison]:
     steps = config.training.overhead_steps
-    subjects = [own("overhead", name, turn=turn, steps=steps) for name, turn in OVERHEAD.items()]
+    subjects = [own("overhead", name, {"turn": turn, "steps": steps}) for name, turn in OVERHEAD.items()]
     title = "What Lightning, loader and logging every step cost: a nearly empty model"
     yield Comparison("overhead", "overhead", title, "ms a step", subjects, False, note=added_milliseconds)
 
@@ -109,14 +109,14 @@ def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
         work = {"rows": rows, "prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
         title = f"Generation, {rows} row{'s' * (rows > 1)}, prompt of {section.prompt_tokens}, {section.new_tokens} new"
         plain = [
-            own("generate", "moyun", **work, dtype="float32"),
+            own("generate", "moyun", {**work, "dtype": "float32"}),
             hugging_face("generate", "generate", work),
             ctranslate2("generate", "float32", work),
             llama_cpp("f32", work),
             reading(rows, 4),
         ]
         eight_bits = [
-            own("generate", "moyun, dtype=int8", ("modules.inference",), **work, dtype="int8"),
+            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}, ("modules.inference",)),
             ctranslate2("generate", "int8", work),
             llama_cpp("q8_0", work),
             reading(rows, 1),
@@ -133,7 +133,7 @@ def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Su
 def llama_cpp(number_format: str, options: dict[str, Any]) -> Subject:
     """moyun's other backend."""
     options = {**options, "model": f"gguf-{number_format}", "backend": "llama_cpp"}
-    return own("generate", f"llama.cpp {number_format}, by backend=llama_cpp", LLAMA_CPP, **options)
+    return own("generate", f"llama.cpp {number_format}, by backend=llama_cpp", options, LLAMA_CPP)
 
 
 def reading(rows: int, bytes_per_weight: int) -> Subject:
@@ -148,7 +148,7 @@ def startup(config: BenchmarkConfig) -> Iterator[Comparison]:
         "Start to first token of text",
         "s",
         [
-            own("first_token", "moyun, pipelines.generate"),
+            own("first_token", "moyun, pipelines.generate", {}),
             hugging_face("first_token", "generate", {}),
             ctranslate2("first_token", "float32", {}),
         ],
@@ -156,17 +156,17 @@ def startup(config: BenchmarkConfig) -> Iterator[Comparison]:
     )
     section = config.training
     work = {"sequence_length": min(section.sequence_lengths), "batch_tokens": section.batch_tokens}
-    subjects = [own("first_step", FINETUNE, **work), hugging_face("first_step", "as run_clm goes", work)]
+    subjects = [own("first_step", FINETUNE, work), hugging_face("first_step", "as run_clm goes", work)]
     yield Comparison("startup.step", "startup", "Start to the end of the first training step", "s", subjects, False)
-    subjects = [own("help_text", "moyun, pipelines.generate --help")]
+    subjects = [own("help_text", "moyun, pipelines.generate --help", {})]
     yield Comparison("startup.help", "startup", "Start to the end of --help", "s", subjects, False)
 
 
 def data(config: BenchmarkConfig) -> Iterator[Comparison]:
     tokenizing = partial(Subject, function="modules.benchmark.tokenizing:rate")
     subjects = [
-        own("tokenizing", "moyun, character", kind="character"),
-        own("tokenizing", "moyun, BERT vocabulary", kind="bert"),
+        own("tokenizing", "moyun, character", {"kind": "character"}),
+        own("tokenizing", "moyun, BERT vocabulary", {"kind": "bert"}),
         tokenizing("tokenizers, BERT vocabulary", options={"way": "tokenizers"}),
         tokenizing("Hugging Face, BertTokenizer", options={"way": "transformers"}, needs=("transformers",)),
         tokenizing("Hugging Face, datasets.map as in run_clm", options={"way": "map"}, needs=("transformers",)),
@@ -186,7 +186,7 @@ CURVES = {
 def scaling(config: BenchmarkConfig) -> Iterator[Comparison]:
     for curve, (axis, timed) in CURVES.items():
         points = getattr(config.scaling, curve)
-        subject = own("growth", "moyun", curve=curve, points=points, steps=config.scaling.steps)
+        subject = own("growth", "moyun", {"curve": curve, "points": points, "steps": config.scaling.steps})
         yield Comparison(f"scaling.{curve}", "scaling", f"{timed} by {axis}", "s", [subject], False)
 
 
@@ -200,7 +200,7 @@ def mfu(config: BenchmarkConfig) -> Iterator[Comparison]:
         "warmup": section.warmup_steps,
         "whole_documents": True,
     }
-    subjects = [own("finetune", FINETUNE, arguments=arguments, **work)]
+    subjects = [own("finetune", FINETUNE, {**work, "arguments": arguments})]
     title = f"Training on a GPU in bf16, documents of {length} tokens, {section.batch_tokens:,} tokens a step"
     note = partial(utilization, flops_per_token(config.model.__dict__, length / 2))
     yield Comparison("mfu", "mfu", title, "tokens/s", subjects, note=note)
