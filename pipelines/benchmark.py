@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from modules.config import BenchmarkConfig
 from modules.tracking import stage_run
 
 from .command_line import console, run_stage, show
-from .launch import StopAtOnce
 
 NEED_MODELS = {"generation", "startup"}
 """Parts that read a model folder."""
@@ -126,5 +126,5 @@ def metrics(data: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    StopAtOnce.listen()  # so that on SIGTERM too the turn that runs is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the turn that runs is ended then too
     run_stage("benchmark", benchmark)
