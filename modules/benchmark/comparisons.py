@@ -86,7 +86,7 @@ def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
         Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)),
     ]
     title = f"Peak memory of training, {section.memory_tokens // length} × {length} tokens a step"
-    yield Comparison("memory", "memory", title, "GiB", subjects, higher_is_better=False, value="peak_gib")
+    yield Comparison("memory", "memory", title, "GiB", subjects, False, "peak_gib", once=True)
 
 
 def overhead(config: BenchmarkConfig) -> Iterator[Comparison]:
@@ -187,7 +187,7 @@ def scaling(config: BenchmarkConfig) -> Iterator[Comparison]:
     for curve, (axis, timed) in CURVES.items():
         points = getattr(config.scaling, curve)
         subject = own("growth", "moyun", {"curve": curve, "points": points, "steps": config.scaling.steps})
-        yield Comparison(f"scaling.{curve}", "scaling", f"{timed} by {axis}", "s", [subject], False)
+        yield Comparison(f"scaling.{curve}", "scaling", f"{timed} by {axis}", "s", [subject], False, once=True)
 
 
 def mfu(config: BenchmarkConfig) -> Iterator[Comparison]:

@@ -84,6 +84,7 @@ class Result:
 def measure(comparison: Comparison, work: Work, rounds: int, report: Callable[[str], None]) -> Result:
     """Raises BenchmarkError where a turn of moyun's fails; a peer that fails is a row that says so."""
     rows = [Row(subject.name, subject.missing()) for subject in comparison.subjects]
+    rounds = 1 if comparison.once else rounds
     for number in range(rounds):
         for subject, row in zip(comparison.subjects, rows, strict=True):
             if row.missing:

@@ -61,6 +61,8 @@ class Comparison:
     higher_is_better: bool = True
     value: str = "value"
     """What of a turn is compared: what its function returned as its value, or peak_gib."""
+    once: bool = False
+    """One round is enough: what is measured hardly varies, or the turn repeats it by itself."""
     note: Callable[[Medians], str] | None = None
     """A sentence under the table."""
 

@@ -234,8 +234,8 @@ class BenchmarkConfig(StageConfig):
     """A size by name."""
     what: list[str] = field(default_factory=lambda: [part for part in PARTS if part != "mfu"])
     """Parts to measure: training, memory, overhead, generation, startup, data, scaling, mfu (needs a GPU)."""
-    rounds: int = 3
-    """Everybody's turns, one after the other (A B C A B C …); medians and spreads are over these."""
+    rounds: int = 2
+    """Everybody's turns, one after the other (A B C A B C …), for medians and spreads; memory and scaling take one."""
     threads: int | None = None
     """Of each process; unset: the CPUs that this process may use."""
     table: str | None = None
