@@ -60,7 +60,8 @@ def installed() -> Iterator[str]:
 
 def gpu_peak(name: str) -> float | None:
     """Dense bf16 FLOP/s of a card by torch's name for it; None for one that isn't in the table."""
-    return next((peak for card, peak in GPU_PEAKS.items() if card in name and "PCIe" not in name), None)
+    slower = "PCIe" in name or "NVL" in name
+    return next((peak for card, peak in GPU_PEAKS.items() if card in name and not slower), None)
 
 
 def flops_per_token(model: dict[str, Any], context: float) -> float:
