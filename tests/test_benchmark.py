@@ -89,7 +89,7 @@ def test_the_smallest_benchmark_from_end_to_end(store: Path) -> None:
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["training.32.Hugging_Face_packed.ratio"] > 0
-    folder = Path(mlflow.artifacts.download_artifacts(run_id=result.run_id, dst_path=str(store / "downloaded")))
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=result.run_id))
     assert json.loads((folder / "table.json").read_text(encoding="utf-8")) == result.data
     assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
