@@ -1,5 +1,6 @@
 """Configuration: sections.py and stages.py say what can be set, loading.py reads it, help.py prints it."""
 
+from .benchmark import GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
 from .help import help_text
 from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
 from .lora import LoraConfig
@@ -16,6 +17,7 @@ from .sections import (
 from .stages import (
     MADE_BY_STAGE,
     STAGES,
+    BenchmarkConfig,
     CommandConfig,
     ConvertConfig,
     EvaluateConfig,
@@ -31,12 +33,14 @@ from .stages import (
 __all__ = [
     "MADE_BY_STAGE",
     "STAGES",
+    "BenchmarkConfig",
     "CommandConfig",
     "ConfigError",
     "ConvertConfig",
     "DataConfig",
     "EvaluateConfig",
     "GenerateConfig",
+    "GenerationBenchmark",
     "GenerationConfig",
     "LoraConfig",
     "MainConfig",
@@ -44,12 +48,14 @@ __all__ = [
     "PrepareConfig",
     "RegisterConfig",
     "RehearseConfig",
+    "ScalingBenchmark",
     "SizeConfig",
     "StageConfig",
     "TokenizerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",
+    "TrainingBenchmark",
     "TrainingConfig",
     "help_text",
     "load_config",

@@ -237,7 +237,8 @@ def not_text(value: Any, hint: Any) -> bool:
     if hint in (str, str | None):
         return isinstance(value, (bool, int, float))
     parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-    return typing.get_origin(hint) in (list, dict) and not all(isinstance(part, str) for part in parts)
+    of_text = typing.get_origin(hint) in (list, dict) and typing.get_args(hint)[-1] is str
+    return of_text and not all(isinstance(part, str) for part in parts)
 
 
 def wanted(key: Key) -> str:

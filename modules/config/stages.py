@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .benchmark import PARTS, GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
 from .lora import LoraConfig
 from .sections import (
     MISSING,
@@ -234,6 +235,41 @@ class ConvertConfig(CommandConfig):
 
 
 @dataclass
+class BenchmarkConfig(StageConfig):
+    """moyun beside other tools, on this machine: speed, memory, start-up, and how cost grows."""
+
+    model: SizeConfig = field(default_factory=SizeConfig)
+    """A size by name."""
+    what: list[str] = field(default_factory=lambda: [part for part in PARTS if part != "mfu"])
+    """Parts to measure: training, memory, overhead, generation, startup, data, scaling, mfu (needs a GPU)."""
+    rounds: int = 2
+    """Everybody's turns, one after the other (A B C A B C …), for medians and spreads; memory and scaling take one."""
+    threads: int | None = None
+    """Of each process; unset: the CPUs that this process may use."""
+    table: str | None = None
+    """A Markdown file whose tables are to be replaced (docs/performance.md); unset: they are printed and logged."""
+    training: TrainingBenchmark = field(default_factory=TrainingBenchmark)
+    generation: GenerationBenchmark = field(default_factory=GenerationBenchmark)
+    scaling: ScalingBenchmark = field(default_factory=ScalingBenchmark)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "rounds", "threads")
+        for part in self.what:
+            if part not in PARTS:
+                yield f"what holds {part}, which isn't one of {', '.join(PARTS)}"
+        longest = max(self.training.sequence_lengths, default=0)
+        longest = max(longest, self.generation.prompt_tokens + self.generation.new_tokens)
+        longest = max([longest, *self.scaling.sequence_lengths])
+        if longest > self.model.max_position_embeddings:
+            yield (
+                f"model.max_position_embeddings ({self.model.max_position_embeddings}) is below the longest text to "
+                f"be measured ({longest} tokens: training.sequence_lengths, scaling.sequence_lengths or "
+                "generation.prompt_tokens + new_tokens)"
+            )
+
+
+@dataclass
 class MainConfig(StageConfig):
     """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
 
@@ -288,4 +324,5 @@ STAGES: dict[str, type[CommandConfig]] = {
     "generate": GenerateConfig,
     "rehearse": RehearseConfig,
     "convert": ConvertConfig,
+    "benchmark": BenchmarkConfig,
 }
