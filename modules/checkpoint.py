@@ -28,6 +28,7 @@ from torch.func import functional_call
 from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder, init_parameter, positions_of
+from .inference import prepare_for_inference
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import (
     CheckpointError,
@@ -188,17 +189,24 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
 
 
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
-    """`load_model` on the accelerator, where there is one.
+    """A decoder to read from, on the accelerator where there is one; on a CPU laid out for speed (inference.py).
 
-    dtype: float32, bfloat16, or auto: as it is stored, but float32 for float16 on a CPU, where it is slow and coarse.
+    dtype: float32, bfloat16, int8 (on a CPU: weights and products in 8 bits, the rest in float32), or auto: as it is
+    stored, but float32 for float16 on a CPU, where it is slow and coarse.
     """
     device = default_device()
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype} must be auto, float32 or bfloat16")
-    if dtype != "auto":
-        return load_model(folder, device, getattr(torch, dtype))
-    stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})
-    return load_model(folder, device, torch.float32 if stored == torch.float16 and device.type == "cpu" else stored)
+    if dtype not in ("auto", "float32", "bfloat16", "int8"):
+        raise ValueError(f"dtype={dtype} must be auto, float32, bfloat16 or int8")
+    on_cpu = device.type == "cpu"
+    if dtype == "int8" and not on_cpu:
+        raise ValueError(f"dtype=int8 is for CPUs, but this process uses {device}; use dtype=bfloat16 there")
+    if dtype in ("auto", "int8"):
+        stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})
+        number_format = torch.float32 if stored == torch.float16 and on_cpu and dtype == "auto" else stored
+    else:
+        number_format = getattr(torch, dtype)
+    decoder = load_model(folder, device, number_format)
+    return prepare_for_inference(decoder, dtype == "int8") if on_cpu else decoder
 
 
 def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:

@@ -35,39 +35,63 @@ Runs = list[tuple[int, int]]
 class KVCache:
     """Preallocated keys and values of rows that may differ in length; nothing is padded on the left.
 
-    keys[layer], values[layer]: (B, nh, S, hs); lengths: (B,) int64, the positions of each row already filled.
+    layers[layer]: keys and values side by side, (B, nh, 2, S, hs), so that a step writes both at once;
+    lengths: (B,) int64, the positions of each row already filled; mask: (B, 1, 1, T) bool, what the next token of a
+    row sees (of longest + 1 positions), None where rows are equally long and each sees all.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.layers: list[Tensor] = []
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.longest = 0  # of lengths, kept in Python: asking a GPU for it would stall every step
         self.ragged = False
+        self.mask: Tensor | None = None
 
-    def fill(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
-        """The first pass's keys and values of some neighbouring rows: (rows, nh, T, hs)."""
-        if layer == len(self.keys):  # made here, where the heads on this device and their number format are known
-            shape = (len(self.lengths), k.shape[1], self.capacity, k.shape[3])
-            self.keys.append(k.new_zeros(shape))
-            self.values.append(v.new_zeros(shape))
-        self.keys[layer][row : row + len(k), :, : k.shape[2]] = k
-        self.values[layer][row : row + len(v), :, : v.shape[2]] = v
+    def fill(self, layer: int, row: int, kv: Tensor) -> None:
+        """The first pass's keys and values of some neighbouring rows: (rows, nh, 2, T, hs)."""
+        if layer == len(self.layers):  # made here, where the heads on this device and their number format are known
+            shape = (len(self.lengths), kv.shape[1], 2, self.capacity, kv.shape[4])
+            self.layers.append(kv.new_zeros(shape))
+        self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
+
+    def add(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the next token's, (B, nh, 2, hs); returns all keys and all values, (B, nh, longest + 1, hs) each."""
+        cached = self.layers[layer]
+        if self.ragged:
+            cached[torch.arange(len(kv), device=kv.device), :, :, self.lengths] = kv
+        else:
+            cached[:, :, :, self.longest] = kv  # a plain copy costs less than one by index
+        filled = cached[:, :, :, : self.longest + 1]
+        return filled[:, :, 0], filled[:, :, 1]
 
     def extend(self, lengths: Sequence[int]) -> None:
         """Called once a forward pass, after every layer has written its keys and values."""
         self.lengths += torch.tensor(lengths, device=self.lengths.device)
         self.ragged |= min(lengths) != max(lengths)
         self.longest += max(lengths)
+        self.set_mask()
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops every row but these (indices, ascending), so that finished rows cost nothing more."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.lengths = self.lengths[rows]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these (ascending), so that finished rows cost nothing more.
+
+        In place, and only what is filled of the rows behind the first that goes: a fraction of the cache.
+        """
+        for cached in self.layers:
+            for new, old in enumerate(rows):
+                if new != old:
+                    cached[new, :, :, : self.longest] = cached[old, :, :, : self.longest]
+        self.layers = [cached[: len(rows)] for cached in self.layers]
+        self.lengths = self.lengths[torch.tensor(rows, device=self.lengths.device)]
         self.longest = int(self.lengths.max())
         self.ragged = bool((self.lengths != self.longest).any())
+        self.set_mask()
+
+    def set_mask(self) -> None:
+        self.mask = None
+        if self.ragged:
+            positions = torch.arange(self.longest + 1, device=self.lengths.device)
+            self.mask = positions <= self.lengths[:, None, None, None]
 
 
 class Attention(nn.Module):
@@ -85,9 +109,10 @@ class Attention(nn.Module):
             return self.dense(self.decode_step(qkv, cache))
         outputs, row = [], 0
         for (count, length), part in zip(runs, qkv.split([c * n for c, n in runs]), strict=True):
-            q, k, v = part.unflatten(0, (count, length)).permute(3, 0, 2, 1, 4)  # each (count, nh, length, hs)
+            qkv_of_run = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
+            q, k, v = qkv_of_run.unbind(2)
             if cache is not None:
-                cache.fill(self.layer, row, k, v)
+                cache.fill(self.layer, row, qkv_of_run[:, :, 1:])
                 row += count
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -96,16 +121,8 @@ class Attention(nn.Module):
 
     def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
         """One new token a row: qkv (B, nh, 3, hs) against all that the cache holds → (B, C)."""
-        q, k, v = qkv.unbind(2)  # (B, nh, hs)
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        rows = torch.arange(len(q), device=q.device)
-        keys[rows, :, cache.lengths] = k
-        values[rows, :, cache.lengths] = v
-        filled = cache.longest + 1
-        mask = None
-        if cache.ragged:
-            mask = torch.arange(filled, device=q.device) <= cache.lengths[:, None, None, None]  # (B, 1, 1, filled)
-        y = F.scaled_dot_product_attention(q[:, :, None], keys[:, :, :filled], values[:, :, :filled], attn_mask=mask)
+        keys, values = cache.add(self.layer, qkv[:, :, 1:])
+        y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
         return y.flatten(1)
 
 

@@ -9,12 +9,15 @@ from functools import partial
 
 import datasets
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from .decoder import Decoder
 from .encoding import encode_rows
-from .loss import linear_cross_entropy
+from .loss import CHUNK
 from .metrics import perplexity_per_character
 from .ngram import ngram_floors
+from .packing import IGNORED
 from .steps import in_order
 from .tokenizer import Tokenizer
 
@@ -46,7 +49,7 @@ def score(
     nll, tokens, characters, ends = 0.0, 0, 0, 0
     for index in range(len(steps)):
         for batch in steps[index].micro_batches:
-            head = partial(linear_cross_entropy, labels=batch.labels.to(device))
+            head = partial(negative_log_likelihood, decoder.head, labels=batch.labels.to(device))
             nll += float(decoder(batch.input_ids.to(device), batch.document_lengths, head=head))
             tokens += batch.trained_tokens
             characters += batch.characters
@@ -60,6 +63,17 @@ def score(
         perplexity=math.exp(min(nll / tokens, 700.0)),
         perplexity_per_char=perplexity_per_character(nll, characters, ends),
     )
+
+
+def negative_log_likelihood(
+    head: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, labels: Tensor
+) -> Tensor:
+    """Summed, by the head that the decoder also writes with: hidden (…, C), weight (V, C), labels (…) → scalar."""
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for rows, targets in zip(hidden.flatten(0, -2).split(CHUNK), labels.flatten().split(CHUNK), strict=True):
+        trained = targets != IGNORED
+        total += F.cross_entropy(head(rows[trained], weight).float(), targets[trained], reduction="sum")
+    return total
 
 
 def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:

@@ -68,7 +68,7 @@ def generate(
         if ended:
             left = [i for i in range(len(rows.ids)) if i not in ended]
             rows = rows.keep(left)
-            cache.keep(torch.tensor(left, device=logits.device))
+            cache.keep(left)
         last = torch.tensor([[ids[-1]] for ids in rows.ids], device=logits.device)
         logits = decoder(last, cache=cache)[:, -1]
 

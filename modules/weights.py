@@ -80,16 +80,17 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises CheckpointError naming a damaged file."""
     try:
         file = safe_open(path, "pt")
-        return {name: stored_slice(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        return {name: stored_slice(path, file, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
 
 
-def stored_slice(file: safe_open, name: str) -> StoredTensor:
+def stored_slice(path: Path, file: safe_open, name: str) -> StoredTensor:
     part = file.get_slice(name)
     # An empty slice tells the dtype without touching the data.
     dtype = part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
-    return StoredTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
+    # Opened anew each time: a tensor then keeps its own part of the file mapped, and gives it back when it goes.
+    return StoredTensor(tuple(part.get_shape()), dtype, lambda: safe_open(path, "pt").get_tensor(name))
 
 
 def safetensors_files(folder: Path, name: str = "model") -> list[Path]:

@@ -154,7 +154,7 @@ def test_half_precision_is_computed_in_float32_on_a_cpu(tmp_path: Path, letters:
     assert dtypes(load_for_inference(half)) == {torch.float32}
     assert dtypes(load_for_inference(half, "bfloat16")) == dtypes(load_for_inference(brain)) == {torch.bfloat16}
     assert dtypes(pipeline(model=str(brain), dtype="float32").decoder) == {torch.float32}
-    with pytest.raises(ValueError, match="dtype=half must be auto, float32 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype=half must be auto, float32, bfloat16 or int8"):
         load_for_inference(half, "half")
 
 

@@ -14,7 +14,7 @@ OWN = "pipelines.benchmark_turns"
 PEERS = "modules.benchmark.peer_"
 FINETUNE = "moyun, pipelines.finetune"
 BARE = "moyun, bare loop"
-LLAMA_CPP = ("modules.llama_cpp", "xllamacpp", "gguf")
+LLAMA_CPP = ("xllamacpp", "gguf")
 PRODUCTS = "limit: the matrix products alone"
 
 

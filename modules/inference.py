@@ -1,0 +1,109 @@
+"""Linear layers as a CPU computes them fastest, put into a decoder that only reads: generation, evaluation, serving.
+
+A decoding step reads every weight once and does little with it, so what counts is how near the reading comes to the
+memory's bandwidth, and how many bytes there are to read. float32 and bfloat16 weights are laid out by oneDNN for its
+own kernels (what torch.compile's freezing does); int8 takes a quarter of float32's bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Decoder
+
+ROWS = 64
+"""What oneDNN is to lay weights out for; its layout for one row is slower with several, and no faster with one."""
+
+SMALLEST = 1e-30
+"""What a row of zeros is divided by."""
+
+
+class PackedLinear(nn.Module):
+    """x (…, in) → x·Wᵀ + b (…, out), by a copy of W in oneDNN's layout. Not differentiable."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return result
+
+
+class Int8Linear(nn.Module):
+    """x (…, in) → x·Wᵀ + b (…, out) in integers: W with a scale for each output, x with one for each row.
+
+    Scales of single rows, and not of the batch, keep a row's result what it is without its neighbours; integer sums
+    are exact, in whatever order a kernel adds. (The scheme is LLM.int8's "vector-wise", Dettmers et al. 2022, without
+    its outliers apart.) Not differentiable.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        levels = weight_levels()
+        largest = weight.detach().float().abs().amax(1, keepdim=True).clamp_min(SMALLEST)
+        self.weight = (weight.detach().float() * (levels / largest)).round_().to(torch.int8)  # (out, in)
+        self.scale = largest.flatten() / (127 * levels)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
+        quantized = (rows * (127 / largest)).round_().to(torch.int8)
+        y = torch._int_mm(quantized, self.weight.T) * self.scale
+        y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
+        return y.unflatten(0, x.shape[:-1])
+
+
+class LinearHead(nn.Module):
+    """decoder.Head's place, with weights of its own: the word embeddings stay as they are, for looking up rows."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = self.linear(hidden_states)
+        return result
+
+
+def weight_levels() -> int:
+    """127, or 63 where the CPU's products of 8-bit numbers saturate at 16 bits on the way to 32.
+
+    AVX2 and the first AVX-512 add two products of an unsigned and a signed byte in 16 bits (oneDNN, "Nuances of int8
+    computations"); 2 · 255 · 63 still fits. What is asked is the kernel, since only it knows what it uses.
+    """
+    extreme = torch.full((2, 64), 127, dtype=torch.int8)
+    exact = torch._int_mm(extreme, extreme.T) == 64 * 127 * 127
+    return 127 if bool(exact.all()) else 63
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for this number format on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@torch.no_grad()
+def prepare_for_inference(decoder: Decoder, int8: bool = False) -> Decoder:
+    """Replaces the linear layers and the head of a decoder on the CPU, in place; it can't be trained or saved then.
+
+    One matrix after the other, each let go once it is laid out anew; the head becomes a matrix of its own.
+    Where neither oneDNN nor int8 applies, the decoder stays as it is.
+    """
+    decoder.requires_grad_(False)
+    if int8:
+        make: type[nn.Module] = Int8Linear
+    elif packs(decoder.word_embeddings.weight.dtype):
+        make = PackedLinear
+    else:
+        return decoder
+    for module in [module for module in decoder.modules() if not isinstance(module, nn.Linear)]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, make(child.weight, child.bias))
+    decoder.head = LinearHead(make(decoder.word_embeddings.weight, None))  # type: ignore[assignment]
+    return decoder.float() if int8 else decoder
