@@ -89,7 +89,7 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        torch.manual_seed(self.dropout_seed())
+        self.seed_dropout()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches):
             last = number == len(step.micro_batches) - 1
@@ -110,10 +110,14 @@ class LanguageModel(pl.LightningModule):
         scheduler.step()  # type: ignore[union-attr]
         self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
 
-    def dropout_seed(self) -> int:
-        """Of a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
+    def seed_dropout(self) -> None:
+        """By a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
         share = dist.get_rank(self.data_group) if dist.is_initialized() else 0
-        return int(np.random.SeedSequence((self.seed, self.trainer.global_step, share)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self.seed, self.trainer.global_step, share)).generate_state(1)[0])
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a stack trace for each absent device
+        else:
+            torch.manual_seed(seed)
 
     def gradients_incomplete(self) -> AbstractContextManager[None]:
         """DDP need not exchange them yet."""
