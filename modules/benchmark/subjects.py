@@ -32,7 +32,7 @@ class Subject:
     needs: tuple[str, ...] = ()
     """Modules without which the row says "not installed"."""
     allocator: bool = False
-    """With tcmalloc preloaded, as moyun's launcher does for itself."""
+    """With tcmalloc preloaded, which does for others what moyun's allocator.py does for itself."""
 
     @property
     def own(self) -> bool:

@@ -1,6 +1,7 @@
-"""Configuration: sections.py and stages.py say what can be set, loading.py reads it, help.py prints it."""
+"""Configuration: sections.py, stages.py and commands.py say what can be set, loading.py reads it, help.py prints it."""
 
-from .benchmark import GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
+from .benchmark import BenchmarkConfig, GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
+from .commands import STAGES, ConvertConfig, GenerateConfig, RehearseConfig
 from .help import help_text
 from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
 from .lora import LoraConfig
@@ -16,16 +17,11 @@ from .sections import (
 )
 from .stages import (
     MADE_BY_STAGE,
-    STAGES,
-    BenchmarkConfig,
     CommandConfig,
-    ConvertConfig,
     EvaluateConfig,
-    GenerateConfig,
     MainConfig,
     PrepareConfig,
     RegisterConfig,
-    RehearseConfig,
     StageConfig,
     TrainingConfig,
 )

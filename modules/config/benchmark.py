@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .sections import too_small
+from .sections import SizeConfig, too_small
+from .stages import StageConfig
 
 PARTS = ("training", "memory", "overhead", "generation", "startup", "data", "scaling", "mfu")
 
@@ -85,3 +86,38 @@ class ScalingBenchmark:
         for name in ("sequence_lengths", "batches", "sizes", "rows"):
             if len(set(getattr(self, name))) < 3:
                 yield f"{name} ({getattr(self, name)}) must hold at least three points: a curve takes as many"
+
+
+@dataclass
+class BenchmarkConfig(StageConfig):
+    """moyun beside other tools, on this machine: speed, memory, start-up, and how cost grows."""
+
+    model: SizeConfig = field(default_factory=SizeConfig)
+    """A size by name."""
+    what: list[str] = field(default_factory=lambda: [part for part in PARTS if part != "mfu"])
+    """Parts to measure: training, memory, overhead, generation, startup, data, scaling, mfu (needs a GPU)."""
+    rounds: int = 2
+    """Everybody's turns, one after the other (A B C A B C …), for medians and spreads; memory and scaling take one."""
+    threads: int | None = None
+    """Of each process; unset: the CPUs that this process may use."""
+    table: str | None = None
+    """A Markdown file whose tables are to be replaced (docs/performance.md); unset: they are printed and logged."""
+    training: TrainingBenchmark = field(default_factory=TrainingBenchmark)
+    generation: GenerationBenchmark = field(default_factory=GenerationBenchmark)
+    scaling: ScalingBenchmark = field(default_factory=ScalingBenchmark)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "rounds", "threads")
+        for part in self.what:
+            if part not in PARTS:
+                yield f"what holds {part}, which isn't one of {', '.join(PARTS)}"
+        longest = max(self.training.sequence_lengths, default=0)
+        longest = max(longest, self.generation.prompt_tokens + self.generation.new_tokens)
+        longest = max([longest, *self.scaling.sequence_lengths])
+        if longest > self.model.max_position_embeddings:
+            yield (
+                f"model.max_position_embeddings ({self.model.max_position_embeddings}) is below the longest text to "
+                f"be measured ({longest} tokens: training.sequence_lengths, scaling.sequence_lengths or "
+                "generation.prompt_tokens + new_tokens)"
+            )

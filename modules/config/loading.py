@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
+from .commands import STAGES
 from .schema import Key, keys, type_name
 from .sections import ModelConfig
-from .stages import STAGES, CommandConfig
+from .stages import CommandConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 

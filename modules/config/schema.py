@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ class Key:
 
 def keys(config_class: type, prefix: str = "") -> Iterator[Key]:
     """Every key, sections before what is in them."""
-    hints = typing.get_type_hints(config_class, vars(sys.modules[config_class.__module__]))
+    hints = typing.get_type_hints(config_class)
     docs = field_docs(config_class)
     for field in dataclasses.fields(config_class):
         section = dataclass_in(hints[field.name])

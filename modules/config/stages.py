@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .benchmark import PARTS, GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
 from .lora import LoraConfig
 from .sections import (
     MISSING,
@@ -163,117 +162,6 @@ class RegisterConfig(StageConfig):
 
 
 @dataclass
-class GenerateConfig(CommandConfig):
-    """Text from a model, to the terminal."""
-
-    model: str = "models:/moyun@champion"
-    """A model folder or a models:/ URI."""
-    prompt: str = ""
-    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
-    backend: Literal["torch", "llama_cpp"] = "torch"
-    """What computes; llama_cpp: for a folder that convert wrote with format=gguf (extra llama_cpp)."""
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
-
-    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-
-    def complaints(self) -> Iterator[str]:
-        if self.backend == "llama_cpp" and self.dtype != "auto":
-            yield f"dtype={self.dtype} is for backend=torch; a GGUF file's number format is chosen when it is converted"
-
-
-@dataclass
-class RehearseConfig(CommandConfig):
-    """A layout over many devices, tried on this machine alone: fake tensors for shapes, a narrow model for numbers."""
-
-    model: SizeConfig = field(default_factory=SizeConfig)
-    """A size by name."""
-    nodes: int = 1
-    """Machines."""
-    devices: int = 8
-    """GPUs on each."""
-    tensor_parallel: int = 1
-    """Devices that share each matrix."""
-    tokens: int = 2048
-    """Of the forward and backward pass."""
-
-    def complaints(self) -> Iterator[str]:
-        layout = TrainerConfig(
-            devices=self.devices, nodes=self.nodes, tensor_parallel=self.tensor_parallel, strategy="fsdp"
-        )
-        yield from layout.complaints()
-        yield from too_small(self, 1, "tokens")
-        if self.tensor_parallel > 0 and self.model.num_attention_heads % self.tensor_parallel:
-            yield (
-                f"tensor_parallel ({self.tensor_parallel}) must divide model.num_attention_heads "
-                f"({self.model.num_attention_heads})"
-            )
-        if self.tokens > self.model.max_position_embeddings:
-            yield f"tokens ({self.tokens}) is over model.max_position_embeddings ({self.model.max_position_embeddings})"
-
-
-@dataclass
-class ConvertConfig(CommandConfig):
-    """A model folder from one format to another, bit by bit."""
-
-    source: str = MISSING
-    """A folder of any format, a training checkpoint too, or a models:/ URI of moyun's."""
-    target: str = MISSING
-    """The new folder; nothing is overwritten."""
-    adapter: str | None = None
-    """A folder of adapters trained on the source (outputs/…/adapter), to be merged into the target."""
-    format: Literal["moyun", "huggingface", "modelscope", "megatron", "gguf"] = "moyun"
-    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up; gguf: for llama.cpp."""
-    tensor_parallel: int = 1
-    """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
-    dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0"] = "keep"
-    """Number format of the target; keep: the source's; q8_0 (format=gguf): 8 bits, with a scale every 32 numbers."""
-
-    def complaints(self) -> Iterator[str]:
-        yield from too_small(self, 1, "tensor_parallel")
-        if self.tensor_parallel > 1 and self.format != "megatron":
-            yield f"tensor_parallel={self.tensor_parallel} needs format=megatron; format={self.format} isn't cut"
-        if self.dtype == "q8_0" and self.format != "gguf":
-            yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
-
-
-@dataclass
-class BenchmarkConfig(StageConfig):
-    """moyun beside other tools, on this machine: speed, memory, start-up, and how cost grows."""
-
-    model: SizeConfig = field(default_factory=SizeConfig)
-    """A size by name."""
-    what: list[str] = field(default_factory=lambda: [part for part in PARTS if part != "mfu"])
-    """Parts to measure: training, memory, overhead, generation, startup, data, scaling, mfu (needs a GPU)."""
-    rounds: int = 2
-    """Everybody's turns, one after the other (A B C A B C …), for medians and spreads; memory and scaling take one."""
-    threads: int | None = None
-    """Of each process; unset: the CPUs that this process may use."""
-    table: str | None = None
-    """A Markdown file whose tables are to be replaced (docs/performance.md); unset: they are printed and logged."""
-    training: TrainingBenchmark = field(default_factory=TrainingBenchmark)
-    generation: GenerationBenchmark = field(default_factory=GenerationBenchmark)
-    scaling: ScalingBenchmark = field(default_factory=ScalingBenchmark)
-
-    def complaints(self) -> Iterator[str]:
-        yield from super().complaints()
-        yield from too_small(self, 1, "rounds", "threads")
-        for part in self.what:
-            if part not in PARTS:
-                yield f"what holds {part}, which isn't one of {', '.join(PARTS)}"
-        longest = max(self.training.sequence_lengths, default=0)
-        longest = max(longest, self.generation.prompt_tokens + self.generation.new_tokens)
-        longest = max([longest, *self.scaling.sequence_lengths])
-        if longest > self.model.max_position_embeddings:
-            yield (
-                f"model.max_position_embeddings ({self.model.max_position_embeddings}) is below the longest text to "
-                f"be measured ({longest} tokens: training.sequence_lengths, scaling.sequence_lengths or "
-                "generation.prompt_tokens + new_tokens)"
-            )
-
-
-@dataclass
 class MainConfig(StageConfig):
     """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
 
@@ -316,17 +204,3 @@ class MainConfig(StageConfig):
 
 MADE_BY_STAGE = re.compile(r"<(prepare|pretrain|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it."""
-
-
-STAGES: dict[str, type[CommandConfig]] = {
-    "main": MainConfig,
-    "prepare": PrepareConfig,
-    "pretrain": TrainingConfig,
-    "finetune": TrainingConfig,
-    "evaluate": EvaluateConfig,
-    "register": RegisterConfig,
-    "generate": GenerateConfig,
-    "rehearse": RehearseConfig,
-    "convert": ConvertConfig,
-    "benchmark": BenchmarkConfig,
-}
