@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytorch_lightning as pl
+import torch.distributed as dist
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
@@ -83,7 +84,11 @@ def fit(
         if lost := lost_contact(error, config.trainer.process_group_timeout):
             raise lost from None
         raise
-    return best_checkpoint(trainer, module, training.data, best)
+    result = best_checkpoint(trainer, module, training.data, best)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()  # whose threads abort a process that ends with them
+    return result
 
 
 def make_trainer(
