@@ -1,6 +1,7 @@
 """Where the time of one training step goes: python tests/measure_step.py [model] [tokens a step].
 
-For docs/performance.md. The step is that of pipelines.finetune on the bundled poems, without Lightning; torch's profiler slows it a little.
+For docs/performance.md. The step is that of pipelines.finetune on the bundled poems, without Lightning; torch's
+profiler slows it a little.
 """
 
 from __future__ import annotations
