@@ -177,8 +177,8 @@ class Transformer(nn.Module):
 
 
 def draws(layer: Any) -> bool:
-    """Whether a Block has random numbers to repeat: saving the generators' state costs time."""
-    return bool(layer.dropout.p or layer.attention.dropout)
+    """Whether a Block, its adapters included, has random numbers to repeat: saving the generators' state costs time."""
+    return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
 
 
 def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:

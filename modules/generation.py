@@ -7,8 +7,9 @@ finished row leaves the batch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,27 +51,31 @@ def generate(
     capacity = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
     cache = KVCache(len(prompts), capacity, decoder.word_embeddings.weight.device)
     logits = prefill(decoder, prompts, cache)
+    yield from write(rows, logits, partial(decode_step, decoder, cache), config, end_of_text_id)
+
+
+def write(
+    rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], config: GenerationConfig, end: int
+) -> Generator[tuple[int, int | None], int | None]:
+    """`generate`'s loop, whoever computes: logits (B, V) of the first new tokens; advance(rows, left) → the next.
+
+    left: which of the rows before are still there, ascending.
+    """
     while True:
-        tokens = sample(logits, rows, config, end_of_text_id)
         ended: set[int] = set()
-        for i, token in enumerate(tokens):
+        for i, token in enumerate(sample(logits, rows, config, end)):
             number = rows.numbers[i]
             rows.ids[i].append(token)
             rows.remaining[i] -= 1
-            stopped = None
-            if token != end_of_text_id:
-                stopped = yield number, token
-            if token == end_of_text_id or stopped == number or rows.remaining[i] == 0:
+            stopped = None if token == end else (yield number, token)
+            if token == end or stopped == number or rows.remaining[i] == 0:
                 ended.add(i)
                 yield number, None
-        if len(ended) == len(rows.ids):
+        left = [i for i in range(len(rows.ids)) if i not in ended]
+        if not left:
             return
-        if ended:
-            left = [i for i in range(len(rows.ids)) if i not in ended]
-            rows = rows.keep(left)
-            cache.keep(left)
-        last = torch.tensor([[ids[-1]] for ids in rows.ids], device=logits.device)
-        logits = decoder(last, cache=cache)[:, -1]
+        rows = rows.keep(left)
+        logits = advance(rows, left)
 
 
 def start(decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Rows:
@@ -99,6 +104,14 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) 
     flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
     last = torch.tensor(lengths, device=device).cumsum(0) - 1
     return decoder(flat, lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
+
+
+def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
+    """Next-token logits (B, V) of the rows left, from the last id of each."""
+    if len(left) < len(cache.lengths):
+        cache.keep(left)
+    last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
+    return decoder(last, cache=cache)[:, -1]
 
 
 def sample(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .config import GenerationConfig, load_model_config
-from .generation import Rows, sample, start
+from .generation import Rows, start, write
 from .llama_library import LlamaContext, LlamaModel
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import CheckpointError
@@ -45,34 +46,22 @@ class LlamaCpp:
         rows = start(self, prompts, config)  # type: ignore[arg-type]  # of the decoder it asks the positions alone
         for first in range(0, len(prompts), ROWS_AT_ONCE):
             group = list(range(first, min(first + ROWS_AT_ONCE, len(prompts))))
-            yield from self.generate_at_once(rows.keep(group), config, end_of_text_id)
-
-    def generate_at_once(
-        self, rows: Rows, config: GenerationConfig, end_of_text_id: int
-    ) -> Generator[tuple[int, int | None], int | None]:
-        with closing(self.context_for(rows)) as context:
-            sequences = list(range(len(rows.ids)))
-            logits = decode(context, rows.ids, sequences)
-            while True:
-                ended: set[int] = set()
-                for i, token in enumerate(sample(logits, rows, config, end_of_text_id)):
-                    number = rows.numbers[i]
-                    rows.ids[i].append(token)
-                    rows.remaining[i] -= 1
-                    stopped = None if token == end_of_text_id else (yield number, token)
-                    if token == end_of_text_id or stopped == number or rows.remaining[i] == 0:
-                        ended.add(i)
-                        yield number, None
-                left = [i for i in range(len(rows.ids)) if i not in ended]
-                if not left:
-                    return
-                rows, sequences = rows.keep(left), [sequences[i] for i in left]
-                logits = decode(context, (ids[-1:] for ids in rows.ids), sequences, [len(i) - 1 for i in rows.ids])
+            chosen = rows.keep(group)
+            with closing(self.context_for(chosen)) as context:
+                sequences = list(range(len(group)))
+                logits = decode(context, chosen.ids, sequences)
+                yield from write(chosen, logits, partial(advance, context, sequences), config, end_of_text_id)
 
     def context_for(self, rows: Rows) -> LlamaContext:
         longest = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
         prompts = sum(len(ids) for ids in rows.ids)
         return LlamaContext(self.model, len(rows.ids), longest, prompts, torch.get_num_threads())
+
+
+def advance(context: LlamaContext, sequences: list[int], rows: Rows, left: list[int]) -> Tensor:
+    """Next-token logits (B, V) of the rows left; sequences: llama.cpp's numbers of the rows before, cut to these."""
+    sequences[:] = [sequences[i] for i in left]
+    return decode(context, (ids[-1:] for ids in rows.ids), sequences, [len(ids) - 1 for ids in rows.ids])
 
 
 def decode(

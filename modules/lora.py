@@ -33,14 +33,14 @@ class LoraLinear(Linear):
         super().__init__(base.in_features, base.out_features, device="meta")  # no memory: the next line replaces it
         self.weight, self.bias = base.weight, base.bias
         self.scale = config.alpha / config.rank
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
         device = base.weight.device
         self.lora_a = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        low_rank = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a.to(x.dtype))
+        low_rank = F.linear(self.dropout(x), self.lora_a.to(x.dtype))
         return super().forward(x) + F.linear(low_rank, self.lora_b.to(x.dtype)) * self.scale
 
 

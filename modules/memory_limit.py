@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 
+from .allocator import give_freed_memory_back
 from .config import ModelConfig, TrainerConfig
 from .memory import TrainingMemory, training_memory
 
@@ -75,6 +76,7 @@ def device_memory(trainer: TrainerConfig) -> int:
         return int(trainer.device_memory * GIB)
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
+    give_freed_memory_back()
     free = min(psutil.virtual_memory().available, container_memory())
     return int(free * CPU_SHARE) // trainer.devices
 

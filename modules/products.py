@@ -33,7 +33,8 @@ class OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] else None, weight if wanted[0] else None)
         return onednn_product(x, weight, bias)
 
     @staticmethod
@@ -51,10 +52,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def through_onednn(a: Tensor, b: Tensor) -> bool:
-    """Plain float32 tensors in this machine's memory: not spread ones, nor fake ones."""
+    """Plain float32 matrices in this machine's memory: not spread ones, nor fake ones."""
     return (
         AVX512
         and all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.is_cpu for t in (a, b))
+        and a.dim() == 2
         and not torch.is_autocast_enabled("cpu")
     )
 

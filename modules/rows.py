@@ -15,7 +15,7 @@ from pathlib import Path
 
 import datasets
 
-from .cache import cached
+from .cache import cached, writing
 from .readers import DataError, Findings, Row
 from .row_files import sha256_of
 from .row_sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
@@ -66,16 +66,24 @@ def load_rows(
     files = files_of(source, split) if cache else None
     if cache and files:
         content = [("".join(path.suffixes), sha256_of(path)) for path in files]
-        key = {"files": content, "columns": list(origin.items()), "max_rows": max_rows}
+        key = {"files": content, "columns": sorted(columns.items()), "max_rows": max_rows}
         entry = cached(cache, "rows", key, lambda folder: write_table(folder / TABLE, read()))
         return datasets.Dataset.from_file(str(entry / TABLE))
     if cache and is_mapped(source, split):
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(".rows", ".", cache) as folder:  # deleted at once; mapped, its bytes stay
-            write_table(Path(folder) / TABLE, read())
-            return datasets.Dataset.from_file(str(Path(folder) / TABLE))
+        return _on_disk(read(), cache)
+    return _in_memory(read())
+
+
+def _on_disk(batches: _Batches, cache: Path) -> datasets.Dataset:
+    """Mapped from a file that is deleted at once: its bytes stay until nobody maps them."""
+    with writing(cache), tempfile.TemporaryDirectory(".rows", ".", cache) as folder:
+        write_table(Path(folder) / TABLE, batches)
+        return datasets.Dataset.from_file(str(Path(folder) / TABLE))
+
+
+def _in_memory(batches: _Batches) -> datasets.Dataset:
     values: dict[str, list[str]] = {}
-    for batch in read():
+    for batch in batches:
         for name, texts in batch.items():
             values.setdefault(name, []).extend(texts)
     return datasets.Dataset.from_dict(

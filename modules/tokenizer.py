@@ -107,6 +107,10 @@ class Tokenizer:
         backend = json.loads(self._backend.to_str())
         content = {part: backend[part] for part in ("model", "normalizer", "pre_tokenizer")}
         content["config"] = self._config()
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        # Cut out of a text before all else, or of another id than the model's own vocabulary says.
+        if added := [t for t in backend["added_tokens"] if not t["special"] or vocab.get(t["content"]) != t["id"]]:
+            content["added_tokens"] = added
         text = json.dumps(content, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -28,6 +28,7 @@ def training_arguments(work: Work, sequence_length: int, batch_tokens: int, step
         f"data.path={work.path('rows.jsonl')}",
         f"data.validation_path={work.path('validation.jsonl')}",
         f"data.sequence_length={sequence_length}",
+        "data.cache_dir=cache",  # each turn starts from nothing, as its peers do, and leaves nothing with the user
         f"tokenizer.path={work.path('tokenizer')}",
         "train.batch_size=null",
         f"train.batch_tokens={batch_tokens}",

@@ -68,8 +68,9 @@ def made_up(higher_is_better: bool = True) -> Result:
 # --- the whole way ---
 
 
-def test_the_smallest_benchmark_from_end_to_end(store: Path) -> None:
+def test_the_smallest_benchmark_from_end_to_end(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real turns of moyun and of transformers, into a document, a JSON file and a picture."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(store / "caches"))
     document = store / "performance.md"
     document.write_text((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), encoding="utf-8")
     result = benchmark(load_config("benchmark", [*SMALLEST, "what=[training,generation]", f"table={document}"]))
@@ -81,6 +82,7 @@ def test_the_smallest_benchmark_from_end_to_end(store: Path) -> None:
     assert re.search(r"\| moyun, pipelines\.finetune \| [\d,.]+ \|  \| \d\.\d\d GiB \|", written)
     assert re.search(r"\| Hugging Face, packed \| [\d,.]+ \| [\d,.]+ \| \d\.\d\d GiB \|", written)
     assert str(store) not in written
+    assert not (store / "caches" / "moyun").exists()  # a turn finds nothing that another has computed
 
     names = {row["subject"] for compared in result.data["comparisons"] for row in compared["rows"]}
     assert {"Hugging Face, padded to 32 (as ModelScope does)", "litgpt, packed"} <= names
@@ -213,6 +215,10 @@ def test_the_table_has_a_row_for_everybody() -> None:
         "| peer | 10 (5–20) | 2 (1–3) | 1.50 GiB |",
         "| absent | not installed | | |",
     ]
+
+
+def test_a_limit_that_could_not_be_measured_leaves_the_note_out() -> None:
+    assert comparisons.share_of_limit(1e9, {comparisons.FINETUNE: 10.0}) == ""
 
 
 def test_memory_is_compared_by_itself() -> None:

@@ -46,6 +46,19 @@ def base(tmp_path: Path, decoder: Decoder, tokenizer: Tokenizer) -> Path:
     return save_model(tmp_path / "base", decoder, tokenizer, {})
 
 
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputing_draws_the_same_dropout(recompute: str) -> None:
+    gradients = []
+    for mode in ("none", recompute):
+        decoder = make_decoder(make_config(100))
+        with_random_adapters(decoder, dropout=0.5, target_modules=TARGETS)
+        decoder.train().transformer.recompute = mode
+        torch.manual_seed(3)
+        decoder(IDS).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
+
+
 @torch.no_grad()
 def test_starts_equal_to_the_base_bit_for_bit(decoder: Decoder) -> None:
     expected = decoder(IDS)

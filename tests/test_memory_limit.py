@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,3 +107,18 @@ def test_processes_on_one_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) 
 def test_where_there_is_room_nothing_is_said_and_where_there_is_none_no_keys() -> None:
     require_memory(demand_of(device_memory=80))
     assert not re.search(r"\w=\w", refusal(demand_of(HUGE, device_memory=0.1)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's allocator")
+def test_what_an_earlier_run_in_this_process_left_counts_as_free() -> None:
+    """As when main trains twice: freed blocks are kept during a run, and would be missed by the next one's check."""
+    script = (
+        "import psutil, torch\nfrom modules.allocator import keep_freed_memory\n"
+        "from modules.config import TrainerConfig\nfrom modules.memory_limit import device_memory\n"
+        "resident = lambda: psutil.Process().memory_info().rss // 2**20\nkeep_freed_memory()\n"
+        "blocks = [torch.ones(2**20) for _ in range(100)]\nkept = torch.ones(2**20)\ndel blocks\n"
+        "before = resident()\ndevice_memory(TrainerConfig(accelerator='cpu'))\nprint(before - resident())\n"
+    )
+    command = [sys.executable, "-c", script]
+    given_back = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, check=True).stdout
+    assert int(given_back) > 300  # MiB, of 400

@@ -50,10 +50,20 @@ def test_no_gradient_is_computed_for_a_frozen_weight(onednn: list[tuple[int, ...
     assert onednn == [(4, 16, 32), (4, 32, 16)]
 
 
+def test_a_frozen_layer_keeps_nothing_of_its_input(onednn: list[tuple[int, ...]]) -> None:
+    kept: list[int] = []
+    layer = Linear(16, 32)
+    layer.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
+        layer(torch.randn(4, 16, requires_grad=True))
+    assert kept == [16 * 32]
+
+
 def test_other_number_formats_take_torchs_way(onednn: list[tuple[int, ...]]) -> None:
     layer, x = Linear(16, 32), torch.randn(4, 16)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    layer(torch.randn(2, 3, 16, requires_grad=True)).sum().backward()  # batches of matrices too
     layer.double()(x.double())
     layer.to("meta")(x.to("meta"))
     assert product(x.bfloat16(), x.bfloat16()).dtype == torch.bfloat16

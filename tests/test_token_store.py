@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.cache import cached
+from modules.cache import LEFT_OVER, CacheError, cached
 from modules.config import DataConfig, TokenizerConfig
 from modules.data import TextDataModule
 from modules.encoding import Documents, encode_rows
@@ -151,21 +153,46 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         (folder / "half").write_text("x")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CacheError, match=r"can't be written \(disk full\).*data\.cache_dir=FOLDER"):
         cached(tmp_path, "x", {}, build)
     assert not list(tmp_path.glob("*x-*/"))
 
 
-def test_processes_that_want_the_same_entry_build_it_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path, rows: datasets.Dataset) -> None:
+    (tmp_path / "taken").touch()
+    for cache in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(CacheError, match=r"data\.cache_dir=FOLDER"):
+            trained_on(rows, TokenizerConfig(), cache)
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
+    """Not before: where there are no locks, or none between machines, another may be writing it."""
+    name = cached(tmp_path, "x", {}, lambda folder: None).name
+    (tmp_path / name / "files.json").unlink()
+    fresh, old = tmp_path / f".{name}.a.partial", tmp_path / f".{name}.b.partial"
+    for folder in (fresh, old):
+        folder.mkdir()
+    os.utime(old, (0, time.time() - LEFT_OVER - 1))
+    cached(tmp_path, "x", {}, lambda folder: None)
+    assert fresh.exists()
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_processes_that_want_the_same_entry_build_it_once(tmp_path: Path, locks: bool) -> None:
     script = (
-        "import sys, time, pathlib\nfrom modules.cache import cached\nfolder = pathlib.Path(sys.argv[1])\n"
+        "import sys, time, pathlib\nfrom modules import cache\nfrom modules.cache import cached\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def none(*_): raise OSError('no locks')\n"
+        f"if not {locks}: cache.fcntl.flock = none\n"
         "def build(entry):\n    time.sleep(0.3)\n    (entry / 'a').write_text('content')\n"
         "    print('built')\n"
         "assert (cached(folder, 'x', {'n': 1}, build) / 'a').read_text() == 'content'\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     both = [subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) for _ in range(2)]
-    assert sorted(process.communicate()[0] for process in both) == [b"", b"built\n"]
+    built = sorted(process.communicate()[0] for process in both)
+    assert not locks or built == [b"", b"built\n"]
     assert [process.returncode for process in both] == [0, 0]
 
 
@@ -182,6 +209,8 @@ def test_files_are_read_and_checked_once(tmp_path: Path, monkeypatch: pytest.Mon
         load_rows(path, cache=cache)
     assert len(list(cache.glob("rows-*"))) == 1
     assert load_rows(path, max_rows=1, cache=cache).to_list() == [{"src_txt": "春"}]
+    with pytest.raises(DataError, match="no column 'tgt_txt'"):  # said each time, not only the first
+        load_rows(path, {"tgt_txt": "tgt_txt"}, max_rows=1, cache=cache)
 
 
 def test_a_column_that_comes_late_is_a_fault_of_the_rows_before(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from modules.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer, train_tokenizer
-from modules.tokenizer_backends import byte_level_backend
+from modules.tokenizer_backends import byte_characters, byte_level_backend
 
 CORPUS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "the quick brown fox, the quick brown dog\n"] * 3
 SPELT = ["<|endoftext|>", "<s>", "<pad>", "Ġ", "ä", "<0x41>", "\u00ad\u0120", "龘", "\ufffd"]
@@ -82,6 +82,20 @@ def test_ids_are_those_of_transformers(gpt2_folder: Path, gpt2: Tokenizer, trans
         assert gpt2.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
     assert len(gpt2.encode(" quick")) == 1, "merges and the space's disguise are there"
     assert gpt2.vocab_size == len(theirs)
+
+
+def test_added_tokens_are_part_of_the_fingerprint() -> None:
+    """Cached ids are found by it."""
+    made = []
+    for added in ([], ["ab", "cd"], ["cd", "ab"]):
+        vocab = {character: number for number, character in enumerate(["<|endoftext|>", *byte_characters()])}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.add_special_tokens(["<|endoftext|>"])
+        backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
+        made.append(Tokenizer(backend, "byte_level_bpe", "<|endoftext|>", []))
+    assert len({tuple(tokenizer.encode("abcd")) for tokenizer in made}) == 3
+    assert len({tokenizer.fingerprint for tokenizer in made}) == 3
 
 
 def test_fingerprint_survives_saving_and_pickling(loaded: dict[str, Tokenizer]) -> None:

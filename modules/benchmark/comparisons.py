@@ -70,6 +70,8 @@ def training(config: BenchmarkConfig) -> Iterator[Comparison]:
 
 
 def share_of_limit(flops: float, medians: Medians) -> str:
+    if PRODUCTS not in medians:  # its turn failed, as its row says
+        return ""
     limit, reached = medians[PRODUCTS], medians[FINETUNE]
     return (
         f"The matrix products alone run at {limit * flops / 1e9:,.0f} GFLOP/s; `pipelines.finetune` reaches "
