@@ -54,7 +54,6 @@ def fit(
     samples: Samples | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Trains; returns the checkpoint with the best validation loss, and its metrics."""
-    keep_freed_memory()
     module = make_module(config, training)
     best = ModelCheckpoint(
         folder / "checkpoints",
@@ -76,6 +75,8 @@ def fit(
     if config.trainer.progress_bar:
         callbacks.append(Progress(stage))
     trainer = make_trainer(config, training.plan, folder, logger, callbacks)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     try:
         trainer.fit(module, training.data, ckpt_path=config.train.resume_from, weights_only=True)
     except SystemExit as stop:  # how Lightning passes Ctrl-C on
