@@ -29,7 +29,7 @@ class TextDataModule(pl.LightningDataModule):
         *,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
-        micro_batch_tokens: int = 4096,
+        micro_batch_tokens: int = 2048,
         seed: int = 0,
     ) -> None:
         super().__init__()

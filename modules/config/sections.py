@@ -149,8 +149,8 @@ class TrainConfig:
     """Rows an optimizer step."""
     batch_tokens: int | None = None
     """Tokens an optimizer step (give this or batch_size)."""
-    micro_batch_tokens: int = 4096
-    """The most tokens in one forward pass: what bounds memory. A step of more is accumulated exactly."""
+    micro_batch_tokens: int = 2048
+    """The most tokens in one forward pass: what bounds memory. A step of more is accumulated exactly; a GPU wants more."""
     max_epochs: int | None = None
     """Passes over the training rows."""
     max_steps: int | None = None
