@@ -150,7 +150,7 @@ class TrainConfig:
     batch_tokens: int | None = None
     """Tokens an optimizer step (give this or batch_size)."""
     micro_batch_tokens: int = 2048
-    """The most tokens in one forward pass: what bounds memory. A step of more is accumulated exactly; a GPU wants more."""
+    """The most tokens in one forward pass: it bounds memory. A step of more is accumulated exactly; GPUs want more."""
     max_epochs: int | None = None
     """Passes over the training rows."""
     max_steps: int | None = None
