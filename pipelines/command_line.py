@@ -79,7 +79,9 @@ def needs_launch(config: Any) -> bool:
 def quieten_libraries() -> None:
     """Libraries' chatter would bury the few lines that matter; their warnings stay."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    said_by = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero")
+    for name in (*said_by, "mlflow", "alembic"):  # Lightning sets its own level when it is imported, which is later
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from modules.config import GenerateConfig
@@ -65,3 +68,12 @@ def test_help_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_the_prompt_needs_no_key(arguments: list[str], expected: list[str]) -> None:
     assert with_prompt(arguments) == expected
+
+
+def test_lightning_is_quiet_though_imported_later() -> None:
+    program = (
+        "from pipelines.command_line import quieten_libraries; quieten_libraries()\n"
+        "import pytorch_lightning as pl; pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
