@@ -82,8 +82,10 @@ def share_of_limit(flops: float, medians: Medians) -> str:
 def memory(config: BenchmarkConfig) -> Iterator[Comparison]:
     section, length = config.training, max(config.training.sequence_lengths)
     work = {"sequence_length": length, "batch_tokens": section.memory_tokens, "steps": 1, "warmup": 1}
+    less = "train.micro_batch_tokens=1024"
     subjects = [
         own("finetune", FINETUNE, {**work, "arguments": section.arguments}),
+        own("finetune", f"{FINETUNE}, {less}", {**work, "arguments": [*section.arguments, less]}),
         hugging_face("train", "packed", {**work, "layout": "packed"}),
         Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)),
     ]
