@@ -1,7 +1,7 @@
 """Matrix products in float32 on the CPU, by oneDNN where torch would take MKL.
 
 MKL keeps to AVX2 on AMD's processors; oneDNN, which torch carries as well, uses AVX-512 wherever there is any:
-twice the speed there, the same on Intel's. torch.compile calls it too (torch/_inductor/fx_passes/mkldnn_fusion.py).
+twice the speed there (untried on Intel's). torch.compile calls it too (torch/_inductor/fx_passes/mkldnn_fusion.py).
 """
 
 from __future__ import annotations
