@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from modules.allocator import keep_freed_memory
+from modules.bad_rows import Quarantine
 from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd, StopAtOnce
 from modules.checkpoint import (
     fresh_tensors,
@@ -43,6 +44,8 @@ class Training:
     model: ModelConfig
     data: TextDataModule
     plan: TrainingPlan
+    quarantine: Quarantine | None = None
+    """Rows that were left out."""
 
 
 def fit(

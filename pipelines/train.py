@@ -46,6 +46,7 @@ from modules.weights import StoredWeights
 
 from .command_line import show
 from .fitting import Training, fit
+from .quarantine import keep_quarantine, report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         return TrainResult("", training.plan)
     with stage_run(stage, config) as run:
         training = set_up(config, rows)
+        report_quarantine(training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         if config.dry_run:
@@ -81,6 +83,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         source = str(config.data.path or "rows in memory")
         digests = {name: log_rows(split, source, name) for name, split in training.splits.items() if name != "test"}
         folder = output_folder(stage, config)
+        keep_quarantine(training.quarantine, folder)
         describe_checkpoints(folder / "checkpoints", training)
         logger = RunLogger(run.info.run_id)
         samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
@@ -127,11 +130,12 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     if resume and not (Path(resume) / METADATA).is_file():
         raise ValueError(f"train.resume_from={resume} is no checkpoint; give one of a run's checkpoints/*.ckpt folders")
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    splits = load_splits(config.data, config.seed, rows)
+    quarantine = start_quarantine(config.data)
+    splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     data = data_module(config, splits, tokenizer)
-    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data))
+    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
 
 
 def merge_adapter(

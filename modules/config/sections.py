@@ -103,6 +103,10 @@ class DataConfig:
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None
     """Only the first so many rows of each split."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
+    max_bad_rows: float = 0.01
+    """With bad_rows=quarantine: the largest share of each split that may be left out."""
     sequence_length: int = 512
     """The most tokens of one training document."""
     over_long: Literal["split", "cut"] = "cut"
@@ -114,7 +118,7 @@ class DataConfig:
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "sequence_length", "max_rows")
-        yield from out_of_range(self, "validation_fraction")
+        yield from out_of_range(self, "validation_fraction", "max_bad_rows")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 
