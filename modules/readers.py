@@ -20,6 +20,8 @@ import pyarrow as pa
 from .bad_rows import DataError, Findings
 
 MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB of memory before anyone notices
+MAX_JSON_BYTES = 1_000_000_000
+"""Of a .json file, which is read whole, unpacked."""
 
 Row = tuple[int, Mapping[str, object]]
 
@@ -87,17 +89,19 @@ def read_arrow(batches: Iterable[pa.RecordBatch | pa.Table], findings: Findings)
     position = 0
     for batch in batches:
         names = batch.schema.names
-        try:
-            values = [batch.column(index).to_pylist() for index in range(len(names))]
-        except UnicodeDecodeError as error:
-            first, last = position + 1, position + batch.num_rows
-            raise DataError(
-                f"{findings.where}: a string between rows {first} and {last} isn't UTF-8 ({error});"
-                " write it again as UTF-8"
-            ) from error
+        values = [_python_values(batch.column(index)) for index in range(len(names))]
         for row in zip(*values, strict=True):
             position += 1
             yield position, dict(zip(names, row, strict=True))
+
+
+def _python_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:  # as surrogates, which the check of the values finds in their row
+        encoded = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in encoded]
+    return values
 
 
 def _open_binary(path: Path) -> IO[bytes]:
@@ -217,7 +221,11 @@ def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
         try:
             row = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            reason = (
+                f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else error
+            )
             findings.note(number, "invalid JSON", f" ({reason})", line)
             continue
         if isinstance(row, dict):
@@ -229,14 +237,19 @@ def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
 
 def read_json(path: Path, findings: Findings) -> Iterator[Row]:
     with _open_binary(path) as file:
-        text = _decode(file.read(), path, 1)
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise DataError(f"{path}: over {MAX_JSON_BYTES // 1_000_000} MB; write an object a line, as .jsonl, instead")
+    text = _decode(raw, path, 1)
     if not text.strip():
         return
     try:
         content = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else "; correct it"
-        raise DataError(f"{path}:{error.lineno}: invalid JSON ({error.msg}, column {error.colno}){hint}") from error
+        raise DataError(
+            f"{path}:{error.lineno}: invalid JSON ({error.msg.removesuffix(' at')}, column {error.colno}){hint}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: invalid JSON ({error}); correct it") from error
     if isinstance(content, dict):

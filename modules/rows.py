@@ -228,6 +228,11 @@ def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mappi
                 f" the columns are {listed}"
             )
     if origin.get("src_txt") not in findings.columns:
+        if len(present) == 1 and (sign := next((sign for sign in ";\t|" if sign in present[0]), None)):
+            raise DataError(
+                f"{findings.where} has no column src_txt but a single one, {listed}: are they separated by {sign!r}?"
+                " Separate them by commas in a .csv, by tabs in a .tsv"
+            )
         near = difflib.get_close_matches("src_txt", [name for name in present if name not in columns], 1)
         example = near[0] if near else "YOUR_COLUMN"
         lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"

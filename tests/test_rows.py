@@ -236,7 +236,7 @@ def test_typed_columns_and_nulls_of_arrow_data(tmp_path: Path) -> None:
         load_rows(datasets.Dataset.from_dict({"src_txt": [None]}))
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xb0\xd7"]).buffers())
     pq.write_table(pa.table({"src_txt": broken}), tmp_path / "gbk.parquet")
-    with pytest.raises(DataError, match=r"gbk\.parquet: a string between rows 1 and 1 isn't UTF-8"):
+    with pytest.raises(DataError, match=r"gbk\.parquet row 1: src_txt holds bytes that aren't UTF-8"):
         load_rows(tmp_path / "gbk.parquet")
     labels = pa.table({"src_txt": pa.array(["a", "b", "a"]).dictionary_encode(), "image": [b"", b"", b""]})
     pq.write_table(labels, tmp_path / "dictionary.parquet")
