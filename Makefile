@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+# Nothing comes in that locks/ has no SHA-256 of; what is built from source is built with what is locked too
+LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation
 DEMO_ARGS ?=
 TEST_ARGS ?=
 # `mlflow run` starts `python`: it must be this environment's
@@ -27,21 +29,27 @@ check: $(VENV)/installed-dev ## Format, lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-lock: ## Rewrite constraints.txt: the newest versions that pyproject.toml allows (torch stays as pinned)
+lock: ## Rewrite constraints.txt and locks/: the newest versions that pyproject.toml allows (torch stays as pinned)
 	grep '^torch==' constraints.txt > constraints.new && mv constraints.new constraints.txt
-	rm -rf $(VENV)
-	$(MAKE) $(VENV)/installed-dev
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/(==[^+]+)\+.*/\1/' > constraints.txt
+	$(PIP) uv && $(RUN) locks/lock.py
+	$(MAKE) $(VENV)/installed-dev
 
 clean: ## Remove .venv and caches; runs and models stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml locks/run.lock locks/cuda.lock
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) isn't here: install Python 3.11, or name another: make PYTHON=python3.12 …"; exit 1; }
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(LOCKED) --requirement locks/run.lock
+	@# torch for CPUs asks for none of these, and they are gigabytes
+	@if grep -qE '^Requires-Dist: (nvidia|cuda|triton)' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA; \
+		then $(LOCKED) --requirement locks/cuda.lock; fi
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[dev]'
+$(VENV)/installed-dev: $(VENV)/installed locks/dev.lock
+	$(LOCKED) --requirement locks/dev.lock
 	@touch $@
