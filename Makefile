@@ -40,16 +40,15 @@ lock: ## Rewrite constraints.txt and locks/: the newest versions that pyproject.
 clean: ## Remove .venv and caches; runs and models stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info
 
-$(VENV)/installed: pyproject.toml locks/run.lock locks/cuda.lock
+$(VENV)/installed: pyproject.toml $(wildcard locks/*.lock)
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) isn't here: install Python 3.11, or name another: make PYTHON=python3.12 …"; exit 1; }
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@# A build of torch for CPUs is preferred where an index offers one: it spares gigabytes of GPU libraries
+	$(LOCKED) --requirement locks/torch-cpu.lock 2> /dev/null || $(LOCKED) --requirement locks/torch.lock
 	$(LOCKED) --requirement locks/run.lock
-	@# torch for CPUs asks for none of these, and they are gigabytes
-	@if grep -qE '^Requires-Dist: (nvidia|cuda|triton)' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA; \
-		then $(LOCKED) --requirement locks/cuda.lock; fi
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed locks/dev.lock
+$(VENV)/installed-dev: $(VENV)/installed
 	$(LOCKED) --requirement locks/dev.lock
 	@touch $@
