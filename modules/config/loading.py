@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..small_files import read_plain_yaml
 from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
 from .commands import STAGES
 from .schema import Key, keys, type_name
@@ -82,7 +83,13 @@ def stage_defaults(stage: str) -> dict[str, Any]:
 def load_model_config(path: Path) -> ModelConfig:
     """The architecture that a model folder's model.yaml describes; strict, like everything else."""
     complaints: list[str] = []
-    config = assign(ModelConfig, list(read_yaml(path, ModelConfig, "", complaints)), complaints)
+    try:
+        content = read_plain_yaml(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError([str(error)]) from error
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path} must hold `key: value` lines"])
+    config = assign(ModelConfig, [(str(key), value, path.name) for key, value in content.items()], complaints)
     try:
         result = finish(config, complaints)
     except ConfigError as error:

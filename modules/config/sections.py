@@ -20,6 +20,14 @@ def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
             yield f"{name} ({value}) must be at least {minimum}"
 
 
+def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
+    """A complaint for each field that is set above what anything could be computed with."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value <= maximum:
+            yield f"{name} ({value}) must be at most {maximum:,}"
+
+
 def out_of_range(section: object, *names: str) -> Iterator[str]:
     """A complaint for each share or decay rate outside [0, 1)."""
     for name in names:
@@ -63,6 +71,9 @@ class ModelConfig:
     def complaints(self) -> Iterator[str]:
         counts = "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size"
         yield from too_small(self, 1, *counts)
+        yield from too_large(self, 1_000, "num_hidden_layers")
+        yield from too_large(self, 1_000_000, "hidden_size")
+        yield from too_large(self, 1_000_000_000, "max_position_embeddings", "vocab_size")
         yield from not_positive(self, "layer_norm_eps", "initializer_range")
         yield from out_of_range(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:

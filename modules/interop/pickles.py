@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import zipfile
@@ -39,10 +40,10 @@ def read_pickle(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]
 
 def load(path: Path) -> Any:
     """What torch.load makes of it. weights_only is given, so no environment variable can take it back."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy it from where the folder came from")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it from where the folder came from") from error
     except pickle.UnpicklingError as error:
         called = GLOBAL.search(str(error))
         if called:
@@ -51,8 +52,12 @@ def load(path: Path) -> Any:
                 "Ask its author for safetensors, or for a file of model.state_dict() alone"
             ) from error
         raise CheckpointError(f"{path} is damaged, or more than tensors: {first_line(error)}; copy it again") from error
-    except (OSError, MemoryError):  # of the machine, not of the file
+    except MemoryError:  # of the machine, not of the file
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is how PyTorch's reader complains of a cut archive
+            raise
+        raise CheckpointError(f"{path} is damaged: no complete file of PyTorch's; copy it again") from error
     except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
         raise CheckpointError(f"{path} is damaged: {first_line(error)}; copy it again") from error
 
@@ -62,7 +67,9 @@ def first_line(error: Exception) -> str:
 
 
 def usable(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+    """A plain tensor that is no larger than what is stored of it: strides of 0 make terabytes of one number."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
