@@ -10,7 +10,7 @@ import yaml
 
 VOCABULARY = 200_000_000
 """Bytes; the largest tokenizer.json in use have some 30 million."""
-SETTINGS = 50_000
+SETTINGS = 10_000
 """Bytes of a configuration."""
 
 
@@ -43,6 +43,8 @@ def read_plain_yaml(path: Path) -> Any:
     """YAML that says just what stands in it: ValueError for anchors (a kilobyte of which unfolds to gigabytes), tags
     (which name classes to be made) and ${…} (which looks up the reader's own environment)."""
     text = read_text(path)
+    if text.count("[") + text.count("{") > 100:  # PyYAML's time grows with the square of their depth
+        raise ValueError(f"{path} is nested too deeply for plain values; copy it again from where it came from")
     try:
         tokens = yaml.scan(text, yaml.SafeLoader)
         if "${" in text or any(isinstance(token, (yaml.AliasToken, yaml.TagToken)) for token in tokens):

@@ -27,7 +27,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Fuzzer:
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_refused_in_words_or_does_no_harm(fuzzer: Fuzzer, kind: str) -> None:
     assert {*fuzzer.kinds, "requests"} == set(KINDS)
-    outcomes = {fuzzer.run(kind, number)[1] for number in range(15)}
+    outcomes = {fuzzer.run(kind, number)[1] for number in range(50)}
     assert "refused" in outcomes
 
 
@@ -45,9 +45,9 @@ def bomb(depth: int = 9) -> str:
         ("hidden_size: !!python/object/apply:os.system ['touch canary']\n", "holds an anchor, a tag or"),
         ("hidden_size: !!python/object/apply:pathlib.Path [a]\n", "holds an anchor, a tag or"),
         ("hidden_size: ${oc.env:HOME}\n", "holds an anchor, a tag or"),
-        ("[" * 40_000, "nested|deep|not valid YAML"),
+        ("[" * 9_000, "nested too deeply"),
         ("a: b: c\n", "not valid YAML"),
-        ("x" * 2_000_000, "over 50,000 bytes"),
+        ("x" * 2_000_000, "over 10,000 bytes"),
         ("- a\n", "must hold `key: value` lines"),
     ],
 )
