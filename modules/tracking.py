@@ -44,7 +44,7 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
 
 
 @contextmanager
-def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
+def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[mlflow.ActiveRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
     Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
@@ -190,7 +190,5 @@ def output_folder(stage: str, config: TrainingConfig) -> Path:
         folder = Path("outputs") / f"{stage}-{run.info.run_id}"
     else:
         folder = Path(config.output_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"output_dir={folder} isn't empty; nothing is overwritten: choose another, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
