@@ -53,6 +53,7 @@ class Origin:
     tokenizer: str
     init_from: str | None
     """SHA-256 of the weights that training started from."""
+    finished: bool = False
 
 
 def origin_of(
@@ -158,14 +159,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
-    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.match(".*.tmp"))
     if not inside:
+        remove_drafts(folder)
         return None
     origin = read_origin(folder / CHECKPOINTS)
-    if origin and not (folder / "model").exists() and resume == "auto":
+    if origin and not origin.finished and resume == "auto":
         remove_drafts(folder)
+        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
+            shutil.rmtree(folder / name, ignore_errors=True)
         return origin
-    if origin and (folder / "model").exists():
+    if origin and origin.finished:
         hint = "it holds a finished run; to train on, give train.init_from its model folder or train.resume_from a "
         hint += "checkpoint of it, and another output_dir"
     elif origin:
@@ -176,7 +180,7 @@ def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """What a killed process left half written; nobody else is at work here, by the lock."""
+    """What a killed process left half written."""
     for place in (folder, folder / CHECKPOINTS):
         for path in place.glob(".*.tmp"):
             if path.is_dir() and not path.is_symlink():

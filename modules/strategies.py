@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from .checkpoint import default_device, sync
 from .config import TrainerConfig
 from .file_list import Described, describe_files, write_file_list
-from .interop.safe_dcp import load_state
+from .interop.safe_dcp import load_state, raise_if_stopped
 
 PROGRESS = "progress.pt"
 """What a checkpoint holds beside tensors: the step, validations, callbacks, schedule."""
@@ -120,6 +120,7 @@ class PortableCheckpoints(Strategy):
                 take_name(draft, path)
         except (OSError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(draft, ignore_errors=True)
+            raise_if_stopped(error)
             reason = reason_of(error)
             raise CheckpointNotSavedError(
                 f"the checkpoint {path} could not be written: {reason}; earlier ones are as they were. When there is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  
 
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
@@ -57,6 +59,11 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
             return 2, f"the configuration can't be used:\n{error}"
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         return 1, f"{rank}{error}"
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Stopped as stop:

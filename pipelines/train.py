@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import Samples
 from modules.checkpoint import (
+    new_folder,
     open_model,
     sound_hash,
     write_architecture,
@@ -109,6 +111,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
         uri = log_model(model)
+        write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True))
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
@@ -161,10 +164,13 @@ def followed(config: TrainingConfig) -> Path | None:
 
 def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
     """What lets every checkpoint of the run be opened as a model, and gone on from."""
-    folder.mkdir(exist_ok=True)
-    write_architecture(folder, training.model)
-    training.tokenizer.save(folder)
-    write_origin(folder, origin)
+    if folder.exists():
+        write_origin(folder, origin)
+        return
+    with new_folder(folder, "a run") as draft:
+        write_architecture(draft, training.model)
+        training.tokenizer.save(draft)
+        write_origin(draft, origin)
 
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
