@@ -108,9 +108,9 @@ def differences(before: Origin, now: Origin) -> dict[str, str]:
         if key.startswith((*FREE, *HASHED, "train.init_from")) or old.get(key) == new.get(key):
             continue
         found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
-    for split in sorted(before.data.keys() | now.data.keys()):
-        if before.data.get(split) != now.data.get(split):
-            found["data"] = "the rows of " + ("the " if "data" not in found else "") + f"{split} split are others"
+    splits = sorted(before.data.keys() | now.data.keys())
+    if others := [split for split in splits if before.data.get(split) != now.data.get(split)]:
+        found["data"] = f"the rows for {' and '.join(others)} are others"
     if before.tokenizer != now.tokenizer:
         found["tokenizer"] = "the tokenizer is another"
     if before.init_from != now.init_from:
