@@ -73,6 +73,8 @@ class Checkpoints(pl.Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(path.name)
             link.replace(self.folder / LAST)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
 
     def prune(self, trainer: pl.Trainer, validations: Mapping[int, Mapping[str, float]]) -> None:
         if not trainer.is_global_zero or self.keep < 0:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from rich.progress import TaskID
 
 from modules.config import PrepareConfig
@@ -32,9 +31,9 @@ def prepare(config: PrepareConfig) -> PrepareResult:
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult(run.info.run_id, folder, {})
         manifest = make(config, folder)
-        mlflow.log_dict(manifest, "manifest.json")
+        run.log_dict(manifest, "manifest.json")
         counts = row_counts(manifest)
-        mlflow.log_metrics({f"rows/{name}": count for name, count in counts.items()})
+        run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
         show(f"prepare: rows in {folder}", {name: f"{count:,}" for name, count in counts.items()})
         return PrepareResult(run.info.run_id, folder, manifest)
 

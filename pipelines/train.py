@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import mlflow
 import pytorch_lightning as pl
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
@@ -29,7 +28,6 @@ from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.processes import is_main_process
-from modules.registry import log_model
 from modules.resume import (
     CHECKPOINTS,
     Origin,
@@ -47,6 +45,7 @@ from modules.splits import load_splits
 from modules.strategies import read_progress, require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
+from modules.tracked_run import TrackedRun
 from modules.tracking import (
     connect,
     log_rows,
@@ -98,19 +97,19 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         for name in digests:
-            log_rows(training.splits[name], source, name)
+            log_rows(run, training.splits[name], source, name)
         folder = output_folder(stage, config)
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
-        logger = RunLogger(run.info.run_id)
+        logger = RunLogger(run)
         samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
         try:
             checkpoint, metrics = fit(stage, config, training, folder, logger, samples, start)
         finally:
-            mlflow.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-            log_samples(samples)
+            run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
+            log_samples(run, samples)
         facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
-        uri = log_model(model)
+        uri = run.log_model(model)
         write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True))
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
@@ -230,7 +229,7 @@ def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tok
     )
 
 
-def log_samples(samples: Samples) -> None:
+def log_samples(run: TrackedRun, samples: Samples) -> None:
     if samples.table:
         columns = {name: [row[name] for row in samples.table] for name in samples.table[0]}
-        mlflow.log_table(columns, "samples.json")
+        run.log_table(columns, "samples.json")

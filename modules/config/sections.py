@@ -295,3 +295,12 @@ class TrackingConfig:
     """Experiment that the runs go to (mlflow run's own choice wins)."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
+    spool_dir: str = "outputs/tracking"
+    """Folder of the runs' local logs, from which the store is fed; what it didn't take waits there."""
+    flush_timeout: int = 60
+    """Seconds to wait at the end of a run for a store that takes nothing; `python -m pipelines.sync` sends the rest."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 0, "flush_timeout")
+        if not self.spool_dir:
+            yield "spool_dir must name a folder"
