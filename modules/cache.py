@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .row_files import sha256_of, write_json
+from .file_list import damage, describe_files, write_file_list
 
 FORMAT = 1
 """Raised when entries change their form; earlier ones are then never found."""
-CONTENTS = "files.json"
 LEFT_OVER = 24 * 3600
 """Seconds after which what is still being written was left by a process that was killed."""
 
@@ -93,7 +92,7 @@ def written(entry: Path, build: Callable[[Path], None]) -> Path:
         for path in files:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-        write_json(partial / CONTENTS, {path.name: [path.stat().st_size, sha256_of(path)] for path in files})
+        write_file_list(partial, describe_files(files))
         try:
             partial.rename(entry)
         except OSError:
@@ -102,22 +101,6 @@ def written(entry: Path, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return entry
-
-
-def damage(entry: Path) -> str | None:
-    """What is wrong with an entry, None for a sound one."""
-    try:
-        contents = json.loads((entry / CONTENTS).read_text(encoding="utf-8"))
-        for name, (size, digest) in contents.items():
-            if (entry / name).stat().st_size != size:
-                return f"{name} has another length"
-            if sha256_of(entry / name) != digest:
-                return f"{name} has other content"
-    except FileNotFoundError as error:
-        return f"no {Path(error.filename).name}"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return str(error)
-    return None
 
 
 @contextlib.contextmanager

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 from .config import GenerationConfig
-from .processes import is_worker, stop_at_once
 from .text_generation import TextGenerator
 from .tokenizer import Tokenizer
-
-LAST = "last.ckpt"
 
 
 class Progress(TQDMProgressBar):
@@ -38,17 +34,6 @@ class Progress(TQDMProgressBar):
         return metrics
 
 
-class StopAtOnce(pl.Callback):
-    """SIGTERM ends a process of a job where it stands; the launcher sends it to all.
-
-    Lightning's handler, which this one displaces, would begin a broadcast in the middle of other collectives.
-    """
-
-    def on_train_start(self, *_: object) -> None:
-        if is_worker():
-            stop_at_once()
-
-
 class SameOnAllRanks(pl.Callback):
     """Each process reads the data and trains or loads the tokenizer itself: what came out must be the same."""
 
@@ -64,17 +49,6 @@ class SameOnAllRanks(pl.Callback):
             )
 
 
-class SaveAtEnd(pl.Callback):
-    """The last step's checkpoint, which no validation may come to save; in the loop, so that it can be resumed."""
-
-    def __init__(self, checkpoints: ModelCheckpoint) -> None:
-        self.checkpoints = checkpoints
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
-            trainer.save_checkpoint(Path(self.checkpoints.dirpath or ".") / LAST)
-
-
 class Samples(pl.Callback):
     """Continues fixed prompts at each validation, so that one can read what the numbers mean."""
 
@@ -85,6 +59,12 @@ class Samples(pl.Callback):
         self.seed = seed
         self.table: list[dict[str, Any]] = []
         """Rows with step, prompt and text."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"table": self.table}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.table = state_dict["table"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.prompts:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import datasets
-import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from .cache import cache_folder
 from .config import DataConfig
-from .packing import StepBatch, count_steps, plan_steps
-from .steps import Steps, in_order
+from .packing import StepBatch, count_steps
+from .steps import ShuffledSteps, in_order
 from .token_store import stored_documents
 from .tokenizer import Tokenizer
 
@@ -36,6 +34,7 @@ class TextDataModule(pl.LightningDataModule):
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
+        self.tokenizer = tokenizer
         self.documents = {
             name: stored_documents(
                 rows, tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
@@ -49,14 +48,29 @@ class TextDataModule(pl.LightningDataModule):
         return count_steps(self.documents["train"].lengths, self.batch_size, self.batch_tokens)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
-        documents = self.documents["train"]
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(documents))
-        plan = plan_steps(documents.lengths, order, self.batch_size, self.batch_tokens)
-        return self.loader(Steps(documents, plan, self.micro_batch_tokens, **self.ranks()))
+        """The steps that are left of training; outside a trainer those of the first epoch."""
+        ranks = self.ranks()
+        steps = ShuffledSteps(
+            self.documents["train"],
+            self.batch_size,
+            self.batch_tokens,
+            self.seed,
+            self.micro_batch_tokens,
+            **ranks,
+        )
+        left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
+        return loader(steps, left)
 
     def val_dataloader(self) -> DataLoader[StepBatch]:
-        return self.loader(in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks()))
+        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks())
+        return loader(steps, range(len(steps)))
+
+    def beginning(self, document: int, characters: int = 20) -> str:
+        """Of a training document's text, to find its row by."""
+        documents = self.documents["train"]
+        ids = documents.ids[documents.offsets[document] : documents.offsets[document + 1]][: 3 * characters]
+        text = self.tokenizer.decode(ids.tolist()).replace("\n", " ")
+        return text[:characters] + "…" * (len(text) > characters)
 
     def ranks(self) -> dict[str, int]:
         """This process's share of each step; devices that share each matrix take the same rows."""
@@ -65,39 +79,9 @@ class TextDataModule(pl.LightningDataModule):
         shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
 
-    def loader(self, steps: Steps) -> DataLoader[StepBatch]:
-        return StepLoader(steps, batch_size=None, collate_fn=identity, sampler=Remaining(len(steps)))
 
-
-class Remaining(Sampler[int]):
-    """Steps of an epoch in order, from the first that isn't done yet."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.done = 0
-
-    def __len__(self) -> int:
-        return self.steps  # of the whole epoch: Lightning counts from where it resumes
-
-    def __iter__(self) -> Iterator[int]:
-        yield from range(self.done, self.steps)
-
-
-class StepLoader(DataLoader[StepBatch]):
-    """Lightning keeps its state in checkpoints: resumed in the middle of an epoch, it goes on with the next step."""
-
-    given = 0
-
-    def __iter__(self) -> Any:
-        for step in super().__iter__():
-            self.given += 1
-            yield step
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self.sampler.done + self.given}  # type: ignore[attr-defined]
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.done = state["done"]  # type: ignore[attr-defined]
+def loader(steps: Dataset[StepBatch], numbers: range) -> DataLoader[StepBatch]:
+    return DataLoader(steps, batch_size=None, collate_fn=identity, sampler=numbers)
 
 
 def identity(step: Any) -> Any:

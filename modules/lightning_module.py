@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,23 @@ from .loss import linear_cross_entropy
 from .metrics import perplexity_per_character
 from .packing import MicroBatch, StepBatch
 from .parallel import clip_gradients, fill, parallelize
+from .processes import StopRequest
 from .schedule import learning_rate_factor
+
+SHOWN_ROWS = 5
+MOST_SKIPPED = 20
+"""Steps in a row that on_nonfinite=skip skips: after that nothing is being trained any more."""
+
+
+logger = logging.getLogger("moyun.training")
+
+
+@dataclass
+class SkippedSteps:
+    """By on_nonfinite=skip."""
+
+    steps: int = 0
+    in_a_row: int = 0
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -65,6 +83,10 @@ class LanguageModel(pl.LightningModule):
         """Validation metrics by the step they were taken at."""
         self.totals: dict[str, float] = {}
         self.step_ended_at = 0.0
+        self.stop: StopRequest | None = None
+        """Looked at once a step; the ranks agree on it."""
+        self.stop_agreed = False
+        self.skipped = SkippedSteps()
 
     def configure_model(self) -> None:
         if not self.decoder.word_embeddings.weight.is_meta:
@@ -90,25 +112,32 @@ class LanguageModel(pl.LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         self.seed_dropout()
-        nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        losses = torch.zeros(len(step.micro_batches), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches):
             last = number == len(step.micro_batches) - 1
             with nullcontext() if last else self.gradients_incomplete():
                 loss = self._step(batch)
-                nll += loss.detach()
+                losses[number] = loss.detach()
                 # Gradients are averaged over the ranks, but the sum is wanted.
                 self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
-        loss_value = float(self.summed(nll)) / step.trained_tokens
-        if not math.isfinite(loss_value):
-            self.refuse_to_step(loss_value, "loss")
+        loss_value = self.agree(losses) / step.trained_tokens
         norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
-        if not math.isfinite(norm):
-            self.refuse_to_step(norm, "gradient norm")
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            self.refuse_or_skip(step, losses, loss_value, norm, learning_rate)
+        else:
+            self.skipped.in_a_row = 0
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
         self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
+
+    def agree(self, losses: Tensor) -> float:
+        """The step's summed loss over all ranks, and whether one of them was asked to stop: in one exchange."""
+        asked = float(self.stop is not None and self.stop.asked)
+        total, stop = self.summed(torch.stack([losses.sum(), losses.new_tensor(asked)])).tolist()
+        self.stop_agreed = stop > 0
+        return total
 
     def seed_dropout(self) -> None:
         """By a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
@@ -139,13 +168,42 @@ class LanguageModel(pl.LightningModule):
             dist.all_reduce(tensor, group=self.data_group)
         return tensor
 
-    def refuse_to_step(self, value: float, name: str) -> None:
-        step, rate = self.trainer.global_step, self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
+    def refuse_or_skip(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
+        """Raises NonFiniteLossError, or with on_nonfinite=skip empties the gradients: the optimizer then does nothing.
+
+        Every rank comes to the same, from what was summed over all.
+        """
+        name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
+        number = self.trainer.global_step
+        rows = self.rows_in(step, losses, math.isfinite(loss))
+        what = f"the {name} is {value} at step {number} (learning rate {rate:.3g}, {rows})"
+        self.skipped.steps += 1
+        self.skipped.in_a_row += 1
+        if self.config.on_nonfinite == "skip" and self.skipped.in_a_row <= MOST_SKIPPED:
+            logger.warning("%s: the step is skipped, the %d. of this run", what, self.skipped.steps)
+            for parameter in self.trained_parameters():
+                parameter.grad = None  # zeros would still decay the weights and move the moments
+            return
+        many = f"; {MOST_SKIPPED} steps before it were skipped" if self.skipped.in_a_row > MOST_SKIPPED else ""
         raise NonFiniteLossError(
-            f"the {name} is {value} at step {step} (learning rate {rate:.3g}); "
-            f"the weights of step {step} are untouched. "
-            "Try a lower train.learning_rate, more train.warmup_steps, or trainer.precision=32-true"
+            f"{what}{many}; the weights of step {number} are untouched. Look at these rows; else try a lower "
+            "train.learning_rate, more train.warmup_steps, trainer.precision=32-true, or train.on_nonfinite=skip"
         )
+
+    def rows_in(self, step: StepBatch, losses: Tensor, loss_is_finite: bool) -> str:
+        """The rows of this rank's passes whose loss isn't finite; all of its rows where only the gradient isn't."""
+        documents = [
+            int(document)
+            for batch, loss in zip(step.micro_batches, losses.tolist(), strict=True)
+            if loss_is_finite or not math.isfinite(loss)
+            for document in batch.documents
+        ]
+        if not documents:
+            return "in another rank's rows"
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        shown = ", ".join(f"{document} “{data.beginning(document)}”" for document in documents[:SHOWN_ROWS])
+        more = f" and {len(documents) - SHOWN_ROWS} more" if len(documents) > SHOWN_ROWS else ""
+        return f"training documents {shown}{more}"
 
     def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
         """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
@@ -157,6 +215,8 @@ class LanguageModel(pl.LightningModule):
             "lr": learning_rate,
         }
         self.step_ended_at = now
+        if self.skipped.steps:
+            self.latest["train/skipped_steps"] = self.skipped.steps
         if self.logger and self.global_step % self.config.log_every_n_steps == 0:
             self.logger.log_metrics(self.latest, step=self.global_step)
 
@@ -164,6 +224,8 @@ class LanguageModel(pl.LightningModule):
         self.totals = {"nll": 0.0, "tokens": 0, "characters": 0, "ends": 0}
 
     def validation_step(self, step: StepBatch, batch_idx: int) -> None:
+        if self.stop is not None and self.stop.asked:
+            self.stop.leave()  # the checkpoint was written before
         for batch in step.micro_batches:
             self.totals["nll"] += float(self._step(batch))
             self.totals["tokens"] += batch.trained_tokens
@@ -185,9 +247,12 @@ class LanguageModel(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validations"] = self.validations
+        checkpoint["skipped"] = vars(self.skipped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        count_on(self.trainer, checkpoint["global_step"])
         self.validations = checkpoint["validations"]
+        self.skipped = SkippedSteps(**checkpoint["skipped"])
 
     def on_validation_end(self) -> None:
         self.step_ended_at = time.perf_counter()  # validation isn't training time
@@ -204,3 +269,16 @@ class LanguageModel(pl.LightningModule):
         factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def count_on(trainer: pl.Trainer, step: int) -> None:
+    """Lightning counts on from a finished step; its loader gives the steps after it (data.py).
+
+    All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
+    checkpoint may be written, is neither saved nor restored.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    steps, batches = loop.manual_optimization.optim_step_progress.total, loop.batch_progress.total
+    for count in (steps, batches):
+        for name in vars(count):
+            setattr(count, name, step)

@@ -35,6 +35,8 @@ class MicroBatch:
     """Characters that those labels spell."""
     ends: int
     """End-of-texts among them."""
+    documents: np.ndarray
+    """Numbers of the documents, (len(document_lengths),); empty where there is but the token of `empty`."""
 
 
 @dataclass
@@ -103,6 +105,7 @@ def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
         trained_tokens=int(documents.trained_tokens[chosen].sum()),
         characters=int(documents.characters[chosen].sum()),
         ends=int(documents.ended[chosen].sum()),
+        documents=chosen,
     )
 
 
@@ -127,4 +130,6 @@ def make_step(
 def empty(documents: Documents) -> MicroBatch:
     """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
     input_ids = torch.from_numpy(documents.ids[:1].astype(np.int64))[None]
-    return MicroBatch(input_ids, torch.full((1, 1), IGNORED), [1], trained_tokens=0, characters=0, ends=0)
+    labels = torch.full((1, 1), IGNORED)
+    nothing = np.empty(0, np.int64)
+    return MicroBatch(input_ids, labels, [1], trained_tokens=0, characters=0, ends=0, documents=nothing)

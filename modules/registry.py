@@ -9,9 +9,13 @@ import mlflow
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
 
+from .active_run import inside
+from .patience import patient
 from .serving import MODEL_CONFIG, SIGNATURE
 
 MODULES = Path(__file__).parent
@@ -19,9 +23,31 @@ SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf",
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
 
 
-def log_model(folder: Path) -> str:
+RECORD = "moyun.record"
+"""Tag of a logged model: which record of a run's local log it comes from."""
+
+
+def log_model_once(folder: Path, run: Run, record: str) -> str:
+    """log_model in that run, unless it was done before and the answer lost; half a model of a broken try is deleted."""
+    client = MlflowClient()
+    wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
+    for found in client.search_logged_models([run.info.experiment_id], wanted):
+        if found.status == LoggedModelStatus.READY:
+            return str(found.model_uri)
+        client.delete_logged_model(found.model_id)
+    with inside(run):
+        return log_model(folder, {RECORD: record})
+
+
+def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
     """Logs a model folder to the active run as a pyfunc that serves itself; returns its models:/ URI."""
-    info = mlflow.pyfunc.log_model(
+    with patient():
+        info = log_pyfunc(folder, tags)
+    return str(info.model_uri)
+
+
+def log_pyfunc(folder: Path, tags: dict[str, str] | None) -> ModelInfo:
+    return mlflow.pyfunc.log_model(
         name="model",
         python_model=str(MODULES / "serving.py"),
         artifacts={"model": str(folder)},
@@ -30,8 +56,8 @@ def log_model(folder: Path) -> str:
         signature=SIGNATURE,
         model_config=dict(MODEL_CONFIG),
         input_example=EXAMPLE,
+        tags=tags,
     )
-    return str(info.model_uri)
 
 
 def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:

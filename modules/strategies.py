@@ -1,7 +1,7 @@
 """How Lightning runs training on one or several devices, and checkpoints that any of these layouts can read.
 
 Every layout writes the same thing: a folder in PyTorch's distributed checkpoint format (DCP), weights and optimizer
-state by parameter name, each rank its own part; beside it Lightning's loop and callback state. Reading cuts it anew.
+state by parameter name, each rank its own part; beside it what Lightning's callbacks keep. Reading cuts it anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -26,10 +27,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from .checkpoint import default_device, sync
 from .config import TrainerConfig
-from .interop.safe_dcp import load_state
+from .file_list import Described, describe_files, write_file_list
+from .interop.safe_dcp import load_state, raise_if_stopped
 
-LOOPS = "loops.pt"
-"""Lightning's part of a checkpoint: where the loops stand, callbacks, schedule."""
+PROGRESS = "progress.pt"
+"""What a checkpoint holds beside tensors: the step, validations, callbacks, schedule."""
 
 
 def require_devices(config: TrainerConfig) -> None:
@@ -97,18 +99,45 @@ class PortableCheckpoints(Strategy):
         return self.lightning_module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Every rank writes its part into a draft folder, which then takes its name."""
+        """Every rank writes its part into a draft folder, which takes its name when all of it is on disk.
+
+        Raises CheckpointNotSavedError where it can't be written; earlier ones stay as they are.
+        """
         path = Path(self.broadcast(str(filepath)))
         draft = path.with_name(f".{path.name}.tmp")
         if self.is_global_zero:
             shutil.rmtree(draft, ignore_errors=True)
         self.barrier()
+        del checkpoint["loops"]  # Lightning's own way to go on; lightning_module.count_on has ours
         state = {"model": checkpoint.pop("state_dict"), "optimizer": checkpoint.pop("optimizer_states", [{}])[0]}
-        dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
-        if self.is_global_zero:
-            torch.save(checkpoint, draft / LOOPS)
-            replace_folder(path, draft)
+        try:
+            dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
+            if self.is_global_zero:
+                torch.save(checkpoint, draft / PROGRESS)
+            files = self.described(draft)
+            if self.is_global_zero:
+                write_file_list(draft, files)
+                take_name(draft, path)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise_if_stopped(error)
+            reason = reason_of(error)
+            raise CheckpointNotSavedError(
+                f"the checkpoint {path} could not be written: {reason}; earlier ones are as they were. When there is "
+                "room and the right to write, the same command goes on from the last of them"
+            ) from error
         self.barrier()
+
+    def described(self, draft: Path) -> Described:
+        """Each rank hashes what it wrote, the first one the rest as well."""
+        mine = f"__{dist.get_rank() if dist.is_initialized() else 0}_"
+        rest = self.is_global_zero
+        files = [p for p in draft.iterdir() if p.name.startswith(mine) or (rest and not p.name.startswith("__"))]
+        found: list[Described | None] = [describe_files(files)]
+        if dist.is_initialized():
+            found = [None] * dist.get_world_size()
+            dist.all_gather_object(found, describe_files(files))
+        return {name: facts for part in found if part for name, facts in part.items()}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
@@ -117,34 +146,48 @@ class PortableCheckpoints(Strategy):
             state = {"optimizer": get_optimizer_state_dict(self.bare_module, optimizer)}
             load_state(state, path, no_dist=not dist.is_initialized())
             set_optimizer_state_dict(self.bare_module, optimizer, state["optimizer"])
-        return read_loops(path)
+        return read_progress(path)
 
     def load_weights(self, path: Path) -> None:
         state = {"model": self.lightning_module_state_dict()}
         load_state(state, path, no_dist=not dist.is_initialized())
         set_model_state_dict(self.bare_module, state["model"], options=StateDictOptions(strict=False))
 
-    def remove_checkpoint(self, filepath: Any) -> None:
-        if self.is_global_zero:
-            shutil.rmtree(filepath)
+
+class CheckpointNotSavedError(ValueError):
+    """A full disk, a missing right: what was saved before is still there."""
 
 
-def replace_folder(path: Path, draft: Path) -> None:
-    """The draft takes the name of what is there, which goes only when the draft is safely on disk."""
+def reason_of(error: BaseException) -> str:
+    """The operating system's word, if it is behind what DCP makes of it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        first = next(iter(error.failures.values()))
+        error = first[0] if isinstance(first, tuple) else first
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+
+
+def take_name(draft: Path, path: Path) -> None:
+    """Syncs a folder and everything in it, then renames it."""
     for written in [*draft.iterdir(), draft]:
         sync(written)
-    previous = path.with_name(f".{path.name}.old")
-    shutil.rmtree(previous, ignore_errors=True)
-    if path.exists():
-        path.rename(previous)
+    if path.exists():  # one that didn't verify; whoever goes on from an earlier one comes by here again
+        remove_folder(path)
     draft.rename(path)
     sync(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
-def read_loops(path: Path) -> dict[str, Any]:
-    loops: dict[str, Any] = torch.load(path / LOOPS, weights_only=True)
-    return loops
+def remove_folder(path: Path) -> None:
+    """Under another name first: half a folder must not pass for a whole one."""
+    removed = path.with_name(f".{path.name}.removed.tmp")
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside tensors: global_step, validations, callbacks, schedule."""
+    progress: dict[str, Any] = torch.load(path / PROGRESS, weights_only=True)
+    return progress
 
 
 class SingleDevice(PortableCheckpoints, SingleDeviceStrategy):

@@ -15,8 +15,14 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from .active_run import enter
 from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
+from .patience import patient
 from .places import is_registered, model_folder
+from .redaction import redact, redact_text
+from .run_life import end_of, find_run, mark_gone, newer_in_store, open_run, reopen_run, require_store
+from .system_metrics import SystemMetrics
+from .tracked_run import TrackedRun
 
 if TYPE_CHECKING:
     import datasets
@@ -24,15 +30,10 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
 PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
 PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
-PARAMS_AT_ONCE = 100  # MLflow's limit for one call
 PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
 PARAM_NAME_LIMIT = 250
-SECRET = r"password|passwd|token(?![a-z])|secret|api[_-]?key|access[_-]?key|credential"
-SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
-SECRETS_IN_TEXT = (
-    re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
-    re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
-)
+RESUMED = "moyun.resumed"
+"""Tag: how often the run went on."""
 
 
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
@@ -43,47 +44,81 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
     return uri
 
 
+open_runs: list[TrackedRun] = []
+"""Innermost last."""
+
+
 @contextmanager
-def stage_run(stage: str, config: StageConfig) -> Iterator[mlflow.ActiveRun]:
+def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
     Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
-    command made, never a second one beside it.
+    command made, never a second one beside it. `continues` is the id of a run to go on with instead; the command's own
+    run then points to it. ValueError before any work if the store doesn't answer, or hasn't got that run;
+    SpoolInUseError if another process writes to it.
     """
     parent = mlflow.active_run()
     if not parent:
-        connect(config.tracking)
-    # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
-    from_command_line = not parent and "MLFLOW_RUN_ID" in os.environ
-    if not parent and not from_command_line:
-        mlflow.set_experiment(config.tracking.experiment_name)
-    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")  # seconds; MLflow's 10 miss short stages
-    run = mlflow.start_run(
-        run_name=None if from_command_line else stage,
-        experiment_id=parent.info.experiment_id if parent else None,
-        nested=parent is not None,
-        log_system_metrics=config.tracking.log_system_metrics,
-    )
-    status = "FAILED"
+        require_store(connect(config.tracking))
+    around = open_runs[-1] if parent and open_runs else None
+    root = around.root if around else Path(config.tracking.spool_dir).resolve()
+    run = begin(stage, config, root, parent, continues)
+    open_runs.append(run)
+    system_metrics = None
+    status, reason = "FINISHED", "finished"
     try:
-        log_provenance(stage, config)
+        if config.tracking.log_system_metrics:
+            system_metrics = SystemMetrics(run)
+        log_provenance(run, stage, config)
         yield run
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
+    except BaseException as error:
+        status, reason = end_of(error, run.began)
         raise
     finally:
-        mlflow.end_run(status)
+        open_runs.remove(run)
+        if around:
+            around.began |= run.began
+        if system_metrics:
+            system_metrics.stop()
+        run.end(status, reason)
 
 
-def log_provenance(stage: str, config: StageConfig) -> None:
+def begin(
+    stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
+) -> TrackedRun:
+    """A new run, or one that goes on; its local log is this process's alone from here on."""
+    seconds = config.tracking.flush_timeout
+    if continues:
+        found = find_run(continues)
+        run = TrackedRun(found, root, seconds)  # before it is touched: another process may still be writing to it
+        try:
+            run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
+            reopen_run(stage, found)
+        except BaseException:
+            run.abandon()
+            raise
+        enter(found)
+    else:
+        active = open_run(stage, config, parent)
+        try:
+            run = TrackedRun(active, root, seconds)
+        except BaseException as error:
+            mlflow.end_run(end_of(error, began=False)[0])
+            raise
+    mark_gone(run.run, root)
+    return run
+
+
+def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
+    """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
     resolved = redact(to_dict(config))
-    mlflow.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
-    params = {param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)}
-    names = sorted(params)
-    for start in range(0, len(names), PARAMS_AT_ONCE):
-        mlflow.log_params({name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
-    mlflow.log_text(to_yaml(resolved), "config.yaml")
+    run.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
+    if run.resumed:
+        run.set_tags({RESUMED: str(run.resumed)})
+        run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
+        return
+    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
+    run.log_text(to_yaml(resolved), "config.yaml")
 
 
 def param_name(key: str) -> str:
@@ -97,26 +132,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def redact(tree: Mapping[str, Any], secret: bool = False) -> dict[str, Any]:
-    """Without passwords: values of keys that sound like one, and what stands in URLs as user, password or token."""
-    return {key: redact_value(value, secret or bool(SECRET_KEY.search(key))) for key, value in tree.items()}
-
-
-def redact_value(value: Any, secret: bool = False) -> Any:
-    if isinstance(value, Mapping):
-        return redact(value, secret)
-    if isinstance(value, (list, tuple)):
-        return [redact_value(part, secret) for part in value]
-    if not isinstance(value, str) or not value:
-        return value
-    return "(redacted)" if secret else redact_text(value)
-
-
-def redact_text(text: str) -> str:
-    in_url, in_query = SECRETS_IN_TEXT
-    return in_query.sub(r"\1(redacted)", in_url.sub("(redacted)", text))
 
 
 def git_state() -> dict[str, str]:
@@ -143,7 +158,7 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
     }
 
 
-def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
+def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str) -> str:
     """Rows as a tracked MLflow dataset input; returns their fingerprint."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
@@ -152,7 +167,7 @@ def log_rows(rows: datasets.Dataset, source: str, context: str) -> str:
     digest = fingerprint(rows)
     source = redact_text(source)
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
-    mlflow.log_input(tracked, context=context)
+    run.log_input(tracked, context)
     return digest
 
 
@@ -170,7 +185,8 @@ def resolve_model(uri: str) -> Path:
     if not is_registered(uri):
         return model_folder(uri)
     try:
-        downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+        with patient():
+            downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
         raise ValueError(
             f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). "
@@ -190,7 +206,5 @@ def output_folder(stage: str, config: TrainingConfig) -> Path:
         folder = Path("outputs") / f"{stage}-{run.info.run_id}"
     else:
         folder = Path(config.output_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"output_dir={folder} isn't empty; nothing is overwritten: choose another, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow
 import torch
 
 from modules.benchmark import machine, report
@@ -20,6 +19,7 @@ from modules.benchmark.picture import picture
 from modules.benchmark.subjects import Comparison, Subject
 from modules.benchmark.work import Work, make_work, write_models
 from modules.config import BenchmarkConfig
+from modules.tracked_run import TrackedRun
 from modules.tracking import stage_run
 
 from .command_line import console, run_stage, show
@@ -62,7 +62,7 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResult:
             status.update("rows, tokenizer, models")
             work = prepare(config, Path(folder), threads)
             results = [measure(comparison, work, config.rounds, status.update) for comparison in planned]
-        return finish(run.info.run_id, config, results, machine.facts(threads))
+        return finish(run, config, results, machine.facts(threads))
 
 
 def prepare(config: BenchmarkConfig, folder: Path, threads: int) -> Work:
@@ -98,21 +98,21 @@ def listed(comparison: Comparison) -> str:
     return "; ".join(names)
 
 
-def finish(run_id: str, config: BenchmarkConfig, results: list[Result], facts: dict[str, str]) -> BenchmarkResult:
+def finish(run: TrackedRun, config: BenchmarkConfig, results: list[Result], facts: dict[str, str]) -> BenchmarkResult:
     """Prints, logs and writes what was found."""
     command = reproduce(config)
     parts = dict.fromkeys(result.comparison.part for result in results)
     tables = {part: report.markdown(part, results, facts, command) for part in parts}
     data = report.plain(results, facts)
-    mlflow.log_dict(data, "table.json")
-    mlflow.log_text("\n\n".join(tables.values()), "table.md")
-    mlflow.log_figure(picture(results), "benchmark.png")
-    mlflow.log_metrics(metrics(data))
+    run.log_dict(data, "table.json")
+    run.log_text("\n\n".join(tables.values()), "table.md")
+    run.log_figure(picture(results), "benchmark.png")
+    run.log_metrics(metrics(data))
     if config.table:
         report.write_tables(Path(config.table), tables)
     for table in tables.values():
         console.print(f"\n{table}", markup=False, soft_wrap=True)
-    return BenchmarkResult(run_id, tables, data)
+    return BenchmarkResult(run.info.run_id, tables, data)
 
 
 def reproduce(config: BenchmarkConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modules.config import ConfigError, TrainingConfig, help_text, load_config
-from modules.processes import is_main_process, is_worker, stop_at_once
+from modules.processes import Stopped, end_with_parent, is_main_process, is_worker, stopping_at_once
 
 from .launch import WorkerError, launch, require_processes
 
@@ -23,6 +24,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  
 
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
@@ -31,35 +33,42 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
     if {"--help", "-h"} & set(arguments):
         print(help_text(stage))
         return
+    with stopping_at_once():
+        code, message = attempt(stage, function, arguments)
+    if code:
+        if code == 1 or is_main_process():
+            print(f"{stage}: {message}", file=sys.stderr, flush=True)
+        leave(code)
+
+
+def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) -> tuple[int, str]:
+    """Runs a stage; its exit code, and what to say where that isn't 0."""
     quieten_libraries()
+    config: Any = None
     try:
+        end_with_parent()
         config = load_config(stage, arguments)
-    except ConfigError as error:
-        print(f"{stage}: the configuration can't be used:\n{error}", file=sys.stderr)
-        sys.exit(2)
-    code = 0
-    try:
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:
-            if is_worker():
-                stop_at_once()
             if isinstance(config, TrainingConfig):
                 require_processes(config.trainer)
             function(config)
     except USER_ERRORS as error:
+        if isinstance(error, ConfigError) and config is None:
+            return 2, f"the configuration can't be used:\n{error}"
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
-        code, message = 1, f"{rank}{error}"
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
-    except SystemExit as stop:
-        if stop.code:
+        return 1, f"{rank}{error}"
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
             raise
-        code, message = 143, "terminated"  # on SIGTERM Lightning leaves with a code that would say all went well
-    if code:
-        if code == 1 or not is_worker():  # of a stopped job the launcher speaks
-            print(f"{stage}: {message}", file=sys.stderr, flush=True)
-        leave(code)
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
+    except KeyboardInterrupt:
+        return 130, "interrupted"
+    except Stopped as stop:
+        return int(stop.code or 1), stop.message
+    return 0, ""
 
 
 def leave(code: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
-import mlflow
 
 from modules.checkpoint import load_for_inference
 from modules.config import EvaluateConfig
@@ -15,6 +14,7 @@ from modules.pictures import perplexity_bars
 from modules.splits import load_splits, load_test_rows
 from modules.text_generation import TextGenerator
 from modules.tokenizer import Tokenizer, load_tokenizer
+from modules.tracked_run import TrackedRun
 from modules.tracking import log_rows, resolve_model, stage_run
 
 from .command_line import console, progress_bar, run_stage, show
@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
         quarantine = start_quarantine(config.data)
         test = load_test_rows(config.data, quarantine)
-        report_quarantine(quarantine)
+        report_quarantine(run, quarantine)
         if config.dry_run:
             show("evaluate: what will be done", {"rows": f"{len(test):,}", "model": config.model})
             return EvaluateResult(run.info.run_id, {}, {}, [])
@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             if config.ngram_floor
             else None
         )
-        log_rows(test, str(config.data.test_path or config.data.path), "test")
+        log_rows(run, test, str(config.data.test_path or config.data.path), "test")
         folders = {"model": resolve_model(config.model)}
         if config.baseline:
             folders["baseline"] = resolve_model(config.baseline)
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         tokenizer = load_tokenizer(folders["model"])
         floor = floor_of(train, test, tokenizer) if train is not None else {}
         samples = continue_prompts(folders["model"], tokenizer, config)
-        log_results(scores, floor, samples)
+        log_results(run, scores, floor, samples)
         show("perplexity per character on the test rows (lower is better)", ranking(scores, floor))
         return EvaluateResult(run.info.run_id, scores, floor, samples)
 
@@ -87,16 +87,18 @@ def ranking(scores: dict[str, Scores], floor: dict[str, float]) -> dict[str, str
     return {name: f"{value:.1f}" for name, value in sorted(values.items(), key=lambda item: item[1])}
 
 
-def log_results(scores: dict[str, Scores], floor: dict[str, float], samples: list[dict[str, str]]) -> None:
+def log_results(
+    run: TrackedRun, scores: dict[str, Scores], floor: dict[str, float], samples: list[dict[str, str]]
+) -> None:
     metrics = {"test/" + name: float(value) for name, value in asdict(scores["model"]).items()}
     if "baseline" in scores:
         metrics["test/baseline_perplexity_per_char"] = scores["baseline"].perplexity_per_char
     metrics |= {f"test/floor_{name}": value for name, value in floor.items()}
-    mlflow.log_metrics(metrics)
+    run.log_metrics(metrics)
     values = {name: found.perplexity_per_char for name, found in scores.items()} | floor
-    mlflow.log_figure(perplexity_bars(values, "test rows"), "perplexity_per_char.png")
+    run.log_figure(perplexity_bars(values, "test rows"), "perplexity_per_char.png")
     if samples:
-        mlflow.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
+        run.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
 
 
 if __name__ == "__main__":

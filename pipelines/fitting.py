@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -11,24 +10,26 @@ from pathlib import Path
 import datasets
 import pytorch_lightning as pl
 import torch.distributed as dist
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from modules.allocator import keep_freed_memory
 from modules.bad_rows import Quarantine
-from modules.callbacks import LAST, Progress, SameOnAllRanks, Samples, SaveAtEnd, StopAtOnce
+from modules.callbacks import Progress, SameOnAllRanks, Samples
 from modules.checkpoint import (
     fresh_tensors,
     meta_decoder,
     open_model,
 )
+from modules.checkpoint_callback import Checkpoints, checkpoints_in
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
 from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
 from modules.plan import TrainingPlan
+from modules.resume import CHECKPOINTS
 from modules.run_logger import RunLogger
-from modules.strategies import compute_format, lightning_precision, make_strategy, read_loops
+from modules.strategies import compute_format, lightning_precision, make_strategy
 from modules.tokenizer import Tokenizer
 
 from .launch import lost_contact
@@ -55,40 +56,34 @@ def fit(
     folder: Path,
     logger: RunLogger | None = None,
     samples: Samples | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
-    """Trains; returns the checkpoint with the best validation loss, and its metrics."""
+    """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
+
+    Raises Stopped when a signal has ended it; a checkpoint of the last whole step is written then.
+    """
     module = make_module(config, training)
-    best = ModelCheckpoint(
-        folder / "checkpoints",
-        "step={step}",
-        monitor="val/loss",
-        save_top_k=config.train.save_top_k,
-        save_last=True,
-        auto_insert_metric_name=False,
-    )
-    facts = (training.tokenizer.fingerprint, training.plan.total_steps, training.plan.tokens_per_epoch)
-    callbacks: list[pl.Callback] = [StopAtOnce(), SameOnAllRanks(facts), best]
-    if training.plan.total_steps % validation_interval(config, training.plan):
-        callbacks.append(SaveAtEnd(best))  # otherwise the last validation saves
-    callbacks.append(
-        samples or Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
-    )
-    if config.train.early_stopping_patience:
-        callbacks.append(EarlyStopping("val/loss", patience=config.train.early_stopping_patience))
+    train, plan = config.train, training.plan
+    interval = validation_interval(config, plan)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k)
+    facts = (training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch)
+    samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
+    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]
+    if train.early_stopping_patience:
+        callbacks.append(EarlyStopping("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:
         callbacks.append(Progress(stage))
-    trainer = make_trainer(config, training.plan, folder, logger, callbacks)
+    trainer = make_trainer(config, plan, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     try:
-        trainer.fit(module, training.data, ckpt_path=config.train.resume_from, weights_only=True)
-    except SystemExit as stop:  # how Lightning passes Ctrl-C on
-        raise (KeyboardInterrupt() if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
+        with checkpoints.stop.heard():
+            trainer.fit(module, training.data, ckpt_path=checkpoint, weights_only=True)
+            result = best_checkpoint(trainer, module, training.data, checkpoints)
     except Exception as error:
         if lost := lost_contact(error, config.trainer.process_group_timeout):
             raise lost from None
         raise
-    result = best_checkpoint(trainer, module, training.data, best)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()  # whose threads abort a process that ends with them
@@ -109,10 +104,10 @@ def make_trainer(
         max_epochs=-1,
         val_check_interval=validation_interval(config, plan),
         check_val_every_n_epoch=None,
-        reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=logger or False,
         callbacks=callbacks,
+        enable_checkpointing=False,  # Checkpoints is among the callbacks
         enable_progress_bar=config.trainer.progress_bar,
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -127,17 +122,15 @@ def validation_interval(config: TrainingConfig, plan: TrainingPlan) -> int:
 
 
 def best_checkpoint(
-    trainer: pl.Trainer, module: LanguageModel, data: TextDataModule, best: ModelCheckpoint
+    trainer: pl.Trainer, module: LanguageModel, data: TextDataModule, checkpoints: Checkpoints
 ) -> tuple[Path, dict[str, float]]:
     """The last steps may not have been validated yet: do so, then take whichever weights validate best."""
     if trainer.global_step not in module.validations:
         trainer.validate(module, data, verbose=False)
-    final = module.validations[trainer.global_step]
-    best_loss = float(best.best_model_score) if best.best_model_score is not None else math.inf
-    if final["val/loss"] <= best_loss or not best.best_model_path:
-        return Path(best.dirpath or ".") / LAST, final
-    path = Path(best.best_model_path)
-    return path, module.validations[read_loops(path)["global_step"]]
+    if not trainer.is_global_zero:
+        return checkpoints.folder, {}
+    step = checkpoints.best(module.validations)
+    return checkpoints_in(checkpoints.folder)[step], module.validations[step]
 
 
 def make_module(config: TrainingConfig, training: Training) -> LanguageModel:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
 import time
 import uuid
 
 from modules.config import TrainerConfig
-from modules.processes import is_worker
+from modules.processes import Stopped, is_worker
 
 LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught")
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
@@ -83,7 +82,7 @@ def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", f"pipelines.{stage}", *arguments)
     except SignalException as error:
-        raise (KeyboardInterrupt() if error.sigval == signal.SIGINT else SystemExit()) from None
+        raise Stopped(error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"

@@ -29,7 +29,12 @@ def main(config: MainConfig) -> None:
             return
         made["pretrain"] = str(pretrained.model)
         finetuned = finetune(wire(config.finetune, made))
-        made["finetune"] = str(finetuned.model_uri)  # what MLflow holds already, so that register logs no second copy
+        if not finetuned.model_uri:
+            raise ValueError(
+                f"the model of run {finetuned.run_id} couldn't be sent to the tracking store, where evaluate and "
+                f"register look for it: `python -m pipelines.sync` sends it; it stands in {finetuned.model} until then"
+            )
+        made["finetune"] = finetuned.model_uri  # what MLflow holds already, so that register logs no second copy
         evaluated = evaluate(wire(config.evaluate, made))
         registered = register(wire(config.register, made))
         assert registered is not None

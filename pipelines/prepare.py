@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from rich.progress import TaskID
 
 from modules.bad_rows import Quarantine
@@ -35,10 +34,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
             return PrepareResult(run.info.run_id, folder, {})
         quarantine = start_quarantine(config)
         manifest = make(config, folder, quarantine)
-        mlflow.log_dict(manifest, "manifest.json")
-        report_quarantine(quarantine)
+        run.log_dict(manifest, "manifest.json")
+        report_quarantine(run, quarantine)
         counts = row_counts(manifest)
-        mlflow.log_metrics({f"rows/{name}": count for name, count in counts.items()})
+        run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
         show(f"prepare: rows in {folder}", {name: f"{count:,}" for name, count in counts.items()})
         return PrepareResult(run.info.run_id, folder, manifest)
 

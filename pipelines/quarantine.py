@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlflow
-
 from modules.bad_rows import QUARANTINE, Quarantine
 from modules.config import DataConfig, PrepareConfig
+from modules.tracked_run import TrackedRun
 
 from .command_line import show
 
@@ -17,15 +16,15 @@ def start_quarantine(config: DataConfig | PrepareConfig) -> Quarantine | None:
     return Quarantine(config.max_bad_rows) if config.bad_rows == "quarantine" else None
 
 
-def report_quarantine(quarantine: Quarantine | None) -> None:
+def report_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
     """To the terminal by reason, and to the MLflow run as quarantine.jsonl, a metric and a tag."""
     if quarantine is None:
         return
-    mlflow.log_metric("rows/quarantined", len(quarantine.rows))
+    run.write_metrics({"rows/quarantined": len(quarantine.rows)}, 0)
     if quarantine.rows:
         counts = quarantine.counts()
-        mlflow.set_tag("quarantined", "; ".join(f"{count} × {reason}" for reason, count in counts.items())[:5000])
-        mlflow.log_text(quarantine.text(), QUARANTINE)
+        run.set_tags({"quarantined": "; ".join(f"{count} × {reason}" for reason, count in counts.items())[:5000]})
+        run.log_text(quarantine.text(), QUARANTINE)
         show(f"rows left out ({QUARANTINE} has them)", {reason: f"{count:,}" for reason, count in counts.items()})
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
-
 from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
 from modules.registry import log_model, move_alias, register_version, version_with_alias
@@ -37,11 +35,11 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         refuse_non_finite(folder)
         quarantine = start_quarantine(config.data)
         test = load_test_rows(config.data, quarantine)
-        report_quarantine(quarantine)
+        report_quarantine(run, quarantine)
         if config.dry_run:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None
-        digest = log_rows(test, str(config.data.test_path or config.data.path), "test")
+        digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
         found = score_folder("the new model", folder, test, config.max_batch_tokens).perplexity_per_char
         holder = version_with_alias(config.model_name, config.alias)
         against = None
@@ -55,8 +53,8 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         champion, reason = verdict(found, against, holder.version if holder else None)
         if champion:
             move_alias(config.model_name, config.alias, number)
-        mlflow.log_metric("test/perplexity_per_char", found)
-        mlflow.set_tags({"registered_version": number, "champion": str(champion).lower(), "verdict": reason})
+        run.log_metrics({"test/perplexity_per_char": found})
+        run.set_tags({"registered_version": number, "champion": str(champion).lower(), "verdict": reason})
         show("registered", {"version": f"{config.model_name} {number}", config.alias: reason})
         return RegisterResult(run.info.run_id, number, found, champion, reason)
 

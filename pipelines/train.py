@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import mlflow
 import pytorch_lightning as pl
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import Samples
 from modules.checkpoint import (
+    new_folder,
     open_model,
     sound_hash,
     write_architecture,
     write_model,
 )
+from modules.checkpoint_callback import checkpoints_in
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
-from modules.interop.safe_dcp import METADATA
 from modules.interop.training_checkpoint import trained_weights
 from modules.memory_limit import require_memory
 from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.processes import is_main_process
-from modules.registry import log_model
-from modules.rows import RowSource
+from modules.resume import (
+    CHECKPOINTS,
+    Origin,
+    claimed,
+    given_checkpoint,
+    newest_sound,
+    origin_of,
+    read_origin,
+    require_same,
+    write_origin,
+)
+from modules.rows import RowSource, fingerprint
 from modules.run_logger import RunLogger
 from modules.splits import load_splits
-from modules.strategies import require_devices
+from modules.strategies import read_progress, require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
+from modules.tracked_run import TrackedRun
 from modules.tracking import (
     connect,
     log_rows,
@@ -70,31 +82,38 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         training = set_up(config, rows)
         if not config.dry_run:
             require_memory(training.plan.demand)
-            fit(stage, config, training, Path(config.output_dir or "outputs"))
+            fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
         return TrainResult("", training.plan)
-    with stage_run(stage, config) as run:
+    resume = config.train.resume_from
+    with claimed(config.output_dir, resume) as before, stage_run(stage, config, before and before.run_id) as run:
         training = set_up(config, rows)
-        report_quarantine(training.quarantine)
+        report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
-        if config.dry_run:
-            return TrainResult(run.info.run_id, training.plan)
         parent = parent_of(config, training.start)
         source = str(config.data.path or "rows in memory")
-        digests = {name: log_rows(split, source, name) for name, split in training.splits.items() if name != "test"}
+        digests = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
+        base = parent["weights_sha256"] if parent else None
+        origin = origin_of(stage, run.info.run_id, config, digests, training.tokenizer.fingerprint, base)
+        start = where_to_start(config, before, origin)
+        if config.dry_run:
+            return TrainResult(run.info.run_id, training.plan)
+        for name in digests:
+            log_rows(run, training.splits[name], source, name)
         folder = output_folder(stage, config)
         keep_quarantine(training.quarantine, folder)
-        describe_checkpoints(folder / "checkpoints", training)
-        logger = RunLogger(run.info.run_id)
+        describe_checkpoints(folder / CHECKPOINTS, training, origin)
+        logger = RunLogger(run)
         samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
         try:
-            checkpoint, metrics = fit(stage, config, training, folder, logger, samples)
+            checkpoint, metrics = fit(stage, config, training, folder, logger, samples, start)
         finally:
-            mlflow.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-            log_samples(samples)
+            run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
+            log_samples(run, samples)
         facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
-        uri = log_model(model)
+        uri = run.log_model(model)
+        write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True))
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
@@ -116,19 +135,49 @@ def write_result(
     return write_model(folder / "model", training.model, tensors, training.tokenizer, run), made
 
 
-def describe_checkpoints(folder: Path, training: Training) -> None:
-    """What lets every checkpoint of the run be opened as a model."""
-    folder.mkdir()
-    write_architecture(folder, training.model)
-    training.tokenizer.save(folder)
+def where_to_start(config: TrainingConfig, before: Origin | None, now: Origin) -> Path | None:
+    """The checkpoint to go on from; None for the first step. ValueError where it is of another training."""
+    given = config.train.resume_from
+    if given and given != "auto":
+        checkpoint: Path | None = given_checkpoint(given)
+        assert checkpoint
+        before = read_origin(checkpoint.parent)
+        place = checkpoint.parent
+    elif before:
+        place = Path(config.output_dir or ".") / CHECKPOINTS
+        checkpoint = newest_sound(place)
+    else:
+        return None
+    if before:
+        require_same(before, now, config.train.allow_changed, place)
+    step = read_progress(checkpoint)["global_step"] if checkpoint else 0
+    show(f"{now.stage}: goes on", {"at step": f"{step:,}", "from": checkpoint or "the beginning: no checkpoint yet"})
+    return checkpoint
+
+
+def followed(config: TrainingConfig) -> Path | None:
+    """Where a process that isn't the first goes on: at what the first one finds sound, which it tells when it loads."""
+    given = config.train.resume_from
+    if given and given != "auto":
+        return Path(given)
+    found = checkpoints_in(Path(config.output_dir) / CHECKPOINTS) if config.output_dir and given else {}
+    return next(iter(found.values()), None)
+
+
+def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
+    """What lets every checkpoint of the run be opened as a model, and gone on from."""
+    if folder.exists():
+        write_origin(folder, origin)
+        return
+    with new_folder(folder, "a run") as draft:
+        write_architecture(draft, training.model)
+        training.tokenizer.save(draft)
+        write_origin(draft, origin)
 
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     require_devices(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
-    resume = config.train.resume_from
-    if resume and not (Path(resume) / METADATA).is_file():
-        raise ValueError(f"train.resume_from={resume} is no checkpoint; give one of a run's checkpoints/*.ckpt folders")
     start = resolve_model(config.train.init_from) if config.train.init_from else None
     quarantine = start_quarantine(config.data)
     splits = load_splits(config.data, config.seed, rows, quarantine)
@@ -184,7 +233,7 @@ def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tok
     )
 
 
-def log_samples(samples: Samples) -> None:
+def log_samples(run: TrackedRun, samples: Samples) -> None:
     if samples.table:
         columns = {name: [row[name] for row in samples.table] for name in samples.table[0]}
-        mlflow.log_table(columns, "samples.json")
+        run.log_table(columns, "samples.json")

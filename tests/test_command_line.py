@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from modules.config import GenerateConfig
+from modules.processes import Stopped
 from pipelines.command_line import run_stage
 from pipelines.generate import with_prompt
 
@@ -28,7 +29,7 @@ def raising(error: BaseException) -> Callable[[Any], None]:
     [
         (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
         (KeyboardInterrupt(), 130, "generate: interrupted"),
-        (SIGTERMException(), 143, "generate: terminated"),
+        (Stopped(signal.SIGTERM), 143, "generate: terminated"),
     ],
 )
 def test_a_stage_that_does_not_finish_says_so(

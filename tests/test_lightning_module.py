@@ -26,6 +26,7 @@ from modules.metrics import perplexity_per_character
 from modules.packing import IGNORED, make_step
 from modules.plan import make_plan
 from modules.schedule import learning_rate_factor, noam
+from modules.steps import ShuffledSteps
 from modules.tokenizer import Tokenizer
 from pipelines import train
 
@@ -153,7 +154,7 @@ def fit(module: LanguageModel, data: TextDataModule, steps: int, folder: Path) -
     pl.Trainer(
         max_steps=steps, accelerator="cpu", logger=losses, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, val_check_interval=steps, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1, default_root_dir=folder,
+        default_root_dir=folder,
     ).fit(module, data)  # fmt: skip
     return losses
 
@@ -187,14 +188,13 @@ def test_each_epoch_takes_every_row_once_in_another_order(
 ) -> None:
     module, data = short_training(tokenizer, rows)
     seen: list[int] = []
-    step_of = TextDataModule.train_dataloader
+    step_of = ShuffledSteps.chosen
 
-    def recorded(self: TextDataModule) -> Any:
-        loader = step_of(self)
-        seen.extend(np.concatenate(loader.dataset.plan).tolist())  # type: ignore[attr-defined]
-        return loader
+    def recorded(self: ShuffledSteps, index: int) -> np.ndarray:
+        seen.extend(chosen := step_of(self, index))
+        return chosen
 
-    monkeypatch.setattr(TextDataModule, "train_dataloader", recorded)
+    monkeypatch.setattr(ShuffledSteps, "chosen", recorded)
     fit(module, data, 2 * data.steps_per_epoch, tmp_path)
     count = len(data.documents["train"])
     first, second = seen[:count], seen[count : 2 * count]
@@ -259,7 +259,7 @@ def test_a_non_finite_loss_stops_before_the_step(tokenizer: Tokenizer, rows: dat
     with torch.no_grad():
         module.decoder.transformer.final_layernorm.weight[0] = math.nan
     before = {name: tensor.clone() for name, tensor in module.decoder.state_dict().items()}
-    with pytest.raises(NonFiniteLossError, match=r"nan at step 0 \(learning rate 0.0006\)"):
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 0 \(learning rate 0.0006, training documents \d+ “"):
         fit(module, data, 3, tmp_path)
     for name, tensor in module.decoder.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())

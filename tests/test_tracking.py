@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from modules import tracking
 from modules.config import StageConfig, TrackingConfig, TrainingConfig, load_config
 from modules.rows import fingerprint
+from modules.tracked_run import PARAMS_AT_ONCE
 from modules.tracking import (
     connect,
     flatten,
@@ -104,7 +105,7 @@ def test_inside_ones_own_run_a_stage_stays_in_that_runs_store_and_experiment(sto
         with stage_run("pretrain", other) as nested:
             assert nested.info.experiment_id == parent.info.experiment_id
         assert mlflow.get_tracking_uri() == uri
-    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert nested.run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert not (store / "other.db").exists()
 
 
@@ -165,7 +166,7 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
         pass
     (found,) = all_runs()
     expected = {f"cfg.{key}": str(value) for key, value in flatten(redact(tracking.to_dict(config)))}
-    assert len(expected) > tracking.PARAMS_AT_ONCE
+    assert len(expected) > PARAMS_AT_ONCE
     assert found.data.params == expected
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
@@ -219,7 +220,7 @@ def test_provenance_names_the_run_the_code_and_what_the_stage_adds(store: Path) 
 def test_rows_are_a_tracked_input(store: Path) -> None:
     rows = datasets.Dataset.from_dict({"src_txt": ["春", "秋"]})
     with stage_run("pretrain", quiet()) as run:
-        assert log_rows(rows, f"https://user:{CANARY}@host/mine.csv", "train") == fingerprint(rows)
+        assert log_rows(run, rows, f"https://user:{CANARY}@host/mine.csv", "train") == fingerprint(rows)
     (entry,) = MlflowClient().get_run(run.info.run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("mine.csv-train", fingerprint(rows)[:32])
     assert [tag.value for tag in entry.tags if tag.key == "mlflow.data.context"] == ["train"]

@@ -10,14 +10,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import torch
 from conftest import make_config
 from layout_worker import Recorder
 
 from modules.checkpoint import open_model, write_architecture
 from modules.config import load_config
 from modules.interop import format_of
-from modules.strategies import LOOPS, read_loops, replace_folder
+from modules.resume import given_checkpoint
+from modules.strategies import PROGRESS
 from modules.tokenizer import Tokenizer
 from modules.weights import CheckpointError
 from pipelines.fitting import fit
@@ -32,8 +32,9 @@ QUICK = [
 
 def losses(rows: datasets.Dataset, folder: Path, *arguments: str) -> list[float]:
     config = load_config("pretrain", ["model=tiny", *QUICK, *arguments])
-    recorder = Recorder()
-    fit("pretrain", config, set_up(config, rows), folder, recorder)  # type: ignore[arg-type]
+    recorder, given = Recorder(), config.train.resume_from
+    start = given_checkpoint(given) if given not in (None, "auto") else None
+    fit("pretrain", config, set_up(config, rows), folder, recorder, checkpoint=start)  # type: ignore[arg-type]
     return [row["train/loss"] for row in recorder.rows if "train/loss" in row]
 
 
@@ -71,7 +72,7 @@ class Payload:
         return Path.touch, (self.canary,)
 
 
-@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", LOOPS])
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", PROGRESS])
 def test_nothing_in_a_checkpoint_is_run(
     file: str, checkpoint: Path, tmp_path: Path, rows: datasets.Dataset, tokenizer: Tokenizer
 ) -> None:
@@ -113,13 +114,3 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, rows: datase
 def test_only_a_checkpoint_can_be_resumed(tmp_path: Path, rows: datasets.Dataset) -> None:
     with pytest.raises(ValueError, match="is no checkpoint; give one of a run's checkpoints"):
         losses(rows, tmp_path / "again", "train.max_steps=6", f"train.resume_from={tmp_path}")
-
-
-def test_a_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
-    """Also where an earlier attempt was killed between the renames."""
-    for name, content in (("last", 1), (".last.old", 0), ("draft", 2)):
-        (tmp_path / name).mkdir()
-        torch.save({"step": content}, tmp_path / name / LOOPS)
-    replace_folder(tmp_path / "last", tmp_path / "draft")
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-    assert read_loops(tmp_path / "last") == {"step": 2}

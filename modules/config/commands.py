@@ -87,6 +87,11 @@ class ConvertConfig(CommandConfig):
             yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
 
 
+@dataclass
+class SyncConfig(CommandConfig):
+    """What runs couldn't send to the tracking store (tracking.spool_dir), now."""
+
+
 STAGES: dict[str, type[CommandConfig]] = {
     "main": MainConfig,
     "prepare": PrepareConfig,
@@ -97,5 +102,6 @@ STAGES: dict[str, type[CommandConfig]] = {
     "generate": GenerateConfig,
     "rehearse": RehearseConfig,
     "convert": ConvertConfig,
+    "sync": SyncConfig,
     "benchmark": BenchmarkConfig,
 }

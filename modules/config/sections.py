@@ -158,8 +158,11 @@ class TrainConfig:
 
     init_from: str | None = None
     """A model folder or a models:/ URI to start from; unset: fresh weights."""
-    resume_from: str | None = None
-    """A checkpoint (outputs/…/checkpoints/last.ckpt) to go on from, of the same command on any number of devices."""
+    resume_from: str | None = "auto"
+    """auto: go on where an interrupted run in output_dir stopped; a checkpoint (…/checkpoints/last.ckpt): go on from
+    it in a run and a folder of its own; null: never. All on any number of devices."""
+    allow_changed: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too."""
     batch_size: int | None = None
     """Rows an optimizer step."""
     batch_tokens: int | None = None
@@ -192,8 +195,12 @@ class TrainConfig:
     """Steps between validations; unset: once an epoch."""
     early_stopping_patience: int | None = None
     """Validations without a better val/loss before training stops; unset: never."""
+    save_every_n_steps: int | None = None
+    """Steps between checkpoints; there is one before each validation anyway, at the end, and when a run is stopped."""
     save_top_k: int = 1
     """Checkpoints kept by val/loss, beside the last one; -1: all."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite ends the run, or is left out and counted."""
     log_every_n_steps: int = 1
     """Steps between logged metrics."""
     sample_prompts: list[str] = field(default_factory=list)
@@ -206,7 +213,7 @@ class TrainConfig:
             yield "max_epochs or max_steps must be given: when should training end?"
         yield from too_small(self, 1, "batch_size", "batch_tokens", "micro_batch_tokens", "max_epochs", "max_steps")
         yield from too_small(self, 1, "warmup_steps", "log_every_n_steps", "validate_every_n_steps")
-        yield from too_small(self, 1, "early_stopping_patience")
+        yield from too_small(self, 1, "early_stopping_patience", "save_every_n_steps")
         yield from too_small(self, 0, "weight_decay", "gradient_clip_val")
         yield from too_small(self, -1, "save_top_k")  # Lightning's -1: all
         yield from not_positive(self, "learning_rate", "epsilon")
@@ -303,3 +310,12 @@ class TrackingConfig:
     """Experiment that the runs go to (mlflow run's own choice wins)."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
+    spool_dir: str = "outputs/tracking"
+    """Folder of the runs' local logs, from which the store is fed; what it didn't take waits there."""
+    flush_timeout: int = 60
+    """Seconds to wait at the end of a run for a store that takes nothing; `python -m pipelines.sync` sends the rest."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 0, "flush_timeout")
+        if not self.spool_dir:
+            yield "spool_dir must name a folder"

@@ -96,9 +96,18 @@ def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
     try:
         dcp.load(state, storage_reader=SafeReader(folder), planner=SafePlanner(), no_dist=no_dist)
     except (CheckpointException, pickle.UnpicklingError) as error:
+        raise_if_stopped(error)
         reasons = [error] if isinstance(error, pickle.UnpicklingError) else list(error.failures.values())
         first = reasons[0][0] if isinstance(reasons[0], tuple) else reasons[0]
         reason = next(iter(str(first).splitlines()), type(first).__name__)
         raise CheckpointError(
             f"{folder} can't be loaded, as a checkpoint of another model or a damaged one: {reason}"
         ) from error
+
+
+def raise_if_stopped(error: BaseException) -> None:
+    """DCP passes a signal's exception on as if it were a fault of the checkpoint."""
+    for failure in error.failures.values() if isinstance(error, CheckpointException) else ():
+        reason = failure[0] if isinstance(failure, tuple) else failure
+        if not isinstance(reason, Exception):
+            raise reason

@@ -1,0 +1,155 @@
+"""From a run's local log to the MLflow store: batch by batch, in order, and each record once.
+
+What was sent but not answered is sent again. That makes no duplicates: the store's primary key drops a metric that it
+has (key, step, timestamp, value); a parameter, tag, input or file is the same again; a model is looked for first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from .redaction import first_line
+from .spool import Record, Spool
+
+METRICS_AT_ONCE = 900
+"""MLflow takes 1000 in one call."""
+REFUSALS = (400, 413, 422)
+"""HTTP statuses of what the store will never take. Others may pass: a login that expired, a run that isn't there."""
+
+
+class Delivery:
+    def __init__(self, spool: Spool, run_id: str, tracking_uri: str) -> None:
+        self.spool = spool
+        self.run_id = run_id
+        self.client = MlflowClient(tracking_uri)
+        self.results: dict[int, Any] = {}
+        """Record number → models:/ URI of a model that was sent, or why it was refused."""
+        self.sending_model = False
+        """Which takes as long as the weights are large."""
+
+    def step(self) -> bool:
+        """Sends what comes next; False where nothing waits. Whatever it raises: the store is away, try again later."""
+        batch = self.next_batch()
+        if not batch:
+            return False
+        refused: list[tuple[Record, str]] = []
+        self.send(batch, refused)
+        self.spool.mark_sent(batch[-1], refused)
+        return True
+
+    def next_batch(self) -> list[Record]:
+        """One record, or as many of metrics in a row as go in one call."""
+        records = self.spool.read(self.spool.sent, self.spool.sent_records)
+        batch, values = records[:1], 0
+        for record in records:
+            values += len(record.fields["values"]) if record.kind == "metrics" else METRICS_AT_ONCE
+            if values > METRICS_AT_ONCE:
+                break
+            batch = records[: record.number - records[0].number + 1]
+        return batch
+
+    def send(self, batch: list[Record], refused: list[tuple[Record, str]]) -> None:
+        try:
+            self.to_store(batch)
+        except Exception as error:
+            if not is_refusal(error) or self.run_was_deleted():
+                raise
+            parts = halves(batch)
+            for part in parts:
+                self.send(part, refused)
+            if not parts:
+                self.results[batch[0].number] = error
+                refused.append((batch[0], first_line(error)))
+
+    def run_was_deleted(self) -> bool:
+        """Then everything would be refused, and it may be restored."""
+        return bool(self.client.get_run(self.run_id).info.lifecycle_stage == LifecycleStage.DELETED)
+
+    def to_store(self, batch: list[Record]) -> None:
+        """A batch of metrics, or one record of another kind."""
+        first, run_id = batch[0], self.run_id
+        fields = first.fields
+        if first.kind == "metrics":
+            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metrics_of(record)])
+        elif first.kind == "params":
+            self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
+        elif first.kind == "tags":
+            self.client.log_batch(run_id, tags=[RunTag(*item) for item in fields["values"].items()])
+        elif first.kind == "file":
+            place = PurePosixPath(fields["path"])
+            folder = None if place.parent == PurePosixPath() else str(place.parent)
+            self.client.log_artifact(run_id, present(self.spool.folder / fields["file"]), folder)
+        elif first.kind == "input":
+            self.client.log_inputs(run_id, [dataset_input(fields)])
+        elif first.kind == "model":
+            self.send_model(first)
+        elif first.kind == "status":
+            self.set_status(fields)
+        else:
+            raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
+
+    def send_model(self, record: Record) -> None:
+        from .registry import log_model_once
+
+        folder = present(Path(record.fields["folder"]))
+        self.sending_model = True
+        try:
+            key = f"{self.run_id}/{record.number}"
+            self.results[record.number] = log_model_once(Path(folder), self.client.get_run(self.run_id), key)
+        finally:
+            self.sending_model = False
+
+    def set_status(self, fields: dict[str, Any]) -> None:
+        if fields["status"] == "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(self.run_id, fields["status"], end_time=fields["t"])
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the store answered that it will never take this; otherwise it is away."""
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() in REFUSALS
+    if isinstance(error, requests.RequestException):
+        return error.response is not None and error.response.status_code in REFUSALS
+    return isinstance(error, (ValueError, TypeError, KeyError, AttributeError))
+
+
+def halves(batch: list[Record]) -> list[list[Record]]:
+    """What is refused as a whole may be taken in parts; empty where there is no smaller part."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return [batch[:middle], batch[middle:]]
+    record = batch[0]
+    values = list(record.fields.get("values", {}).items())
+    if len(values) < 2:
+        return []
+    parts = values[: len(values) // 2], values[len(values) // 2 :]
+    return [[Record(record.number, record.end, record.fields | {"values": dict(part)})] for part in parts]
+
+
+def metrics_of(record: Record) -> list[Metric]:
+    fields = record.fields
+    return [Metric(name, value, fields["t"], fields["step"]) for name, value in fields["values"].items()]
+
+
+def dataset_input(fields: dict[str, Any]) -> DatasetInput:
+    return DatasetInput(Dataset(**fields["dataset"]), [InputTag("mlflow.data.context", fields["context"])])
+
+
+def present(path: Path) -> str:
+    if not path.exists():
+        raise ValueError(f"{path} isn't there any more")
+    return str(path)
+
+
+def table_tag(path: str) -> dict[str, str]:
+    """How mlflow.load_table finds a table."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"}])}

@@ -1,0 +1,38 @@
+"""files.json: how long each file of a folder is and what it hashes to, so that a damaged folder is known as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .row_files import sha256_of, write_json
+
+FILE_LIST = "files.json"
+
+Described = Mapping[str, tuple[int, str]]
+"""File name → (bytes, SHA-256)."""
+
+
+def describe_files(files: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    return {path.name: (path.stat().st_size, sha256_of(path)) for path in files}
+
+
+def write_file_list(folder: Path, files: Described) -> None:
+    write_json(folder / FILE_LIST, {name: list(facts) for name, facts in sorted(files.items())})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that has a list, None where all is as it was written."""
+    try:
+        contents = json.loads((folder / FILE_LIST).read_text(encoding="utf-8"))
+        for name, (size, digest) in contents.items():
+            if (folder / name).stat().st_size != size:
+                return f"{name} has another length"
+            if sha256_of(folder / name) != digest:
+                return f"{name} has other content"
+    except FileNotFoundError as error:
+        return f"no {Path(error.filename).name}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return str(error)
+    return None

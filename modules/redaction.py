@@ -1,0 +1,40 @@
+"""What must never be written down: passwords, tokens and keys, by the name of a key or by their place in a URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SECRET = r"password|passwd|token(?![a-z])|secret|api[_-]?key|access[_-]?key|credential"
+SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
+SECRETS_IN_TEXT = (
+    re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
+    re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
+)
+
+
+def redact(tree: Mapping[str, Any], secret: bool = False) -> dict[str, Any]:
+    """Without passwords: values of keys that sound like one, and what stands in URLs as user, password or token."""
+    return {key: redact_value(value, secret or bool(SECRET_KEY.search(key))) for key, value in tree.items()}
+
+
+def redact_value(value: Any, secret: bool = False) -> Any:
+    if isinstance(value, Mapping):
+        return redact(value, secret)
+    if isinstance(value, (list, tuple)):
+        return [redact_value(part, secret) for part in value]
+    if not isinstance(value, str) or not value:
+        return value
+    return "(redacted)" if secret else redact_text(value)
+
+
+def redact_text(text: str) -> str:
+    in_url, in_query = SECRETS_IN_TEXT
+    return in_query.sub(r"\1(redacted)", in_url.sub("(redacted)", text))
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """What an error says, short and without secrets: for a tag, or for a line on the terminal."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return redact_text(lines[0])[:length]

@@ -1,0 +1,224 @@
+"""Going on with an interrupted run: whose folder it is, what was different then, and which checkpoint is sound.
+
+A run's folder of checkpoints holds origin.yaml: the MLflow run, the resolved configuration, and hashes of the rows, the
+tokenizer and the weights that training started from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .checkpoint_callback import checkpoints_in
+from .config import TrainingConfig, to_dict, to_yaml
+from .file_list import damage
+from .strategies import PROGRESS
+from .tracking import flatten, redact
+from .weights import CheckpointError
+
+logger = logging.getLogger("moyun.resume")
+CHECKPOINTS = "checkpoints"
+ORIGIN = "origin.yaml"
+LOCK = ".lock"
+FREE = (
+    "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
+    "train.log_every_n_steps", "train.save_every_n_steps", "train.save_top_k", "train.sample_prompts",
+    "train.on_nonfinite", "trainer.accelerator", "trainer.devices", "trainer.nodes", "trainer.strategy",
+    "trainer.tensor_parallel", "trainer.process_group_timeout", "trainer.activation_checkpointing",
+    "trainer.device_memory", "trainer.progress_bar",
+)  # fmt: skip
+"""Keys that change nothing about what is learnt, but for the order in which devices add up."""
+HASHED = ("data.path", "data.columns", "data.validation_path", "data.test_path", "data.cache_dir", "tokenizer.path")
+"""Places: what was found there is compared instead."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made from."""
+
+    stage: str
+    run_id: str
+    config: dict[str, Any]
+    data: dict[str, str]
+    """Split → fingerprint of its rows."""
+    tokenizer: str
+    init_from: str | None
+    """SHA-256 of the weights that training started from."""
+    finished: bool = False
+
+
+def origin_of(
+    stage: str, run_id: str, config: TrainingConfig, data: Mapping[str, str], tokenizer: str, init_from: str | None
+) -> Origin:
+    return Origin(stage, run_id, redact(to_dict(config)), dict(data), tokenizer, init_from)
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    draft = folder / f".{ORIGIN}.tmp"
+    draft.write_text(to_yaml(asdict(origin)), encoding="utf-8")
+    draft.replace(folder / ORIGIN)
+
+
+def read_origin(checkpoints: Path) -> Origin | None:
+    """None where there is none; CheckpointError for one that can't be read."""
+    path = checkpoints / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(content, dict)
+        return Origin(**{str(name): value for name, value in content.items()})
+    except Exception as error:  # whatever a damaged file makes the parser stumble over
+        raise CheckpointError(
+            f"{path} is damaged ({error}): give another output_dir, and train.resume_from with one of the checkpoints "
+            "in this one"
+        ) from error
+
+
+def require_same(before: Origin, now: Origin, allowed: list[str], place: Path) -> None:
+    """ValueError naming all that is different and isn't allowed to be."""
+    changes = {
+        name: text
+        for name, text in differences(before, now).items()
+        if not any(name == key or name.startswith(f"{key}.") for key in allowed)
+    }
+    if changes:
+        raise ValueError(
+            f"{place} holds a run that was made differently: {'; '.join(changes.values())}. Give what was given then, "
+            f"or another output_dir; or go on all the same with train.allow_changed=[{','.join(changes)}]"
+        )
+
+
+def differences(before: Origin, now: Origin) -> dict[str, str]:
+    """Key → what has changed, in words."""
+    found = {}
+    if before.stage != now.stage:
+        found["stage"] = f"it is of {before.stage}, not {now.stage}"
+    old, new = (dict(flatten(origin.config)) for origin in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith((*FREE, *HASHED, "train.init_from")) or old.get(key) == new.get(key):
+            continue
+        found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
+    splits = sorted(before.data.keys() | now.data.keys())
+    if others := [split for split in splits if before.data.get(split) != now.data.get(split)]:
+        found["data"] = f"the rows for {' and '.join(others)} are others"
+    if before.tokenizer != now.tokenizer:
+        found["tokenizer"] = "the tokenizer is another"
+    if before.init_from != now.init_from:
+        found["train.init_from"] = "the weights that training starts from are others"
+    return found
+
+
+@contextlib.contextmanager
+def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | None]:
+    """Locks output_dir for this process; yields the origin of the interrupted run in it, None where it is new or empty.
+
+    Raises ValueError where another process has it, or where it holds anything else: nothing is overwritten.
+    """
+    if output_dir is None:
+        yield None
+        return
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file: choose another name")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            yield interrupted_run(folder, resume)
+    finally:
+        if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The system frees it with the process, however that ends; on a file system without locks it holds nobody back."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise ValueError(f"output_dir={folder} is in use by {owner}: choose another, or wait for it") from None
+        except OSError as error:
+            logger.warning("%s has no locks (%s): see to it that no other run writes there", folder, error)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        stream.flush()
+        yield
+
+
+def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
+    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.match(".*.tmp"))
+    if not inside:
+        remove_drafts(folder)
+        return None
+    origin = read_origin(folder / CHECKPOINTS)
+    if origin and not origin.finished and resume == "auto":
+        remove_drafts(folder)
+        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return origin
+    if origin and origin.finished:
+        hint = "it holds a finished run; to train on, give train.init_from its model folder or train.resume_from a "
+        hint += "checkpoint of it, and another output_dir"
+    elif origin:
+        hint = "it holds an interrupted run, which train.resume_from=auto goes on with"
+    else:
+        hint = f"it holds {', '.join(inside[:5])}"
+    raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")
+
+
+def remove_drafts(folder: Path) -> None:
+    """What a killed process left half written."""
+    for place in (folder, folder / CHECKPOINTS):
+        for path in place.glob(".*.tmp"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def newest_sound(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; damaged ones are put aside. None where there is none.
+
+    Raises CheckpointError where all are damaged.
+    """
+    damaged = []
+    for path in reversed(checkpoints_in(checkpoints).values()):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        aside = path.with_name(f"damaged.{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        damaged.append(f"{aside} ({wrong})")
+        logger.warning("%s is damaged (%s): it was renamed to %s, and an earlier one is taken", path, wrong, aside.name)
+    if damaged:
+        raise CheckpointError(
+            f"none of the checkpoints in {checkpoints} is sound: {', '.join(damaged)}; "
+            "start again in another output_dir"
+        )
+    return None
+
+
+def given_checkpoint(resume_from: str) -> Path:
+    """The checkpoint that train.resume_from names. ValueError for what is none, or damaged."""
+    path = Path(resume_from)
+    if not (path / PROGRESS).is_file():
+        raise ValueError(
+            f"train.resume_from={resume_from} is no checkpoint; give one of a run's checkpoints/*.ckpt folders"
+        )
+    if wrong := damage(path):
+        raise CheckpointError(f"train.resume_from={resume_from} is damaged ({wrong}); take another checkpoint")
+    return path.resolve()

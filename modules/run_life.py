@@ -1,0 +1,165 @@
+"""How runs of the tracking store begin, go on and end, and what is said of those whose process is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import sqlalchemy
+from mlflow import ActiveRun, MlflowClient
+from mlflow.entities import Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from .config import StageConfig
+from .patience import be_brief
+from .redaction import first_line, redact_text
+from .spool import last_record, unsent
+
+logger = logging.getLogger("moyun.tracking")
+
+END = "end"
+"""Tag of every run: how it ended."""
+RUNNING = "still running"
+GONE = "its process is gone"
+HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
+CONTINUES = "moyun.continues"
+SAME_START = 60.0
+"""Seconds by which a process's start may seem to move when the clock is set."""
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+
+
+def require_store(uri: str, seconds: float = 10.0) -> None:
+    """ValueError if the store doesn't answer in time, whatever it is that hangs."""
+    be_brief()
+    failure: list[BaseException] = []
+    asking = threading.Thread(target=ask, args=(uri, failure), daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if not asking.is_alive() and not failure:
+        return
+    why = first_line(failure[0]) if failure else f"no answer within {seconds:g} s"
+    raise ValueError(
+        f"the tracking store {redact_text(uri)} can't be used: {why}. Start it, or name another one with "
+        "tracking.tracking_uri=… or MLFLOW_TRACKING_URI (sqlite:///mlflow.db is a file that needs no server)"
+    )
+
+
+def ask(uri: str, failure: list[BaseException]) -> None:
+    try:
+        if uri.startswith(("http:", "https:")):
+            MlflowClient(uri).search_experiments(max_results=1)
+        elif "sql" in uri.partition(":")[0]:  # MLflow itself would try for minutes
+            place = uri.removeprefix("sqlite:///")
+            if place == uri or Path(place).parent.is_dir():  # MLflow makes the folder
+                sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+    except Exception as error:
+        failure.append(error)
+
+
+def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> ActiveRun:
+    # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
+    from_command_line = not parent and "MLFLOW_RUN_ID" in os.environ
+    if not parent and not from_command_line:
+        mlflow.set_experiment(config.tracking.experiment_name)
+    return mlflow.start_run(
+        run_name=None if from_command_line else stage,
+        experiment_id=parent.info.experiment_id if parent else None,
+        nested=parent is not None,
+        tags={"stage": stage, **owner_tags()},
+        log_system_metrics=False,
+    )
+
+
+def find_run(run_id: str) -> Run:
+    """A run that is to go on. ValueError if the store has none of that id."""
+    try:
+        return MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(
+            f"run {run_id} can't be continued: {first_line(error)} (tracking store: "
+            f"{redact_text(mlflow.get_tracking_uri())}). Give the store that it was made in, or start a new run"
+        ) from error
+
+
+def reopen_run(stage: str, run: Run) -> None:
+    """The run is running again; the one that `mlflow run` made for the command says where to look."""
+    client, run_id = MlflowClient(), run.info.run_id
+    client.log_batch(run_id, tags=run_tags(owner_tags()))
+    client.update_run(run_id, status="RUNNING")
+    command = os.environ.pop("MLFLOW_RUN_ID", None)
+    if command and command != run_id:
+        client.log_batch(command, tags=run_tags({"stage": stage, CONTINUES: run_id, END: f"went on in run {run_id}"}))
+
+
+def newer_in_store(run: Run, earlier: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) where the store is ahead of this machine's log: made elsewhere, or lost with the power."""
+    client = MlflowClient()
+    ahead = [
+        metric.key
+        for metric in run.data._metric_objs  # each metric's last step, without its history
+        if metric.step > max((step for step, _ in earlier.get(metric.key, ())), default=-1)
+    ]
+    return {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in ahead}
+
+
+def end_of(error: BaseException, began: bool) -> tuple[str, str]:
+    """(status, what is said of it) of a run that an error ends; `began`: there were results already."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED", "interrupted (Ctrl-C)"
+    if isinstance(error, SystemExit):
+        return "KILLED", "terminated (SIGTERM)"
+    if isinstance(error, USER_ERRORS):
+        return "FAILED", f"{'failed' if began else 'refused'}: {first_line(error)}"
+    return "FAILED", f"failed: {type(error).__name__}: {first_line(error)}"
+
+
+def mark_gone(active: Run, root: Path) -> None:
+    """Runs of this machine that say they are running, whose process was killed: KILLED. Best effort, one search."""
+    mine = f"tags.`{HOST}` = '{host()}' AND tags.`{END}` = '{RUNNING}'"
+    client = MlflowClient()
+    try:
+        for run in client.search_runs([active.info.experiment_id], mine):
+            run_id, folder = run.info.run_id, root / run.info.run_id
+            if run_id == active.info.run_id or is_alive(run.data.tags):
+                continue
+            if unsent(folder):
+                logger.warning("tracking: run %s left unsent records: `python -m pipelines.sync` sends them", run_id)
+            if unsent(folder) and last_record(folder).get("kind") == "status":
+                continue  # which will tell how it ended
+            if run.info.status == "RUNNING":
+                client.update_run(run_id, status="KILLED")
+            client.log_batch(run_id, tags=run_tags({END: GONE}))
+    except Exception as error:
+        logger.debug("tracking: runs whose process is gone weren't marked: %s", error)
+
+
+def owner_tags() -> dict[str, str]:
+    process = psutil.Process()
+    return {HOST: host(), PID: str(process.pid), STARTED: str(process.create_time()), END: RUNNING}
+
+
+def host() -> str:
+    """This machine, and in it the container whose process numbers are meant."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_alive(tags: dict[str, str]) -> bool:
+    """Whether the process that a run's tags name still runs, and isn't another one with its number."""
+    try:
+        started = psutil.Process(int(tags[PID])).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - float(tags[STARTED])) < SAME_START
+
+
+def run_tags(tags: dict[str, Any]) -> list[RunTag]:
+    return [RunTag(name, str(value)) for name, value in tags.items()]

@@ -1,0 +1,230 @@
+"""A run's local log: everything that is to reach the tracking store stands here first, in order.
+
+A folder of log.jsonl (one record a line, only ever appended to), files/ (artifacts), sent.json (how far the store has
+got), refused.jsonl (what it will never take), run.json (which run of which store) and lock. It imports nothing of
+MLflow. A line is handed to the operating system at once, which keeps it if the process is killed; sync_to_disk is for
+power failures.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("moyun.tracking")
+
+PRIVATE = 0o600
+CHUNK = 1 << 20
+"""Bytes read at once."""
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
+
+
+class SpoolInUseError(ValueError):
+    """Another process writes to the run."""
+
+
+@dataclass(frozen=True)
+class Record:
+    number: int
+    """Its line in the log, from 0."""
+    end: int
+    """Byte at which the next one begins."""
+    fields: dict[str, Any]
+    """kind, t (milliseconds since 1970), and what the kind needs."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.fields["kind"])
+
+
+OPENED: set[Path] = set()
+"""This process's own, which the file lock doesn't keep out."""
+
+
+class Spool:
+    def __init__(self, folder: Path) -> None:
+        """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
+
+        Raises SpoolInUseError while a process writes to it.
+        """
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.lock = take_lock(self.folder)
+        self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
+        self.appending = threading.Lock()
+        self.unwritten = bytearray()
+        self.size, self.records = whole_lines(self.log)
+        os.ftruncate(self.log, self.size)
+        mark = self.read_json("sent.json", {"offset": 0, "records": 0, "refused": 0})
+        # A power failure may have taken more of the log than of the mark.
+        self.sent: int = min(mark["offset"], self.size)
+        self.sent_records: int = min(mark["records"], self.records)
+        self.refused: int = mark["refused"]
+        self.closed = False
+
+    @property
+    def pending(self) -> int:
+        """Records that the store hasn't got yet."""
+        return self.records - self.sent_records
+
+    def append(self, kind: str, **fields: Any) -> int:
+        """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
+        line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
+        with self.appending:
+            number = self.records
+            full = bool(self.unwritten)
+            self.unwritten += line
+            self.records += 1
+            try:
+                self.write()
+            except OSError as error:
+                if not full:
+                    logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
+        return number
+
+    def write(self) -> None:
+        while self.unwritten:
+            del self.unwritten[: os.write(self.log, self.unwritten)]
+
+    def new_file(self, name: str) -> Path:
+        """Where a file is to be put that a record will name: nothing else ever has that path."""
+        with self.appending:
+            count = sum(1 for _ in (self.folder / "files").glob("*"))
+            place = self.folder / "files" / f"{count:06d}"
+            place.mkdir(parents=True, mode=0o700)
+        return place / name
+
+    def read(self, start: int, number: int, size: int = CHUNK) -> list[Record]:
+        """The records from byte `start`, whose first has that number; as many as a chunk holds."""
+        with self.appending:  # and so not while it is being closed
+            chunk = b"" if self.closed else os.pread(self.log, size, start)
+        lines = chunk.split(b"\n")[:-1]
+        if not lines and len(chunk) == size:
+            return self.read(start, number, 2 * size)
+        records: list[Record] = []
+        for line in lines:
+            start += len(line) + 1
+            records.append(Record(number + len(records), start, decode(line)))
+        return records
+
+    def mark_sent(self, record: Record, refused: Sequence[tuple[Record, str]] = ()) -> None:
+        """The store has everything up to this record, but for what it refuses, which is kept aside."""
+        if self.closed:
+            return  # by now another process may be sending the rest
+        if refused:
+            with open(self.folder / "refused.jsonl", "ab", opener=private) as file:
+                for bad, why in refused:
+                    file.write(encode({"number": bad.number, "why": why, "record": bad.fields}).encode() + b"\n")
+        mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
+        self.write_json("sent.json", mark)
+        self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
+
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """Metric → (step, value) of all that was ever logged."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        start = number = 0
+        while records := self.read(start, number):
+            for record in records:
+                if record.kind == "metrics":
+                    for name, value in record.fields["values"].items():
+                        found.setdefault(name, []).append((record.fields["step"], value))
+            start, number = records[-1].end, records[-1].number + 1
+        return found
+
+    def read_json(self, name: str, default: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return default | json.loads((self.folder / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return default
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """The whole file or none of it."""
+        temporary = self.folder / f"{name}.new"
+        with open(temporary, "wb", opener=private) as file:
+            file.write(encode(content).encode())
+        os.replace(temporary, self.folder / name)
+
+    def sync_to_disk(self) -> None:
+        """For checkpoints and the end: what a power failure must not take."""
+        os.fsync(self.log)
+
+    def close(self) -> None:
+        with self.appending:
+            if self.closed:
+                return
+            self.closed = True
+            os.close(self.log)
+        OPENED.discard(self.folder)
+        os.close(self.lock)
+
+
+def take_lock(folder: Path) -> int:
+    """A lock that ends with the process, and that its children don't have."""
+    if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
+        raise in_use(folder, str(os.getpid()))
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
+            owner = os.pread(file, 20, 0).decode() or "?"
+            os.close(file)
+            raise in_use(folder, owner) from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, str(os.getpid()).encode(), 0)
+    OPENED.add(folder)
+    return file
+
+
+def in_use(folder: Path, owner: str) -> SpoolInUseError:
+    return SpoolInUseError(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+
+
+def whole_lines(file: int) -> tuple[int, int]:
+    """(bytes, lines) up to the last newline."""
+    size = lines = offset = 0
+    while chunk := os.pread(file, CHUNK, offset):
+        lines += chunk.count(b"\n")
+        if b"\n" in chunk:
+            size = offset + chunk.rindex(b"\n") + 1
+        offset += len(chunk)
+    return size, lines
+
+
+def unsent(folder: Path) -> bool:
+    """Whether a run's log has more than the store, without opening it for writing."""
+    try:
+        size = (folder / "log.jsonl").stat().st_size
+        return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
+    except (OSError, ValueError):
+        return (folder / "log.jsonl").exists()
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """Of a run's log, if it is short enough to be a status; otherwise empty."""
+    with open(folder / "log.jsonl", "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return decode((file.read().splitlines() or [b""])[-1])
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+        if isinstance(fields, dict) and "kind" in fields:
+            return fields
+    except ValueError:
+        pass
+    return {"kind": "unreadable", "line": line.decode(errors="replace")}
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags, PRIVATE)

@@ -1,0 +1,172 @@
+"""An MLflow run as a stage writes to it: into the run's local log, from where a thread sends it to the store.
+
+Nothing here waits for the store but log_model, flush and end, and nothing raises because it is away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import Run, RunInfo
+
+from .active_run import leave
+from .delivery import Delivery, table_tag
+from .redaction import redact_text
+from .sender import Sender
+from .spool import PRIVATE, Spool
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.data.dataset import Dataset
+
+logger = logging.getLogger("moyun.tracking")
+
+PARAMS_AT_ONCE = 100
+"""MLflow's limit for one call."""
+SECONDS_WHEN_STOPPED = 10.0
+"""What a run may still spend on sending after SIGTERM or Ctrl-C: who stops it may not wait longer."""
+
+
+class TrackedRun:
+    def __init__(self, run: Run, root: Path, flush_timeout: float) -> None:
+        """`root` holds the local logs of all runs. Raises spool.SpoolInUseError while another process writes to it."""
+        uri = mlflow.get_tracking_uri()
+        self.run = run
+        self.root = root.resolve()
+        self.flush_timeout = flush_timeout
+        self.spool = Spool(self.root / run.info.run_id)
+        about = self.spool.read_json("run.json", {}) | {"run_id": run.info.run_id, "store": redact_text(uri)}
+        self.spool.write_json("run.json", about)
+        self.earlier = self.spool.metrics() if self.spool.records else {}
+        """What processes before this one logged: metric → (step, value)."""
+        self.known = {name: {step for step, _ in series} for name, series in self.earlier.items()}
+        self.resumed = 0
+        """How often the run went on."""
+        self.began = False
+        """Whether there are results; what fails before was refused."""
+        self.sender = Sender(Delivery(self.spool, run.info.run_id, uri))
+        self.sender.start()
+
+    @property
+    def info(self) -> RunInfo:
+        return self.run.info
+
+    def go_on(self, newer: Mapping[str, Sequence[tuple[int, float]]], resumed: int) -> None:
+        """After an end that the log may still have to tell. `newer`: what the store knows and this log doesn't."""
+        for name, series in newer.items():
+            self.earlier[name] = list(series)
+            self.known[name] = {step for step, _ in series}
+        about = self.spool.read_json("run.json", {"resumed": 0})
+        self.resumed = max(resumed, about["resumed"]) + 1
+        self.spool.write_json("run.json", about | {"resumed": self.resumed})
+        self.spool.append("status", status="RUNNING")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """A step that an earlier process of the run has logged is not logged again."""
+        self.began = True
+        self.write_metrics(metrics, step)
+
+    def write_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if self.known:
+            values = {name: value for name, value in values.items() if step not in self.known.get(name, ())}
+        if values:
+            self.spool.append("metrics", step=step, values=values)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        names = sorted(params)
+        for start in range(0, len(names), PARAMS_AT_ONCE):
+            self.spool.append("params", values={name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.spool.append("tags", values=dict(tags))
+
+    @contextmanager
+    def artifact(self, path: str) -> Iterator[Path]:
+        """A file to be filled, e.g. for folder/name.txt; logged when it is whole, so that a crash leaves no half."""
+        file = self.spool.new_file(PurePosixPath(path).name)
+        yield file
+        file.chmod(PRIVATE)
+        self.spool.append("file", path=path, file=str(file.relative_to(self.spool.folder)))
+
+    def log_text(self, text: str, path: str) -> None:
+        with self.artifact(path) as file:
+            file.write_text(text, encoding="utf-8")
+
+    def log_dict(self, content: Mapping[str, Any], path: str) -> None:
+        """As JSON."""
+        self.log_text(json.dumps(content, ensure_ascii=False, indent=2, default=str), path)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        with self.artifact(path) as file:
+            figure.savefig(file)
+
+    def log_table(self, columns: Mapping[str, Sequence[Any]], path: str) -> None:
+        """The whole of a table (a later one of that path replaces it), for mlflow.load_table."""
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        self.log_text(json.dumps({"columns": list(columns), "data": rows}, ensure_ascii=False), path)
+        self.set_tags(table_tag(path))
+
+    def log_input(self, dataset: Dataset, context: str) -> None:
+        entity = dataset._to_mlflow_entity()
+        self.spool.append("input", context=context, dataset=dict(entity))
+
+    def log_model(self, folder: Path) -> str | None:
+        """Logs a model folder after all before it; its models:/ URI, or None where the store is away.
+
+        In that case the local log keeps it, and the folder must stay until pipelines.sync has sent it. Raises what
+        MLflow has against the model.
+        """
+        number = self.spool.append("model", folder=str(folder.resolve()))
+        self.flush()
+        result = self.sender.delivery.results.get(number)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def flush(self) -> bool:
+        """Waits until the store has everything, or for flush_timeout seconds in which it took nothing."""
+        return self.sender.flush(self.flush_timeout)
+
+    def sync_to_disk(self) -> None:
+        """What is logged so far survives a power failure; for checkpoints."""
+        self.spool.sync_to_disk()
+
+    def end(self, status: str, reason: str) -> None:
+        """The last thing said to the run: FINISHED, FAILED or KILLED, and in words (tag `end`)."""
+        try:
+            self.set_tags({"end": reason})
+            self.spool.append("status", status=status)
+            self.spool.sync_to_disk()
+            longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
+            self.sender.flush(min(self.flush_timeout, longest), longest)
+        finally:
+            leave(self.info.run_id)
+            self.abandon()
+            self.say_what_is_left()
+
+    def abandon(self) -> None:
+        """Sends and writes nothing more."""
+        self.sender.stop()
+        self.spool.close()
+
+    def say_what_is_left(self) -> None:
+        command = "python -m pipelines.sync"
+        if self.root != Path("outputs/tracking").resolve():
+            command += f" tracking.spool_dir={self.root}"
+        if self.spool.pending:
+            logger.warning(
+                "tracking: %d of %d records of run %s are still to be sent (%s): `%s` sends them",
+                self.spool.pending, self.spool.records, self.info.run_id, self.sender.reason or "no time", command,
+            )  # fmt: skip
+        if self.spool.refused:
+            logger.warning(
+                "tracking: the store refused %d records of run %s; %s says why",
+                self.spool.refused, self.info.run_id, self.spool.folder / "refused.jsonl",
+            )  # fmt: skip

@@ -1,0 +1,76 @@
+"""What runs couldn't send to the tracking store, sent now: `python -m pipelines.sync`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.config import SyncConfig
+from modules.delivery import Delivery
+from modules.redaction import first_line, redact_text
+from modules.run_life import END, GONE, require_store
+from modules.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.tracking import connect
+
+from .command_line import run_stage, show
+
+
+@dataclass(frozen=True)
+class Sent:
+    run_id: str
+    sent: int
+    """Records that went now."""
+    left: int
+    """Records that still wait; 1 at least where the run's process is alive."""
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.sent:,} sent, {self.left:,} left{': ' if self.note else ''}{self.note}"
+
+
+def sync(config: SyncConfig) -> list[Sent]:
+    """Sends what waits. ValueError if the store doesn't answer, or something is left."""
+    root = Path(config.tracking.spool_dir)
+    logs = sorted(root.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime)
+    folders = [log.parent for log in logs if unsent(log.parent) or last_record(log.parent).get("kind") != "status"]
+    if not folders:
+        show("sync", {str(root): f"nothing waits ({len(logs):,} runs)"})
+        return []
+    uri = connect(config.tracking)
+    require_store(uri)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    results = [send_rest(folder, uri) for folder in folders]
+    show(f"sync: to {redact_text(uri)}", {result.run_id: str(result) for result in results})
+    left = sum(result.left for result in results)
+    if left:
+        raise ValueError(f"{left:,} records are left; nothing is lost, run it again when what is said above is mended")
+    return results
+
+
+def send_rest(folder: Path, uri: str) -> Sent:
+    try:
+        spool = Spool(folder)
+    except SpoolInUseError as error:
+        return Sent(folder.name, 0, 1, f"{error}: it sends them itself")
+    waited = spool.pending
+    note = ""
+    try:
+        if last_record(folder).get("kind") != "status":  # killed, or it would hold the lock
+            spool.append("tags", values={END: GONE})
+            spool.append("status", status="KILLED")
+        delivery = Delivery(spool, folder.name, uri)
+        while delivery.step():
+            pass
+    except Exception as error:
+        made_in = spool.read_json("run.json", {"store": "?"})["store"]
+        note = first_line(error) + (f" (the run was made in {made_in})" if made_in != redact_text(uri) else "")
+    finally:
+        spool.close()
+    if spool.refused:
+        note += f"{'; ' if note else ''}{spool.refused:,} refused for good, see {folder / 'refused.jsonl'}"
+    return Sent(folder.name, max(0, waited - spool.pending), spool.pending, note)
+
+
+if __name__ == "__main__":
+    run_stage("sync", sync)
