@@ -209,7 +209,9 @@ def meta_decoder(config: ModelConfig) -> Decoder:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of each of the decoder's tensors, in its order."""
+    """Name → shape of each of the decoder's tensors, in its order. CheckpointError where the vocabulary is unsaid."""
+    if config.vocab_size is None:
+        raise CheckpointError("the model's configuration says no vocab_size; copy it again from where it came from")
     return {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
 
 

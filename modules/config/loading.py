@@ -89,8 +89,6 @@ def load_model_config(path: Path) -> ModelConfig:
         raise ConfigError([str(error)]) from error
     if not isinstance(content, dict):
         raise ConfigError([f"{path} must hold `key: value` lines"])
-    if content.get("vocab_size") is None:
-        complaints.append("vocab_size must be given")
     config = assign(ModelConfig, [(str(key), value, path.name) for key, value in content.items()], complaints)
     try:
         result = finish(config, complaints)
