@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .redaction import redact_text
 from .row_files import sha256_of
 
 QUARANTINE = "quarantine.jsonl"
@@ -107,7 +108,7 @@ class Quarantine:
                 )
             )
         for row in sorted(findings.bad):
-            place = {"file": findings.where, findings.unit: row.position}
+            place = {"file": redact_text(findings.where), findings.unit: row.position}
             self.rows.append(place | {"reason": row.fault, "detail": row.detail, "text": row.text})
 
     def counts(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ import datasets
 from .bad_rows import QUARANTINE, DataError, Quarantine
 from .poetry import split_of, write_derived_sets
 from .poetry.build import MANIFEST
+from .redaction import redact_text
 from .row_files import Row, read_rows, sha256_of, write_json, write_rows
 from .rows import fingerprint, has_split, load_rows
 
@@ -58,7 +59,7 @@ def prepare_rows(
     found = {name: load_rows(source, columns, name, quarantine=quarantine) for name in ("train", *own)} if own else {}
     found = found or {"": load_rows(source, columns, quarantine=quarantine)}
     identity = {
-        "source": str(source),
+        "source": redact_text(str(source)),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
         "fractions": {"validation": validation_fraction, "test": test_fraction},
     }

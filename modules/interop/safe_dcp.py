@@ -58,6 +58,8 @@ class SafeReader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = MetadataUnpickler(file).load()
+            if not isinstance(metadata, Metadata):
+                raise ValueError(f"it holds a {type(metadata).__name__}")
         except FileNotFoundError as error:
             raise CheckpointError(f"{path.parent} is no training checkpoint: {METADATA} is missing") from error
             refuse_impossible(Path(self.path), metadata)
