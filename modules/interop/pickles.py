@@ -43,7 +43,10 @@ def load(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy it from where the folder came from")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            refuse_packed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         called = GLOBAL.search(str(error))
         if called:
@@ -60,6 +63,15 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged: no complete file of PyTorch's; copy it again") from error
     except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
         raise CheckpointError(f"{path} is damaged: {first_line(error)}; copy it again") from error
+
+
+def refuse_packed(path: Path) -> None:
+    """ValueError for an archive that would unfold: PyTorch's own hold everything as it is."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError(f"{packed[0] if packed else 'what it holds'} is packed, which no file of PyTorch's is")
 
 
 def first_line(error: Exception) -> str:
