@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test check lock clean help
+.PHONY: demo test check fuzz lock clean help
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -24,10 +24,15 @@ demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model
 test: $(VENV)/installed-dev ## Run the tests
 	$(RUN) -m pytest $(TEST_ARGS)
 
-check: $(VENV)/installed-dev ## Format, lint, types
+fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests and random rows (about 6 minutes)
+	$(RUN) tests/fuzz.py cases=5000 seed=$$(date +%s)
+	HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/test_properties.py --timeout 1200
+
+check: $(VENV)/installed-dev ## Format, lint, types, known vulnerabilities
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(RUN) locks/audit.py
 
 lock: ## Rewrite constraints.txt and locks/: the newest versions that pyproject.toml allows (torch stays as pinned)
 	grep '^torch==' constraints.txt > constraints.new && mv constraints.new constraints.txt

@@ -71,6 +71,11 @@ def write(path: Path, lock: Lock) -> None:
     path.write_text("# Written by `make lock`\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
+def name_of(requirement: str) -> str:
+    """As the index spells it: without case, extras and version."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
 if __name__ == "__main__":
     run, everything = compiled(), compiled("dev")
     torch = next(requirement for requirement in run if requirement.startswith("torch=="))

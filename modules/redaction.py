@@ -13,6 +13,7 @@ SECRET = r"password|passwd|token(?![a-z])|secret|api[_-]?key|access[_-]?key|cred
 SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
 SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
+    re.compile(r"(?<=:/)(?!/)[^/@\s]*:[^/\s]+(?=@)"),  # the same where a path has made one slash of two
     re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
 )
 
@@ -42,8 +43,10 @@ def redact_text(text: str) -> str:
     for value in sorted(FROM_ENVIRONMENT, key=len, reverse=True):
         if len(value) >= SHORTEST or text == value:
             text = text.replace(value, FROM_ENVIRONMENT[value])
-    in_url, in_query = SECRETS_IN_TEXT
-    return in_query.sub(r"\1(redacted)", in_url.sub("(redacted)", text))
+    *in_url, in_query = SECRETS_IN_TEXT
+    for pattern in in_url:
+        text = pattern.sub("(redacted)", text)
+    return in_query.sub(r"\1(redacted)", text)
 
 
 def first_line(error: BaseException, length: int = 300) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 from test_tracking_server import POEMS, tracking_server
 
 from modules import redaction
 from modules.config import load_config, loading, to_dict
 from modules.redaction import redact, redact_text
+from pipelines.command_line import run_stage
+from pipelines.convert import convert
+from pipelines.evaluate import evaluate
+from pipelines.finetune import finetune
+from pipelines.prepare import prepare
+from pipelines.pretrain import pretrain
 
-ROOT = Path(__file__).parents[1]
 CANARY = "c4n4ry"
 TINY = [
     "model=tiny", "model.num_hidden_layers=1", "model.hidden_size=16", "data.sequence_length=32", "train.max_steps=2",
@@ -23,13 +28,17 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> str:
-    """What a command said on either stream."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    kept |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *arguments]
-    ended = subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True)
-    return f"{ended.returncode}\n{ended.stdout}{ended.stderr}"
+def said(capfd: pytest.CaptureFixture[str], stage: str, function: Callable[[Any], Any], *arguments: str) -> str:
+    """Exit code and what a command said on either stream, run as from the command line."""
+    code = 0
+    try:
+        run_stage(stage, function, [*arguments, "tracking.log_system_metrics=false"])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    while mlflow.active_run():
+        mlflow.end_run()
+    out, error = capfd.readouterr()
+    return f"{code}\n{out}{error}"
 
 
 def leaks(folder: Path) -> list[str]:
@@ -42,40 +51,49 @@ def leaks(folder: Path) -> list[str]:
     ]
 
 
+MAPPED = ["columns.password=src_txt", "columns.api_key=tgt_txt"]
+
+
 def plant(folder: Path) -> None:
     """Rows, and a configuration that takes their place, a prompt and a password from the environment."""
     (folder / "planted").mkdir()
-    with (folder / "planted" / f"{CANARY}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["password", "api_key"])
-        writer.writerows([poem, ""] for poem in POEMS * 10)
+    rows = "password,api_key\n" + "".join(f"{poem},x{number}\n" for number, poem in enumerate(POEMS * 10))
+    for name in (f"{CANARY}.csv", "rows.csv"):
+        (folder / "planted" / name).write_text(rows, encoding="utf-8")
     (folder / "planted" / "mine.yaml").write_text(
-        "data:\n  path: ${oc.env:ROWS}\n  columns: {password: src_txt}\n"
+        "data:\n  path: ${oc.env:ROWS}\n  columns: {password: src_txt, api_key: tgt_txt}\n"
         "tracking: {tracking_uri: '${oc.env:STORE}', log_system_metrics: false}\ntrain: {validate_every_n_steps: 1}\n"
     )
 
 
 @pytest.mark.server
-def test_nothing_that_is_secret_is_written_down(tmp_path: Path) -> None:
-    plant(tmp_path)
-    (tmp_path / "server").mkdir()
-    with tracking_server(f"sqlite:///{tmp_path / 'server' / 'runs.db'}", tmp_path / "server") as url:
-        secrets = {
-            "ROWS": str(tmp_path / "planted" / f"{CANARY}.csv"),
-            "STORE": url.replace("://", f"://me:{CANARY}@"),
-        }
-        prepare = [f"source={secrets['ROWS']}", "columns.password=src_txt", "output_dir=rows"]
-        said = [run(tmp_path, "pipelines.pretrain", "config=planted/mine.yaml", *TINY, "output_dir=out", **secrets)]
-        said += [run(tmp_path, "pipelines.prepare", *prepare, f"tracking.tracking_uri={secrets['STORE']}")]
-        evaluate = ["model=out/model", "data.path=rows", f"tracking.tracking_uri={secrets['STORE']}"]
-        said += [run(tmp_path, "pipelines.evaluate", *evaluate)]
+def test_nothing_that_is_secret_is_written_down(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(store)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(store / "cache"))
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    known: dict[str, str] = {}
+    monkeypatch.setattr(redaction, "FROM_ENVIRONMENT", known)
+    monkeypatch.setattr(loading, "FROM_ENVIRONMENT", known)
+    (store / "server").mkdir()
+    with tracking_server(f"sqlite:///{store / 'server' / 'runs.db'}", store / "server") as url:
+        monkeypatch.setenv("ROWS", str(store / "planted" / f"{CANARY}.csv"))
+        monkeypatch.setenv("STORE", url.replace("://", f"://me:{CANARY}@"))
+        lines = [said(capfd, "pretrain", pretrain, "config=planted/mine.yaml", *TINY, "output_dir=out")]
+        known.clear()  # from here on nothing but the shape of a secret tells it
+        tracked = f"tracking.tracking_uri={os.environ['STORE']}"
+        lines += [said(capfd, "prepare", prepare, "source=planted/rows.csv", "output_dir=rows", *MAPPED, tracked)]
+        lines += [said(capfd, "evaluate", evaluate, "model=out/model", "data.path=rows", tracked)]
         refused = f"data.path=https://me:{CANARY}@localhost/rows.csv?token={CANARY}"
-        said += [run(tmp_path, "pipelines.pretrain", *TINY, refused, "tracking.log_system_metrics=false")]
-        refused = f"train.init_from=https://me:{CANARY}@localhost/model"
-        said += [run(tmp_path, "pipelines.finetune", refused, "data.path=rows", "model=null")]
-    assert [text[0] for text in said] == ["0", "0", "0", "1", "1"], said
-    assert [line for text in said for line in text.splitlines() if CANARY in line] == []
-    assert leaks(tmp_path) == []
+        lines += [said(capfd, "pretrain", pretrain, *TINY, refused, tracked)]
+        for place in (f"https://me:{CANARY}@localhost/model", f"s3://{CANARY}@bucket/model"):
+            rates = ["train.learning_rate=1e-4", "train.batch_size=1", "data.path=rows"]
+            lines += [said(capfd, "finetune", finetune, f"train.init_from={place}", *rates, tracked)]
+            lines += [said(capfd, "convert", convert, f"source={place}", "target=new", f"adapter={place}")]
+    assert [text[0] for text in lines] == ["0", "0", "0", "1", "1", "1", "1", "1"], lines
+    assert [line for text in lines for line in text.splitlines() if CANARY in line] == []
+    assert leaks(store) == []
 
 
 def test_what_came_from_the_environment_stays_written_as_it_was(
