@@ -5,12 +5,13 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
+FAULT_ARGS ?= count=100 seed=0
 # `mlflow run` starts `python`: it must be this environment's
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test check lock clean help
+.PHONY: demo test check faults lock clean help
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -26,6 +27,9 @@ check: $(VENV)/installed-dev ## Format, lint, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+faults: $(VENV)/installed-dev ## Break 100 runs at random places and see what is lost (about 15 minutes)
+	$(RUN) -W ignore -m tests.faults $(FAULT_ARGS)
 
 lock: ## Rewrite constraints.txt: the newest versions that pyproject.toml allows (torch stays as pinned)
 	grep '^torch==' constraints.txt > constraints.new && mv constraints.new constraints.txt
