@@ -7,12 +7,13 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation
 DEMO_ARGS ?=
 TEST_ARGS ?=
+FAULT_ARGS ?= count=100 seed=0
 # `mlflow run` starts `python`: it must be this environment's
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test check fuzz lock clean help
+.PHONY: demo test check faults fuzz lock clean help
 .DEFAULT_GOAL := help
 
 help: ## This list

@@ -1,6 +1,7 @@
 """Breaks runs at random places, lets the same command go on, and compares what comes out with a run that wasn't broken.
 
-    python -m tests.faults count=100 seed=0        (from the repository's root; `make faults`)
+    python -m tests.faults count=100 seed=0                        (from the repository's root; `make faults`)
+    python -m tests.faults count=200 kind=kill place='in a save' folder=/dev/shm
 
 A run counts as survived where each step's rows, loss and learning rate, MLflow's metrics, the weights and the
 optimizer are bit for bit those of the unbroken run, nothing half-written is left, and at every moment there was a sound
@@ -21,23 +22,41 @@ from modules.checkpoint_callback import checkpoints_in
 from modules.resume import CHECKPOINTS
 
 from .injection import FILLER, PLACES, Fault
-from .runs import VARIANTS, Outcome, Variant, attempt, checkpoint_lost, lost, outcome, small_disk
+from .runs import (
+    ON_TWO,
+    VARIANTS,
+    Outcome,
+    Variant,
+    attempt,
+    attempt_on_two,
+    checkpoint_lost,
+    lost,
+    outcome,
+    send_the_rest,
+    small_disk,
+)
 
 TEXTS = ["白日依山尽，黄河入海流。", "床前明月光，疑是地上霜。", "春眠不觉晓，处处闻啼鸟。", "红豆生南国，春来发几枝。"]
+EVERY = 12
+"""Each so manieth run is on two processes: a start takes a hundred times as long there."""
 ATTEMPTS = 30
 """After so many tries of the same command a run is given up as lost."""
 
 
-def options(arguments: list[str]) -> tuple[int, int, str | None]:
-    given = {"count": "100", "seed": "0", "folder": ""} | dict(argument.split("=", 1) for argument in arguments)
-    return int(given["count"]), int(given["seed"]), given["folder"] or None
+DEFAULTS = {"count": "100", "seed": "0", "kind": "", "place": "", "folder": ""}
+"""kind and place: these faults alone; folder: where the runs lie."""
 
 
-def draw(chance: random.Random) -> Fault:
-    kind = chance.choice(["kill", "kill", "terminate", "interrupt", "disk full"])
+def draw_on_two(chance: random.Random) -> Fault:
+    place = chance.choice(["the launcher", "rank 0", "rank 1"])
+    return Fault(chance.choice(["kill", "terminate"]), place, chance.randint(0, 1500))
+
+
+def draw(chance: random.Random, options: dict[str, str]) -> Fault:
+    kind = options["kind"] or chance.choice(["kill", "kill", "terminate", "interrupt", "disk full"])
     if kind == "disk full":
         return Fault(kind, "in a save", chance.randint(1, 60))
-    place = chance.choice(["any time", *PLACES])
+    place = options["place"] or chance.choice(["any time", *PLACES])
     number = chance.randint(0, 1500) if place == "any time" else chance.randint(1, 40)
     return Fault(kind, place, number)
 
@@ -50,43 +69,51 @@ def make_template(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def broken_run(folder: Path, variant: Variant, chance: random.Random) -> tuple[list[Fault], list[str]]:
+def broken_run(
+    folder: Path, variant: Variant, chance: random.Random, options: dict[str, str]
+) -> tuple[list[Fault], list[str]]:
     """A run that is broken up to three times; the faults that struck, and what was lost."""
     faults: list[Fault] = []
     for number in range(ATTEMPTS):
-        fault = draw(chance) if number < 3 else None
+        two = variant is ON_TWO
+        fault = None if number >= 3 - two else draw_on_two(chance) if two else draw(chance, options)
         newest = max(checkpoints_in(folder / "out" / CHECKPOINTS), default=0)
-        code = attempt(folder, variant, fault)
+        code = (attempt_on_two if two else attempt)(folder, variant, fault)
         (folder / "out" / FILLER).unlink(missing_ok=True)
         if code == 0:
             return faults, []
         if fault is None:
+            if "it holds a finished run" in (folder / "output.txt").read_text():  # it was killed when all was done
+                send_the_rest(folder)
+                return faults, []
             break
         faults.append(fault)
         if complaint := checkpoint_lost(folder, newest):
             return faults, [complaint]
         expected = {"kill": -9, "terminate": 143, "interrupt": 130, "disk full": 1}[fault.kind]
-        if code != expected:
+        if code != expected and not two:
             return faults, [f"exit code {code}, not {expected}"]
     return faults, [f"the command fails: {(folder / 'output.txt').read_text()[-500:]}"]
 
 
 def main(arguments: list[str]) -> int:
-    count, seed, place = options(arguments)
-    chance = random.Random(seed)
+    options = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
+    chance = random.Random(int(options["seed"]))
     injected: Counter[str] = Counter()
     broken: Counter[str] = Counter()
-    base = Path(tempfile.mkdtemp(prefix="moyun-faults-", dir=place))
+    base = Path(tempfile.mkdtemp(prefix="moyun-faults-", dir=options["folder"] or None))
     make_template(base / "template")
     straight = {variant: unbroken(base, variant) for variant in VARIANTS}
     number = 0
-    while injected.total() < count:
+    while injected.total() < int(options["count"]):
         number += 1
-        variant = chance.choice(VARIANTS)
+        variant = ON_TWO if number % EVERY == 0 and not options["kind"] else chance.choice(VARIANTS)
+        if variant not in straight:
+            straight[variant] = unbroken(base, variant)
         folder = base / f"run-{number}"
         shutil.copytree(base / "unbroken" / "ready", folder)
         with small_disk(folder):
-            faults, complaints = broken_run(folder, variant, chance)
+            faults, complaints = broken_run(folder, variant, chance, options)
             complaints = complaints or lost(straight[variant], outcome(folder))
         injected.update(map(str, faults))
         if complaints:
@@ -104,7 +131,7 @@ def unbroken(base: Path, variant: Variant) -> Outcome:
     """Also leaves a folder in which the rows are cached and the store's tables are made."""
     ready, folder = base / "unbroken" / "ready", base / "unbroken" / variant.name
     shutil.copytree(ready if ready.exists() else base / "template", folder)
-    if code := attempt(folder, variant):
+    if code := (attempt_on_two if variant is ON_TWO else attempt)(folder, variant):
         raise SystemExit(f"{variant.name}: exit code {code}\n{(folder / 'output.txt').read_text()[-3000:]}")
     if not ready.exists():
         shutil.copytree(base / "template", ready)

@@ -6,18 +6,21 @@ A process that has everything imported forks for each attempt: a start takes a t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from modules.checkpoint_callback import checkpoints_in
@@ -25,13 +28,14 @@ from modules.file_list import damage
 from modules.interop.safe_dcp import SafeReader
 from modules.lightning_module import LanguageModel
 from modules.packing import StepBatch
-from modules.resume import CHECKPOINTS
+from modules.resume import CHECKPOINTS, LOCK
 from modules.weights import weights_hash
 from pipelines.command_line import run_stage
 from pipelines.pretrain import pretrain
 
-from .injection import Fault, Injector
+from .injection import SIGNALS, Fault, Injector
 
+ROOT = Path(__file__).parents[2]
 ACCOUNT = "account.jsonl"
 TRAINED = [
     "model=tiny", "model.num_hidden_layers=1", "model.hidden_size=16", "model.hidden_dropout_prob=0.1",
@@ -74,6 +78,9 @@ def small_disk(folder: Path) -> Iterator[None]:
             subprocess.run(["umount", str(out)], check=True)
 
 
+ON_TWO = Variant("2 processes", ("trainer.devices=2", "train.save_every_n_steps=2", "train.max_epochs=40"))
+
+
 def attempt(folder: Path, variant: Variant, fault: Fault | None = None) -> int:
     """Runs pretrain in `folder`, in a process of its own; its exit code, negative where a signal ended it."""
     child = os.fork()
@@ -98,6 +105,58 @@ def attempt(folder: Path, variant: Variant, fault: Fault | None = None) -> int:
             sys.stdout.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def attempt_on_two(folder: Path, variant: Variant, fault: Fault | None = None) -> int:
+    """The same on two processes, with the real launcher; a signal goes to it or to one of them, so many ms after."""
+    command = [sys.executable, "-m", "pipelines.pretrain", *TRAINED, *variant.arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with (folder / "output.txt").open("ab") as output:
+        launcher = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        if fault:
+            wait_until(lambda: launcher.poll() is not None or (folder / "out" / CHECKPOINTS / "last.ckpt").exists())
+            time.sleep(fault.number / 1000)
+            hit(launcher, fault)
+        return launcher.wait()
+    finally:
+        launcher.kill()
+        launcher.wait()
+        wait_until(lambda: not in_use(folder / "out"))  # what a killed launcher left ends with it, after a checkpoint
+
+
+def hit(launcher: subprocess.Popen[bytes], fault: Fault) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        target = psutil.Process(launcher.pid)
+        if fault.place != "the launcher":
+            ranks = [p for p in target.children() if p.environ().get("RANK") == fault.place.removeprefix("rank ")]
+            target = ranks[0] if ranks else target
+        target.send_signal(SIGNALS[fault.kind])
+
+
+def in_use(out: Path) -> bool:
+    try:
+        with (out / LOCK).open("r+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("nothing happened in two minutes")
+        time.sleep(0.01)
+
+
+def send_the_rest(folder: Path) -> None:
+    """What a run that was killed when all was done couldn't send any more."""
+    command = [sys.executable, "-m", "pipelines.sync"]
+    subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
 
 
 def take_notes(path: Path) -> None:
@@ -137,7 +196,8 @@ class Outcome:
 def outcome(folder: Path) -> Outcome:
     steps: dict[int, dict[str, Any]] = {}
     otherwise = []
-    for line in (folder / ACCOUNT).read_text().splitlines():
+    account = folder / ACCOUNT
+    for line in account.read_text().splitlines() if account.exists() else []:
         note = json.loads(line)
         if steps.setdefault(note["step"], note) != note:
             otherwise.append(note["step"])
