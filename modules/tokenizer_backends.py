@@ -76,7 +76,7 @@ def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
     """
     # Not str.splitlines: real vocabularies hold U+2028, which ends no line here.
     lines = read_text(folder / "vocab.txt", VOCABULARY).removesuffix("\n").split("\n")
-    vocab = {line.rstrip("\r"): number for number, line in enumerate(lines)}
+    vocab = {line: number for number, line in enumerate(lines)}
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocab]
     if missing:
         raise ValueError(f"{folder / 'vocab.txt'} has no line {' or '.join(missing)}: not a BERT vocabulary")
