@@ -15,7 +15,9 @@ import uuid
 from modules.config import TrainerConfig
 from modules.processes import Stopped, is_worker
 
-LOST = re.compile(r"Timed out waiting|timeout caused pair closure|Connection closed by peer|Connection reset by peer|Watchdog caught")
+LOST = re.compile(
+    "Timed out waiting|timeout caused pair closure|Connection closed by peer|Connection reset by peer|Watchdog caught"
+)
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
 
 
