@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import meta_decoder, new_folder
-from .config import ConfigError, LoraConfig, ModelConfig, to_yaml, validate
+from .config import LoraConfig, ModelConfig, to_yaml, validate
 from .lora import add_lora, merged
 from .row_files import sha256_of
+from .small_files import read_plain_yaml
 from .weights import (
     CheckpointError,
     StoredModel,
@@ -83,11 +83,11 @@ def read_adapter(folder: str | Path) -> Adapter:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is no adapter folder: {name} is missing")
     try:
-        facts = yaml.safe_load((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_plain_yaml(folder / FACTS)
         base, own = str(facts.pop("base_weights_sha256")), facts.pop("adapter_sha256")
         config = LoraConfig(**facts)
         validate(config)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / FACTS} is damaged ({error}); copy the folder again") from error
     if adapter_hash(folder) != own:
         raise CheckpointError(f"{folder / WEIGHTS} differs from what was saved; copy the folder again")

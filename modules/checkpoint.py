@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -38,6 +38,7 @@ from .weights import (
     in_blocks,
     in_heads,
     meta_decoder,
+    read_safetensors,
     read_weights,
     safetensors_files,
     shapes_of,
@@ -240,11 +241,19 @@ def sound_hash(folder: Path) -> str:
     For what makes a new model of it: a damaged one would otherwise get hashes and golden logits of its own.
     """
     found = model_hash(folder)
-    if interop.format_of(folder) == "moyun":
-        with safe_open(folder / "golden.safetensors", "pt") as file:
-            if (file.metadata() or {}).get("weights") != found:
-                raise CheckpointError(f"{folder}: {CHANGED}")
+    if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
+        raise CheckpointError(f"{folder}: {CHANGED}")
     return found
+
+
+def saved_hashes(folder: Path) -> dict[str, str]:
+    """What the weights and the tokenizer of a model folder hashed to when it was written."""
+    path = folder / "golden.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
 
 
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
@@ -259,21 +268,18 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
             f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
             f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
         )
-    path = folder / "golden.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            hashes = file.metadata() or {}
-        expected = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
+    hashes = saved_hashes(folder)
     if hashes.get("tokenizer") != tokenizer.fingerprint:
         raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
     if hashes.get("weights") != weights_hash(folder):
         raise CheckpointError(f"{folder}: {CHANGED}")
     found = golden(model, tokenizer)
-    if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in expected.items()}:
+    saved = read_safetensors(folder / "golden.safetensors")
+    if found.keys() != saved.keys() or any(
+        (saved[name].shape, saved[name].dtype) != (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()
+    ):
         raise CheckpointError(f"{folder}: golden.safetensors is of another model; copy the folder again")
-    difference = float((found["logits"] - expected["logits"]).abs().max())
+    difference = float((found["logits"] - saved["logits"].read()).abs().max())
     if not difference <= tolerance:  # also catches NaN
         raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")
     return difference

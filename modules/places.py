@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def is_registered(place: str) -> bool:
@@ -11,6 +14,8 @@ def is_registered(place: str) -> bool:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder itself; of a training stage's output folder, the model in it."""
+    """The folder itself; of a training stage's output folder, the model in it. ValueError for a URL."""
+    if URL.match(str(path)):
+        raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(path)
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

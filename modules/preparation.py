@@ -12,10 +12,12 @@ from typing import Any
 
 import datasets
 
+from .bad_rows import QUARANTINE, DataError, Quarantine
 from .poetry import split_of, write_derived_sets
 from .poetry.build import MANIFEST
+from .redaction import redact_text
 from .row_files import Row, read_rows, sha256_of, write_json, write_rows
-from .rows import DataError, fingerprint, has_split, load_rows
+from .rows import fingerprint, has_split, load_rows
 
 SAMPLE = Path(__file__).parents[1] / "data" / "poems.jsonl.gz"
 SPLITS = ("train", "validation", "test")
@@ -40,18 +42,24 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
 
 
 def prepare_rows(
-    folder: Path, source: str, columns: dict[str, str], validation_fraction: float, test_fraction: float
+    folder: Path,
+    source: str,
+    columns: dict[str, str],
+    validation_fraction: float,
+    test_fraction: float,
+    quarantine: Quarantine | None = None,
 ) -> dict[str, Any]:
     """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
 
     A source with splits of its own keeps them. Otherwise each row's place follows from its text alone (by SHA-1),
-    so that it stays where it is when rows are added. Raises DataError.
+    so that it stays where it is when rows are added. Bad rows go to quarantine, which becomes
+    FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
-    found = {name: load_rows(source, columns, name) for name in ("train", *own)} if own else {}
-    found = found or {"": load_rows(source, columns)}
+    found = {name: load_rows(source, columns, name, quarantine=quarantine) for name in ("train", *own)} if own else {}
+    found = found or {"": load_rows(source, columns, quarantine=quarantine)}
     identity = {
-        "source": str(source),
+        "source": redact_text(str(source)),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
         "fractions": {"validation": validation_fraction, "test": test_fraction},
     }
@@ -70,6 +78,8 @@ def prepare_rows(
     files = {
         f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if splits.get(name)
     }
+    if quarantine and quarantine.rows:
+        files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     return finish(folder, identity | {"exact copies dropped": copies}, files)
 
 

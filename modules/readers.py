@@ -11,47 +11,19 @@ import csv
 import gzip
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
 import datasets
 import pyarrow as pa
 
+from .bad_rows import DataError, Findings
+
 MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB of memory before anyone notices
-SHOWN_BAD_ROWS = 5
+MAX_JSON_BYTES = 1_000_000_000
+"""Of a .json file, which is read whole, unpacked."""
 
 Row = tuple[int, Mapping[str, object]]
-
-
-class DataError(ValueError):
-    """A user's data can't be used as it is; the message says what, where, and what to do."""
-
-
-@dataclass
-class Findings:
-    """What a reader learns besides the rows: column names as they appear, and rows that can't be used."""
-
-    where: str
-    unit: str = "row"
-    columns: dict[str, None] = field(default_factory=dict)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-
-    def at(self, position: int) -> str:
-        return f"{self.where}:{position}" if self.unit == "line" else f"{self.where} row {position}"
-
-    def error(self, position: int, reason: str) -> DataError:
-        return DataError(f"{self.at(position)}: {reason}")
-
-    def raise_if_bad(self) -> None:
-        """Raises DataError with the first bad rows in file order, their total count and the remedy."""
-        if not self.bad:
-            return
-        total = len(self.bad)
-        shown = [f"  {self.at(position)}: {reason}" for position, reason in sorted(self.bad)[:SHOWN_BAD_ROWS]]
-        more = [f"  … and {total - len(shown)} more"] if total > len(shown) else []
-        head = f"{self.where}: {total} bad row{'s' if total > 1 else ''}"
-        raise DataError("\n".join([head, *shown, *more, "Correct or delete these rows, then start again."]))
 
 
 def read_dataset(dataset: datasets.Dataset, findings: Findings, wanted: Collection[str]) -> Iterator[Row]:
@@ -96,7 +68,7 @@ def read_objects(objects: Iterable[object], findings: Findings) -> Iterator[Row]
             findings.columns.update(dict.fromkeys(row))
             yield position, row
         else:
-            findings.bad.append((position, f"a {type(row).__name__}, not an object with columns"))
+            findings.note(position, f"a {type(row).__name__}, not an object with columns", row=row)
 
 
 def text_columns(schema: pa.Schema, findings: Findings, wanted: Collection[str]) -> list[str]:
@@ -117,27 +89,32 @@ def read_arrow(batches: Iterable[pa.RecordBatch | pa.Table], findings: Findings)
     position = 0
     for batch in batches:
         names = batch.schema.names
-        try:
-            values = [batch.column(index).to_pylist() for index in range(len(names))]
-        except UnicodeDecodeError as error:
-            first, last = position + 1, position + batch.num_rows
-            raise DataError(
-                f"{findings.where}: a string between rows {first} and {last} isn't UTF-8 ({error});"
-                " write it again as UTF-8"
-            ) from error
+        values = [_python_values(batch.column(index)) for index in range(len(names))]
         for row in zip(*values, strict=True):
             position += 1
             yield position, dict(zip(names, row, strict=True))
+
+
+def _python_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:  # as surrogates, which the check of the values finds in their row
+        encoded = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in encoded]
+    return values
 
 
 def _open_binary(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _decode(raw: bytes, path: Path, first_line: int) -> str:
+def _decode(raw: bytes, path: Path, first_line: int, tolerant: bool = False) -> str:
+    """tolerant: bytes that aren't UTF-8 become surrogates, which the check of the values finds in their row."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if tolerant:
+            return raw.decode("utf-8", "surrogateescape")
         line = first_line + raw.count(b"\n", 0, error.start)
         byte = error.start - raw.rfind(b"\n", 0, error.start)
         utf16 = first_line == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -151,7 +128,7 @@ def _decode(raw: bytes, path: Path, first_line: int) -> str:
     return text.removeprefix("\ufeff") if first_line == 1 else text
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, findings: Findings) -> Iterator[str]:
     """Lines with their line ends. Split at \\n alone: splitlines would also cut at U+2028 inside a text."""
     with _open_binary(path) as file:
         number = 0
@@ -162,15 +139,17 @@ def _lines(path: Path) -> Iterator[str]:
                     f"{path}:{number}: line over {MAX_LINE_BYTES // 1_000_000} MB;"
                     " split it into several rows, and check that the line ends are \\n"
                 )
-            yield _decode(raw, path, number)
+            # Of the first line, a header or a byte order mark, everything else depends.
+            yield _decode(raw, path, number, findings.tolerant and number > 1)
 
 
 def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
     findings.columns["src_txt"] = None
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path, findings), 1):
         text = line.removesuffix("\n").removesuffix("\r")
         if "\r" in text and not text.isspace():
-            findings.bad.append((number, "carriage return inside the line; end the lines with \\n (tr '\\r' '\\n')"))
+            remedy = "; end the lines with \\n (tr '\\r' '\\n')"
+            findings.note(number, "carriage return inside the line", remedy, text)
         elif text and not text.isspace():
             yield number, {"src_txt": text}
 
@@ -178,7 +157,15 @@ def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
 def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     # The csv module's own limit, 128 KiB, is shorter than a long chapter.
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    last = ""
+
+    def remembered() -> Iterator[str]:
+        nonlocal last
+        for line in lines:
+            last = line
+            yield line
+
+    reader = csv.reader(remembered(), delimiter=delimiter, strict=True)
     while True:
         position = reader.line_num + 1
         try:
@@ -192,7 +179,7 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
                 raise findings.error(position, reason) from error
             if not findings.columns:
                 raise findings.error(position, f"the header is not valid CSV ({error}); correct it") from error
-            findings.bad.append((position, f"not valid CSV ({error}); double quotes inside a quoted value"))
+            findings.note(position, "not valid CSV", f" ({error}); double quotes inside a quoted value", last)
             continue
         if record:
             yield position, record
@@ -201,7 +188,7 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
 def read_csv(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
     """Rows of a comma- or tab-separated file with a header line; blank lines are skipped."""
     header: list[str] = []
-    for position, record in _csv_records(_lines(path), findings, delimiter):
+    for position, record in _csv_records(_lines(path, findings), findings, delimiter):
         if not header:
             header = record
             repeated = sorted({name for name in header if header.count(name) > 1})
@@ -211,8 +198,9 @@ def read_csv(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
         elif len(record) == len(header):
             yield position, dict(zip(header, record, strict=True))
         else:
-            reason = f"{len(record)} values for {len(header)} columns; quote values that hold {delimiter!r}"
-            findings.bad.append((position, reason))
+            remedy = f"; quote values that hold {delimiter!r}"
+            fault = f"{len(record)} values for {len(header)} columns"
+            findings.note(position, fault, remedy, delimiter.join(record))
 
 
 def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -227,32 +215,41 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)
 
 
 def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path, findings), 1):
         if line.isspace():
             continue
         try:
             row = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            findings.bad.append((number, f"invalid JSON ({reason})"))
+            reason = (
+                f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else error
+            )
+            findings.note(number, "invalid JSON", f" ({reason})", line)
             continue
         if isinstance(row, dict):
             findings.columns.update(dict.fromkeys(row))
             yield number, row
         else:
-            findings.bad.append((number, f"a JSON {type(row).__name__}, not an object with columns"))
+            findings.note(number, f"a JSON {type(row).__name__}, not an object with columns", row=line)
 
 
 def read_json(path: Path, findings: Findings) -> Iterator[Row]:
     with _open_binary(path) as file:
-        text = _decode(file.read(), path, 1)
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise DataError(f"{path}: over {MAX_JSON_BYTES // 1_000_000} MB; write an object a line, as .jsonl, instead")
+    text = _decode(raw, path, 1)
     if not text.strip():
         return
     try:
         content = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else "; correct it"
-        raise DataError(f"{path}:{error.lineno}: invalid JSON ({error.msg}, column {error.colno}){hint}") from error
+        raise DataError(
+            f"{path}:{error.lineno}: invalid JSON ({error.msg.removesuffix(' at')}, column {error.colno}){hint}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: invalid JSON ({error}); correct it") from error
     if isinstance(content, dict):

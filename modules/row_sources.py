@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import readers
-from .readers import DataError, Findings, Row
+from .bad_rows import DataError, Findings
+from .readers import Row
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 RowSource: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]]
@@ -37,6 +38,7 @@ def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple
         _refuse_split(str(path), split)
         if path.is_dir():
             return _open_dataset(_from_disk(path), str(path), wanted)
+        _refuse_devices(path)
         findings = Findings(str(path))
         return findings, read_file(path, findings, wanted)
     if isinstance(source, datasets.DatasetDict):
@@ -63,7 +65,10 @@ def files_of(source: RowSource, split: str | None) -> list[Path] | None:
     if path.is_dir() and not _is_saved_dataset(path):
         path, split = _split_of_folder(path, split), None
     _refuse_split(str(path), split)
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    _refuse_devices(path)
+    return [path]
 
 
 def is_mapped(source: RowSource, split: str | None) -> bool:
@@ -85,6 +90,12 @@ def _refuse_split(where: str, split: str | None) -> None:
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
+
+
+def _refuse_devices(path: Path) -> None:
+    """A pipe would be waited for, and what was read of it once is gone."""
+    if not path.is_file():
+        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
 
 
 def _is_saved_dataset(path: Path) -> bool:

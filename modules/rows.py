@@ -1,7 +1,7 @@
 """Rows: users' own data → a `datasets.Dataset` with string columns src_txt and, if present, tgt_txt.
 
 Every value is the text that stands in the file: nothing is inferred, stripped, normalised or filled in. What
-can't be taken as it stands is refused, all bad rows at once, with file, line and reason.
+can't be taken as it stands is refused (or left out, if so asked), all bad rows at once, with file, line and reason.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 
+from .bad_rows import DataError, Findings, Quarantine, from_json, to_json
 from .cache import cached, writing
-from .readers import DataError, Findings, Row
+from .readers import Row
 from .row_files import sha256_of
 from .row_sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
 from .row_tables import fingerprint, text_batches, write_table
@@ -25,11 +29,13 @@ __all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_spli
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
 TABLE = "rows.arrow"
+BAD_ROWS = "bad_rows.json"
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
 _ABSENT = object()
 _JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
 _Batches = Iterator[dict[str, list[str]]]
+T = TypeVar("T")
 
 
 def load_rows(
@@ -38,6 +44,7 @@ def load_rows(
     split: str | None = None,
     max_rows: int | None = None,
     cache: Path | None = None,
+    quarantine: Quarantine | None = None,
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
@@ -50,6 +57,7 @@ def load_rows(
     max_rows: read no further than that many rows; what follows is not checked.
     cache: where files of any size are kept as a table that is mapped into memory; a file of the same content is
         not read and checked a second time. None: all rows in memory.
+    quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
@@ -57,28 +65,76 @@ def load_rows(
     origin = _check_columns(columns)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
-
-    def opened() -> tuple[Findings, Iterator[Row]]:
-        findings, rows = open_source(source, split, set(origin.values()))
-        return findings, itertools.islice(rows, max_rows)
-
-    read = functools.partial(_checked, opened, columns, origin)
+    request = _Request(source, columns, origin, split, max_rows, quarantine is not None)
     files = files_of(source, split) if cache else None
     if cache and files:
-        content = [("".join(path.suffixes), sha256_of(path)) for path in files]
-        key = {"files": content, "columns": sorted(columns.items()), "max_rows": max_rows}
-        entry = cached(cache, "rows", key, lambda folder: write_table(folder / TABLE, read()))
-        return datasets.Dataset.from_file(str(entry / TABLE))
-    if cache and is_mapped(source, split):
-        return _on_disk(read(), cache)
-    return _in_memory(read())
+        rows, findings = _cached(request, files, cache)
+    elif cache and is_mapped(source, split):
+        rows, findings = _on_disk(request, cache)
+    else:
+        rows, findings = request.read(_in_memory)
+    if quarantine:
+        quarantine.admit(findings, good=len(rows))
+    return rows
 
 
-def _on_disk(batches: _Batches, cache: Path) -> datasets.Dataset:
+class _LateColumnError(Exception):
+    """Rows before lack a column that only shows now: they have to be checked anew."""
+
+    def __init__(self, columns: Collection[str]) -> None:
+        self.columns = columns
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What load_rows was asked for, checked."""
+
+    source: RowSource
+    columns: Mapping[str, str]
+    origin: Mapping[str, str]
+    split: str | None
+    max_rows: int | None
+    tolerant: bool
+
+    def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
+        """known: columns that rows have to have, though the first ones may lack them."""
+        findings, rows = open_source(self.source, self.split, set(self.origin.values()))
+        findings.columns.update(dict.fromkeys(known))
+        findings.tolerant = self.tolerant
+        return findings, itertools.islice(rows, self.max_rows)
+
+    def read(self, consume: Callable[[_Batches], T]) -> tuple[T, Findings]:
+        """`consume` of the rows' texts, with what was found on the way; it may be started anew."""
+        known: Collection[str] = ()
+        while True:
+            findings, rows = self.opened(known)
+            try:
+                return consume(_checked(findings, rows, self.columns, self.origin)), findings
+            except _LateColumnError as more:
+                known = more.columns
+
+
+def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
+    content = [("".join(path.suffixes), sha256_of(path)) for path in files]
+    key = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
+
+    def build(folder: Path) -> None:
+        _, findings = request.read(functools.partial(write_table, folder / TABLE))
+        if request.tolerant:
+            (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
+
+    entry = cached(cache, "rows", key | ({"tolerant": True} if request.tolerant else {}), build)
+    findings, _ = request.opened()
+    if request.tolerant:
+        findings = from_json(findings.where, json.loads((entry / BAD_ROWS).read_text(encoding="utf-8")))
+    return datasets.Dataset.from_file(str(entry / TABLE)), findings
+
+
+def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
     """Mapped from a file that is deleted at once: its bytes stay until nobody maps them."""
     with writing(cache), tempfile.TemporaryDirectory(".rows", ".", cache) as folder:
-        write_table(Path(folder) / TABLE, batches)
-        return datasets.Dataset.from_file(str(Path(folder) / TABLE))
+        _, findings = request.read(functools.partial(write_table, Path(folder) / TABLE))
+        return datasets.Dataset.from_file(str(Path(folder) / TABLE)), findings
 
 
 def _in_memory(batches: _Batches) -> datasets.Dataset:
@@ -92,32 +148,33 @@ def _in_memory(batches: _Batches) -> datasets.Dataset:
 
 
 def _checked(
-    opened: Callable[[], tuple[Findings, Iterator[Row]]],
-    columns: Mapping[str, str],
-    origin: Mapping[str, str],
-    known: Collection[str] = (),
+    findings: Findings, rows: Iterator[Row], columns: Mapping[str, str], origin: Mapping[str, str]
 ) -> _Batches:
-    """The rows' texts batch by batch; DataError for all bad rows once the last one is read.
+    """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows.
 
-    known: columns that rows have to have, though the first ones may lack them.
+    Where bad rows are tolerated it is raised only if there are no others.
     """
-    findings, rows = opened()
-    findings.columns.update(dict.fromkeys(known))
     present: dict[str, str] | None = None
+    any_good = False
     for batch in _in_batches(rows):
         before = present
         present = {target: name for target, name in origin.items() if name in findings.columns}
-        if before not in (None, present):  # what came before has a fault that only shows now: read again, to name it
-            yield from _checked(opened, columns, origin, present.values())
+        if before not in (None, present):
+            raise _LateColumnError(present.values())
         values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
-        _check_values(findings, [position for position, _ in batch], values, origin)
-        if values and not findings.bad:
+        bad = _note_bad_values(findings, batch, values, origin)
+        if bad and findings.tolerant:
+            good = [index for index in range(len(batch)) if index not in bad]
+            values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
+        if values and (findings.tolerant or not findings.bad):
+            any_good = True
             yield values  # type: ignore[misc]  # checked to be texts
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
         _check_present(findings, columns, origin)
-    findings.raise_if_bad()
+    if not (findings.tolerant and any_good):
+        findings.raise_if_bad()
     if present is None:
         raise DataError(f"{findings.where} has no rows")
 
@@ -171,6 +228,11 @@ def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mappi
                 f" the columns are {listed}"
             )
     if origin.get("src_txt") not in findings.columns:
+        if len(present) == 1 and (sign := next((sign for sign in ";\t|" if sign in present[0]), None)):
+            raise DataError(
+                f"{findings.where} has no column src_txt but a single one, {listed}: are they separated by {sign!r}?"
+                " Separate them by commas in a .csv, by tabs in a .tsv"
+            )
         near = difflib.get_close_matches("src_txt", [name for name in present if name not in columns], 1)
         example = near[0] if near else "YOUR_COLUMN"
         lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"
@@ -180,30 +242,37 @@ def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mappi
         )
 
 
-def _check_values(
-    findings: Findings, positions: list[int], values: Mapping[str, list[object]], origin: Mapping[str, str]
-) -> None:
-    reasons: dict[int, list[str]] = {}
+def _note_bad_values(
+    findings: Findings, batch: list[Row], values: Mapping[str, list[object]], origin: Mapping[str, str]
+) -> set[int]:
+    """Notes the rows of a batch that hold something else than text; returns which they are."""
+    faults: dict[int, list[tuple[str, str]]] = {}
     for target, column in values.items():
         label = target if origin[target] == target else f"{target} (column {origin[target]!r})"
         for index, value in enumerate(column):
-            reason = _fault(value)
-            if reason:
-                reasons.setdefault(index, []).append(f"{label} {reason}")
-    findings.bad.extend((positions[index], " and ".join(parts)) for index, parts in reasons.items())
+            fault = _fault(value)
+            if fault:
+                faults.setdefault(index, []).append((f"{label} {fault[0]}", fault[1]))
+    for index, found in faults.items():
+        position, row = batch[index]
+        findings.note(position, " and ".join(fault for fault, _ in found), "".join(more for _, more in found), row)
+    return set(faults)
 
 
-def _fault(value: object) -> str | None:
+def _fault(value: object) -> tuple[str, str] | None:
+    """(what is wrong, what more there is to say of this value); None for a text."""
     if isinstance(value, str):
         if not value or value.isspace():
-            return "is only white space" if value else "is empty"
+            return ("is only white space" if value else "is empty"), ""
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            return f"holds half a surrogate pair ({value[error.start]!a}), which is no character"
+            half = value[error.start]
+            if "\udc80" <= half <= "\udcff":  # how readers hand on what they could not decode
+                return "holds bytes that aren't UTF-8, or half a surrogate pair", f" ({half!a})"
+            return "holds half a surrogate pair, which is no character", f" ({half!a})"
         return None
     if value is _ABSENT:
-        return "is missing"
+        return "is missing", ""
     name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
-    shown = "" if value is None else f" ({str(value)[:40]})"
-    return f"is {name}{shown}, not a string"
+    return f"is {name}, not a string", "" if value is None else f" ({str(value)[:40]})"

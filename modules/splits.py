@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 
+from .bad_rows import Quarantine
 from .cache import cache_folder
 from .config import DataConfig
 from .rows import DataError, RowSource, has_split, load_rows
 
 
-def load_splits(config: DataConfig, seed: int, source: RowSource | None = None) -> dict[str, datasets.Dataset]:
+def load_splits(
+    config: DataConfig, seed: int, source: RowSource | None = None, quarantine: Quarantine | None = None
+) -> dict[str, datasets.Dataset]:
     """{"train": …, "validation": …, and "test" where there is one}; validated rows.
 
     source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
     Validation rows come from validation_path, else from the source's own validation split, else from the
-    training rows, drawn by seed. Raises DataError.
+    training rows, drawn by seed. quarantine takes bad rows; without one they are refused. Raises DataError.
     """
     if source is None:
         source = config.path
     if source is None:
         raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
     check_prepared(source)
-    cache = cache_folder(config.cache_dir)
-    train = load_rows(source, config.columns, "train", config.max_rows, cache)
+    read = reader(config, quarantine)
+    train = read(source, split="train")
     splits = {"train": train}
     for name, path in (("validation", config.validation_path), ("test", config.test_path)):
         if path:
-            splits[name] = load_rows(path, config.columns, None, config.max_rows, cache)
+            splits[name] = read(path)
         elif has_split(source, name):
-            splits[name] = load_rows(source, config.columns, name, config.max_rows, cache)
+            splits[name] = read(source, split=name)
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(train, config.validation_fraction, seed)
     return splits
+
+
+def reader(config: DataConfig, quarantine: Quarantine | None) -> Callable[..., datasets.Dataset]:
+    """load_rows with what the configuration says of all splits."""
+    cache = cache_folder(config.cache_dir)
+    return partial(load_rows, columns=config.columns, max_rows=config.max_rows, cache=cache, quarantine=quarantine)
 
 
 def check_prepared(source: RowSource) -> None:
@@ -46,13 +57,13 @@ def check_prepared(source: RowSource) -> None:
         )
 
 
-def load_test_rows(config: DataConfig) -> datasets.Dataset:
+def load_test_rows(config: DataConfig, quarantine: Quarantine | None = None) -> datasets.Dataset:
     """The rows to evaluate on: test_path, else the test split beside the training rows."""
     check_prepared(config.test_path or config.path or "")
     if config.test_path:
-        return load_rows(config.test_path, config.columns, None, config.max_rows, cache_folder(config.cache_dir))
+        return reader(config, quarantine)(config.test_path)
     if config.path and has_split(config.path, "test"):
-        return load_rows(config.path, config.columns, "test", config.max_rows, cache_folder(config.cache_dir))
+        return reader(config, quarantine)(config.path, split="test")
     raise DataError(
         f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
         "python -m pipelines.prepare source=FILE"

@@ -276,6 +276,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return Tokenizer(*find_tokenizer(folder))
     except KeyError as error:
         raise ValueError(f"{folder / 'tokenizer_config.json'} has no key {error}; save it again") from error
+    except (TypeError, AttributeError) as error:  # wherever another type stands in somebody's JSON than belongs there
+        raise ValueError(f"no tokenizer in {folder}: its files hold what doesn't belong there ({error})") from error
     except ValueError as error:
         raise ValueError(f"no tokenizer in {folder}: {error}") from error
 

@@ -15,10 +15,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from .character_table import CODE_POINTS, code_points
+from .small_files import VOCABULARY, read_json, read_text, require_small
 
 TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe", "byte_level_bpe"]
 END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+NOWHERE = "\U0010fffe"
+"""A text that no vocabulary knows: some that can be read fail when they have to encode one."""
 BERT_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -41,10 +44,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} where there is no such file; ValueError for other content."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return content
@@ -52,9 +52,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_backend(path: Path) -> tokenizers.Tokenizer:
     """Read a tokenizer.json; ValueError naming the file where the library cannot read it."""
+    require_small(path, VOCABULARY)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
+        backend.encode(NOWHERE, add_special_tokens=False)
+    except BaseException as error:  # the library raises a bare Exception, and panics at what it doesn't expect
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(
             f"{path} is not a readable tokenizer.json ({error}); copy it again from where it came from"
         ) from error
@@ -71,8 +75,8 @@ def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenize_chinese_chars), whose defaults hold for what it doesn't say.
     """
     # Not str.splitlines: real vocabularies hold U+2028, which ends no line here.
-    with (folder / "vocab.txt").open(encoding="utf-8") as lines:
-        vocab = {line.rstrip("\n"): number for number, line in enumerate(lines)}
+    lines = read_text(folder / "vocab.txt", VOCABULARY).removesuffix("\n").split("\n")
+    vocab = {line.rstrip("\r"): number for number, line in enumerate(lines)}
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocab]
     if missing:
         raise ValueError(f"{folder / 'vocab.txt'} has no line {' or '.join(missing)}: not a BERT vocabulary")
@@ -100,6 +104,8 @@ def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
 
 def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Tokenizer:
     """GPT-2's vocab.json and merges.txt; ValueError where they are unreadable, or not all there is."""
+    for name in ("vocab.json", "merges.txt"):
+        require_small(folder / name, VOCABULARY)
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises a bare Exception

@@ -40,6 +40,8 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
     """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
     uri = (config.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
     uri = uri or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    if redact_text(uri) != uri:  # MLflow would print it with the address of the run
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     mlflow.set_tracking_uri(uri)
     return uri
 

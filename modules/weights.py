@@ -19,6 +19,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .decoder import Decoder
 from .row_files import sha256_of
+from .small_files import read_json
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -106,9 +107,11 @@ def weight_files(folder: Path, single_name: str) -> list[Path]:
     if not index.is_file():
         raise CheckpointError(f"{folder}: {single.name} (or {index.name} with its shards) is missing")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("it names no files")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: no weight_map in it; copy it again") from error
+        raise CheckpointError(f"{index} is damaged: no weight_map in it ({error}); copy it again") from error
     files = [folder / name for name in names]
     for path in files:
         if path.parent != folder or not path.is_file():
@@ -206,7 +209,9 @@ def meta_decoder(config: ModelConfig) -> Decoder:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of each of the decoder's tensors, in its order."""
+    """Name → shape of each of the decoder's tensors, in its order. CheckpointError where the vocabulary is unsaid."""
+    if config.vocab_size is None:
+        raise CheckpointError("the model's configuration says no vocab_size; copy it again from where it came from")
     return {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from modules.config import ConfigError, TrainingConfig, help_text, load_config
 from modules.processes import Stopped, end_with_parent, is_main_process, is_worker, stopping_at_once
+from modules.redaction import redact_text
 
 from .launch import WorkerError, launch, require_processes
 
@@ -37,7 +38,7 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         code, message = attempt(stage, function, arguments)
     if code:
         if code == 1 or is_main_process():
-            print(f"{stage}: {message}", file=sys.stderr, flush=True)
+            print(f"{stage}: {redact_text(message)}", file=sys.stderr, flush=True)
         leave(code)
 
 
@@ -112,7 +113,7 @@ def show(title: str, lines: Mapping[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in lines.items():
-        table.add_row(f"  {label}", Text(str(value)))  # Text: brackets in a value are no markup
+        table.add_row(f"  {label}", Text(redact_text(str(value))))  # Text: brackets in a value are no markup
     console.print(table)
 
 

@@ -18,6 +18,7 @@ from modules.tracked_run import TrackedRun
 from modules.tracking import log_rows, resolve_model, stage_run
 
 from .command_line import console, progress_bar, run_stage, show
+from .quarantine import report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class EvaluateResult:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
-        test = load_test_rows(config.data)
+        quarantine = start_quarantine(config.data)
+        test = load_test_rows(config.data, quarantine)
+        report_quarantine(run, quarantine)
         if config.dry_run:
             show("evaluate: what will be done", {"rows": f"{len(test):,}", "model": config.model})
             return EvaluateResult(run.info.run_id, {}, {}, [])
-        train = load_splits(config.data, config.seed)["train"] if config.ngram_floor else None
+        train = (
+            load_splits(config.data, config.seed, quarantine=start_quarantine(config.data))["train"]
+            if config.ngram_floor
+            else None
+        )
         log_rows(run, test, str(config.data.test_path or config.data.path), "test")
         folders = {"model": resolve_model(config.model)}
         if config.baseline:

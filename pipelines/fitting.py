@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from modules.allocator import keep_freed_memory
+from modules.bad_rows import Quarantine
 from modules.callbacks import Progress, SameOnAllRanks, Samples
 from modules.checkpoint import (
     fresh_tensors,
@@ -44,6 +45,8 @@ class Training:
     model: ModelConfig
     data: TextDataModule
     plan: TrainingPlan
+    quarantine: Quarantine | None = None
+    """Rows that were left out."""
 
 
 def fit(

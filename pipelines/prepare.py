@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.progress import TaskID
 
+from modules.bad_rows import Quarantine
 from modules.config import PrepareConfig
 from modules.poetry import build_corpus, find_or_fetch_archive
 from modules.preparation import prepare_rows, prepare_sample
 from modules.tracking import stage_run
 
 from .command_line import progress_bar, run_stage, show
+from .quarantine import report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,17 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         if config.dry_run:
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult(run.info.run_id, folder, {})
-        manifest = make(config, folder)
+        quarantine = start_quarantine(config)
+        manifest = make(config, folder, quarantine)
         run.log_dict(manifest, "manifest.json")
+        report_quarantine(run, quarantine)
         counts = row_counts(manifest)
         run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
         show(f"prepare: rows in {folder}", {name: f"{count:,}" for name, count in counts.items()})
         return PrepareResult(run.info.run_id, folder, manifest)
 
 
-def make(config: PrepareConfig, folder: Path) -> dict[str, Any]:
+def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> dict[str, Any]:
     with progress_bar() as progress:
         tasks: dict[str, TaskID] = {}
 
@@ -57,7 +61,7 @@ def make(config: PrepareConfig, folder: Path) -> dict[str, Any]:
         else:
             report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction
-            manifest = prepare_rows(folder, config.source, config.columns, *fractions)
+            manifest = prepare_rows(folder, config.source, config.columns, *fractions, quarantine)
             report("rows", 1)
     return manifest
 

@@ -13,6 +13,7 @@ from modules.tracking import log_rows, resolve_model, stage_run
 
 from .command_line import run_stage, show
 from .evaluate import score_folder
+from .quarantine import report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         folder = resolve_model(config.model)
         verify_model(folder)
         refuse_non_finite(folder)
-        test = load_test_rows(config.data)
+        quarantine = start_quarantine(config.data)
+        test = load_test_rows(config.data, quarantine)
+        report_quarantine(run, quarantine)
         if config.dry_run:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None

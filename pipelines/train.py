@@ -58,6 +58,7 @@ from modules.weights import StoredWeights
 
 from .command_line import show
 from .fitting import Training, fit
+from .quarantine import keep_quarantine, report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         return follow(stage, config, rows)
     with claimed(config.output_dir, config.train.resume_from) as before, continued(stage, config, before) as run:
         training = set_up(config, rows)
+        report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
@@ -93,6 +95,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
+        keep_quarantine(training.quarantine, folder)
         checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
         facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
@@ -191,11 +194,12 @@ def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
     require_devices(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    splits = load_splits(config.data, config.seed, rows)
+    quarantine = start_quarantine(config.data)
+    splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     data = data_module(config, splits, tokenizer)
-    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data))
+    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
 
 
 def merge_adapter(

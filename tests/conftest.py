@@ -12,6 +12,7 @@ import datasets
 import mlflow
 import pytest
 import torch
+from hypothesis import settings
 from mlflow import MlflowClient
 
 from modules.config import ModelConfig
@@ -21,6 +22,11 @@ from modules.row_files import read_rows
 from modules.tokenizer import Tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
+
+# The same examples in every run of the tests; HYPOTHESIS_PROFILE=long looks for new ones.
+settings.register_profile("suite", max_examples=60, derandomize=True, deadline=None)
+settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(scope="session", autouse=True)

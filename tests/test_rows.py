@@ -145,10 +145,10 @@ def test_wrong_mappings_name_the_columns_and_the_remedy(tmp_path: Path, columns:
         ("a.jsonl", '{"src_txt": "a", "src_txt": "b"}', r"a\.jsonl:1: invalid JSON \(a key is given twice"),
         ("a.jsonl", '["a"]', r"a\.jsonl:1: a JSON list, not an object"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: invalid JSON"),
-        ("a.jsonl", '{"src_txt": 7}', r"a\.jsonl:1: src_txt is a number \(7\), not a string"),
-        ("a.jsonl", '{"src_txt": true}', r"a\.jsonl:1: src_txt is a boolean \(True\), not a string"),
+        ("a.jsonl", '{"src_txt": 7}', r"a\.jsonl:1: src_txt is a number, not a string \(7\)"),
+        ("a.jsonl", '{"src_txt": true}', r"a\.jsonl:1: src_txt is a boolean, not a string \(True\)"),
         ("a.jsonl", '{"src_txt": ["a"]}', r"a\.jsonl:1: src_txt is a list"),
-        ("a.jsonl", '{"src_txt": "\\ud83d"}', r"a\.jsonl:1: src_txt holds half a surrogate pair \('\\ud83d'\)"),
+        ("a.jsonl", '{"src_txt": "\\ud83d"}', r"a\.jsonl:1: src_txt holds half a surrogate pair.* \('\\ud83d'\)"),
         ("a.jsonl", '{"src_txt":"a","tgt_txt":"b"}\n{"src_txt":"c"}', r"a\.jsonl:2: tgt_txt is missing"),
         ("a.json", '[{"src_txt": "a"},\n{"src_txt": null}]', r"a\.json row 2: src_txt is null, not a string"),
         ("a.json", '[{"src_txt": "a"},\n{"src_txt" "b"}]', r"a\.json:2: invalid JSON"),
@@ -219,7 +219,10 @@ def test_all_bad_rows_are_gathered_in_file_order(tmp_path: Path) -> None:
     assert lines[1] == f"  {path}:2: src_txt is empty and tgt_txt is empty"
     assert lines[2].startswith(f"  {path}:4: 1 values for 2 columns")
     assert [line.split(": ")[0] for line in lines[3:6]] == [f"  {path}:{number}" for number in (5, 6, 7)]
-    assert lines[6:] == ["  … and 7 more", "Correct or delete these rows, then start again."]
+    assert lines[6:] == [
+        "  … and 7 more",
+        "Correct or delete these rows, or leave them out (data.bad_rows=quarantine), then start again.",
+    ]
 
 
 def test_typed_columns_and_nulls_of_arrow_data(tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_typed_columns_and_nulls_of_arrow_data(tmp_path: Path) -> None:
         load_rows(datasets.Dataset.from_dict({"src_txt": [None]}))
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xb0\xd7"]).buffers())
     pq.write_table(pa.table({"src_txt": broken}), tmp_path / "gbk.parquet")
-    with pytest.raises(DataError, match=r"gbk\.parquet: a string between rows 1 and 1 isn't UTF-8"):
+    with pytest.raises(DataError, match=r"gbk\.parquet row 1: src_txt holds bytes that aren't UTF-8"):
         load_rows(tmp_path / "gbk.parquet")
     labels = pa.table({"src_txt": pa.array(["a", "b", "a"]).dictionary_encode(), "image": [b"", b"", b""]})
     pq.write_table(labels, tmp_path / "dictionary.parquet")

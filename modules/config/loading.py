@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,26 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
+from ..redaction import FROM_ENVIRONMENT
+from ..small_files import read_plain_yaml
 from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
 from .commands import STAGES
 from .schema import Key, keys, type_name
 from .sections import ModelConfig
 from .stages import CommandConfig
 
+
+def from_environment(name: str, *default: str | None) -> str | None:
+    """OmegaConf's oc.env, which also sees to it that the value isn't written down."""
+    value: str | None = oc.env(name, *default)
+    if value and name in os.environ:
+        FROM_ENVIRONMENT[value] = f"${{oc.env:{name}}}"
+    return value
+
+
+OmegaConf.register_resolver("oc.env", from_environment, replace=True)
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -82,7 +96,13 @@ def stage_defaults(stage: str) -> dict[str, Any]:
 def load_model_config(path: Path) -> ModelConfig:
     """The architecture that a model folder's model.yaml describes; strict, like everything else."""
     complaints: list[str] = []
-    config = assign(ModelConfig, list(read_yaml(path, ModelConfig, "", complaints)), complaints)
+    try:
+        content = read_plain_yaml(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError([str(error)]) from error
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path} must hold `key: value` lines"])
+    config = assign(ModelConfig, [(str(key), value, path.name) for key, value in content.items()], complaints)
     try:
         result = finish(config, complaints)
     except ConfigError as error:

@@ -20,6 +20,14 @@ def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
             yield f"{name} ({value}) must be at least {minimum}"
 
 
+def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
+    """A complaint for each field that is set above what anything could be computed with."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value <= maximum:
+            yield f"{name} ({value}) must be at most {maximum:,}"
+
+
 def out_of_range(section: object, *names: str) -> Iterator[str]:
     """A complaint for each share or decay rate outside [0, 1)."""
     for name in names:
@@ -63,6 +71,9 @@ class ModelConfig:
     def complaints(self) -> Iterator[str]:
         counts = "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size"
         yield from too_small(self, 1, *counts)
+        yield from too_large(self, 1_000, "num_hidden_layers")
+        yield from too_large(self, 1_000_000, "hidden_size")
+        yield from too_large(self, 1_000_000_000, "max_position_embeddings", "vocab_size")
         yield from not_positive(self, "layer_norm_eps", "initializer_range")
         yield from out_of_range(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
@@ -103,6 +114,10 @@ class DataConfig:
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None
     """Only the first so many rows of each split."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
+    max_bad_rows: float = 0.01
+    """With bad_rows=quarantine: the largest share of each split that may be left out."""
     sequence_length: int = 512
     """The most tokens of one training document."""
     over_long: Literal["split", "cut"] = "cut"
@@ -114,7 +129,7 @@ class DataConfig:
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "sequence_length", "max_rows")
-        yield from out_of_range(self, "validation_fraction")
+        yield from out_of_range(self, "validation_fraction", "max_bad_rows")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 

@@ -59,10 +59,14 @@ class PrepareConfig(StageConfig):
     """For rows of your own without splits: share held out for validation."""
     test_fraction: float = 0.02
     """For rows of your own without splits: share held out for the test."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Of your own rows those that can't be used: refuse all, or leave these out and list them in quarantine.jsonl."""
+    max_bad_rows: float = 0.01
+    """With bad_rows=quarantine: the largest share of rows that may be left out."""
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
-        yield from out_of_range(self, "validation_fraction", "test_fraction")
+        yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
         if self.validation_fraction + self.test_fraction >= 1:
             yield (
                 f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "

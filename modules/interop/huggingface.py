@@ -136,7 +136,7 @@ def not_supported(options: Mapping[str, Any]) -> Iterator[str]:
     if bad := [name for name in numbers if type(options.get(name, 0)) not in (int, float)]:
         yield f"{', '.join(bad)} must be numbers"
     activation = options.get("activation_function", DEFAULTS["activation_function"])
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         yield f"activation_function {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
     inner = options.get("n_inner")
     if not unclear and inner not in (None, 4 * options["n_embd"]):

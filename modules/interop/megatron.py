@@ -82,8 +82,8 @@ def read(folder: Path) -> StoredModel:
 def shard_paths(folder: Path) -> list[Path]:
     """Rank by rank. Raises CheckpointError where one is missing, or there are others than configuration.json says."""
     configuration = folder / "configuration.json"
-    megatron = read_json_object(configuration).get("megatron") or {}
-    said = megatron.get("checkpoint_tensor_model_parallel_size")
+    megatron = read_json_object(configuration).get("megatron")
+    said = megatron.get("checkpoint_tensor_model_parallel_size") if isinstance(megatron, dict) else None
     found = len(list((folder / "model").glob("mp_rank_*_model_states.pt")))
     for rank in range(max(found, said if isinstance(said, int) else 1)):
         if not shard_path(folder, rank).is_file():

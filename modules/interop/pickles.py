@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import zipfile
@@ -39,10 +40,13 @@ def read_pickle(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]
 
 def load(path: Path) -> Any:
     """What torch.load makes of it. weights_only is given, so no environment variable can take it back."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy it from where the folder came from")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it from where the folder came from") from error
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            refuse_packed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         called = GLOBAL.search(str(error))
         if called:
@@ -51,10 +55,23 @@ def load(path: Path) -> Any:
                 "Ask its author for safetensors, or for a file of model.state_dict() alone"
             ) from error
         raise CheckpointError(f"{path} is damaged, or more than tensors: {first_line(error)}; copy it again") from error
-    except (OSError, MemoryError):  # of the machine, not of the file
+    except MemoryError:  # of the machine, not of the file
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is how PyTorch's reader complains of a cut archive
+            raise
+        raise CheckpointError(f"{path} is damaged: no complete file of PyTorch's; copy it again") from error
     except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
         raise CheckpointError(f"{path} is damaged: {first_line(error)}; copy it again") from error
+
+
+def refuse_packed(path: Path) -> None:
+    """ValueError for an archive that would unfold: PyTorch's own hold everything as it is."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError(f"{packed[0] if packed else 'what it holds'} is packed, which no file of PyTorch's is")
 
 
 def first_line(error: Exception) -> str:
@@ -62,7 +79,9 @@ def first_line(error: Exception) -> str:
 
 
 def usable(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+    """A plain tensor that is no larger than what is stored of it: strides of 0 make terabytes of one number."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def write_pickle(path: Path, content: Mapping[str, Any]) -> None:

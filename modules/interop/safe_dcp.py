@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from ..tokenizer_folders import TRAINING_METADATA as METADATA
@@ -57,13 +58,30 @@ class SafeReader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = MetadataUnpickler(file).load()
+            if not isinstance(metadata, Metadata):
+                raise ValueError(f"it holds a {type(metadata).__name__}")
         except FileNotFoundError as error:
             raise CheckpointError(f"{path.parent} is no training checkpoint: {METADATA} is missing") from error
+            refuse_impossible(Path(self.path), metadata)
         except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
             raise CheckpointError(f"{path} was not loaded: {error}; take another checkpoint") from error
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def refuse_impossible(folder: Path, metadata: Metadata) -> None:
+    """ValueError where parts lie outside the folder's files, or tensors are larger than all of them together."""
+    for part in metadata.storage_data.values():
+        file = folder / part.relative_path
+        if file.parent != folder or not file.is_file() or not 0 <= part.offset <= file.stat().st_size - part.length:
+            raise ValueError(f"it names bytes that {part.relative_path} doesn't hold")
+    there = sum(path.stat().st_size for path in folder.glob("*.distcp"))
+    for name, tensor in metadata.state_dict_metadata.items():
+        if not isinstance(tensor, TensorStorageMetadata):
+            continue
+        if math.prod(tensor.size) * tensor.properties.dtype.itemsize > there:
+            raise ValueError(f"{name} is larger than all files")
 
 
 class SafePlanner(DefaultLoadPlanner):
@@ -82,9 +100,10 @@ def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
     except (CheckpointException, pickle.UnpicklingError) as error:
         raise_if_stopped(error)
         reasons = [error] if isinstance(error, pickle.UnpicklingError) else list(error.failures.values())
-        first = str(reasons[0][0] if isinstance(reasons[0], tuple) else reasons[0])
+        first = reasons[0][0] if isinstance(reasons[0], tuple) else reasons[0]
+        reason = next(iter(str(first).splitlines()), type(first).__name__)
         raise CheckpointError(
-            f"{folder} can't be loaded, as a checkpoint of another model or a damaged one: {first.splitlines()[0]}"
+            f"{folder} can't be loaded, as a checkpoint of another model or a damaged one: {reason}"
         ) from error
 
 

@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 PACKAGE = "chinese-poetry@2.0.1"
 ARCHIVE_NAME = "chinese-poetry-2.0.1.tgz"
@@ -21,6 +21,8 @@ ARCHIVE_SHA512 = "KtYARvV7CWNtax0na9+Jn6PlhGgSoid7PWyDzXI4KsCEm2odZcqEQyval5koaL
 ROOT = "package/dist/"
 ERROR_FOLDER = "quantangshi/error/"
 _FETCH_SECONDS = 1800
+# What a bomb unfolds to. The published archive has 0.36 GB in 2,248 files of at most 4 MB.
+MAX_UNPACKED, MAX_FILE, MAX_FILES = 1_000_000_000, 50_000_000, 100_000
 
 # File (regular expression, under ROOT) → collection. The order is the order of preference among copies of one
 # poem: the largest editions come first, anthologies last. Left out on purpose: yuanqu (stage directions mixed
@@ -52,6 +54,21 @@ class RawPoem(NamedTuple):
     title: str
     author: str
     identifier: str
+
+
+class Tape:
+    """An unpacked archive as tarfile reads it, up to MAX_UNPACKED bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.left = MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to over {MAX_UNPACKED:,} bytes")
+        return block
 
 
 class PoemFile(NamedTuple):
@@ -122,29 +139,45 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     """
     files: list[PoemFile] = []
     faulty_ids: set[str] = set()
-    size = archive.stat().st_size
     try:
-        # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
-        with archive.open("rb") as raw, gzip.open(raw) as tape, tarfile.open(fileobj=tape, mode="r|") as tar:
-            for member in tar:
-                progress(raw.tell() / size)
-                name = member.name.removeprefix(ROOT)
-                order = _order_of(name)
-                faulty = name.startswith(f"{ERROR_FOLDER}poet.")
-                if not member.isfile() or not (order or faulty):
-                    continue
-                stream = tar.extractfile(member)
-                records = _parse(stream.read() if stream else b"", f"{archive}: {member.name}")
-                if order is None:
-                    faulty_ids.update(record["id"] for record in records)
-                    continue
-                source = COLLECTIONS[order[0]][1]
-                files.append(PoemFile(order, source, list(_poems(records, source))))
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        for name, content in _members(archive, progress):
+            order = _order_of(name)
+            records = _parse(content, name)
+            if order is None:
+                faulty_ids.update(record["id"] for record in records)
+                continue
+            source = COLLECTIONS[order[0]][1]
+            files.append(PoemFile(order, source, list(_poems(records, source))))
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise ValueError(f"{archive} is not a readable .tgz archive ({error}): fetch it again") from error
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{archive}: {name} doesn't hold poems as {PACKAGE} has them: fetch it again") from error
     if not files:
         raise ValueError(f"{archive} holds no poems under {ROOT}: give the npm package {PACKAGE} as packed")
     return sorted(files, key=lambda file: file.order), faulty_ids
+
+
+def _members(archive: Path, progress: Callable[[float], None]) -> Iterator[tuple[str, bytes]]:
+    """(name under ROOT, content) of the regular files that are wanted. Nothing is written anywhere, whatever its name.
+
+    ValueError for a bomb.
+    """
+    size = archive.stat().st_size
+    # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
+    with archive.open("rb") as raw, gzip.open(raw) as packed:
+        tape = cast("IO[bytes]", Tape(cast("IO[bytes]", packed)))
+        with tarfile.open(fileobj=tape, mode="r|") as tar:
+            for number, member in enumerate(tar):
+                progress(raw.tell() / size)
+                if number >= MAX_FILES:
+                    raise ValueError(f"it holds over {MAX_FILES:,} files")
+                name = member.name.removeprefix(ROOT)
+                if not member.isfile() or not (_order_of(name) or name.startswith(f"{ERROR_FOLDER}poet.")):
+                    continue
+                if member.size > MAX_FILE:
+                    raise ValueError(f"{member.name} is over {MAX_FILE:,} bytes")
+                stream = tar.extractfile(member)
+                yield name, stream.read() if stream else b""
 
 
 def _order_of(name: str) -> tuple[int, int, str] | None:
@@ -159,7 +192,7 @@ def _parse(content: bytes, place: str) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error}): fetch the archive again") from error
+        raise ValueError(f"{place} is not JSON: {error}") from error
 
 
 def _poems(records: Any, source: str) -> Iterator[RawPoem]:
