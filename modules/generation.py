@@ -151,7 +151,7 @@ def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
 
 
 def draw(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
-    """`sample` with one `config` for all. End-of-text is never penalized: it also starts a text, and is no repetition."""
+    """`sample` with one config for all. End-of-text is never penalized: it also starts a text, and is no repetition."""
     logits = logits.float()
     if config.repetition_penalty != 1.0:
         written = [[token for token in ids if token != end_of_text_id] for ids in rows.ids]
