@@ -89,30 +89,31 @@ class Service:
         return JSONResponse(invocations.predictions(wanted, ends, full=self.tokenizer.prompt_template is None))
 
     async def body(self, request: Request, deadline: float) -> dict[str, Any]:
-        self.require_room()  # before the body is even read
         try:
             async with asyncio.timeout_at(deadline):
                 return await read_json(request, self.limits)
         except TimeoutError:
             raise RequestError(408, f"the body took over {self.limits.request_seconds:g} s", "body") from None
 
-    def require_room(self, rows: int = 1) -> Engine:
-        """RequestError 503 while the model is loading, after SIGTERM, and where the queue has no room."""
+    def no_room(self, rows: int = 1) -> RequestError | None:
+        """A 503 while the model is loading, after SIGTERM, and where the queue has no room for so many."""
         if self.engine is None or self.state != "ready":
-            raise RequestError(503, f"the server is {self.state}", code=self.state)
+            return RequestError(503, f"the server is {self.state}", code=self.state)
         if not self.engine.has_room(rows):
-            raise RequestError(503, "too many prompts are waiting; try again later", code="overloaded")
-        return self.engine
+            return RequestError(503, "too many prompts are waiting; try again later", code="overloaded")
+        return None
 
     def exchange(
         self, wanted: Wanted, request: Request, field: str, new_tokens: str
     ) -> tuple[Exchange, list[list[int]]]:
         """The request in the engine's queue, and its prompts' ids; RequestError where it can't be taken."""
         check_limits(wanted, self.limits, field, new_tokens, self.characters)
-        engine = self.require_room(len(wanted.prompts))
+        if problem := self.no_room(len(wanted.prompts)):
+            raise problem
         prompts = tokenize(wanted, self.tokenizer, self.prompt_tokens, field)
         try:
-            exchange = Exchange(engine, self.tokenizer, wanted, prompts, request.receive)
+            assert self.engine
+            exchange = Exchange(self.engine, self.tokenizer, wanted, prompts, request.receive)
         except QueueFullError:
             raise RequestError(503, "the server is stopping", code="draining") from None
         self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
@@ -161,13 +162,17 @@ def create_app(service: Service) -> ASGIApp:
 
 
 async def refusal(request: Request, error: Exception) -> Response:
-    """One line, in the form of whoever asked."""
+    """One line."""
     if isinstance(error, ClientGoneError | ClientDisconnect):
         return Response(status_code=GONE)
     if isinstance(error, HTTPException):  # the router's: no such path, another method
         error = RequestError(error.status_code, f"{request.method} {shown(request.url.path)}: {error.detail}")
-    problem = as_problem(error)
-    form = invocations.error if request.url.path == "/invocations" else openai.error
+    return problem_response(request.url.path, as_problem(error))
+
+
+def problem_response(path: str, problem: RequestError) -> Response:
+    """In the form of whoever asked."""
+    form = invocations.error if path == "/invocations" else openai.error
     headers = {"Retry-After": RETRY_AFTER} if problem.status == 503 else None
     return JSONResponse(form(problem), problem.status, headers)
 
@@ -184,8 +189,12 @@ class Observer:
             return await self.app(scope, receive, send)
         arrived, metrics = time.monotonic(), self.service.metrics
         self.service.in_flight += 1
+        send = partial(noting_status, scope, send)
         try:
-            await self.app(scope, receive, partial(noting_status, scope, send))
+            if problem := self.service.no_room():  # here, so that an overload costs as little as can be
+                await problem_response(scope["path"], problem)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
             outcome = scope.get(OUTCOME, "failed")
