@@ -169,7 +169,7 @@ def test_sigterm_lets_requests_finish(saved: Path, tmp_path: Path) -> None:
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         for answer in answers:
             assert json.loads(read_all(answer).partition(b"\r\n\r\n")[2])["choices"] == expected
-        assert read_all(connection).rstrip().endswith(b"0") or b"[DONE]" in read_all(connection)
+        assert b"data: [DONE]" in read_all(connection)
         assert started.wait(20) == 0
     assert (tmp_path / "log").read_text() == ""
 
@@ -222,11 +222,10 @@ def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, monkeypatch
         return load(*arguments)
 
     monkeypatch.setattr(lifecycle, "load", look_around)
-    server.run(lambda address: (found.append(httpx.get), server.stop()) and None)
-    assert [answer.status_code for answer in found[:3]] == [200, 503, 503]
+    server.run(lambda address: server.stop())
+    assert [answer.status_code for answer in found] == [200, 503, 503]
     assert found[1].json() == {"status": "loading"}
     assert found[2].json()["error"]["message"] == "the server is loading"
-    assert len(found) == 4  # it became ready, and ended when it was told to
 
 
 def test_a_port_that_is_taken_is_named(saved: Path) -> None:
@@ -250,7 +249,7 @@ def test_a_port_that_is_taken_is_named(saved: Path) -> None:
         ("dtype=int4", "dtype=int4 (command line): must be auto | float32 | bfloat16 | int8"),
         ("limits.batch_rows=0", "limits.batch_rows (0) must be at least 1"),
         ("limits.request_rows=64", "limits.request_rows (64) is over queue_rows (32): it could never be queued"),
-        ("limits.request_seconds=.nan", "limits.request_seconds (nan) must be a positive number"),
+        ("limits.request_seconds=0", "limits.request_seconds (0.0) must be a positive number"),
         ("limits.bodybytes=5", "did you mean limits.body_bytes?"),
     ],
 )

@@ -143,7 +143,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (")[0]
         raise ValueError(f"can't listen on host={host} port={port}: {reason}; port=0 takes any free one") from error
 
 
