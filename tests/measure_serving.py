@@ -2,7 +2,7 @@
 
 python tests/measure_serving.py [model] [seconds of overload] [folder]   model: a size (conf/model), random weights
 
-Requests are the same work each: a prompt of 6 characters, 64 new tokens, which random weights never end early.
+Requests are the same work each: a prompt of 6 characters, 32 new tokens, which random weights never end early.
 Clients are this process's, so they take some of the processor that the server could have.
 """
 
@@ -29,9 +29,10 @@ from modules.tokenizer import train_tokenizer
 from pipelines import pipeline
 
 ROOT = Path(__file__).parents[1]
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 REQUEST = {"prompt": "白日依山尽，", "max_tokens": NEW_TOKENS, "temperature": 1.0, "seed": 1}
 BATCH = 16
+ROUNDS = 3
 MOST_REQUESTS = 40_000
 
 
@@ -106,24 +107,21 @@ def show(what: str, value: str) -> None:
     print(f"  {what:<58} {value}", flush=True)
 
 
-async def unloaded(server: Server, count: int) -> list[float]:
+async def unloaded(server: Server, count: int = 20) -> list[float]:
     return [(await server.ask()).seconds for _ in range(count)]
 
 
 async def closed_loop(server: Server, clients: int, seconds: float) -> float:
     """Requests a second that `clients` get answered who each ask again as soon as they have an answer."""
     end = time.perf_counter() + seconds
-    done: list[float] = []
+    answers: list[Answer] = []
 
     async def client() -> None:
         while time.perf_counter() < end:
-            answer = await server.ask()
-            if answer.status == 200:
-                done.append(answer.ended)
+            answers.append(await server.ask())
 
-    started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return len(done) / (max(done) - started)
+    return sum(answer.status == 200 and answer.ended <= end for answer in answers) / seconds
 
 
 async def open_loop(ask: Callable[[], Awaitable[Answer]], rate: float, seconds: float) -> list[asyncio.Task[Answer]]:
@@ -224,10 +222,10 @@ def batch_rate(folder: Path, rounds: int) -> float:
 
 async def measure(server: Server, seconds: float) -> float:
     await concurrent_rate(server, 1)
-    alone = await unloaded(server, 20)
+    alone = await unloaded(server)
     p95 = quantile(alone, 0.95)
     show("unloaded: p50, p95", f"{quantile(alone, 0.5):.3f} s, {p95:.3f} s")
-    rate = await concurrent_rate(server, 5)
+    rate = await concurrent_rate(server, ROUNDS)
     capacity = await closed_loop(server, 2 * BATCH, max(2.0, seconds / 4))
     show(
         "capacity (32 clients who ask again at once)",
@@ -255,7 +253,7 @@ def main(size: str = "tiny", seconds: str = "60") -> None:
             rate = asyncio.run(measure(server, float(seconds)))
         finally:
             server.process.kill()
-        alone = batch_rate(folder, 5)
+        alone = batch_rate(folder, ROUNDS)
         show(
             "16 requests at once; pipeline() with a batch of 16",
             f"{rate:.0f}, {alone:.0f} tokens/s; {rate / alone:.2f}",

@@ -191,10 +191,12 @@ def test_other_paths_and_methods_are_one_line_too(server: Served) -> None:
     [
         {"inputs": {"src_txt": ["白日依山尽，", "春"]}},
         {"inputs": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
+        {"inputs": {"src_txt": ["白日依山尽，", "春"], "id": [1, 2]}},
+        {"inputs": ["白日依山尽，", "春"]},
         {"instances": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
         {"dataframe_records": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
         {"dataframe_split": {"columns": ["src_txt"], "data": [["白日依山尽，"], ["春"]]}},
-        {"dataframe_split": {"index": [0, 1], "columns": ["src_txt"], "data": [["白日依山尽，"], ["春"]]}},
+        {"dataframe_split": {"index": [0, 1], "columns": ["id", "src_txt"], "data": [[1, "白日依山尽，"], [2, "春"]]}},
     ],
 )
 def test_mlflows_forms_give_what_the_model_gives(server: Served, body: dict[str, Any]) -> None:
@@ -220,8 +222,13 @@ def test_mlflows_defaults_are_the_models(server: Served) -> None:
         ({"inputs": {"src_txt": [None]}}, "src_txt 0 must be a text, not None"),
         ({"inputs": {"src_txt": [5]}}, "src_txt 0 must be a text, not 5"),
         ({"dataframe_split": {"columns": ["src_txt"], "data": [[1.5], ["春"]]}}, "src_txt 0 must be a text, not 1.5"),
-        ({"dataframe_split": {"columns": ["src_txt"], "data": ["春"]}}, "dataframe_split must have data of one text"),
+        (
+            {"dataframe_split": {"columns": ["src_txt"], "data": ["春"]}},
+            "dataframe_split must have data of 1 values a row",
+        ),
         ({"dataframe_split": {"columns": "src_txt", "data": []}}, "dataframe_split must have columns"),
+        ({"dataframe_records": ["春"]}, "dataframe_records must have the column src_txt"),
+        ({"inputs": ["春", 5]}, "src_txt 1 must be a text, not 5"),
         ({"dataframe_records": "春"}, "dataframe_records must have the column src_txt"),
         ({"inputs": {"src_txt": ["春"]}, "params": [1]}, "params must be an object"),
         ({"inputs": {"src_txt": ["春"]}, "params": {"top_p": None}}, "top_p must not be null"),

@@ -20,6 +20,7 @@ import mlflow
 import pytest
 import torch
 from conftest import ROOT, make_config, make_decoder
+from mlflow.pyfunc.scoring_server import invocations
 from safetensors.torch import load_file, save_file
 from server_tools import send_and_keep, until
 
@@ -267,3 +268,24 @@ def test_what_clients_call_the_model() -> None:
     assert name_of("models:/moyun/3", Path("x")) == "moyun"
     assert name_of("outputs/finetune-1/model", Path("outputs/finetune-1/model")) == "finetune-1"
     assert name_of("mine", Path("/somewhere/mine")) == "mine"
+
+
+@pytest.mark.server
+def test_mlflows_own_server_gives_the_same_answers(logged: Path, saved: Path, tmp_path: Path) -> None:
+    """`mlflow models serve` is mlflow.pyfunc.scoring_server around the model that the registry hands out."""
+    model = mlflow.pyfunc.load_model(str(logged))
+    forms: list[dict[str, Any]] = [
+        {"inputs": {"src_txt": ["白日依山尽，", "春"], "id": [1, 2]}},
+        {"inputs": ["春"]},
+        {"instances": [{"src_txt": "春"}]},
+        {"dataframe_records": [{"src_txt": "春", "id": 3}]},
+        {"dataframe_split": {"columns": ["id", "src_txt"], "data": [[1, "春"]]}},
+    ]
+    params = {"params": {"max_new_tokens": 12, "temperature": 0.8, "top_k": 40, "seed": 2, "stop": ["。"]}}
+    with process(saved, tmp_path / "log") as started:
+        url = address_in(started)
+        for form in forms:
+            body = json.dumps(form | params).encode()
+            expected = invocations(body, "application/json", model, model.metadata.get_input_schema())
+            found = httpx.post(f"{url}/invocations", content=body, headers={"Content-Type": "application/json"})
+            assert (found.status_code, found.json()) == (expected.status, json.loads(expected.response))

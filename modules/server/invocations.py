@@ -24,7 +24,7 @@ def parse(body: Mapping[str, Any], limits: LimitsConfig) -> Wanted:
     given = [name for name in FORMATS if name in body]
     if len(given) != 1:
         raise bad("body", f"must have one of {', '.join(FORMATS)}, e.g. {EXAMPLE}")
-    texts = columns(body[given[0]], given[0])
+    texts = column(body[given[0]], given[0])
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
@@ -35,29 +35,33 @@ def parse(body: Mapping[str, Any], limits: LimitsConfig) -> Wanted:
     return Wanted(texts, config)
 
 
-def columns(content: Any, name: str) -> list[Any]:
-    """The column src_txt of any of the four forms."""
+def column(content: Any, name: str) -> list[Any]:
+    """src_txt in any of the four forms; other columns are left aside, as MLflow does. Values are yet to be checked."""
     if name == "dataframe_split":
-        return of_split(content)
-    if isinstance(content, dict) and name == "inputs":
+        return column_of_split(content)
+    if isinstance(content, dict) and name != "dataframe_records":
         texts = content.get(COLUMN)
-        if len(content) == 1 and isinstance(texts, str | list):
+        if isinstance(texts, str | list):
             return [texts] if isinstance(texts, str) else texts
-    elif isinstance(content, list) and all(isinstance(row, dict) and set(row) == {COLUMN} for row in content):
-        return [row[COLUMN] for row in content]
-    raise bad(name, f"must have the column {COLUMN} and no other, e.g. {EXAMPLE}, not {shown(content)}")
+    elif isinstance(content, list):
+        if all(isinstance(row, dict) and COLUMN in row for row in content):
+            return [row[COLUMN] for row in content]
+        if name != "dataframe_records" and not any(isinstance(row, dict | list) for row in content):
+            return content  # the one column, without its name
+    raise bad(name, f"must have the column {COLUMN}, e.g. {EXAMPLE}, not {shown(content)}")
 
 
-def of_split(content: Any) -> list[Any]:
-    """{"columns": ["src_txt"], "data": [["春"], …]}, with pandas's "index" or without."""
+def column_of_split(content: Any) -> list[Any]:
+    """{"columns": ["src_txt", …], "data": [["春", …], …]}, with pandas's "index" or without."""
     if not isinstance(content, dict) or set(content) - {"columns", "data", "index"}:
         raise bad("dataframe_split", f"must have columns and data, not {shown(content)}")
-    if content.get("columns") != [COLUMN]:
-        raise bad("dataframe_split", f"must have columns ['{COLUMN}'], not {shown(content.get('columns'))}")
-    data = content.get("data")
-    if not isinstance(data, list) or not all(isinstance(row, list) and len(row) == 1 for row in data):
-        raise bad("dataframe_split", f"must have data of one text a row, [['春'], …], not {shown(data)}")
-    return [row[0] for row in data]
+    names, data = content.get("columns"), content.get("data")
+    if not isinstance(names, list) or COLUMN not in names:
+        raise bad("dataframe_split", f"must have columns with '{COLUMN}' among them, not {shown(names)}")
+    if not isinstance(data, list) or not all(isinstance(row, list) and len(row) == len(names) for row in data):
+        raise bad("dataframe_split", f"must have data of {len(names)} values a row, [['春'], …], not {shown(data)}")
+    place = names.index(COLUMN)
+    return [row[place] for row in data]
 
 
 def predictions(wanted: Wanted, ends: Sequence[Event], full: bool) -> dict[str, Any]:

@@ -126,9 +126,8 @@ def check_limits(wanted: Wanted, limits: LimitsConfig, field: str, new_tokens: s
     if not 1 <= count <= limits.request_rows:
         raise bad(field, f"has {count} texts; a request may have 1 to {limits.request_rows} (limits.request_rows)")
     if wanted.config.max_new_tokens > limits.max_new_tokens:
-        raise bad(
-            new_tokens, f"({wanted.config.max_new_tokens}) is over {limits.max_new_tokens} (limits.max_new_tokens)"
-        )
+        asked = shown(wanted.config.max_new_tokens)
+        raise bad(new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
     for row, text in enumerate(wanted.prompts):
         check_text(f"{field} {row}", text)
         if len(text) > characters:
