@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from modules.config import ServeConfig
@@ -13,6 +14,7 @@ from .command_line import run_stage
 
 def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     if is_registered(config.model):
         from modules.tracking import connect, resolve_model  # MLflow takes seconds to import, a folder needs none of it
 
@@ -22,6 +24,8 @@ def serve(config: ServeConfig) -> None:
         folder = model_folder(config.model)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
+    if not server.this_machine_only:
+        print(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)", flush=True)
     print(f"serve: verifying and loading {folder}", flush=True)
     server.run(lambda address: print(f"serve: {name} is ready on {address}/v1/completions; Ctrl-C stops", flush=True))
 

@@ -36,6 +36,9 @@ ROUNDS = 3
 MOST_REQUESTS = 40_000
 
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -50,6 +53,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "pipelines.serve", f"model={folder}", "port=0", "name=measured"]
+        self.connections: list[Connection] = []
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         for line in self.process.stdout:
@@ -59,16 +63,36 @@ class Server:
         sys.exit(f"the server didn't start: exit code {self.process.wait()}")
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        return await exchange(self.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return await self.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     async def ask(self) -> Answer:
         started = time.perf_counter()
         try:
-            status, _ = await exchange(self.port, completion_request())
-        except OSError:
+            status, _ = await self.exchange(completion_request())
+        except (OSError, EOFError):
             status = 0
         ended = time.perf_counter()
         return Answer(status, ended - started, ended)
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body, by a connection that is kept as clients keep theirs."""
+        while self.connections:
+            reader, writer = self.connections.pop()
+            if not reader.at_eof():
+                break
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length
+            body = await reader.readexactly(int(length[1]))
+        except BaseException:
+            writer.transport.abort()
+            raise
+        self.connections.append((reader, writer))
+        return int(head[9:12]), body
 
     async def metric(self, name: str) -> float:
         _, text = await self.get("/metrics")
@@ -83,20 +107,7 @@ class Server:
 def completion_request(**others: Any) -> bytes:
     body = json.dumps(REQUEST | others).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return f"{head}\r\nConnection: close\r\n\r\n".encode() + body
-
-
-async def exchange(port: int, request: bytes) -> tuple[int, bytes]:
-    """Status and body; OSError where the connection broke."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
-    finally:
-        writer.close()
-    if not head:
-        raise ConnectionError("no answer")
-    return int(head[9:12]), body
+    return f"{head}\r\n\r\n".encode() + body
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -154,6 +154,22 @@ def test_stopping_tells_everybody(desk: Desk) -> None:
     assert [desk.end(job).finish for job in jobs] == ["stopped"] * 6
 
 
+def test_pieces_gather_while_the_event_loop_is_behind(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    desk = Desk(decoder, tokenizer)
+    held: list[Any] = []
+    desk.engine.post = lambda hand, outbox: held.append((hand, dict(outbox)))  # a loop that is busy for the time being
+    desk.engine.start()
+    job = desk.submit("春", stream=True, seed=3, max_new_tokens=20)
+    until(lambda: job.tokens == 20 and not desk.engine.running)
+    desk.engine.stop()
+    for hand, outbox in held:
+        hand(outbox)
+    assert len(desk.events[job]) == 2  # the first piece, and all the rest
+    text = TextGenerator(decoder, tokenizer)("春", seed=3, max_new_tokens=20, return_full_text=False)["text"]
+    assert "".join(event.text for event in desk.events[job]) == text
+    desk.hook.remove()
+
+
 def test_running_rows_wait_for_few_prompt_tokens_at_a_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "PREFILL_TOKENS", 100)
     desk.pace.seconds = 0.01

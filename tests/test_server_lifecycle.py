@@ -238,6 +238,14 @@ def test_a_port_that_is_taken_is_named(saved: Path) -> None:
         listen("nowhere.invalid", 0)
 
 
+def test_small_answers_are_sent_at_once() -> None:
+    """Nagle's algorithm would hold an answer's last packet back until the client's TCP speaks."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # --- configuration ---
 
 

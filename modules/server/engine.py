@@ -63,8 +63,13 @@ class Job:
     tokens: int = 0
     """Written so far."""
     pieces: list[str] = field(default_factory=list)
+    """What was written and not yet handed over."""
     cancelled: bool = False
     """Set from any thread: whoever asked has gone or waited too long."""
+
+
+Outbox = dict[Job, Event]
+"""What has become of jobs since the event loop was last told."""
 
 
 class QueueFullError(Exception):
@@ -80,7 +85,7 @@ class Engine:
         tokenizer: Tokenizer,
         limits: LimitsConfig,
         metrics: Metrics,
-        post: Callable[[Callable[[list[tuple[Job, Event]]], None], list[tuple[Job, Event]]], object],
+        post: Callable[[Callable[[Outbox], None], Outbox], object],
     ) -> None:
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
         self.waiting: deque[Job] = deque()
@@ -88,7 +93,9 @@ class Engine:
         self.changed = threading.Condition()
         self.stopping = False
         self.numbers = itertools.count()
-        self.outbox: list[tuple[Job, Event]] = []
+        self.outbox: Outbox = {}
+        self.delivered = True
+        """Whether the event loop has taken what it was handed last."""
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     # --- any thread ---
@@ -121,7 +128,7 @@ class Engine:
             self.stopping = True
             for job in [*self.waiting, *self.running.values()]:
                 job.cancelled = True
-            self.post(deliver, [(job, Event(job.row, "", "stopped")) for job in self.waiting])
+            self.post(self.deliver, {job: Event(job.row, "", "stopped") for job in self.waiting})
             self.waiting.clear()
             self.changed.notify()
         if self.thread.ident:
@@ -136,9 +143,10 @@ class Engine:
                 self.write_batch(jobs)
             except Exception:  # of these rows nothing can be saved; the next must not suffer for it
                 logger.exception("the model failed on a batch of %d rows", len(self.running))
-                self.outbox += [(job, Event(job.row, "", "failed")) for job in self.running.values()]
+                self.outbox |= {job: Event(job.row, "", "failed") for job in self.running.values()}
             self.running.clear()
-            self.flush()
+            self.post(self.deliver, self.outbox)
+            self.outbox = {}
 
     def next_jobs(self, places: int, wait: bool = False) -> list[Job]:
         """Waiting jobs to start now; with `wait` there is at least one, or the engine stops."""
@@ -194,11 +202,9 @@ class Engine:
         job = self.running[number]
         if token is None:
             del self.running[number]
-            text = job.writer.flush()
-            whole = text if job.stream else "".join([*job.pieces, text])
-            self.outbox.append(
-                (job, Event(job.row, whole, finish_of(job, self.decoder.config.max_position_embeddings)))
-            )
+            job.pieces.append(job.writer.flush())
+            finish = finish_of(job, self.decoder.config.max_position_embeddings)
+            self.outbox[job] = Event(job.row, "".join(job.pieces), finish)
             return False
         job.tokens += 1
         self.metrics.generated_tokens.inc()
@@ -207,22 +213,28 @@ class Engine:
         if job.cancelled:
             return True
         if text := job.writer.push(token):
+            job.pieces.append(text)
             if job.stream:
-                self.outbox.append((job, Event(job.row, text)))
-            else:
-                job.pieces.append(text)
+                self.outbox[job] = Event(job.row, "".join(job.pieces))
         return job.writer.stopped
 
     def flush(self) -> None:
-        """Hands over what was written since the last time: once a step, for each wakes the event loop up."""
-        if self.outbox:
-            self.post(deliver, self.outbox)
-            self.outbox = []
+        """Hands over what was written since the last time: once a step at most, for each wakes the event loop up.
 
+        While the loop is behind, pieces gather: a stream then gets several tokens at once, and the loop catches up.
+        """
+        if self.outbox and self.delivered:
+            for job in self.outbox:
+                job.pieces.clear()
+            self.delivered = False
+            self.post(self.deliver, self.outbox)
+            self.outbox = {}
 
-def deliver(outbox: list[tuple[Job, Event]]) -> None:
-    for job, event in outbox:
-        job.deliver(event)
+    def deliver(self, outbox: Outbox) -> None:
+        """On the event loop."""
+        for job, event in outbox.items():
+            job.deliver(event)
+        self.delivered = True
 
 
 def finish_of(job: Job, positions: int) -> Finish:

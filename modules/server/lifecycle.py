@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
 import threading
@@ -28,6 +29,8 @@ from .engine import Engine
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANG_UP_SECONDS = 2
 """At the very end: for answers whose readers are slow."""
+KEEP_ALIVE_SECONDS = 30
+"""Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
 
@@ -48,6 +51,7 @@ class Lifecycle:
         self.service = Service(name, config.limits)
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)
+        self.this_machine_only = ipaddress.ip_address(self.listener.getsockname()[0]).is_loopback
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serves until SIGTERM or SIGINT; ready is called with the address when requests are taken."""
@@ -64,6 +68,7 @@ class Lifecycle:
                 lifespan="off",
                 server_header=False,
                 timeout_graceful_shutdown=HANG_UP_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
         loop = asyncio.get_running_loop()
@@ -141,10 +146,13 @@ def load(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         raise ValueError(f"can't listen on host={host} port={port}: {reason}; port=0 takes any free one") from error
+    # Connections inherit it. Without it an answer's body waits for the client's TCP to acknowledge its head, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def address_of(listener: socket.socket) -> str:
