@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from modules.config import ServeConfig
 from modules.places import is_registered, model_folder
-from modules.server.lifecycle import Lifecycle
+from modules.server.lifecycle import Lifecycle, is_loading
 
 from .command_line import run_stage
 
@@ -40,3 +41,5 @@ def name_of(model: str, folder: Path) -> str:
 
 if __name__ == "__main__":
     run_stage("serve", serve)
+    if is_loading():  # stopped before it served: torch aborts when Python ends around a thread that computes
+        os._exit(0)

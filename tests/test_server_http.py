@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import make_config, make_decoder
+from conftest import ROOT, make_config, make_decoder
 from server_tools import Served, send_and_keep, served, until
 
 from modules.text_generation import generation_config
@@ -101,6 +102,19 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     assert caught.value.param == "logprobs"
     with pytest.raises(openai.NotFoundError, match="model 'gpt-3' isn't served here"):
         client.completions.create(model="gpt-3", prompt="春")
+
+
+def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8") + (ROOT / "README.md").read_text(encoding="utf-8")
+    calls = re.findall(
+        r"curl -s localhost:8000(/\S+) [^']*'Content-Type: application/json'[^']*'(.*?)'", text, re.DOTALL
+    )
+    assert len(calls) == 3
+    for path, body in calls:
+        assert server.post(path, json.loads(body)).status_code == 200
+    lines = [line[4:] for line in re.findall(r"(    from openai import .*?)\n\n", text, re.DOTALL)[0].splitlines()]
+    exec("\n".join(lines).replace("http://127.0.0.1:8000", server.url).replace('"moyun"', '"small"'))
+    assert len(capsys.readouterr().out) > 32
 
 
 # --- what is refused ---

@@ -229,6 +229,24 @@ def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, monkeypatch
     assert found[2].json()["error"]["message"] == "the server is loading"
 
 
+def is_alive(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.server
+def test_sigterm_while_the_model_is_loading(saved: Path, tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    with process(saved, tmp_path / "log", f"port={port}") as started:
+        until(lambda: is_alive(port))
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 0
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_a_port_that_is_taken_is_named(saved: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

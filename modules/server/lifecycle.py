@@ -31,6 +31,7 @@ HANG_UP_SECONDS = 2
 """At the very end: for answers whose readers are slow."""
 KEEP_ALIVE_SECONDS = 30
 """Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
+LOADING = "loading"
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
 
@@ -120,8 +121,13 @@ class Lifecycle:
 def load_aside(folder: Path, dtype: str) -> asyncio.Future[tuple[Decoder, Tokenizer]]:
     """`load` in a thread that may be left behind when the process ends, unlike those of asyncio.to_thread."""
     result: Future[tuple[Decoder, Tokenizer]] = Future()
-    threading.Thread(target=settle, args=(result, folder, dtype), daemon=True).start()
+    threading.Thread(target=settle, args=(result, folder, dtype), name=LOADING, daemon=True).start()
     return asyncio.wrap_future(result)
+
+
+def is_loading() -> bool:
+    """Whether a model is being loaded, for nobody if the server has ended."""
+    return any(thread.name == LOADING for thread in threading.enumerate())
 
 
 def settle(result: Future[tuple[Decoder, Tokenizer]], folder: Path, dtype: str) -> None:
