@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from modules.checkpoint import build_decoder, save_model
 from modules.config import load_config
 from modules.row_files import read_rows
@@ -94,6 +96,18 @@ class Server:
         self.connections.append((reader, writer))
         return int(head[9:12]), body
 
+    async def ask_until_served(self) -> Answer:
+        """Refusals count as waiting."""
+        started = time.perf_counter()
+        while (answer := await self.ask()).status == 503:
+            await asyncio.sleep(0.005)
+        return Answer(answer.status, answer.ended - started, answer.ended)
+
+    async def work(self) -> tuple[float, float]:
+        """Tokens written so far, and processor seconds used: what other processes take doesn't change their ratio."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return await self.metric("moyun_generated_tokens_total"), times.user + times.system
+
     async def metric(self, name: str) -> float:
         _, text = await self.get("/metrics")
         found = re.search(rf"^{name} ([\d.e+]+)$", text.decode(), re.MULTILINE)
@@ -112,6 +126,10 @@ def completion_request(**others: Any) -> bytes:
 
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def per_second(before: tuple[float, float], after: tuple[float, float]) -> str:
+    return f"{(after[0] - before[0]) / (after[1] - before[1]):.0f}"
 
 
 def show(what: str, value: str) -> None:
@@ -147,10 +165,12 @@ async def open_loop(ask: Callable[[], Awaitable[Answer]], rate: float, seconds: 
 
 async def overload(server: Server, capacity: float, seconds: float, p95: float) -> None:
     started = time.perf_counter()
+    before = await server.work()
     tasks = await open_loop(server.ask, 4 * capacity, seconds)
     sent = time.perf_counter()
+    after = await server.work()
     answers = await asyncio.gather(*tasks)
-    after = await server.ask()
+    following = await server.ask_until_served()
     shed = [answer.seconds for answer in answers if answer.status == 503]
     good = [answer for answer in answers if answer.status == 200]
     others = sorted({answer.status for answer in answers} - {200, 503})
@@ -160,16 +180,20 @@ async def overload(server: Server, capacity: float, seconds: float, p95: float) 
     show("  503: p50, p99, slowest", ", ".join(f"{1000 * quantile(shed, share):.1f} ms" for share in (0.5, 0.99, 1)))
     show("  200: p50, p99", ", ".join(f"{quantile([a.seconds for a in good], share):.2f} s" for share in (0.5, 0.99)))
     show("  goodput, as a share of capacity (promised ≥ 0.8)", f"{goodput:.1f}/s, {goodput / capacity:.2f}")
+    show("  tokens a second of the server's processor time", per_second(before, after))
     show(
         "  next request after the last answer (≤ 2 × unloaded p95)",
-        f"{after.seconds:.3f} s, {after.seconds / p95:.2f} ×",
+        f"{following.seconds:.3f} s, {following.seconds / p95:.2f} ×",
     )
     tasks = await open_loop(server.ask, 4 * capacity, min(seconds, 5.0))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    after = await server.ask()
-    show("  next request after all of a burst's clients hang up", f"{after.seconds:.3f} s, {after.seconds / p95:.2f} ×")
+    following = await server.ask_until_served()
+    show(
+        "  next request after all of a burst's clients hang up",
+        f"{following.seconds:.3f} s, {following.seconds / p95:.2f} ×",
+    )
 
 
 async def hang_up(server: Server, clients: int = 8, events: int = 5) -> None:
@@ -237,11 +261,14 @@ async def measure(server: Server, seconds: float) -> float:
     p95 = quantile(alone, 0.95)
     show("unloaded: p50, p95", f"{quantile(alone, 0.5):.3f} s, {p95:.3f} s")
     rate = await concurrent_rate(server, ROUNDS)
+    before = await server.work()
     capacity = await closed_loop(server, 2 * BATCH, max(2.0, seconds / 4))
+    used = per_second(before, await server.work())
     show(
         "capacity (32 clients who ask again at once)",
         f"{capacity:.1f} requests/s, {capacity * NEW_TOKENS:.0f} tokens/s",
     )
+    show("  tokens a second of the server's processor time", used)
     await overload(server, capacity, seconds, p95)
     await hang_up(server)
     await terminate(server)
