@@ -10,18 +10,15 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
 from .redaction import first_line
 from .spool import Record, Spool
+from .store_errors import is_refusal
 
 METRICS_AT_ONCE = 900
 """MLflow takes 1000 in one call."""
-REFUSALS = (400, 413, 422)
-"""HTTP statuses of what the store will never take. Others may pass: a login that expired, a run that isn't there."""
 
 
 class Delivery:
@@ -111,15 +108,6 @@ class Delivery:
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             self.client.set_terminated(self.run_id, fields["status"], end_time=fields["t"])
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether the store answered that it will never take this; otherwise it is away."""
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() in REFUSALS
-    if isinstance(error, requests.RequestException):
-        return error.response is not None and error.response.status_code in REFUSALS
-    return isinstance(error, (ValueError, TypeError, KeyError, AttributeError))
 
 
 def halves(batch: list[Record]) -> list[list[Record]]:

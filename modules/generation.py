@@ -1,8 +1,8 @@
 """Sampling and the KV-cache loop; torch only. Letters as in decoder.py.
 
 A row's tokens depend on its prompt, the parameters and the seed alone, never on the rows beside it: prompts are
-laid end to end for the first pass (no padding), each row has positions and a random generator of its own, and a
-finished row leaves the batch.
+laid end to end for the first pass (no padding), each row has positions and a random generator of its own, a
+finished row leaves the batch, and new ones may join it (server/engine.py).
 """
 
 from __future__ import annotations
@@ -32,9 +32,19 @@ class Rows:
     generators: list[torch.Generator]
     remaining: list[int]
     """Tokens that may still be generated."""
+    configs: list[GenerationConfig]
 
     def keep(self, indices: list[int]) -> Rows:
         return Rows(*([member[i] for i in indices] for member in vars(self).values()))
+
+    def extend(self, others: Rows) -> None:
+        for name, member in vars(self).items():
+            member.extend(getattr(others, name))
+
+    @property
+    def capacity(self) -> int:
+        """The most positions that one of them may yet fill."""
+        return max(len(ids) + n for ids, n in zip(self.ids, self.remaining, strict=True))
 
 
 @torch.no_grad()  # not inference mode: what it makes of spread weights could not be trained on afterwards
@@ -47,23 +57,23 @@ def generate(
     `.send(row)` in place of next ends that row early (a stop text was found, its reader has gone).
     Raises ValueError for an empty prompt or one that leaves no position to write to.
     """
-    rows = start(decoder, prompts, config)
-    capacity = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
-    cache = KVCache(len(prompts), capacity, decoder.word_embeddings.weight.device)
+    rows = start(decoder, prompts, [config] * len(prompts))
+    cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
     logits = prefill(decoder, prompts, cache)
-    yield from write(rows, logits, partial(decode_step, decoder, cache), config, end_of_text_id)
+    yield from write(rows, logits, partial(decode_step, decoder, cache), end_of_text_id)
 
 
 def write(
-    rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], config: GenerationConfig, end: int
+    rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], end: int
 ) -> Generator[tuple[int, int | None], int | None]:
     """`generate`'s loop, whoever computes: logits (B, V) of the first new tokens; advance(rows, left) → the next.
 
-    left: which of the rows before are still there, ascending.
+    left: which of the rows before are still there, and in what order (`moved_up`). advance may add rows behind them,
+    to `rows` and to the logits.
     """
     while True:
         ended: set[int] = set()
-        for i, token in enumerate(sample(logits, rows, config, end)):
+        for i, token in enumerate(sample(logits, rows, end)):
             number = rows.numbers[i]
             rows.ids[i].append(token)
             rows.remaining[i] -= 1
@@ -71,14 +81,24 @@ def write(
             if token == end or stopped == number or rows.remaining[i] == 0:
                 ended.add(i)
                 yield number, None
-        left = [i for i in range(len(rows.ids)) if i not in ended]
+        left = moved_up(len(rows.ids), ended)
         if not left:
             return
         rows = rows.keep(left)
         logits = advance(rows, left)
 
 
-def start(decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Rows:
+def moved_up(count: int, ended: set[int]) -> list[int]:
+    """The rows left of `count`: each in its place, and the last ones in the places that came free.
+
+    So little of a cache has to move: in a batch that rows join and leave, most of the rows lie behind one that ends.
+    """
+    left = count - len(ended)
+    last = [i for i in range(left, count) if i not in ended]
+    return [last.pop() if i in ended else i for i in range(left)]
+
+
+def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> Rows:
     limit = decoder.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
         if not prompt:
@@ -89,12 +109,12 @@ def start(decoder: Decoder, prompts: Sequence[Sequence[int]], config: Generation
                 "(max_position_embeddings) for prompt and answer: shorten it"
             )
     generators = []
-    for _ in prompts:
+    for config in configs:
         generator = torch.Generator()  # on the CPU whatever the device: the same seed gives the same text
         generator.seed() if config.seed is None else generator.manual_seed(config.seed)
         generators.append(generator)
-    remaining = [min(config.max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    return Rows(list(range(len(prompts))), [list(prompt) for prompt in prompts], generators, remaining)
+    remaining = [min(config.max_new_tokens, limit - len(ids)) for ids, config in zip(prompts, configs, strict=True)]
+    return Rows(list(range(len(prompts))), [list(ids) for ids in prompts], generators, remaining, list(configs))
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
@@ -114,8 +134,24 @@ def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -
     return decoder(last, cache=cache)[:, -1]
 
 
-def sample(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
-    """logits (B, V) → a token id a row. End-of-text is never penalized: it also starts a text, and is no repetition."""
+def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
+    """logits (B, V) → a token id a row; rows with the same parameters are drawn together."""
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i, config in enumerate(rows.configs):
+        key = (config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+        groups.setdefault(key, []).append(i)
+    if len(groups) == 1:
+        return draw(logits, rows, rows.configs[0], end_of_text_id)
+    tokens = [0] * len(rows.configs)
+    for indices in groups.values():
+        drawn = draw(logits[indices], rows.keep(indices), rows.configs[indices[0]], end_of_text_id)
+        for i, token in zip(indices, drawn, strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def draw(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
+    """`sample` with one config for all. End-of-text is never penalized: it also starts a text, and is no repetition."""
     logits = logits.float()
     if config.repetition_penalty != 1.0:
         written = [[token for token in ids if token != end_of_text_id] for ids in rows.ids]

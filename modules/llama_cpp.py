@@ -43,19 +43,18 @@ class LlamaCpp:
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
     ) -> Generator[tuple[int, int | None], int | None]:
         """As generation.generate, `.send(row)` included."""
-        rows = start(self, prompts, config)  # type: ignore[arg-type]  # of the decoder it asks the positions alone
+        rows = start(self, prompts, [config] * len(prompts))  # type: ignore[arg-type]  # of the decoder it asks the positions alone
         for first in range(0, len(prompts), ROWS_AT_ONCE):
             group = list(range(first, min(first + ROWS_AT_ONCE, len(prompts))))
             chosen = rows.keep(group)
             with closing(self.context_for(chosen)) as context:
                 sequences = list(range(len(group)))
                 logits = decode(context, chosen.ids, sequences)
-                yield from write(chosen, logits, partial(advance, context, sequences), config, end_of_text_id)
+                yield from write(chosen, logits, partial(advance, context, sequences), end_of_text_id)
 
     def context_for(self, rows: Rows) -> LlamaContext:
-        longest = max(len(ids) + n for ids, n in zip(rows.ids, rows.remaining, strict=True))
         prompts = sum(len(ids) for ids in rows.ids)
-        return LlamaContext(self.model, len(rows.ids), longest, prompts, torch.get_num_threads())
+        return LlamaContext(self.model, len(rows.ids), rows.capacity, prompts, torch.get_num_threads())
 
 
 def advance(context: LlamaContext, sequences: list[int], rows: Rows, left: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ from .config import StageConfig
 from .patience import be_brief
 from .redaction import first_line, redact_text
 from .spool import last_record, unsent
+from .store_errors import why
 
 logger = logging.getLogger("moyun.tracking")
 
@@ -43,9 +44,9 @@ def require_store(uri: str, seconds: float = 10.0) -> None:
     asking.join(seconds)
     if not asking.is_alive() and not failure:
         return
-    why = first_line(failure[0]) if failure else f"no answer within {seconds:g} s"
+    reason = why(failure[0]) if failure else f"no answer within {seconds:g} s"
     raise ValueError(
-        f"the tracking store {redact_text(uri)} can't be used: {why}. Start it, or name another one with "
+        f"the tracking store {redact_text(uri)} can't be used: {reason}. Start it, or name another one with "
         "tracking.tracking_uri=… or MLFLOW_TRACKING_URI (sqlite:///mlflow.db is a file that needs no server)"
     )
 
@@ -82,7 +83,7 @@ def find_run(run_id: str) -> Run:
         return MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise ValueError(
-            f"run {run_id} can't be continued: {first_line(error)} (tracking store: "
+            f"run {run_id} can't be continued: {why(error)} (tracking store: "
             f"{redact_text(mlflow.get_tracking_uri())}). Give the store that it was made in, or start a new run"
         ) from error
 

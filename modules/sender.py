@@ -8,7 +8,7 @@ import threading
 import time
 
 from .delivery import Delivery
-from .redaction import first_line
+from .store_errors import why
 
 logger = logging.getLogger("moyun.tracking")
 
@@ -64,7 +64,7 @@ class Sender:
     def failed(self, error: Exception) -> None:
         now = time.monotonic()
         self.failures += 1
-        self.reason = first_line(error)
+        self.reason = why(error)
         self.away_since = self.away_since or now
         if not self.spoken and not self.stopped and now - self.away_since >= SILENCE:
             self.spoken = True

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from .active_run import enter
-from .config import CommandConfig, StageConfig, TrackingConfig, TrainingConfig, to_dict, to_yaml
+from .config import CommandConfig, StageConfig, TrackingConfig, to_dict, to_yaml
 from .patience import patient
 from .places import is_registered, model_folder
 from .redaction import redact, redact_text
@@ -198,15 +198,3 @@ def resolve_model(uri: str) -> Path:
     if not found:
         raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
     return found[0].parent
-
-
-def output_folder(stage: str, config: TrainingConfig) -> Path:
-    """Where the active run's stage writes: config.output_dir, which must be empty or new, or a name of its own."""
-    if config.output_dir is None:
-        run = mlflow.active_run()
-        assert run is not None
-        folder = Path("outputs") / f"{stage}-{run.info.run_id}"
-    else:
-        folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -15,7 +15,9 @@ import uuid
 from modules.config import TrainerConfig
 from modules.processes import Stopped, is_worker
 
-LOST = re.compile(r"Timed out waiting|Connection closed by peer|Connection reset by peer|Watchdog caught")
+LOST = re.compile(
+    "Timed out waiting|timeout caused pair closure|Connection closed by peer|Connection reset by peer|Watchdog caught"
+)
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
 
 
@@ -33,7 +35,7 @@ def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
             time.sleep(1)  # the other may have been stopped on purpose, and this process's own signal be on its way
             return WorkerError(
                 f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
-                "(trainer.process_group_timeout). train.resume_from goes on from a checkpoint, where there is one"
+                "(trainer.process_group_timeout). The same command goes on from the last checkpoint in its output_dir"
             )
         cause = cause.__context__
     return None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from modules.config import SyncConfig
 from modules.delivery import Delivery
-from modules.redaction import first_line, redact_text
+from modules.redaction import redact_text
 from modules.run_life import END, GONE, require_store
 from modules.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.store_errors import why
 from modules.tracking import connect
 
 from .command_line import run_stage, show
@@ -64,7 +65,7 @@ def send_rest(folder: Path, uri: str) -> Sent:
             pass
     except Exception as error:
         made_in = spool.read_json("run.json", {"store": "?"})["store"]
-        note = first_line(error) + (f" (the run was made in {made_in})" if made_in != redact_text(uri) else "")
+        note = why(error) + (f" (the run was made in {made_in})" if made_in != redact_text(uri) else "")
     finally:
         spool.close()
     if spool.refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,6 @@ from modules.tracked_run import TrackedRun
 from modules.tracking import (
     connect,
     log_rows,
-    output_folder,
     provenance,
     resolve_model,
     stage_run,
@@ -78,20 +78,13 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     Of several processes the first alone prints, logs and writes; its checkpoints have a part from each.
     """
     if not is_main_process():
-        connect(config.tracking)
-        training = set_up(config, rows)
-        if not config.dry_run:
-            require_memory(training.plan.demand)
-            fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
-        return TrainResult("", training.plan)
-    resume = config.train.resume_from
-    with claimed(config.output_dir, resume) as before, stage_run(stage, config, before and before.run_id) as run:
+        return follow(stage, config, rows)
+    with claimed(config.output_dir, config.train.resume_from) as before, continued(stage, config, before) as run:
         training = set_up(config, rows)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
-        source = str(config.data.path or "rows in memory")
         digests = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
         base = parent["weights_sha256"] if parent else None
         origin = origin_of(stage, run.info.run_id, config, digests, training.tokenizer.fingerprint, base)
@@ -99,23 +92,44 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         for name in digests:
-            log_rows(run, training.splits[name], source, name)
-        folder = output_folder(stage, config)
-        keep_quarantine(training.quarantine, folder)
+            log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name)
+        folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
-        logger = RunLogger(run)
-        samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
-        try:
-            checkpoint, metrics = fit(stage, config, training, folder, logger, samples, start)
-        finally:
-            run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-            log_samples(run, samples)
+        keep_quarantine(training.quarantine, folder)
+        checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
         facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
         uri = run.log_model(model)
         write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True))
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
+
+
+def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
+    """What the processes beside the first do."""
+    connect(config.tracking)
+    training = set_up(config, rows)
+    if not config.dry_run:
+        require_memory(training.plan.demand)
+        fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
+    return TrainResult("", training.plan)
+
+
+def continued(stage: str, config: TrainingConfig, before: Origin | None) -> AbstractContextManager[TrackedRun]:
+    return stage_run(stage, config, before.run_id if before else None)
+
+
+def tracked_fit(
+    run: TrackedRun, stage: str, config: TrainingConfig, training: Training, folder: Path, start: Path | None
+) -> tuple[Path, dict[str, float]]:
+    """`fit`, with metrics, curve and samples in the run, also where it is broken off."""
+    logger = RunLogger(run)
+    samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
+    try:
+        return fit(stage, config, training, folder, logger, samples, start)
+    finally:
+        run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
+        log_samples(run, samples)
 
 
 def write_result(
@@ -169,6 +183,7 @@ def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> No
     if folder.exists():
         write_origin(folder, origin)
         return
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder, "a run") as draft:
         write_architecture(draft, training.model)
         training.tokenizer.save(draft)

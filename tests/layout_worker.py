@@ -13,7 +13,7 @@ from modules.config import load_config
 from modules.processes import is_main_process
 from pipelines.command_line import quieten_libraries
 from pipelines.fitting import fit
-from pipelines.train import set_up
+from pipelines.train import followed, set_up
 
 
 class Recorder(Logger):
@@ -35,7 +35,8 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     config = load_config("pretrain", sys.argv[2:])
     recorder = Recorder()
-    checkpoint, metrics = fit("pretrain", config, set_up(config, None), folder, recorder)  # type: ignore[arg-type]
+    training = set_up(config, None)
+    checkpoint, metrics = fit("pretrain", config, training, folder, recorder, checkpoint=followed(config))  # type: ignore[arg-type]
     if is_main_process():
         result = {"rows": recorder.rows, "metrics": metrics, "checkpoint": str(checkpoint)}
         (folder / "result.json").write_text(json.dumps(result))

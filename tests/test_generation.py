@@ -136,11 +136,11 @@ def test_repetition_penalty_follows_ctrl() -> None:
 
 def test_the_end_of_a_text_is_no_repetition(decoder: Decoder, tokenizer: Tokenizer) -> None:
     """End-of-text starts each prompt; penalized for that, a model would hardly ever stop."""
-    rows = Rows([0], [[tokenizer.end_of_text_id]], [torch.Generator()], [1])
     logits = torch.zeros(1, tokenizer.vocab_size)
     logits[0, tokenizer.end_of_text_id], logits[0, 9] = 2.0, 1.5
     config = generation_config(temperature=0.0, repetition_penalty=2.0)
-    assert sample(logits, rows, config, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
+    rows = Rows([0], [[tokenizer.end_of_text_id]], [torch.Generator()], [1], [config])
+    assert sample(logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
 
 
 def test_sampling_follows_the_distribution(decoder: Decoder, tokenizer: Tokenizer) -> None:

@@ -223,13 +223,13 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(
 
 
 @pytest.mark.parametrize("job", ["fsdp-2"], indirect=True)
-def test_sigterm_ends_all_processes_at_once(job: tuple[subprocess.Popen[str], psutil.Process]) -> None:
-    """Some of them in the middle of a collective."""
+def test_sigterm_ends_all_processes_after_a_checkpoint(job: tuple[subprocess.Popen[str], psutil.Process]) -> None:
+    """Of a step that all of them have finished."""
     agent, rank_1 = job
     agent.terminate()
     output, _ = agent.communicate(timeout=20)  # not the 30 s after which they would be killed
     assert agent.returncode == 143
-    assert output.count("terminated") == 1
+    assert output.count("stopped at step ") == 1
     assert "has died" not in output
     assert not rank_1.is_running() or rank_1.status() == psutil.STATUS_ZOMBIE
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from modules import tracking
-from modules.config import StageConfig, TrackingConfig, TrainingConfig, load_config
+from modules.config import StageConfig, TrackingConfig, load_config
 from modules.rows import fingerprint
 from modules.tracked_run import PARAMS_AT_ONCE
 from modules.tracking import (
@@ -26,7 +26,6 @@ from modules.tracking import (
     flatten,
     git_state,
     log_rows,
-    output_folder,
     provenance,
     redact,
     redact_text,
@@ -299,14 +298,3 @@ def test_what_is_no_model_of_ours_is_refused(store: Path) -> None:
         mlflow.log_text("a", "other/a.txt")
     with pytest.raises(ValueError, match="holds no moyun model folder"):
         resolve_model(f"runs:/{run.info.run_id}/other")
-
-
-def test_a_stage_writes_into_an_empty_or_new_folder(store: Path) -> None:
-    with stage_run("pretrain", quiet()) as run:
-        assert output_folder("pretrain", TrainingConfig()) == Path("outputs") / f"pretrain-{run.info.run_id}"
-        assert output_folder("pretrain", TrainingConfig(output_dir="a/b")).is_dir()
-        assert output_folder("pretrain", TrainingConfig(output_dir="a/b")).is_dir()  # still empty
-        (store / "a" / "file").touch()
-        for taken in ("a", "a/file"):
-            with pytest.raises(ValueError, match=rf"output_dir={taken} isn't empty; nothing is overwritten"):
-                output_folder("pretrain", TrainingConfig(output_dir=taken))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from .steps import timed_call
@@ -16,7 +17,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def rows_of(work: Work) -> tuple[list[str], float]:
     """(texts, their megabytes in UTF-8)"""
-    texts = [f"{text}{copy}" for copy in range(COPIES) for text in work.texts()]
+    texts = work.texts() * COPIES
     return texts, sum(len(text.encode()) for text in texts) / 1e6
 
 
@@ -57,5 +58,5 @@ def with_map(texts: list[str], entries: dict[str, int]) -> Callable[[], object]:
         lambda batch: tokenizer(batch["src_txt"]),
         batched=True,
         remove_columns=["src_txt"],
-        cache_file_name=f"map-{time.time_ns()}.arrow",
+        cache_file_name=str(Path.cwd() / f"map-{time.time_ns()}.arrow"),  # datasets asks for its folder
     )

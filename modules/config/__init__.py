@@ -15,6 +15,7 @@ from .sections import (
     TrainConfig,
     TrainerConfig,
 )
+from .serve import LimitsConfig, ServeConfig
 from .stages import (
     MADE_BY_STAGE,
     CommandConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "GenerateConfig",
     "GenerationBenchmark",
     "GenerationConfig",
+    "LimitsConfig",
     "LoraConfig",
     "MainConfig",
     "ModelConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "RegisterConfig",
     "RehearseConfig",
     "ScalingBenchmark",
+    "ServeConfig",
     "SizeConfig",
     "StageConfig",
     "SyncConfig",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from .benchmark import BenchmarkConfig
 from .sections import MISSING, GenerationConfig, SizeConfig, TrainerConfig, too_small
+from .serve import ServeConfig
 from .stages import CommandConfig, EvaluateConfig, MainConfig, PrepareConfig, RegisterConfig, TrainingConfig
 
 
@@ -100,6 +101,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
+    "serve": ServeConfig,
     "rehearse": RehearseConfig,
     "convert": ConvertConfig,
     "sync": SyncConfig,

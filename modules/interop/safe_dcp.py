@@ -111,5 +111,5 @@ def raise_if_stopped(error: BaseException) -> None:
     """DCP passes a signal's exception on as if it were a fault of the checkpoint."""
     for failure in error.failures.values() if isinstance(error, CheckpointException) else ():
         reason = failure[0] if isinstance(failure, tuple) else failure
-        if not isinstance(reason, Exception):
+        if isinstance(reason, SystemExit | KeyboardInterrupt):
             raise reason

@@ -1,0 +1,312 @@
+"""A store that dies, hangs, fails or drops answers holds nothing up and loses nothing; so with crashes, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT
+from faulty_store import Fault, FaultyStore
+
+from modules import sender
+from modules.config import SyncConfig, TrackingConfig
+from modules.patience import BRIEF, patient
+from modules.run_life import require_store
+from modules.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.tracked_run import TrackedRun
+from pipelines.sync import sync
+
+
+@pytest.fixture
+def faulty(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    monkeypatch.setattr(sender, "INTERVAL", 0.01)
+    monkeypatch.setattr(sender, "SILENCE", 0.0)
+    for name in BRIEF:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    server = FaultyStore()
+    mlflow.set_tracking_uri(server.uri)
+    yield server
+    server.stop()
+
+
+def open_run(faulty: FaultyStore, flush_timeout: float = 30) -> TrackedRun:
+    return TrackedRun(mlflow.MlflowClient(faulty.uri).get_run(faulty.run_id), Path("outputs/tracking"), flush_timeout)
+
+
+def log_steps(run: TrackedRun, start: int, stop: int) -> list[tuple[int, float]]:
+    for step in range(start, stop):
+        run.log_metrics({"train/loss": 1 / (step + 1), "lr": 0.5}, step)
+    return [(step, 1 / (step + 1)) for step in range(start, stop)]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    while not happened():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "500", "commits then drops", "dead"])
+def test_what_is_logged_meanwhile_arrives_once_and_in_order(
+    faulty: FaultyStore, fault: Fault | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run(faulty)
+    expected = log_steps(run, 0, 100)
+    assert run.flush()
+    if fault == "dead":
+        faulty.die()
+    else:
+        faulty.fault = fault  # type: ignore[assignment]
+    expected += log_steps(run, 100, 2100)
+    run.set_tags({"a": "1"})
+    run.log_params({"cfg.seed": "42"})
+    run.log_text("text", "deep/er/a.txt")
+    if fault == "dead":
+        wait_until(lambda: run.sender.failures > 1)
+        faulty.come_back()
+    else:
+        calls = len(faulty.calls)
+        wait_until(lambda: len(faulty.calls) > calls + 1)
+        faulty.fault = "none"
+        faulty.released.set()
+    expected += log_steps(run, 2100, 2200)
+    run.end("FINISHED", "finished")
+    assert faulty.history("train/loss") == expected
+    assert len(faulty.history("lr")) == len(expected)
+    if fault == "commits then drops":
+        assert faulty.repeated > 0
+    assert (faulty.tags, faulty.params) == ({"a": "1", "end": "finished"}, {"cfg.seed": "42"})
+    assert faulty.files == {"deep/er/a.txt": b"text"}
+    assert (faulty.status, run.spool.pending, run.spool.refused) == ("FINISHED", 0, 0)
+    messages = [record.getMessage()[:34] for record in caplog.records if record.name == "moyun.tracking"]
+    assert messages == ["tracking: the store doesn't take w", "tracking: the store is back"]
+
+
+def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
+    faulty: FaultyStore, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(faulty, flush_timeout=0.2)
+    expected = log_steps(run, 0, 10)
+    assert run.flush()
+    faulty.die()
+    expected += log_steps(run, 10, 1000)
+    run.end("FINISHED", "finished")
+    assert re.search(
+        r"tracking: 992 of 1002 records of run \w{32} are still to be sent \(connection refused\): "
+        r"`python -m pipelines.sync` sends them",
+        caplog.text,
+    )
+    config = SyncConfig(TrackingConfig(faulty.uri))
+    with pytest.raises(ValueError, match=r"tracking store http://127.0.0.1:\d+ can't be used: .*refused.* Start it"):
+        sync(config)
+    faulty.come_back()
+    (sent,) = sync(config)
+    assert (sent.run_id, sent.sent, sent.left) == (faulty.run_id, 992, 0)
+    assert faulty.history("train/loss") == expected
+    assert (faulty.status, faulty.tags["end"]) == ("FINISHED", "finished")
+    assert f"{faulty.run_id}  992 sent, 0 left" in capsys.readouterr().out
+
+
+def test_sync_leaves_a_run_alone_that_is_still_written_to(faulty: FaultyStore) -> None:
+    run = open_run(faulty)
+    config = SyncConfig(TrackingConfig(faulty.uri))
+    with pytest.raises(ValueError, match="1 records are left; nothing is lost"):
+        sync(config)
+    run.end("FINISHED", "finished")
+    assert sync(config) == []
+
+
+def test_sync_names_the_run_that_the_store_does_not_take(
+    faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(faulty, flush_timeout=0)
+    faulty.die()
+    run.log_metrics({"refused!": 1.0}, 1)
+    run.end("FINISHED", "finished")
+    faulty.come_back()
+    faulty.deleted = True
+    about = run.spool.read_json("run.json", {})
+    run.spool.write_json("run.json", about | {"store": "http://other:5000"})
+    with pytest.raises(ValueError, match="3 records are left; nothing is lost"):
+        sync(SyncConfig(TrackingConfig(faulty.uri)))
+    printed = capsys.readouterr().out
+    assert f"{faulty.run_id}  0 sent, 3 left: " in printed
+    assert "(the run was made in http://other:5000)" in printed
+
+
+def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
+    faulty: FaultyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run(faulty)
+    log_steps(run, 0, 3)
+    run.log_metrics({"bad!": 1.0, "good": 2.0}, 3)
+    run.log_params({"cfg.a!": "1", "cfg.b": "2", "cfg.c": "3"})
+    log_steps(run, 4, 8)
+    run.end("FINISHED", "finished")
+    assert [step for step, _ in faulty.history("train/loss")] == [0, 1, 2, 4, 5, 6, 7]
+    assert (faulty.history("good"), faulty.params) == ([(3, 2.0)], {"cfg.b": "2", "cfg.c": "3"})
+    refused = [json.loads(line) for line in (run.spool.folder / "refused.jsonl").read_text().splitlines()]
+    assert [entry["record"]["values"] for entry in refused] == [{"bad!": 1.0}, {"cfg.a!": "1"}]
+    assert all("a name with ! is invalid" in entry["why"] for entry in refused)
+    assert caplog.text.count("the store refused 2 records") == 1
+
+
+def test_nothing_is_refused_because_the_run_was_deleted(faulty: FaultyStore) -> None:
+    """It can be restored."""
+    run = open_run(faulty, flush_timeout=0.2)
+    faulty.deleted = True
+    run.log_metrics({"refused!": 1.0}, 1)
+    run.end("FINISHED", "finished")
+    assert (run.spool.refused, run.spool.pending) == (0, 3)
+
+
+@pytest.mark.parametrize(("fault", "why"), [("hangs", "no answer within 0.5 s"), ("500", "5xx"), ("dead", "refused")])
+def test_a_store_that_is_away_at_the_start_stops_the_stage(faulty: FaultyStore, fault: str, why: str) -> None:
+    uri = faulty.uri.replace("//", "//me:c4n4ry@")
+    if fault == "dead":
+        faulty.die()
+    else:
+        faulty.fault = fault  # type: ignore[assignment]
+    expected = rf"the tracking store http://\(redacted\)@127.0.0.1:\d+ can't be used: .*{why}.*tracking.tracking_uri="
+    with pytest.raises(ValueError, match=expected) as caught:
+        require_store(uri, seconds=0.5)
+    assert "c4n4ry" not in str(caught.value)
+    if fault == "dead":
+        faulty.come_back()
+
+
+@pytest.mark.parametrize("uri", ["postgresql+psycopg2://me:c4n4ry@127.0.0.1:9/x", "sqlite:////proc/mlflow.db"])
+def test_a_database_that_is_away_at_the_start_stops_the_stage(store: Path, uri: str) -> None:
+    pytest.importorskip("psycopg2")
+    with pytest.raises(ValueError, match=r"the tracking store .* can't be used: ") as caught:
+        require_store(uri)
+    assert "c4n4ry" not in str(caught.value)
+
+
+def test_large_transfers_are_given_time_unless_the_user_said_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in BRIEF.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    with patient():
+        assert [name for name in BRIEF if name in os.environ] == ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+    assert {name: os.environ[name] for name in BRIEF} == BRIEF | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+
+
+# --- the local log ---
+
+
+def test_the_log_survives_its_writer_bit_by_bit(tmp_path: Path) -> None:
+    values = {"a": 0.1 + 0.2, "b": float("inf"), "c": 5e-324, "d": 1e308, "e": -0.0}
+    spool = Spool(tmp_path / "run")
+    spool.append("metrics", step=7, values=values)
+    spool.append("tags", values={"诗": "春\n\r\u2028"})
+    spool.close()
+    again = Spool(tmp_path / "run")
+    first, second = again.read(0, 0)
+    assert {name: float(value).hex() for name, value in first.fields["values"].items()} == {
+        name: value.hex() for name, value in values.items()
+    }
+    assert (first.number, second.number, second.fields["values"]) == (0, 1, {"诗": "春\n\r\u2028"})
+    again.close()
+
+
+def test_a_torn_last_line_is_cut_off_and_the_count_goes_on(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run")
+    first = spool.append("metrics", step=1, values={"a": 1.0})
+    spool.mark_sent(spool.read(0, 0)[0])
+    spool.append("metrics", step=2, values={"a": 2.0})
+    spool.close()
+    log = tmp_path / "run" / "log.jsonl"
+    whole = log.read_bytes()
+    for torn in (b'{"kind":"metrics","t":17', b"\0" * 4096):
+        log.write_bytes(whole + torn)
+        spool = Spool(tmp_path / "run")
+        assert log.read_bytes() == whole
+        assert (spool.records, spool.pending) == (2, 1)
+        assert spool.metrics() == {"a": [(1, 1.0), (2, 2.0)]}
+        spool.close()
+    log.write_bytes(whole[:10])  # a power failure: the mark is ahead of the log
+    spool = Spool(tmp_path / "run")
+    assert (spool.sent, spool.pending) == (0, 0)
+    assert spool.append("metrics", step=1, values={"a": 1.0}) == first
+    assert spool.pending == 1
+    spool.close()
+
+
+def test_a_line_that_cannot_be_read_is_refused_and_the_next_are_sent(faulty: FaultyStore) -> None:
+    folder = Path("outputs/tracking") / faulty.run_id
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_bytes(b'{"kind":"metr\x00\xff\n')
+    run = open_run(faulty)
+    log_steps(run, 1, 2)
+    run.end("FINISHED", "finished")
+    assert faulty.history("train/loss") == [(1, 0.5)]
+    assert run.spool.refused == 1
+
+
+def test_a_record_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run")
+    for size in (10, 5000, 10):
+        spool.append("tags", values={"a": "x" * size})
+    read = spool.read(0, 0, size=64)
+    while read[-1].number < 2:
+        read += spool.read(read[-1].end, read[-1].number + 1, size=64)
+    assert [len(record.fields["values"]["a"]) for record in read] == [10, 5000, 10]
+    spool.close()
+
+
+HOLD = "import sys, pathlib; from modules.spool import Spool; Spool(pathlib.Path(sys.argv[1])); print(1); input()"
+
+
+def test_two_processes_never_write_to_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        for _ in range(2):
+            with pytest.raises(SpoolInUseError, match=f"is in use: process {other.pid} writes to this run"):
+                Spool(folder)
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    Spool(folder).close()
+
+
+def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for step in range(50):
+            spool.append("metrics", step=step, values={"a": float(step)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(spool.metrics().get("a", [])) <= 2
+    spool.append("metrics", step=50, values={"a": 50.0})
+    assert spool.metrics() == {"a": [(step, float(step)) for step in range(51)]}
+    assert caplog.text.count("can't be written") == 1
+    spool.close()
+
+
+def test_the_state_of_a_log_is_seen_without_opening_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not unsent(folder)
+    spool = Spool(folder)
+    assert last_record(folder)["kind"] == "unreadable"
+    spool.append("status", status="FINISHED")
+    assert unsent(folder)
+    assert last_record(folder)["status"] == "FINISHED"
+    spool.mark_sent(spool.read(0, 0)[0])
+    assert not unsent(folder)
+    spool.close()
