@@ -184,6 +184,7 @@ def test_other_paths_and_methods_are_one_line_too(server: Served) -> None:
         answer = httpx.request(method, f"{server.url}{path}")
         assert answer.status_code == status
         assert f"{method} '{path}'" in answer.json()["error"]["message"]
+        assert "there is POST /v1/completions and /invocations" in answer.json()["error"]["message"]
 
 
 # --- MLflow's protocol ---
