@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
+from conftest import ROOT
 
 from modules.config import LimitsConfig
 from modules.decoder import Decoder
@@ -111,3 +118,27 @@ def send_and_keep(url: str, path: str, body: Any) -> socket.socket:
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
     client.sendall(head.encode() + b"\r\n\r\n" + content)
     return client
+
+
+@contextmanager
+def process(folder: Path, log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m pipelines.serve`; whatever happens, it ends with the block."""
+    command = [sys.executable, "-m", "pipelines.serve", f"model={folder}", "port=0", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder.parent
+        )
+        try:
+            yield started
+        finally:
+            started.kill()
+            started.wait()
+
+
+def address_in(started: subprocess.Popen[str]) -> str:
+    assert started.stdout
+    for line in started.stdout:
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return found[0]
+    return pytest.fail("the server ended before it was ready")

@@ -42,6 +42,7 @@ GONE = 499
 OUTCOMES = {200: "ok", 503: "overloaded", 504: "timeout", 408: "timeout", GONE: "disconnected", 500: "failed"}
 ENDPOINTS = {"/v1/completions": "completions", "/invocations": "invocations"}
 """Those that ask for text."""
+THERE_IS = "POST /v1/completions and /invocations, GET /v1/models, /health, /ready, /ping and /metrics"
 
 
 class Service:
@@ -166,7 +167,8 @@ async def refusal(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGoneError | ClientDisconnect):
         return Response(status_code=GONE)
     if isinstance(error, HTTPException):  # the router's: no such path, another method
-        error = RequestError(error.status_code, f"{request.method} {shown(request.url.path)}: {error.detail}")
+        what = f"{request.method} {shown(request.url.path)}: {error.detail}; there is {THERE_IS}"
+        error = RequestError(error.status_code, what)
     return problem_response(request.url.path, as_problem(error))
 
 
