@@ -58,27 +58,23 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("fault", ["hangs", "500", "commits then drops", "dead"])
 def test_what_is_logged_meanwhile_arrives_once_and_in_order(
-    faulty: FaultyStore, fault: Fault | str, caplog: pytest.LogCaptureFixture
+    faulty: FaultyStore, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = open_run(faulty)
     expected = log_steps(run, 0, 100)
     assert run.flush()
-    if fault == "dead":
-        faulty.die()
-    else:
-        faulty.fault = fault  # type: ignore[assignment]
+    faulty.fault = fault
     expected += log_steps(run, 100, 2100)
     run.set_tags({"a": "1"})
     run.log_params({"cfg.seed": "42"})
     run.log_text("text", "deep/er/a.txt")
     if fault == "dead":
         wait_until(lambda: run.sender.failures > 1)
-        faulty.come_back()
     else:
         calls = len(faulty.calls)
         wait_until(lambda: len(faulty.calls) > calls + 1)
-        faulty.fault = "none"
-        faulty.released.set()
+    faulty.fault = "none"
+    faulty.release()
     expected += log_steps(run, 2100, 2200)
     run.end("FINISHED", "finished")
     assert faulty.history("train/loss") == expected
@@ -98,7 +94,7 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     run = open_run(faulty, flush_timeout=0.2)
     expected = log_steps(run, 0, 10)
     assert run.flush()
-    faulty.die()
+    faulty.fault = "dead"
     expected += log_steps(run, 10, 1000)
     run.end("FINISHED", "finished")
     assert re.search(
@@ -109,7 +105,7 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     config = SyncConfig(TrackingConfig(faulty.uri))
     with pytest.raises(ValueError, match=r"tracking store http://127.0.0.1:\d+ can't be used: .*refused.* Start it"):
         sync(config)
-    faulty.come_back()
+    faulty.fault = "none"
     (sent,) = sync(config)
     assert (sent.run_id, sent.sent, sent.left) == (faulty.run_id, 992, 0)
     assert faulty.history("train/loss") == expected
@@ -130,10 +126,10 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(faulty, flush_timeout=0)
-    faulty.die()
+    faulty.fault = "dead"
     run.log_metrics({"refused!": 1.0}, 1)
     run.end("FINISHED", "finished")
-    faulty.come_back()
+    faulty.fault = "none"
     faulty.deleted = True
     about = run.spool.read_json("run.json", {})
     run.spool.write_json("run.json", about | {"store": "http://other:5000"})
@@ -171,18 +167,13 @@ def test_nothing_is_refused_because_the_run_was_deleted(faulty: FaultyStore) -> 
 
 
 @pytest.mark.parametrize(("fault", "why"), [("hangs", "no answer within 0.5 s"), ("500", "5xx"), ("dead", "refused")])
-def test_a_store_that_is_away_at_the_start_stops_the_stage(faulty: FaultyStore, fault: str, why: str) -> None:
+def test_a_store_that_is_away_at_the_start_stops_the_stage(faulty: FaultyStore, fault: Fault, why: str) -> None:
     uri = faulty.uri.replace("//", "//me:c4n4ry@")
-    if fault == "dead":
-        faulty.die()
-    else:
-        faulty.fault = fault  # type: ignore[assignment]
+    faulty.fault = fault
     expected = rf"the tracking store http://\(redacted\)@127.0.0.1:\d+ can't be used: .*{why}.*tracking.tracking_uri="
     with pytest.raises(ValueError, match=expected) as caught:
         require_store(uri, seconds=0.5)
     assert "c4n4ry" not in str(caught.value)
-    if fault == "dead":
-        faulty.come_back()
 
 
 @pytest.mark.parametrize("uri", ["postgresql+psycopg2://me:c4n4ry@127.0.0.1:9/x", "sqlite:////proc/mlflow.db"])
