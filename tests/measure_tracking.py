@@ -100,10 +100,8 @@ def measure_kills(kills: int, store: str, seed: int) -> None:
         compare(server, folder, kills, store)
         calm = [record for record in step_records(folder) if record["t"] < began]
         disturbed = [record for record in step_records(folder) if began < record["t"] < ended]
-        before, meanwhile = middle(seconds_between(calm)), middle(seconds_between(disturbed))
-        print(
-            f"  a step takes {1000 * before:.0f} ms before, {1000 * meanwhile:.0f} ms meanwhile, beside servers starting"
-        )
+        before, meanwhile = (1000 * middle(seconds_between(steps)) for steps in (calm, disturbed))
+        print(f"  a step takes {before:.0f} ms before, {meanwhile:.0f} ms meanwhile, beside servers that start")
 
 
 def compare(server: TrackingServer, folder: Path, kills: int, store: str) -> None:

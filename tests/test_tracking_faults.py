@@ -20,9 +20,9 @@ from faulty_store import Fault, FaultyStore
 
 from modules import sender
 from modules.config import SyncConfig, TrackingConfig
-from modules.patience import BRIEF, patient
+from modules.patience import BRIEF, TIMEOUT, be_brief, patient
 from modules.run_life import require_store
-from modules.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
 from modules.tracked_run import TrackedRun
 from pipelines.sync import sync
 
@@ -185,12 +185,17 @@ def test_a_database_that_is_away_at_the_start_stops_the_stage(store: Path, uri: 
 
 
 def test_large_transfers_are_given_time_unless_the_user_said_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in BRIEF.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    for name in BRIEF:
+        monkeypatch.delenv(name, raising=False)
+    be_brief()
     with patient():
-        assert [name for name in BRIEF if name in os.environ] == ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-    assert {name: os.environ[name] for name in BRIEF} == BRIEF | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+        assert TIMEOUT not in os.environ
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # a server that hangs isn't waited for eight times
+    assert {name: os.environ[name] for name in BRIEF} == BRIEF
+    monkeypatch.setenv(TIMEOUT, "33")
+    be_brief()
+    with patient():
+        assert os.environ[TIMEOUT] == "33"
 
 
 # --- the local log ---
@@ -281,11 +286,14 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, caplog: pyt
     try:
         for step in range(50):
             spool.append("metrics", step=step, values={"a": float(step)})
+        spool.append("tags", values={"long": "x" * 2 * CHUNK})  # the buffer is full now as well
+        for step in range(50, 60):
+            spool.append("metrics", step=step, values={"a": float(step)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(spool.metrics().get("a", [])) <= 2
-    spool.append("metrics", step=50, values={"a": 50.0})
-    assert spool.metrics() == {"a": [(step, float(step)) for step in range(51)]}
+    spool.append("metrics", step=60, values={"a": 60.0})
+    assert spool.metrics() == {"a": [(step, float(step)) for step in range(61)]}
     assert caplog.text.count("can't be written") == 1
     spool.close()
 
