@@ -140,6 +140,11 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     assert "(the run was made in http://other:5000)" in printed
 
 
+def test_sync_in_the_wrong_place_says_so(store: Path) -> None:
+    with pytest.raises(ValueError, match="tracking.spool_dir=outputs/tracking isn't a folder here"):
+        sync(SyncConfig())
+
+
 def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
     faulty: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
