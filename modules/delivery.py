@@ -96,10 +96,10 @@ class Delivery:
         from .registry import log_model_once
 
         folder = present(Path(record.fields["folder"]))
+        run = self.client.get_run(self.run_id)  # who hangs is found out before the time is given that uploads need
         self.sending_model = True
         try:
-            key = f"{self.run_id}/{record.number}"
-            self.results[record.number] = log_model_once(Path(folder), self.client.get_run(self.run_id), key)
+            self.results[record.number] = log_model_once(Path(folder), run, f"{self.run_id}/{record.number}")
         finally:
             self.sending_model = False
 

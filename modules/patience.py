@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 BRIEF = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; MLflow's own 120, seven times over, are 20 minutes a call
+    TIMEOUT: "10",  # seconds; MLflow's own 120, tried eight times, are 20 minutes a call
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
@@ -23,12 +24,12 @@ def be_brief() -> None:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """For models: a server answers when it has stored all of an upload."""
-    ours = {name: value for name, value in BRIEF.items() if os.environ.get(name) == value}
-    for name in ours:
-        del os.environ[name]
+    """MLflow's own timeout, for models: a server answers when it has stored all of an upload."""
+    ours = os.environ.get(TIMEOUT) == BRIEF[TIMEOUT]
+    if ours:
+        del os.environ[TIMEOUT]
     try:
         yield
     finally:
-        for name, value in ours.items():
-            os.environ.setdefault(name, value)
+        if ours:
+            os.environ.setdefault(TIMEOUT, BRIEF[TIMEOUT])

@@ -80,14 +80,14 @@ class Sender:
         started = time.monotonic()
         self.hurried = True
         self.wake.set()
-        while self.spool.pending and self.thread.is_alive():
+        while self.spool.behind and self.thread.is_alive():
             now = time.monotonic()
             quiet = now - max(started, self.progress_at) > seconds and not self.delivery.sending_model
             if quiet or now - started > longest:
                 break
             time.sleep(0.01)
         self.hurried = False
-        return not self.spool.pending
+        return not self.spool.behind
 
     def stop(self) -> None:
         """The thread ends after the call it is in; what that one does, it no longer marks."""

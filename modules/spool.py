@@ -60,13 +60,17 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = take_lock(self.folder)
         self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
+        size, self.records = whole_lines(self.log)
+        os.ftruncate(self.log, size)
+        # A signal's handler that raises in the middle leaves a line in this buffer or in the file, never in both.
+        self.writer = open(self.log, "ab", buffering=CHUNK, closefd=False)  # noqa: SIM115
+        self.overflow: list[bytes] = []
+        """Lines for which a full disk leaves no room in the buffer either."""
+        self.full = False
         self.appending = threading.Lock()
-        self.unwritten = bytearray()
-        self.size, self.records = whole_lines(self.log)
-        os.ftruncate(self.log, self.size)
         mark = self.read_json("sent.json", {"offset": 0, "records": 0, "refused": 0})
         # A power failure may have taken more of the log than of the mark.
-        self.sent: int = min(mark["offset"], self.size)
+        self.sent: int = min(mark["offset"], size)
         self.sent_records: int = min(mark["records"], self.records)
         self.refused: int = mark["refused"]
         self.closed = False
@@ -74,26 +78,33 @@ class Spool:
     @property
     def pending(self) -> int:
         """Records that the store hasn't got yet."""
-        return self.records - self.sent_records
+        return max(0, self.records - self.sent_records)
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to send."""
+        return not self.closed and os.fstat(self.log).st_size > self.sent
 
     def append(self, kind: str, **fields: Any) -> int:
         """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
         line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
         with self.appending:
             number = self.records
-            full = bool(self.unwritten)
-            self.unwritten += line
             self.records += 1
             try:
-                self.write()
+                while self.overflow:
+                    self.writer.write(self.overflow[0])
+                    del self.overflow[0]
+                self.writer.write(line)
+                line = b""
+                self.writer.flush()
+                self.full = False
             except OSError as error:
-                if not full:
+                self.overflow += [line] if line else []
+                if not self.full:
                     logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
+                self.full = True
         return number
-
-    def write(self) -> None:
-        while self.unwritten:
-            del self.unwritten[: os.write(self.log, self.unwritten)]
 
     def new_file(self, name: str) -> Path:
         """Where a file is to be put that a record will name: nothing else ever has that path."""
@@ -162,6 +173,10 @@ class Spool:
             if self.closed:
                 return
             self.closed = True
+            try:
+                self.writer.close()
+            except OSError as error:
+                logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
             os.close(self.log)
         OPENED.discard(self.folder)
         os.close(self.lock)

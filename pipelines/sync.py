@@ -31,8 +31,12 @@ class Sent:
 
 
 def sync(config: SyncConfig) -> list[Sent]:
-    """Sends what waits. ValueError if the store doesn't answer, or something is left."""
+    """Sends what waits. ValueError if the store doesn't answer, or something is left, or there are no local logs."""
     root = Path(config.tracking.spool_dir)
+    if not root.is_dir():
+        raise ValueError(
+            f"tracking.spool_dir={root} isn't a folder here: start sync where the runs were started, or name theirs"
+        )
     logs = sorted(root.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime)
     folders = [log.parent for log in logs if unsent(log.parent) or last_record(log.parent).get("kind") != "status"]
     if not folders:

@@ -9,7 +9,7 @@ import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["none", "hangs", "500", "commits then drops"]
+Fault = Literal["none", "hangs", "500", "commits then drops", "dead"]
 
 
 class FaultyStore:
@@ -17,7 +17,7 @@ class FaultyStore:
 
     def __init__(self) -> None:
         self.run_id = uuid.uuid4().hex  # MLflow's client remembers for each run where its files go
-        self.fault: Fault = "none"
+        self.broken: Fault = "none"
         self.calls: list[str] = []
         self.metrics: dict[tuple[str, int, int, float], None] = {}
         self.repeated = 0
@@ -37,16 +37,27 @@ class FaultyStore:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return server
 
-    def die(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    @property
+    def fault(self) -> Fault:
+        return self.broken
 
-    def come_back(self) -> None:
-        self.server = self.listen(self.port)
+    @fault.setter
+    def fault(self, fault: Fault) -> None:
+        if fault == "dead" != self.broken:
+            self.server.shutdown()
+            self.server.server_close()
+        elif fault != "dead" == self.broken:
+            self.server = self.listen(self.port)
+        self.broken = fault
+
+    def release(self) -> None:
+        """Whoever waits for an answer gets it."""
+        self.released.set()
+        self.released = threading.Event()
 
     def stop(self) -> None:
-        self.released.set()
-        self.die()
+        self.release()
+        self.fault = "dead"
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) in the order of arrival."""
@@ -73,7 +84,7 @@ class Answers(BaseHTTPRequestHandler):
         call = self.path.partition("?")[0].rpartition("mlflow")[2]
         self.store.calls.append(call)
         if self.store.fault == "hangs":
-            self.store.released.wait()
+            self.store.released.wait(600)
         if self.store.fault == "500":
             return self.reply(500, {"error_code": "INTERNAL_ERROR", "message": "out of order"})
         try:
@@ -92,7 +103,9 @@ class Answers(BaseHTTPRequestHandler):
             self.store.log_batch(json.loads(body))
         elif call == "/runs/update":
             self.store.status = json.loads(body)["status"]
-        elif call == "/runs/get":
+        elif call == "/experiments/get-by-name":
+            return {"experiment": {"experiment_id": "1", "name": "moyun", "lifecycle_stage": "active"}}
+        elif call in ("/runs/get", "/runs/create"):
             info = {"run_id": self.store.run_id, "experiment_id": "1", "status": self.store.status}
             info |= {"lifecycle_stage": "deleted" if self.store.deleted else "active", "start_time": 1}
             return {"run": {"info": info | {"artifact_uri": "mlflow-artifacts:/artifacts"}}}

@@ -20,9 +20,9 @@ from faulty_store import Fault, FaultyStore
 
 from modules import sender
 from modules.config import SyncConfig, TrackingConfig
-from modules.patience import BRIEF, patient
+from modules.patience import BRIEF, TIMEOUT, be_brief, patient
 from modules.run_life import require_store
-from modules.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
 from modules.tracked_run import TrackedRun
 from pipelines.sync import sync
 
@@ -58,27 +58,23 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("fault", ["hangs", "500", "commits then drops", "dead"])
 def test_what_is_logged_meanwhile_arrives_once_and_in_order(
-    faulty: FaultyStore, fault: Fault | str, caplog: pytest.LogCaptureFixture
+    faulty: FaultyStore, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = open_run(faulty)
     expected = log_steps(run, 0, 100)
     assert run.flush()
-    if fault == "dead":
-        faulty.die()
-    else:
-        faulty.fault = fault  # type: ignore[assignment]
+    faulty.fault = fault
     expected += log_steps(run, 100, 2100)
     run.set_tags({"a": "1"})
     run.log_params({"cfg.seed": "42"})
     run.log_text("text", "deep/er/a.txt")
     if fault == "dead":
         wait_until(lambda: run.sender.failures > 1)
-        faulty.come_back()
     else:
         calls = len(faulty.calls)
         wait_until(lambda: len(faulty.calls) > calls + 1)
-        faulty.fault = "none"
-        faulty.released.set()
+    faulty.fault = "none"
+    faulty.release()
     expected += log_steps(run, 2100, 2200)
     run.end("FINISHED", "finished")
     assert faulty.history("train/loss") == expected
@@ -98,7 +94,7 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     run = open_run(faulty, flush_timeout=0.2)
     expected = log_steps(run, 0, 10)
     assert run.flush()
-    faulty.die()
+    faulty.fault = "dead"
     expected += log_steps(run, 10, 1000)
     run.end("FINISHED", "finished")
     assert re.search(
@@ -109,7 +105,7 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     config = SyncConfig(TrackingConfig(faulty.uri))
     with pytest.raises(ValueError, match=r"tracking store http://127.0.0.1:\d+ can't be used: .*refused.* Start it"):
         sync(config)
-    faulty.come_back()
+    faulty.fault = "none"
     (sent,) = sync(config)
     assert (sent.run_id, sent.sent, sent.left) == (faulty.run_id, 992, 0)
     assert faulty.history("train/loss") == expected
@@ -130,10 +126,10 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(faulty, flush_timeout=0)
-    faulty.die()
+    faulty.fault = "dead"
     run.log_metrics({"refused!": 1.0}, 1)
     run.end("FINISHED", "finished")
-    faulty.come_back()
+    faulty.fault = "none"
     faulty.deleted = True
     about = run.spool.read_json("run.json", {})
     run.spool.write_json("run.json", about | {"store": "http://other:5000"})
@@ -142,6 +138,11 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     printed = capsys.readouterr().out
     assert f"{faulty.run_id}  0 sent, 3 left: " in printed
     assert "(the run was made in http://other:5000)" in printed
+
+
+def test_sync_in_the_wrong_place_says_so(store: Path) -> None:
+    with pytest.raises(ValueError, match="tracking.spool_dir=outputs/tracking isn't a folder here"):
+        sync(SyncConfig())
 
 
 def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
@@ -171,18 +172,13 @@ def test_nothing_is_refused_because_the_run_was_deleted(faulty: FaultyStore) -> 
 
 
 @pytest.mark.parametrize(("fault", "why"), [("hangs", "no answer within 0.5 s"), ("500", "5xx"), ("dead", "refused")])
-def test_a_store_that_is_away_at_the_start_stops_the_stage(faulty: FaultyStore, fault: str, why: str) -> None:
+def test_a_store_that_is_away_at_the_start_stops_the_stage(faulty: FaultyStore, fault: Fault, why: str) -> None:
     uri = faulty.uri.replace("//", "//me:c4n4ry@")
-    if fault == "dead":
-        faulty.die()
-    else:
-        faulty.fault = fault  # type: ignore[assignment]
+    faulty.fault = fault
     expected = rf"the tracking store http://\(redacted\)@127.0.0.1:\d+ can't be used: .*{why}.*tracking.tracking_uri="
     with pytest.raises(ValueError, match=expected) as caught:
         require_store(uri, seconds=0.5)
     assert "c4n4ry" not in str(caught.value)
-    if fault == "dead":
-        faulty.come_back()
 
 
 @pytest.mark.parametrize("uri", ["postgresql+psycopg2://me:c4n4ry@127.0.0.1:9/x", "sqlite:////proc/mlflow.db"])
@@ -194,12 +190,17 @@ def test_a_database_that_is_away_at_the_start_stops_the_stage(store: Path, uri: 
 
 
 def test_large_transfers_are_given_time_unless_the_user_said_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in BRIEF.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    for name in BRIEF:
+        monkeypatch.delenv(name, raising=False)
+    be_brief()
     with patient():
-        assert [name for name in BRIEF if name in os.environ] == ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-    assert {name: os.environ[name] for name in BRIEF} == BRIEF | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+        assert TIMEOUT not in os.environ
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # a server that hangs isn't waited for eight times
+    assert {name: os.environ[name] for name in BRIEF} == BRIEF
+    monkeypatch.setenv(TIMEOUT, "33")
+    be_brief()
+    with patient():
+        assert os.environ[TIMEOUT] == "33"
 
 
 # --- the local log ---
@@ -290,11 +291,14 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, caplog: pyt
     try:
         for step in range(50):
             spool.append("metrics", step=step, values={"a": float(step)})
+        spool.append("tags", values={"long": "x" * 2 * CHUNK})  # the buffer is full now as well
+        for step in range(50, 60):
+            spool.append("metrics", step=step, values={"a": float(step)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(spool.metrics().get("a", [])) <= 2
-    spool.append("metrics", step=50, values={"a": 50.0})
-    assert spool.metrics() == {"a": [(step, float(step)) for step in range(51)]}
+    spool.append("metrics", step=60, values={"a": 60.0})
+    assert spool.metrics() == {"a": [(step, float(step)) for step in range(61)]}
     assert caplog.text.count("can't be written") == 1
     spool.close()
 

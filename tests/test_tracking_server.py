@@ -2,142 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import signal
-import socket
+import random
 import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from servers import PASSWORD, TrackingServer, postgresql_binaries, postgresql_cluster, tracking_server
 
+from modules import sender
 from modules.checkpoint import verify_model
-from modules.config import load_config
+from modules.config import StageConfig, SyncConfig, TrackingConfig, load_config
 from modules.registry import move_alias, register_version, version_with_alias
 from modules.row_files import sha256_of
+from modules.run_logger import RunLogger
 from modules.tracking import resolve_model, stage_run
 from pipelines.pretrain import pretrain
+from pipelines.sync import sync
 from pipelines.train import TrainResult
 
 pytestmark = pytest.mark.server
 
-PASSWORD = "c4n4ry"
 POEMS = ["白日依山尽，黄河入海流。", "春眠不觉晓，处处闻啼鸟。", "床前明月光，疑是地上霜。", "千山鸟飞绝，万径人踪灭。"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def process(command: list[str], log: Path, stop: signal.Signals, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, whatever happens in it."""
-    with log.open("wb") as output:
-        started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
-    try:
-        yield started
-    finally:
-        started.send_signal(stop)
-        with suppress(subprocess.TimeoutExpired):
-            started.wait(20)
-        with suppress(ProcessLookupError):  # what is left of its own session, and so nobody else's processes
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait(20)
-
-
-def wait_until(ready: Callable[[], bool], started: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if started.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"{started.args!r} isn't ready:\n{log.read_text(errors='replace')[-3000:]}")
-        time.sleep(0.2)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextmanager
-def tracking_server(store_uri: str, folder: Path) -> Iterator[str]:
-    port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store_uri, "--artifacts-destination", str(folder / "artifacts")]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment = {**kept, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with process(command, log, signal.SIGTERM, env=environment, cwd=folder) as started:
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(f"{url}/health"), started, log)
-        yield url
-
-
-def postgresql_binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
-    on_path = shutil.which("postgres")
-    if not found and not on_path:
-        pytest.skip("no PostgreSQL server here: install Debian's postgresql, or put `postgres` on the PATH")
-    return (found[-1] if found else Path(str(on_path))).parent
-
-
-def postgresql_user() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root."""
-    if os.getuid() != 0:
-        return {}
-    try:
-        entry = pwd.getpwnam("postgres")
-    except KeyError:
-        pytest.skip("running as root, and there is no user postgres for PostgreSQL to run as")
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """The URI of a cluster of our own. Its folder is short, for the socket's sake, and not below pytest's (root's)."""
-    binaries, user = postgresql_binaries(), postgresql_user()
-    pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
-    with tempfile.TemporaryDirectory(prefix="moyun-pg-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        log = folder / "log"
-        if user:
-            os.chown(folder, user["user"], user["group"])
-        options = {**user, "cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}}
-        data, port = folder / "data", free_port()
-        initialise = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N"]
-        subprocess.run(initialise, check=True, capture_output=True, **options)
-        command = [str(binaries / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
-        with process([*command, "-c", "fsync=off"], log, signal.SIGINT, **options) as started:  # SIGINT: fast shutdown
-            wait_until(lambda: accepts(port) and "ready to accept" in log.read_text(), started, log)
-            yield f"postgresql+psycopg2://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+    with postgresql_cluster() as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
     folder = tmp_path_factory.mktemp(request.param)
     sqlite = request.param == "sqlite"
     store_uri = f"sqlite:///{folder / 'mlflow.db'}" if sqlite else request.getfixturevalue("postgresql")
-    with tracking_server(store_uri, folder) as url:
-        yield url
+    with tracking_server(store_uri, folder) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(running: TrackingServer) -> str:
+    return running.url
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +157,47 @@ def test_a_database_named_with_a_password_never_holds_it(
     files = [path for path in (place / "mlruns").rglob("*") if path.is_file()]
     assert "config.yaml" in {path.name for path in files}
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+
+
+def test_a_server_that_is_killed_again_and_again_has_everything_in_the_end(
+    running: TrackingServer, trained: TrainResult, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of sending, by a seed; the last time it comes back when the run has ended."""
+    monkeypatch.setattr(sender, "INTERVAL", 0.02)
+    noise = random.Random(7)
+    tracking = TrackingConfig(running.url, "killed", log_system_metrics=False, flush_timeout=1)
+    assert trained.model is not None
+    with stage_run("pretrain", StageConfig(tracking=tracking)) as run:
+        logger = RunLogger(run)
+        log_for(noise.uniform(0.3, 0.6), logger, noise)
+        for last in (False, True):
+            running.kill()
+            log_for(noise.uniform(0.3, 0.6), logger, noise)
+            if not last:
+                running.start()
+                log_for(noise.uniform(0.3, 0.6), logger, noise)
+        run.log_text("春", "a/b.txt")
+        assert run.log_model(trained.model) is None
+    assert run.spool.pending > 0
+    running.start()
+    (sent,) = sync(SyncConfig(tracking))
+    assert (sent.run_id, sent.left) == (run.info.run_id, 0)
+    client = MlflowClient(running.url)
+    stored = client.get_run(run.info.run_id)
+    assert (stored.info.status, stored.data.tags["end"]) == ("FINISHED", "finished")
+    for name in ("train/loss", "lr"):
+        history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        assert history == logger.history[name]
+    (output,) = stored.outputs.model_outputs
+    assert sha256_of(resolve_model(f"models:/{output.model_id}") / "model.safetensors") == sha256_of(
+        trained.model / "model.safetensors"
+    )
+    assert mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/a/b.txt") == "春"
+    assert sync(SyncConfig(tracking)) == []
+
+
+def log_for(seconds: float, logger: RunLogger, noise: random.Random) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        logger.log_metrics({"train/loss": noise.random(), "lr": noise.random()}, len(logger.history.get("lr", ())) + 1)
+        time.sleep(0.001)

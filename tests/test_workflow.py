@@ -46,14 +46,16 @@ class Workplace:
         }
 
     def mlflow_run(self, *arguments: str, entry: str = "main") -> subprocess.CompletedProcess[str]:
-        values = [part for argument in arguments for part in ("-P", argument)]
+        kept = f"tracking.spool_dir={self.folder / 'tracking'}"  # `mlflow run` works in the project's own folder
+        values = [part for argument in (*arguments, kept) for part in ("-P", argument)]
         command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry, "--env-manager", "local", *values]
         return subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=280, check=False
         )
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", *arguments]
+        kept = f"tracking.spool_dir={self.folder / 'tracking'}"
+        command = [sys.executable, "-m", *arguments, kept]
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

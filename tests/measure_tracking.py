@@ -1,0 +1,208 @@
+"""What a failing tracking store costs a training run: python tests/measure_tracking.py [kills=20] [store=postgresql]
+
+For docs/faults.md. A real fine-tuning of tiny, whose real `mlflow server` is killed and started again at random
+(seed=0), beside an undisturbed one; then its local log is compared with the store. With kills=0: the steps of one run
+whose store hangs, fails or is dead every other turn, and what logging costs a step meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+from conftest import ROOT
+from faulty_store import Fault, FaultyStore
+from mlflow import MlflowClient
+from servers import TrackingServer, postgresql_cluster, tracking_server
+
+from modules.config import SyncConfig, TrackingConfig
+from modules.tracked_run import TrackedRun
+from pipelines.sync import sync
+
+FAULTS: tuple[Fault, ...] = ("hangs", "500", "dead")
+CALM = 60
+"""Steps before the first kill."""
+SETTINGS = {
+    "model": "tiny",
+    "data.path": str(ROOT / "data" / "poems-300.jsonl.gz"),
+    "train.max_epochs": "null",
+    "train.validate_every_n_steps": "200",
+    "train.sample_prompts": "[]",
+    "trainer.accelerator": "cpu",
+    "trainer.progress_bar": "false",
+}
+
+
+@contextmanager
+def training(uri: str, folder: Path, steps: int) -> Iterator[subprocess.Popen[bytes]]:
+    settings = SETTINGS | {"train.max_steps": str(steps), "tracking.tracking_uri": uri}
+    command = [sys.executable, "-m", "pipelines.finetune", *(f"{key}={value}" for key, value in settings.items())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the server's start needs a core too
+    folder.mkdir(exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def metric_records(folder: Path) -> list[dict[str, Any]]:
+    logs = list((folder / "outputs" / "tracking").glob("*/log.jsonl"))
+    lines = [line for log in logs for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [record for record in map(json.loads, lines) if record["kind"] == "metrics"]
+
+
+def step_records(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in metric_records(folder) if "train/loss" in record["values"]]
+
+
+def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    while len(step_records(folder)) < step:
+        if process.poll() is not None:
+            sys.exit((folder / "log.txt").read_text())
+        time.sleep(0.2)
+
+
+def measure_kills(kills: int, store: str, seed: int) -> None:
+    noise = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        place, folder = Path(name), Path(name) / "run"
+        database = f"sqlite:///{place / 'mlflow.db'}"
+        if store == "postgresql":
+            database = stack.enter_context(postgresql_cluster())
+        server = stack.enter_context(tracking_server(database, place))
+        with training(server.url, folder, 10**6) as process:
+            wait_for_step(process, folder, CALM)
+            began = time.time_ns() // 1_000_000
+            for _ in range(kills):
+                server.kill()
+                time.sleep(noise.uniform(0, 0.5))
+                server.start()
+                time.sleep(noise.uniform(0.1, 0.8))
+            ended = time.time_ns() // 1_000_000
+            process.terminate()
+            process.wait()
+        compare(server, folder, kills, store)
+        calm = [record for record in step_records(folder) if record["t"] < began]
+        disturbed = [record for record in step_records(folder) if began < record["t"] < ended]
+        before, meanwhile = (1000 * middle(seconds_between(steps)) for steps in (calm, disturbed))
+        print(f"  a step takes {before:.0f} ms before, {meanwhile:.0f} ms meanwhile, beside servers that start")
+
+
+def compare(server: TrackingServer, folder: Path, kills: int, store: str) -> None:
+    os.chdir(folder)
+    with suppress(ValueError):
+        sync(SyncConfig(TrackingConfig(server.url)))
+    (run_folder,) = (folder / "outputs" / "tracking").iterdir()
+    local: dict[str, list[tuple[int, int, float]]] = {}
+    for record in metric_records(folder):
+        for name, value in record["values"].items():
+            local.setdefault(name, []).append((record["step"], record["t"], value))
+    client = MlflowClient(server.url)
+    run = client.get_run(run_folder.name)
+    counts = dict.fromkeys(("logged", "stored", "duplicates", "missing", "out of order"), 0)
+    for name in local.keys() | run.data.metrics.keys():
+        stored = [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run_folder.name, name)]
+        counts["logged"] += len(local.get(name, []))
+        counts["stored"] += len(stored)
+        counts["duplicates"] += len(stored) - len(set(stored))
+        counts["missing"] += len(set(local.get(name, [])) - set(stored))
+        counts["out of order"] += stored != sorted(stored)
+    print(f"{store}: {kills} kills, run {run.info.status}, {run.data.tags['end']}")
+    print("  metric values: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))
+
+
+def seconds_between(records: list[dict[str, Any]]) -> list[float]:
+    return [(after["t"] - before["t"]) / 1000 for before, after in pairwise(records)]
+
+
+def measure_faults() -> None:
+    """Each turn of a fault is compared with the working turns before and after it: other load comes and goes."""
+    server = FaultyStore()
+    turns: list[tuple[Fault, float]] = []
+    with tempfile.TemporaryDirectory() as name, training(server.uri, Path(name), 10**6) as process:
+        folder = Path(name)
+        wait_for_step(process, folder, 50)
+        for fault in (*FAULTS * 4, "none"):
+            for turn in ("none", fault):
+                began = time.time_ns() // 1_000_000
+                server.fault = turn
+                time.sleep(6)
+                steps = [record for record in step_records(folder) if record["t"] > began]
+                turns.append((turn, middle(seconds_between(steps))))
+                server.fault = "none"
+                server.release()
+    step = statistics.median(seconds for fault, seconds in turns if fault == "none")
+    print(f"a step of tiny takes {1000 * step:.0f} ms")
+    for fault in FAULTS:
+        around = [i for i, turn in enumerate(turns) if turn[0] == fault]
+        ratios = [2 * turns[i][1] / (turns[i - 1][1] + turns[i + 1][1]) for i in around]
+        found = ", ".join(f"{ratio - 1:+.1%}" for ratio in ratios)
+        print(f"  store {fault}: median step {statistics.median(ratios) - 1:+.1%} ({found})")
+    for fault in ("none", *FAULTS):
+        server.fault = fault
+        measure_logging(server.uri, step, f"a server, fault: {fault}")
+        server.release()
+    server.stop()
+    measure_logging(f"sqlite:///{tempfile.mkdtemp()}/mlflow.db", step, "an SQLite file")
+
+
+def middle(values: list[float]) -> float:
+    """The mean of the middle half: times are in whole milliseconds."""
+    kept = sorted(values)[len(values) // 4 : -(len(values) // 4)]
+    return statistics.mean(kept)
+
+
+def measure_logging(uri: str, step: float, store: str) -> None:
+    """The training thread's time, and all that the sending thread computes, which may hold Python's lock."""
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient()
+    started = client.create_run("0")
+    run = TrackedRun(started, Path(tempfile.mkdtemp()), 1)
+    run.flush()
+    before, waited, count = cpu_seconds(run), 0.0, 2000
+    for number in range(count):
+        values = {"train/loss": 1 / (number + 1), "train/tokens_per_second": 1e4 / 3, "grad_norm": 0.1, "lr": 1e-4}
+        start = time.perf_counter()
+        run.log_metrics(values, number)
+        waited += time.perf_counter() - start
+        time.sleep(0.002)
+    run.flush()
+    sent = cpu_seconds(run) - before
+    run.abandon()
+    print(
+        f"  logging 4 metrics a step to {store}: {1e6 * waited / count:.0f} µs in the training thread "
+        f"({waited / count / step:.2%} of a step), {1e6 * sent / count:.0f} µs in the other ({sent / count / step:.2%})"
+    )
+
+
+def cpu_seconds(run: TrackedRun) -> float:
+    thread = run.sender.thread.native_id
+    return next(used.user_time + used.system_time for used in psutil.Process().threads() if used.id == thread)
+
+
+def main(*arguments: str) -> None:
+    given = {"kills": "20", "store": "sqlite", "seed": "0"} | dict(argument.split("=", 1) for argument in arguments)
+    if int(given["kills"]):
+        measure_kills(int(given["kills"]), given["store"], int(given["seed"]))
+    else:
+        measure_faults()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
