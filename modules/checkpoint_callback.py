@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
 
 from .lightning_module import LanguageModel
 from .processes import StopRequest
@@ -23,6 +24,13 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     """Step → checkpoint of a run's folder of checkpoints, in order of steps."""
     found = {int(m[1]): path for path in folder.glob("step=*.ckpt") if (m := NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
+
+
+class Patience(EarlyStopping):
+    """Goes on with what it has seen, and with the patience that it has now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class Checkpoints(pl.Callback):
@@ -44,8 +52,9 @@ class Checkpoints(pl.Callback):
         pl_module.stop = self.stop
         self.stop.listen()
         step = trainer.global_step
-        if step and step % self.validate_every == 0 and step not in pl_module.validations:
+        if step:
             self.stop.message = self.where(step)
+        if step and step % self.validate_every == 0 and step not in pl_module.validations:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
@@ -60,6 +69,9 @@ class Checkpoints(pl.Callback):
             self.prune(trainer, pl_module.validations)
         if pl_module.stop_agreed:
             self.stop.leave()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.listen()  # outside of fit Lightning has put its own handler there
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)

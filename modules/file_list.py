@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from .row_files import sha256_of, write_json
 
 FILE_LIST = "files.json"
+
+PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOMEM)
+"""Errors that say nothing about what is on the disk."""
 
 Described = Mapping[str, tuple[int, str]]
 """File name → (bytes, SHA-256)."""
@@ -34,5 +38,7 @@ def damage(folder: Path) -> str | None:
     except FileNotFoundError as error:
         return f"no {Path(error.filename).name}"
     except (OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
         return str(error)
     return None

@@ -107,7 +107,18 @@ class LanguageModel(pl.LightningModule):
         return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
 
     def on_train_start(self) -> None:
+        if self.global_step:
+            self.set_rates()
         self.step_ended_at = time.perf_counter()
+
+    def set_rates(self) -> None:
+        """This run's, whatever the checkpoint says: a change that was allowed is one."""
+        scheduler: Any = self.lr_schedulers()
+        rate = self.learning_rate * learning_rate_factor(self.global_step, self.config, self.total_steps)
+        scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
+        scheduler._last_lr = [rate for _ in scheduler.base_lrs]
+        for group, now in zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True):
+            group |= self.optimizer_options() | {"weight_decay": now["weight_decay"], "lr": rate}
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -224,7 +235,7 @@ class LanguageModel(pl.LightningModule):
         self.totals = {"nll": 0.0, "tokens": 0, "characters": 0, "ends": 0}
 
     def validation_step(self, step: StepBatch, batch_idx: int) -> None:
-        if self.stop is not None and self.stop.asked:
+        if self.stop is not None and float(self.summed(torch.tensor([float(self.stop.asked)], device=self.device))):
             self.stop.leave()  # the checkpoint was written before
         for batch in step.micro_batches:
             self.totals["nll"] += float(self._step(batch))
@@ -258,17 +269,25 @@ class LanguageModel(pl.LightningModule):
         self.step_ended_at = time.perf_counter()  # validation isn't training time
 
     def configure_optimizers(self) -> Any:
-        """AdamW that decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-        parameters = self.trained_parameters()
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        betas = (self.config.beta1, self.config.beta2)
-        optimizer = torch.optim.AdamW(groups, self.learning_rate, betas, self.config.epsilon, fused=True)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=True, **self.optimizer_options())
         factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """AdamW decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
+        parameters = self.trained_parameters()
+        return [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    def optimizer_options(self) -> dict[str, Any]:
+        return {
+            "lr": self.learning_rate,
+            "betas": (self.config.beta1, self.config.beta2),
+            "eps": self.config.epsilon,
+        }
 
 
 def count_on(trainer: pl.Trainer, step: int) -> None:

@@ -106,7 +106,12 @@ class StopRequest:
     def heard(self) -> Iterator[None]:
         """A request that came too late for another step is obeyed at the end."""
         with handling(self._ask):
-            yield
+            try:
+                yield
+            except SystemExit:  # a library's own, on the same signal
+                if self.asked:
+                    self.leave()
+                raise
         if self.asked:
             self.leave()
 

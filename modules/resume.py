@@ -1,6 +1,6 @@
 """Going on with an interrupted run: whose folder it is, what was different then, and which checkpoint is sound.
 
-A run's folder of checkpoints holds origin.yaml: the MLflow run, the resolved configuration, and hashes of the rows, the
+A run's folder of checkpoints holds origin.json: the MLflow run, the resolved configuration, and hashes of the rows, the
 tokenizer and the weights that training started from.
 """
 
@@ -16,18 +16,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from .checkpoint import sync
 from .checkpoint_callback import checkpoints_in
-from .config import TrainingConfig, to_dict, to_yaml
+from .config import TrainingConfig, to_dict
 from .file_list import damage
+from .row_files import write_json
+from .small_files import read_json
 from .strategies import PROGRESS
 from .tracking import flatten, redact
 from .weights import CheckpointError
 
 logger = logging.getLogger("moyun.resume")
 CHECKPOINTS = "checkpoints"
-ORIGIN = "origin.yaml"
+ORIGIN = "origin.json"
 LOCK = ".lock"
 FREE = (
     "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
@@ -39,6 +40,8 @@ FREE = (
 """Keys that change nothing about what is learnt, but for the order in which devices add up."""
 HASHED = ("data.path", "data.columns", "data.validation_path", "data.test_path", "data.cache_dir", "tokenizer.path")
 """Places: what was found there is compared instead."""
+FIXED = ("model.", "tokenizer", "stage")
+"""What a checkpoint can't be gone on with under another one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Origin:
     tokenizer: str
     init_from: str | None
     """SHA-256 of the weights that training started from."""
+    resumed_from: str | None = None
+    """The checkpoint of another run that it began with."""
     finished: bool = False
 
 
@@ -63,9 +68,8 @@ def origin_of(
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
-    draft = folder / f".{ORIGIN}.tmp"
-    draft.write_text(to_yaml(asdict(origin)), encoding="utf-8")
-    draft.replace(folder / ORIGIN)
+    write_json(folder / ORIGIN, asdict(origin))
+    sync(folder)
 
 
 def read_origin(checkpoints: Path) -> Origin | None:
@@ -74,10 +78,8 @@ def read_origin(checkpoints: Path) -> Origin | None:
     if not path.is_file():
         return None
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(content, dict)
-        return Origin(**{str(name): value for name, value in content.items()})
-    except Exception as error:  # whatever a damaged file makes the parser stumble over
+        return Origin(**read_json(path))
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}): give another output_dir, and train.resume_from with one of the checkpoints "
             "in this one"
@@ -89,13 +91,19 @@ def require_same(before: Origin, now: Origin, allowed: list[str], place: Path) -
     changes = {
         name: text
         for name, text in differences(before, now).items()
-        if not any(name == key or name.startswith(f"{key}.") for key in allowed)
+        if name.startswith(FIXED) or not any(name == key or name.startswith(f"{key}.") for key in allowed)
     }
-    if changes:
-        raise ValueError(
-            f"{place} holds a run that was made differently: {'; '.join(changes.values())}. Give what was given then, "
-            f"or another output_dir; or go on all the same with train.allow_changed=[{','.join(changes)}]"
-        )
+    if not changes:
+        return
+    hint = (
+        ""
+        if any(name.startswith(FIXED) for name in changes)
+        else (f"; or go on all the same with train.allow_changed=[{','.join([*allowed, *changes])}]")
+    )
+    raise ValueError(
+        f"{place} holds a run that was made differently: {'; '.join(changes.values())}. Give what was given then, "
+        f"or another output_dir{hint}"
+    )
 
 
 def differences(before: Origin, now: Origin) -> dict[str, str]:
@@ -132,12 +140,12 @@ def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | Non
         raise ValueError(f"output_dir={folder} is a file: choose another name")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder):
+    with locked(folder):
+        try:
             yield interrupted_run(folder, resume)
-    finally:
-        if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
-            shutil.rmtree(folder)
+        finally:
+            if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
+                shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -164,7 +172,7 @@ def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
         remove_drafts(folder)
         return None
     origin = read_origin(folder / CHECKPOINTS)
-    if origin and not origin.finished and resume == "auto":
+    if origin and not origin.finished and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
         remove_drafts(folder)
         for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -179,10 +187,14 @@ def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
     raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")
 
 
+def same_place(resume_from: str, known: str | None) -> bool:
+    return known is not None and str(Path(resume_from).resolve()) == known
+
+
 def remove_drafts(folder: Path) -> None:
     """What a killed process left half written."""
     for place in (folder, folder / CHECKPOINTS):
-        for path in place.glob(".*.tmp"):
+        for path in [*place.glob(".*.tmp"), *place.glob(f".{ORIGIN}.*")]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -190,26 +202,31 @@ def remove_drafts(folder: Path) -> None:
 
 
 def newest_sound(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written; damaged ones are put aside. None where there is none.
+    """The newest checkpoint whose files are what was written; newer ones that aren't are put aside.
 
-    Raises CheckpointError where all are damaged.
+    None where there is none; CheckpointError where all are damaged, which then stay where they are.
     """
-    damaged = []
+    damaged: list[tuple[Path, str]] = []
     for path in reversed(checkpoints_in(checkpoints).values()):
         wrong = damage(path)
         if wrong is None:
+            for other, reason in damaged:
+                put_aside(other, reason)
             return path
-        aside = path.with_name(f"damaged.{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        damaged.append(f"{aside} ({wrong})")
-        logger.warning("%s is damaged (%s): it was renamed to %s, and an earlier one is taken", path, wrong, aside.name)
+        damaged.append((path, wrong))
     if damaged:
         raise CheckpointError(
-            f"none of the checkpoints in {checkpoints} is sound: {', '.join(damaged)}; "
-            "start again in another output_dir"
+            f"none of the checkpoints in {checkpoints} is sound: "
+            f"{', '.join(f'{path.name} ({wrong})' for path, wrong in damaged)}; start again in another output_dir"
         )
     return None
+
+
+def put_aside(path: Path, wrong: str) -> None:
+    aside = path.with_name(f"damaged.{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    logger.warning("%s is damaged (%s): it was renamed to %s, and an earlier one is taken", path, wrong, aside.name)
 
 
 def given_checkpoint(resume_from: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -109,9 +110,12 @@ def newer_in_store(run: Run, earlier: dict[str, list[tuple[int, float]]]) -> dic
     return {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in ahead}
 
 
+INTERRUPTED = 128 + signal.SIGINT
+
+
 def end_of(error: BaseException, began: bool) -> tuple[str, str]:
     """(status, what is said of it) of a run that an error ends; `began`: there were results already."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == INTERRUPTED):
         return "KILLED", "interrupted (Ctrl-C)"
     if isinstance(error, SystemExit):
         return "KILLED", "terminated (SIGTERM)"

@@ -69,6 +69,10 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
         return 130, "interrupted"
     except Stopped as stop:
         return int(stop.code or 1), stop.message
+    except SystemExit as stop:
+        if stop.code:
+            raise
+        return 143, "terminated"  # Lightning's, on SIGTERM, with a code that would say all went well
     return 0, ""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytorch_lightning as pl
 import torch.distributed as dist
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from modules.allocator import keep_freed_memory
@@ -21,7 +21,7 @@ from modules.checkpoint import (
     meta_decoder,
     open_model,
 )
-from modules.checkpoint_callback import Checkpoints, checkpoints_in
+from modules.checkpoint_callback import Checkpoints, Patience, checkpoints_in
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
 from modules.lightning_module import LanguageModel
@@ -70,7 +70,7 @@ def fit(
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
     callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]
     if train.early_stopping_patience:
-        callbacks.append(EarlyStopping("val/loss", patience=train.early_stopping_patience))
+        callbacks.append(Patience("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:
         callbacks.append(Progress(stage))
     trainer = make_trainer(config, plan, folder, logger, callbacks)
@@ -107,6 +107,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         logger=logger or False,
         callbacks=callbacks,
+        # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         enable_checkpointing=False,  # Checkpoints is among the callbacks
         enable_progress_bar=config.trainer.progress_bar,
         enable_model_summary=False,

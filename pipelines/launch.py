@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import uuid
@@ -87,6 +88,8 @@ def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
         raise Stopped(error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # one of them was told, and all agreed
+            raise Stopped(failure.exitcode - 128) from None
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         raise WorkerError(
             f"rank {rank} of {trainer.devices} ended first ({how}); the job was stopped. What it said stands above"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager
+import os
+import sys
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import mlflow
 import pytorch_lightning as pl
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
@@ -23,7 +26,7 @@ from modules.checkpoint import (
 from modules.checkpoint_callback import checkpoints_in
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
-from modules.interop.training_checkpoint import trained_weights
+from modules.interop.training_checkpoint import require_sound, trained_weights
 from modules.memory_limit import require_memory
 from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
@@ -79,7 +82,8 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     """
     if not is_main_process():
         return follow(stage, config, rows)
-    with claimed(config.output_dir, config.train.resume_from) as before, continued(stage, config, before) as run:
+    with claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
+        run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
         training = set_up(config, rows)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
@@ -88,9 +92,11 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         digests = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
         base = parent["weights_sha256"] if parent else None
         origin = origin_of(stage, run.info.run_id, config, digests, training.tokenizer.fingerprint, base)
-        start = where_to_start(config, before, origin)
+        start, origin = where_to_start(config, before, origin, training.plan.total_steps)
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
+        if not known_folder(stage, config):
+            stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name in digests:
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
@@ -115,8 +121,13 @@ def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainR
     return TrainResult("", training.plan)
 
 
-def continued(stage: str, config: TrainingConfig, before: Origin | None) -> AbstractContextManager[TrackedRun]:
-    return stage_run(stage, config, before.run_id if before else None)
+def known_folder(stage: str, config: TrainingConfig) -> str | None:
+    """Where the run will write, as far as it is known before there is a run; a dry run writes nowhere."""
+    if config.dry_run or config.output_dir:
+        return None if config.dry_run else config.output_dir
+    # What `mlflow run` made, or whoever starts the same job again.
+    given = None if mlflow.active_run() else os.environ.get("MLFLOW_RUN_ID")
+    return f"outputs/{stage}-{given}" if given else None
 
 
 def tracked_fit(
@@ -128,8 +139,10 @@ def tracked_fit(
     try:
         return fit(stage, config, training, folder, logger, samples, start)
     finally:
-        run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-        log_samples(run, samples)
+        broken_off = sys.exc_info()[0] is not None
+        with suppress(OSError) if broken_off else nullcontext():  # or a full disk would hide why
+            run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
+            log_samples(run, samples)
 
 
 def write_result(
@@ -139,6 +152,7 @@ def write_result(
     facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     made = {"model folder": str(folder / "model")}
+    require_sound(checkpoint)
     weights = trained_weights(checkpoint)
     if config.lora.rank:
         weights = merge_adapter(config, training, weights, folder / "adapter", facts["parent"])
@@ -149,33 +163,46 @@ def write_result(
     return write_model(folder / "model", training.model, tensors, training.tokenizer, run), made
 
 
-def where_to_start(config: TrainingConfig, before: Origin | None, now: Origin) -> Path | None:
-    """The checkpoint to go on from; None for the first step. ValueError where it is of another training."""
+def where_to_start(
+    config: TrainingConfig, before: Origin | None, now: Origin, total_steps: int
+) -> tuple[Path | None, Origin]:
+    """The checkpoint to go on from, None for the first step; with what the run is made from.
+
+    ValueError where it is of another training, or of a finished one.
+    """
     given = config.train.resume_from
-    if given and given != "auto":
-        checkpoint: Path | None = given_checkpoint(given)
-        assert checkpoint
-        before = read_origin(checkpoint.parent)
-        place = checkpoint.parent
-    elif before:
-        place = Path(config.output_dir or ".") / CHECKPOINTS
-        checkpoint = newest_sound(place)
-    else:
-        return None
     if before:
+        place = Path(known_folder(now.stage, config) or ".") / CHECKPOINTS
         require_same(before, now, config.train.allow_changed, place)
+        now = dataclasses.replace(now, resumed_from=before.resumed_from)
+        checkpoint = newest_sound(place) or (given_checkpoint(before.resumed_from) if before.resumed_from else None)
+    elif given and given != "auto":
+        checkpoint = given_checkpoint(given)
+        now = dataclasses.replace(now, resumed_from=str(checkpoint))
+        if source := read_origin(checkpoint.parent):
+            require_same(source, now, config.train.allow_changed, checkpoint.parent)
+        if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
+            raise ValueError(
+                f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
+                "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
+            )
+    else:
+        return None, now
     step = read_progress(checkpoint)["global_step"] if checkpoint else 0
     show(f"{now.stage}: goes on", {"at step": f"{step:,}", "from": checkpoint or "the beginning: no checkpoint yet"})
-    return checkpoint
+    return checkpoint, now
 
 
 def followed(config: TrainingConfig) -> Path | None:
     """Where a process that isn't the first goes on: at what the first one finds sound, which it tells when it loads."""
     given = config.train.resume_from
+    place = Path(config.output_dir) / CHECKPOINTS if config.output_dir else None
+    if place and given and (found := checkpoints_in(place)):
+        return next(iter(found.values()))
     if given and given != "auto":
         return Path(given)
-    found = checkpoints_in(Path(config.output_dir) / CHECKPOINTS) if config.output_dir and given else {}
-    return next(iter(found.values()), None)
+    before = read_origin(place) if place and given else None
+    return Path(before.resumed_from) if before and before.resumed_from else None
 
 
 def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:

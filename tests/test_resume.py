@@ -92,7 +92,7 @@ def test_an_interrupted_run_is_found_and_tidied(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with claimed(str(tmp_path), "auto") as before:
         assert before == origin()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", CHECKPOINTS, "origin.yaml"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", CHECKPOINTS, "origin.json"]
 
 
 def hold(folder: str, held: multiprocessing.synchronize.Event) -> None:  # type: ignore[name-defined]
@@ -144,7 +144,7 @@ def test_what_is_different_is_named(arguments: tuple[str, ...], changes: dict[st
 def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_origin(tmp_path, origin("train.learning_rate=3e-4"))
     assert read_origin(tmp_path) == origin("train.learning_rate=3e-4")
-    (tmp_path / "origin.yaml").write_text("stage: [")
+    (tmp_path / "origin.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
         read_origin(tmp_path)
 
@@ -167,8 +167,9 @@ def test_the_newest_sound_checkpoint_is_taken(tmp_path: Path, caplog: pytest.Log
         "step=5.ckpt",
     ]
     (paths[0] / "files.json").write_text("{")
-    with pytest.raises(CheckpointError, match="none of the checkpoints in .* is sound"):
-        newest_sound(tmp_path)
+    for _ in range(2):  # nor at the next start, which must not begin anew
+        with pytest.raises(CheckpointError, match="none of the checkpoints in .* is sound"):
+            newest_sound(tmp_path)
 
 
 def test_nan_is_no_best_loss() -> None:
@@ -192,17 +193,52 @@ def interrupted(tmp_path: Path, store: Path, rows: datasets.Dataset, monkeypatch
 
 
 def test_a_changed_run_is_refused_unless_it_is_allowed(interrupted: Path, rows: datasets.Dataset) -> None:
-    again = [f"output_dir={interrupted}", "train.validate_every_n_steps=3", "train.max_steps=8"]
+    again = [
+        f"output_dir={interrupted}",
+        "train.validate_every_n_steps=3",
+        "train.max_steps=8",
+        "train.learning_rate=0.5",
+    ]
     with pytest.raises(
-        ValueError, match=r"train\.max_steps was 6, and is 8.*train\.allow_changed=\[train\.max_steps\]"
+        ValueError, match=r"train\.max_steps was 6, and is 8.*allow_changed=\[train\.learning_rate,train\.max_steps\]"
     ):
         train("pretrain", config_of(*again), rows)
     with pytest.raises(ValueError, match="the rows for train and validation are others"):
-        train("pretrain", config_of(*again, "train.allow_changed=[train]"), rows.select(range(100)))
-    train("pretrain", config_of(*again, "train.allow_changed=[train.max_steps]"), rows)
+        train("pretrain", config_of(*again, "train.allow_changed=[train,tokenizer]"), rows.select(range(100)))
+    result = train("pretrain", config_of(*again, "train.allow_changed=[train]"), rows)
     assert max(checkpoints_in(interrupted / CHECKPOINTS)) == 8
+    rates = mlflow.MlflowClient().get_metric_history(result.run_id, "lr")
+    assert [metric.value for metric in rates if metric.step > 3] == [0.5] * 5  # what was allowed is done
     with pytest.raises(ValueError, match="holds a finished run"):
         train("pretrain", config_of(*again), rows)
+
+
+def test_a_dry_run_leaves_an_interrupted_run_alone(interrupted: Path, rows: datasets.Dataset) -> None:
+    train("pretrain", config_of(f"output_dir={interrupted}", "dry_run=true"), rows)
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+def test_a_run_from_anothers_checkpoint_begins_there_again(
+    interrupted: Path, rows: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off before it has a checkpoint of its own; from fresh weights it would be another run."""
+    (checkpoint,) = checkpoints_in(interrupted / CHECKPOINTS).values()
+    given = [f"output_dir={tmp_path / 'branch'}", "train.validate_every_n_steps=3", f"train.resume_from={checkpoint}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.train.tracked_fit", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train("pretrain", config_of(*given), rows)
+    train("pretrain", config_of(*given), rows)
+    branch = read_origin(tmp_path / "branch" / CHECKPOINTS)
+    assert branch
+    assert branch.resumed_from == str(checkpoint.resolve())
+    history = mlflow.MlflowClient().get_metric_history(branch.run_id, "train/loss")
+    assert [metric.step for metric in history] == [4, 5, 6]
+    last = tmp_path / "branch" / CHECKPOINTS / "last.ckpt"
+    more = config_of("output_dir=more", "train.validate_every_n_steps=3", f"train.resume_from={last}")
+    with pytest.raises(ValueError, match=r"is of step 6, and training ends at step 6"):
+        train("pretrain", more, rows)
 
 
 def test_it_is_one_run_with_each_step_once(interrupted: Path, rows: datasets.Dataset) -> None:

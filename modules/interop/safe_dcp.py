@@ -60,9 +60,9 @@ class SafeReader(FileSystemReader):
                 metadata = MetadataUnpickler(file).load()
             if not isinstance(metadata, Metadata):
                 raise ValueError(f"it holds a {type(metadata).__name__}")
+            refuse_impossible(Path(self.path), metadata)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path.parent} is no training checkpoint: {METADATA} is missing") from error
-            refuse_impossible(Path(self.path), metadata)
         except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
             raise CheckpointError(f"{path} was not loaded: {error}; take another checkpoint") from error
         metadata.storage_meta = metadata.storage_meta or StorageMeta()

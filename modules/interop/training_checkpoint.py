@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..config import load_model_config
+from ..file_list import damage
 from ..weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, differences, shapes_of
 from .safe_dcp import SafeReader, load_state
 
@@ -30,7 +31,14 @@ def read(folder: Path) -> StoredModel:
     complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
     if complaints:
         raise CheckpointError(f"{folder} doesn't fit {path}: " + "; ".join(complaints[:5]))
+    require_sound(folder)
     return StoredModel(config, weights)
+
+
+def require_sound(folder: Path) -> None:
+    """CheckpointError where files aren't what was written."""
+    if wrong := damage(folder):
+        raise CheckpointError(f"{folder} is damaged ({wrong}); take another checkpoint")
 
 
 def trained_weights(folder: Path) -> StoredWeights:

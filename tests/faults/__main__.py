@@ -21,7 +21,7 @@ from pathlib import Path
 from modules.checkpoint_callback import checkpoints_in
 from modules.resume import CHECKPOINTS
 
-from .injection import FILLER, PLACES, Fault
+from .injection import FILLER, PLACES, STRUCK, Fault
 from .runs import (
     ON_TWO,
     VARIANTS,
@@ -80,7 +80,9 @@ def broken_run(
         newest = max(checkpoints_in(folder / "out" / CHECKPOINTS), default=0)
         code = (attempt_on_two if two else attempt)(folder, variant, fault)
         (folder / "out" / FILLER).unlink(missing_ok=True)
-        if code == 0:
+        struck = two or (folder / STRUCK).exists()
+        (folder / STRUCK).unlink(missing_ok=True)
+        if code == 0 and not (struck and fault and fault.kind != "disk full" and not two):
             return faults, []
         if fault is None:
             if "it holds a finished run" in (folder / "output.txt").read_text():  # it was killed when all was done
@@ -90,10 +92,17 @@ def broken_run(
         faults.append(fault)
         if complaint := checkpoint_lost(folder, newest):
             return faults, [complaint]
-        expected = {"kill": -9, "terminate": 143, "interrupt": 130, "disk full": 1}[fault.kind]
-        if code != expected and not two:
-            return faults, [f"exit code {code}, not {expected}"]
+        if code not in expected_codes(fault):
+            return faults, [f"exit code {code}, not {' or '.join(map(str, expected_codes(fault)))}"]
     return faults, [f"the command fails: {(folder / 'output.txt').read_text()[-500:]}"]
+
+
+def expected_codes(fault: Fault) -> tuple[int, ...]:
+    if fault.kind == "kill":
+        return (1,) if fault.place.startswith("rank") else (-9,)
+    if fault.kind == "terminate":
+        return 143, -15  # the latter when all is done, and the process on its way out
+    return (130,) if fault.kind == "interrupt" else (1,)
 
 
 def main(arguments: list[str]) -> int:

@@ -16,6 +16,8 @@ import torch.distributed.checkpoint as dcp
 
 from modules import checkpoint_callback, file_list, strategies
 from modules.lightning_module import LanguageModel
+from modules.tracked_run import TrackedRun
+from pipelines import train
 
 PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a step": [(LanguageModel, "_step")],
@@ -23,6 +25,13 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "after the optimizer": [(LanguageModel, "log_step")],
     "in a validation": [(LanguageModel, "validation_step")],
     "after a validation": [(checkpoint_callback.Checkpoints, "on_validation_end")],
+    "when the model is made": [
+        (train, "require_sound"),
+        (train, "write_model"),
+        (TrackedRun, "log_model"),
+        (train, "write_origin"),
+        (strategies.PortableCheckpoints, "load_weights"),
+    ],
     "in a save": [
         (dcp, "save"),
         (strategies, "describe_files"),
@@ -50,6 +59,7 @@ class Fault:
         return f"{self.kind} {self.place}"
 
 
+STRUCK = "struck"
 FILLER = "filler"
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
@@ -79,6 +89,7 @@ class Injector:
             self.strike()
 
     def strike(self) -> None:
+        Path(STRUCK).touch()
         if self.fault.kind == "disk full":
             fill_disk(Path("out"))
         else:

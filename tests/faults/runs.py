@@ -29,6 +29,7 @@ from modules.interop.safe_dcp import SafeReader
 from modules.lightning_module import LanguageModel
 from modules.packing import StepBatch
 from modules.resume import CHECKPOINTS, LOCK
+from modules.strategies import read_progress
 from modules.weights import weights_hash
 from pipelines.command_line import run_stage
 from pipelines.pretrain import pretrain
@@ -57,7 +58,7 @@ class Variant:
 
 VARIANTS = [
     Variant("plain", ()),
-    Variant("4 passes a step", ("train.micro_batch_tokens=50",)),
+    Variant("several passes a step and a validation", ("train.micro_batch_tokens=40", "data.validation_fraction=0.3")),
     Variant("a checkpoint every step", ("train.save_every_n_steps=1", "train.save_top_k=2")),
     Variant("early stopping", ("train.early_stopping_patience=1", "train.learning_rate=0.3", "train.max_epochs=5")),
 ]
@@ -188,6 +189,9 @@ class Outcome:
     """MLflow's: name, step, value."""
     tensors: dict[str, bytes]
     """Weights and optimizer in the last checkpoint."""
+    validations: dict[int, dict[str, float]]
+    status: list[str]
+    """Of all runs in the store: there is to be one."""
     weights: str
     left_over: list[str]
     """Names of what should have gone."""
@@ -208,6 +212,8 @@ def outcome(folder: Path) -> Outcome:
         otherwise,
         metrics_in(folder / "mlflow.db"),
         dict(tensors_of(last)),
+        read_progress(last)["validations"],
+        values(folder / "mlflow.db", "select status from runs"),
         weights_hash(out / "model"),
         sorted(str(path.relative_to(folder)) for path in out.rglob(".*") if path.name not in (".lock", ".metadata")),
     )
@@ -215,9 +221,12 @@ def outcome(folder: Path) -> Outcome:
 
 def metrics_in(store: Path) -> list[tuple[str, int, float]]:
     """But for speeds, which no two runs share."""
+    return values(store, "select key, step, value from metrics where key not like '%per_second' order by 1, 2, 3")
+
+
+def values(store: Path, query: str) -> list[Any]:
     with sqlite3.connect(store) as connection:
-        found = connection.execute("select key, step, value from metrics where key not like '%per_second'").fetchall()
-    return sorted(found)
+        return connection.execute(query).fetchall()
 
 
 def tensors_of(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
@@ -232,8 +241,8 @@ def tensors_of(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
 
 def lost(expected: Outcome, found: Outcome) -> list[str]:
     """In words, what is missing or different."""
-    complaints = [f"{name} differ" for name in ("steps", "metrics", "tensors", "weights") if
-                  getattr(expected, name) != getattr(found, name)]  # fmt: skip
+    names = ("steps", "metrics", "tensors", "validations", "status", "weights")
+    complaints = [f"{name} differ" for name in names if getattr(expected, name) != getattr(found, name)]
     if found.repeated_otherwise:
         complaints.append(f"steps {found.repeated_otherwise} came again otherwise")
     return complaints + [f"{name} was left" for name in found.left_over]
