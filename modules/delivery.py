@@ -95,6 +95,8 @@ class Delivery:
     def send_model(self, record: Record) -> None:
         from .registry import log_model_once
 
+        if not Path(record.fields["folder"]).exists() and self.went_on_after(record):
+            return  # it is made anew
         folder = present(Path(record.fields["folder"]))
         run = self.client.get_run(self.run_id)  # who hangs is found out before the time is given that uploads need
         self.sending_model = True
@@ -102,6 +104,10 @@ class Delivery:
             self.results[record.number] = log_model_once(Path(folder), run, f"{self.run_id}/{record.number}")
         finally:
             self.sending_model = False
+
+    def went_on_after(self, record: Record) -> bool:
+        later = self.spool.read(record.end, record.number + 1)
+        return any(other.kind == "status" and other.fields["status"] == "RUNNING" for other in later)
 
     def set_status(self, fields: dict[str, Any]) -> None:
         if fields["status"] == "RUNNING":

@@ -174,8 +174,6 @@ def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
     origin = read_origin(folder / CHECKPOINTS)
     if origin and not origin.finished and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
         remove_drafts(folder)
-        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
-            shutil.rmtree(folder / name, ignore_errors=True)
         return origin
     if origin and origin.finished:
         hint = "it holds a finished run; to train on, give train.init_from its model folder or train.resume_from a "

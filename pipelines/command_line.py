@@ -63,7 +63,7 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename}: " if error.filename else "output folder, cache, tracking store or temporary files: "
         return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
     except KeyboardInterrupt:
         return 130, "interrupted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
@@ -208,6 +209,8 @@ def followed(config: TrainingConfig) -> Path | None:
 def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
     """What lets every checkpoint of the run be opened as a model, and gone on from."""
     if folder.exists():
+        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
+            shutil.rmtree(folder.parent / name, ignore_errors=True)
         write_origin(folder, origin)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_is_found_and_tidied(tmp_path: Path) -> None:
     make_run(tmp_path)
-    for name in ("model", f"{CHECKPOINTS}/.step=5.ckpt.tmp", f"{CHECKPOINTS}/.step=3.ckpt.removed.tmp"):
+    for name in (f"{CHECKPOINTS}/.step=5.ckpt.tmp", f"{CHECKPOINTS}/.step=3.ckpt.removed.tmp"):
         (tmp_path / name).mkdir()
     with claimed(str(tmp_path), "auto") as before:
         assert before == origin()

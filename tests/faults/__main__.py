@@ -84,10 +84,10 @@ def broken_run(
         (folder / STRUCK).unlink(missing_ok=True)
         if code == 0 and not (struck and fault and fault.kind != "disk full" and not two):
             return faults, []
+        if "it holds a finished run" in (folder / "output.txt").read_text():  # it was killed when all was done
+            send_the_rest(folder)
+            return faults, []
         if fault is None:
-            if "it holds a finished run" in (folder / "output.txt").read_text():  # it was killed when all was done
-                send_the_rest(folder)
-                return faults, []
             break
         faults.append(fault)
         if complaint := checkpoint_lost(folder, newest):
@@ -99,7 +99,7 @@ def broken_run(
 
 def expected_codes(fault: Fault) -> tuple[int, ...]:
     if fault.kind == "kill":
-        return (1,) if fault.place.startswith("rank") else (-9,)
+        return (1, -9) if fault.place.startswith("rank") else (-9,)  # or the launcher, where no rank was up
     if fault.kind == "terminate":
         return 143, -15  # the latter when all is done, and the process on its way out
     return (130,) if fault.kind == "interrupt" else (1,)
@@ -139,13 +139,12 @@ def main(arguments: list[str]) -> int:
 def unbroken(base: Path, variant: Variant) -> Outcome:
     """Also leaves a folder in which the rows are cached and the store's tables are made."""
     ready, folder = base / "unbroken" / "ready", base / "unbroken" / variant.name
-    shutil.copytree(ready if ready.exists() else base / "template", folder)
-    if code := (attempt_on_two if variant is ON_TWO else attempt)(folder, variant):
-        raise SystemExit(f"{variant.name}: exit code {code}\n{(folder / 'output.txt').read_text()[-3000:]}")
     if not ready.exists():
         shutil.copytree(base / "template", ready)
         attempt(ready, Variant("", ("dry_run=true",)))
-        (ready / "account.jsonl").unlink()
+    shutil.copytree(ready, folder)
+    if code := (attempt_on_two if variant is ON_TWO else attempt)(folder, variant):
+        raise SystemExit(f"{variant.name}: exit code {code}\n{(folder / 'output.txt').read_text()[-3000:]}")
     return outcome(folder)
 
 

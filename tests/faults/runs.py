@@ -191,7 +191,7 @@ class Outcome:
     """Weights and optimizer in the last checkpoint."""
     validations: dict[int, dict[str, float]]
     status: list[str]
-    """Of all runs in the store: there is to be one."""
+    """Of the run; one that was broken off before it had a folder is another."""
     weights: str
     left_over: list[str]
     """Names of what should have gone."""
@@ -213,7 +213,7 @@ def outcome(folder: Path) -> Outcome:
         metrics_in(folder / "mlflow.db"),
         dict(tensors_of(last)),
         read_progress(last)["validations"],
-        values(folder / "mlflow.db", "select status from runs"),
+        values(folder / "mlflow.db", "select status from runs order by start_time desc limit 1"),
         weights_hash(out / "model"),
         sorted(str(path.relative_to(folder)) for path in out.rglob(".*") if path.name not in (".lock", ".metadata")),
     )
