@@ -40,8 +40,10 @@ class Checkpoints(pl.Callback):
     Only whole steps are saved. The newest stays, and the `keep` that validated best; a link always leads to the newest.
     """
 
-    def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int) -> None:
+    def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:
+        """key: what the command calls the folder that `folder` lies in."""
         self.folder = folder
+        self.key = key
         self.validate_every = validate_every
         self.save_every = save_every or validate_every
         self.keep = keep
@@ -102,7 +104,7 @@ class Checkpoints(pl.Callback):
         return (by_loss(paths, validations) or list(paths)[-1:])[0]
 
     def where(self, step: int) -> str:
-        return f"stopped at step {step}; the same command with output_dir={self.folder.parent} goes on from there"
+        return f"stopped at step {step}; the same command with {self.key}={self.folder.parent} goes on from there"
 
 
 def by_loss(paths: Mapping[int, Path], validations: Mapping[int, Mapping[str, float]]) -> list[int]:

@@ -59,6 +59,9 @@ class Origin:
     resumed_from: str | None = None
     """The checkpoint of another run that it began with."""
     finished: bool = False
+    model_uri: str | None = None
+    """What a finished run has logged."""
+    metrics: dict[str, float] | None = None
 
 
 def origin_of(
@@ -115,6 +118,8 @@ def differences(before: Origin, now: Origin) -> dict[str, str]:
     for key in sorted(old.keys() | new.keys()):
         if key.startswith((*FREE, *HASHED, "train.init_from")) or old.get(key) == new.get(key):
             continue
+        if key == "model.vocab_size" and before.tokenizer != now.tokenizer:
+            continue  # it follows from the tokenizer, which is named below
         found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
     splits = sorted(before.data.keys() | now.data.keys())
     if others := [split for split in splits if before.data.get(split) != now.data.get(split)]:
@@ -128,7 +133,7 @@ def differences(before: Origin, now: Origin) -> dict[str, str]:
 
 @contextlib.contextmanager
 def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | None]:
-    """Locks output_dir for this process; yields the origin of the interrupted run in it, None where it is new or empty.
+    """Locks output_dir for this process; yields the origin of the run in it, None where it is new or empty.
 
     Raises ValueError where another process has it, or where it holds anything else: nothing is overwritten.
     """
@@ -142,7 +147,7 @@ def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | Non
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         try:
-            yield interrupted_run(folder, resume)
+            yield earlier_run(folder, resume)
         finally:
             if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
                 shutil.rmtree(folder)
@@ -166,20 +171,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def interrupted_run(folder: Path, resume: str | None) -> Origin | None:
+def earlier_run(folder: Path, resume: str | None) -> Origin | None:
     inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.match(".*.tmp"))
     if not inside:
         remove_drafts(folder)
         return None
     origin = read_origin(folder / CHECKPOINTS)
-    if origin and not origin.finished and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
+    if origin and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
         remove_drafts(folder)
         return origin
-    if origin and origin.finished:
-        hint = "it holds a finished run; to train on, give train.init_from its model folder or train.resume_from a "
-        hint += "checkpoint of it, and another output_dir"
-    elif origin:
-        hint = "it holds an interrupted run, which train.resume_from=auto goes on with"
+    if origin:
+        hint = "it holds a run, which train.resume_from=auto goes on with, or takes as it is where it is finished"
     else:
         hint = f"it holds {', '.join(inside[:5])}"
     raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")

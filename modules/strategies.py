@@ -129,10 +129,15 @@ class PortableCheckpoints(Strategy):
         self.barrier()
 
     def described(self, draft: Path) -> Described:
-        """Each rank hashes what it wrote, the first one the rest as well."""
+        """Each rank hashes what it wrote and sees it on disk, the first one the rest as well.
+
+        By itself: the others would wait for the first, and take it for dead.
+        """
         mine = f"__{dist.get_rank() if dist.is_initialized() else 0}_"
         rest = self.is_global_zero
         files = [p for p in draft.iterdir() if p.name.startswith(mine) or (rest and not p.name.startswith("__"))]
+        for path in files:
+            sync(path)
         found: list[Described | None] = [describe_files(files)]
         if dist.is_initialized():
             found = [None] * dist.get_world_size()

@@ -31,6 +31,7 @@ from modules.resume import CHECKPOINTS
 from modules.run_logger import RunLogger
 from modules.strategies import compute_format, lightning_precision, make_strategy
 from modules.tokenizer import Tokenizer
+from modules.tracking import open_runs
 
 from .launch import lost_contact
 
@@ -65,7 +66,8 @@ def fit(
     module = make_module(config, training)
     train, plan = config.train, training.plan
     interval = validation_interval(config, plan)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k)
+    key = f"{stage}.output_dir" if len(open_runs) > 1 else "output_dir"  # in main it stands under the stage's name
+    checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, key)
     facts = (training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
     callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,13 +16,10 @@ import pytorch_lightning as pl
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import Samples
 from modules.checkpoint import (
-    new_folder,
     open_model,
     sound_hash,
-    write_architecture,
     write_model,
 )
-from modules.checkpoint_callback import checkpoints_in
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
 from modules.interop.training_checkpoint import require_sound, trained_weights
@@ -37,17 +32,13 @@ from modules.resume import (
     CHECKPOINTS,
     Origin,
     claimed,
-    given_checkpoint,
-    newest_sound,
-    origin_of,
-    read_origin,
-    require_same,
+    differences,
     write_origin,
 )
-from modules.rows import RowSource, fingerprint
+from modules.rows import RowSource
 from modules.run_logger import RunLogger
 from modules.splits import load_splits
-from modules.strategies import read_progress, require_devices
+from modules.strategies import require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
 from modules.tracked_run import TrackedRun
@@ -60,6 +51,7 @@ from modules.tracking import (
 )
 from modules.weights import StoredWeights
 
+from .beginning import describe_checkpoints, describe_origin, followed, known_folder, where_to_start
 from .command_line import show
 from .fitting import Training, fit
 from .quarantine import keep_quarantine, report_quarantine, start_quarantine
@@ -84,32 +76,53 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     if not is_main_process():
         return follow(stage, config, rows)
     with claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
+        if before and before.finished:
+            return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
         training = set_up(config, rows)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
-        digests = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
-        base = parent["weights_sha256"] if parent else None
-        origin = origin_of(stage, run.info.run_id, config, digests, training.tokenizer.fingerprint, base)
-        start, origin = where_to_start(config, before, origin, training.plan.total_steps)
+        made_from = describe_origin(stage, run.info.run_id, config, training, parent)
+        start, origin = where_to_start(config, before, made_from, training.plan.total_steps)
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         if not known_folder(stage, config):
             stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
-        for name in digests:
+        for name in origin.data:
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)
         checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
-        facts = {"stage": stage, "parent": parent, "data": digests, "metrics": metrics}
+        facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
         uri = run.log_model(model)
-        write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True))
+        write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
+
+
+def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: Origin) -> TrainResult:
+    """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
+    if not mlflow.active_run():
+        connect(config.tracking)
+    training = set_up(config, rows)
+    now = describe_origin(stage, before.run_id, config, training, parent_of(config, training.start))
+    folder = Path(known_folder(stage, config) or ".")
+    if changes := differences(before, now):
+        raise ValueError(
+            f"output_dir={folder} holds a finished run that was made differently: {'; '.join(changes.values())}. "
+            "To train on, give train.init_from its model folder, or train.resume_from a checkpoint of it, and another "
+            "output_dir"
+        )
+    if not (folder / "model").is_dir():
+        raise ValueError(
+            f"output_dir={folder} holds a finished run without its model folder: choose another output_dir"
+        )
+    show(f"{stage}: was done before", {"run": before.run_id, "model folder": folder / "model"})
+    return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 
 
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
@@ -120,15 +133,6 @@ def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainR
         require_memory(training.plan.demand)
         fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
     return TrainResult("", training.plan)
-
-
-def known_folder(stage: str, config: TrainingConfig) -> str | None:
-    """Where the run will write, as far as it is known before there is a run; a dry run writes nowhere."""
-    if config.dry_run or config.output_dir:
-        return None if config.dry_run else config.output_dir
-    # What `mlflow run` made, or whoever starts the same job again.
-    given = None if mlflow.active_run() else os.environ.get("MLFLOW_RUN_ID")
-    return f"outputs/{stage}-{given}" if given else None
 
 
 def tracked_fit(
@@ -162,62 +166,6 @@ def write_result(
     tensors = ((name, tensor.read()) for name, tensor in weights.items())
     run = provenance(config, **facts)
     return write_model(folder / "model", training.model, tensors, training.tokenizer, run), made
-
-
-def where_to_start(
-    config: TrainingConfig, before: Origin | None, now: Origin, total_steps: int
-) -> tuple[Path | None, Origin]:
-    """The checkpoint to go on from, None for the first step; with what the run is made from.
-
-    ValueError where it is of another training, or of a finished one.
-    """
-    given = config.train.resume_from
-    if before:
-        place = Path(known_folder(now.stage, config) or ".") / CHECKPOINTS
-        require_same(before, now, config.train.allow_changed, place)
-        now = dataclasses.replace(now, resumed_from=before.resumed_from)
-        checkpoint = newest_sound(place) or (given_checkpoint(before.resumed_from) if before.resumed_from else None)
-    elif given and given != "auto":
-        checkpoint = given_checkpoint(given)
-        now = dataclasses.replace(now, resumed_from=str(checkpoint))
-        if source := read_origin(checkpoint.parent):
-            require_same(source, now, config.train.allow_changed, checkpoint.parent)
-        if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
-            raise ValueError(
-                f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
-                "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
-            )
-    else:
-        return None, now
-    step = read_progress(checkpoint)["global_step"] if checkpoint else 0
-    show(f"{now.stage}: goes on", {"at step": f"{step:,}", "from": checkpoint or "the beginning: no checkpoint yet"})
-    return checkpoint, now
-
-
-def followed(config: TrainingConfig) -> Path | None:
-    """Where a process that isn't the first goes on: at what the first one finds sound, which it tells when it loads."""
-    given = config.train.resume_from
-    place = Path(config.output_dir) / CHECKPOINTS if config.output_dir else None
-    if place and given and (found := checkpoints_in(place)):
-        return next(iter(found.values()))
-    if given and given != "auto":
-        return Path(given)
-    before = read_origin(place) if place and given else None
-    return Path(before.resumed_from) if before and before.resumed_from else None
-
-
-def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
-    """What lets every checkpoint of the run be opened as a model, and gone on from."""
-    if folder.exists():
-        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
-            shutil.rmtree(folder.parent / name, ignore_errors=True)
-        write_origin(folder, origin)
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder, "a run") as draft:
-        write_architecture(draft, training.model)
-        training.tokenizer.save(draft)
-        write_origin(draft, origin)
 
 
 def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:

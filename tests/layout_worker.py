@@ -11,9 +11,10 @@ from pytorch_lightning.loggers.logger import Logger
 
 from modules.config import load_config
 from modules.processes import is_main_process
+from pipelines.beginning import followed
 from pipelines.command_line import quieten_libraries
 from pipelines.fitting import fit
-from pipelines.train import followed, set_up
+from pipelines.train import set_up
 
 
 class Recorder(Logger):

@@ -63,18 +63,11 @@ def test_a_new_folder_goes_when_nothing_came_of_it(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "resume", "message"),
-    [
-        ({"finished": True}, "auto", "holds a finished run; to train on"),
-        ({}, None, "holds an interrupted run, which train.resume_from=auto goes on with"),
-    ],
-)
-def test_a_folder_in_use_is_not_overwritten(
-    changes: dict[str, bool], resume: str | None, message: str, tmp_path: Path
-) -> None:
-    make_run(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message), claimed(str(tmp_path), resume):
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_runs_folder_is_not_overwritten(finished: bool, tmp_path: Path) -> None:
+    make_run(tmp_path, finished=finished)
+    message = "it holds a run, which train.resume_from=auto goes on with"
+    with pytest.raises(ValueError, match=message), claimed(str(tmp_path), None):
         pass
 
 
@@ -209,8 +202,19 @@ def test_a_changed_run_is_refused_unless_it_is_allowed(interrupted: Path, rows: 
     assert max(checkpoints_in(interrupted / CHECKPOINTS)) == 8
     rates = mlflow.MlflowClient().get_metric_history(result.run_id, "lr")
     assert [metric.value for metric in rates if metric.step > 3] == [0.5] * 5  # what was allowed is done
-    with pytest.raises(ValueError, match="holds a finished run"):
-        train("pretrain", config_of(*again), rows)
+    with pytest.raises(
+        ValueError, match=r"holds a finished run that was made differently: seed was 42, and is 1; the rows"
+    ):
+        train("pretrain", config_of(*again, "seed=1"), rows)
+    (before, *_), known = (
+        checkpoints_in(interrupted / CHECKPOINTS).values(),
+        mlflow.search_runs(search_all_experiments=True),
+    )
+    done = train("pretrain", config_of(*again), rows)  # a scheduler's second start
+    assert (done.run_id, done.model_uri, done.metrics) == (result.run_id, result.model_uri, result.metrics)
+    assert done.model == interrupted / "model"
+    assert before.exists()
+    assert len(mlflow.search_runs(search_all_experiments=True)) == len(known)
 
 
 def test_a_dry_run_leaves_an_interrupted_run_alone(interrupted: Path, rows: datasets.Dataset) -> None:

@@ -82,10 +82,10 @@ def broken_run(
         (folder / "out" / FILLER).unlink(missing_ok=True)
         struck = two or (folder / STRUCK).exists()
         (folder / STRUCK).unlink(missing_ok=True)
-        if code == 0 and not (struck and fault and fault.kind != "disk full" and not two):
-            return faults, []
-        if "it holds a finished run" in (folder / "output.txt").read_text():  # it was killed when all was done
+        if "was done before" in (folder / "output.txt").read_text():  # it was killed when all was done
             send_the_rest(folder)
+            return faults, []
+        if code == 0 and not (struck and fault and fault.kind != "disk full" and not two):
             return faults, []
         if fault is None:
             break

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from modules import checkpoint_callback, file_list, strategies
 from modules.lightning_module import LanguageModel
 from modules.tracked_run import TrackedRun
-from pipelines import train
+from pipelines import beginning, train
 
 PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a step": [(LanguageModel, "_step")],
@@ -30,6 +30,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (train, "write_model"),
         (TrackedRun, "log_model"),
         (train, "write_origin"),
+        (beginning, "write_origin"),
         (strategies.PortableCheckpoints, "load_weights"),
     ],
     "in a save": [
