@@ -9,7 +9,8 @@ from typing import Any
 
 import mlflow
 import pytest
-from test_tracking_server import POEMS, tracking_server
+from servers import tracking_server
+from test_tracking_server import POEMS
 
 from modules import redaction
 from modules.config import load_config, loading, to_dict
@@ -77,9 +78,9 @@ def test_nothing_that_is_secret_is_written_down(
     monkeypatch.setattr(redaction, "FROM_ENVIRONMENT", known)
     monkeypatch.setattr(loading, "FROM_ENVIRONMENT", known)
     (store / "server").mkdir()
-    with tracking_server(f"sqlite:///{store / 'server' / 'runs.db'}", store / "server") as url:
+    with tracking_server(f"sqlite:///{store / 'server' / 'runs.db'}", store / "server") as server:
         monkeypatch.setenv("ROWS", str(store / "planted" / f"{CANARY}.csv"))
-        monkeypatch.setenv("STORE", url.replace("://", f"://me:{CANARY}@"))
+        monkeypatch.setenv("STORE", server.url.replace("://", f"://me:{CANARY}@"))
         lines = [said(capfd, "pretrain", pretrain, "config=planted/mine.yaml", *TINY, "output_dir=out")]
         known.clear()  # from here on nothing but the shape of a secret tells it
         tracked = f"tracking.tracking_uri={os.environ['STORE']}"
