@@ -5,6 +5,7 @@ A model may be larger than memory: what is read is mapped from the file, and wha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -142,7 +143,10 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     total = 0
     for shard in in_shards(tensors, shard_bytes):
         path = folder / f"model-{len(shards) + 1:05}.safetensors.part"
-        save_file(shard, path, metadata={"format": "pt"})
+        try:
+            save_file(shard, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"the weights could not be written: {error}", str(path)) from error
         shards.append(path)
         names.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())

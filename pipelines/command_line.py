@@ -25,7 +25,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  
 
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
-OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
