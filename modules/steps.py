@@ -23,8 +23,12 @@ class Steps(Dataset[StepBatch]):
     def __len__(self) -> int:
         return len(self.plan)
 
+    def chosen(self, index: int) -> np.ndarray:
+        """Document numbers of a step."""
+        return self.plan[index]
+
     def __getitem__(self, index: int) -> StepBatch:
-        return make_step(self.documents, self.plan[index], self.micro_batch_tokens, **self.ranks)
+        return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.ranks)
 
 
 def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
@@ -33,10 +37,11 @@ def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
     return Steps(documents, plan, max_tokens, **ranks)
 
 
-class ShuffledSteps(Dataset[StepBatch]):
+class ShuffledSteps(Steps):
     """Item i is the i-th optimizer step of all training: epoch after epoch, each shuffled by (seed, epoch).
 
     It depends on nothing else, so training goes on from any step as if it had never stopped, on any number of ranks.
+    `plan` is of one epoch, that of the step asked for last.
     """
 
     def __init__(
@@ -48,11 +53,9 @@ class ShuffledSteps(Dataset[StepBatch]):
         micro_batch_tokens: int,
         **ranks: int,
     ) -> None:
-        self.documents = documents
+        super().__init__(documents, [], micro_batch_tokens, **ranks)
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.seed = seed
-        self.micro_batch_tokens = micro_batch_tokens
-        self.ranks = ranks
         self.begin()
 
     def begin(self) -> None:
@@ -65,7 +68,7 @@ class ShuffledSteps(Dataset[StepBatch]):
         return plan_steps(self.documents.lengths, order, self.batch_size, self.batch_tokens)
 
     def chosen(self, index: int) -> np.ndarray:
-        """Document numbers of a step. How many steps an epoch has depends on its order: all before it are planned."""
+        """How many steps an epoch has depends on its order, so all before it are planned."""
         if index < self.first:
             self.begin()
         while index >= self.first + len(self.plan):
@@ -73,6 +76,3 @@ class ShuffledSteps(Dataset[StepBatch]):
             self.epoch += 1
             self.plan = self.plan_epoch()
         return self.plan[index - self.first]
-
-    def __getitem__(self, index: int) -> StepBatch:
-        return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.ranks)

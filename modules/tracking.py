@@ -160,13 +160,13 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
     }
 
 
-def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str) -> str:
-    """Rows as a tracked MLflow dataset input; returns their fingerprint."""
+def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str, digest: str | None = None) -> str:
+    """Rows as a tracked MLflow dataset input; returns their fingerprint, which is `digest` where it is known."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
     from .rows import fingerprint
 
-    digest = fingerprint(rows)
+    digest = digest or fingerprint(rows)
     source = redact_text(source)
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
     run.log_input(tracked, context)

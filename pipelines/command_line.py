@@ -101,8 +101,6 @@ def quieten_libraries() -> None:
         ".*does not have many workers.*",
         "It is recommended to use `self.log.*",  # for sums over ranks, which ours are
         "torch.distributed is disabled.*",  # a checkpoint from one process
-        "Checkpoint directory .* exists and is not empty",  # it has model.yaml and the tokenizer
-        "The dirpath has changed from.*",  # a resumed run has a folder of its own
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

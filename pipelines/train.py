@@ -90,8 +90,8 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             return TrainResult(run.info.run_id, training.plan)
         if not known_folder(stage, config):
             stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
-        for name in origin.data:
-            log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name)
+        for name, digest in origin.data.items():
+            log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name, digest)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)
