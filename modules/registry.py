@@ -14,9 +14,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 
-from .active_run import inside
-from .patience import patient
+from .places import is_registered, model_folder
+from .redaction import redact_text
 from .serving import MODEL_CONFIG, SIGNATURE
+from .tracking.active_run import inside
+from .tracking.patience import patient
 
 MODULES = Path(__file__).parent
 SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
@@ -77,3 +79,24 @@ def version_with_alias(name: str, alias: str) -> ModelVersion | None:
 
 def move_alias(name: str, alias: str, number: str) -> None:
     MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def resolve_model(uri: str) -> Path:
+    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID).
+
+    A path may be of any format that checkpoint.open_model reads.
+    """
+    if not is_registered(uri):
+        return model_folder(uri)
+    try:
+        with patient():
+            downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise ValueError(
+            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). "
+            "`make demo` registers models:/moyun@champion; a model folder's path works here too"
+        ) from error
+    found = sorted(downloaded.glob("artifacts/*/model.yaml"))
+    if not found:
+        raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
+    return found[0].parent

@@ -20,10 +20,11 @@ from .checkpoint import sync
 from .checkpoint_callback import checkpoints_in
 from .config import TrainingConfig, to_dict
 from .file_list import damage
+from .redaction import redact
 from .row_files import write_json
 from .small_files import read_json
 from .strategies import PROGRESS
-from .tracking import flatten, redact
+from .tracking.lineage import flatten
 from .weights import CheckpointError
 
 logger = logging.getLogger("moyun.resume")

@@ -42,7 +42,8 @@ def pipeline(
 
 
 def registered_model(uri: str) -> Path:
-    from modules.tracking import connect, resolve_model  # MLflow takes longer to import than a small model to load
+    from modules.registry import resolve_model
+    from modules.tracking import connect  # MLflow takes longer to import than a small model to load
 
     connect()
     return resolve_model(uri)

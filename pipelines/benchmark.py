@@ -19,8 +19,8 @@ from modules.benchmark.picture import picture
 from modules.benchmark.subjects import Comparison, Subject
 from modules.benchmark.work import Work, make_work, write_models
 from modules.config import BenchmarkConfig
-from modules.tracked_run import TrackedRun
 from modules.tracking import stage_run
+from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, run_stage, show
 

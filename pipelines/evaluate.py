@@ -11,11 +11,12 @@ from modules.checkpoint import load_for_inference
 from modules.config import EvaluateConfig
 from modules.evaluation import Scores, ngram_floor, score
 from modules.pictures import perplexity_bars
+from modules.registry import resolve_model
 from modules.splits import load_splits, load_test_rows
 from modules.text_generation import TextGenerator
 from modules.tokenizer import Tokenizer, load_tokenizer
-from modules.tracked_run import TrackedRun
-from modules.tracking import log_rows, resolve_model, stage_run
+from modules.tracking import log_rows, stage_run
+from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, progress_bar, run_stage, show
 from .quarantine import report_quarantine, start_quarantine

@@ -28,10 +28,10 @@ from modules.lightning_module import LanguageModel
 from modules.lora import add_lora, initial_adapters
 from modules.plan import TrainingPlan
 from modules.resume import CHECKPOINTS
-from modules.run_logger import RunLogger
 from modules.strategies import compute_format, lightning_precision, make_strategy
 from modules.tokenizer import Tokenizer
 from modules.tracking import open_runs
+from modules.tracking.run_logger import RunLogger
 
 from .launch import lost_contact
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from modules.config import MADE_BY_STAGE, GenerateConfig, MainConfig
-from modules.tracking import connect, redact_text, stage_run
+from modules.redaction import redact_text
+from modules.tracking import connect, stage_run
 
 from .command_line import console, run_stage, show
 from .evaluate import EvaluateResult, evaluate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modules.bad_rows import QUARANTINE, Quarantine
 from modules.config import DataConfig, PrepareConfig
-from modules.tracked_run import TrackedRun
+from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import show
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
-from modules.registry import log_model, move_alias, register_version, version_with_alias
+from modules.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.splits import load_test_rows
-from modules.tracking import log_rows, resolve_model, stage_run
+from modules.tracking import log_rows, stage_run
 
 from .command_line import run_stage, show
 from .evaluate import score_folder

@@ -17,7 +17,8 @@ def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     if is_registered(config.model):
-        from modules.tracking import connect, resolve_model  # MLflow takes seconds to import, a folder needs none of it
+        from modules.registry import resolve_model
+        from modules.tracking import connect  # MLflow takes seconds to import, a folder needs none of it
 
         connect(config.tracking)
         folder = resolve_model(config.model)

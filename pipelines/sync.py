@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules.config import SyncConfig
-from modules.delivery import Delivery
 from modules.redaction import redact_text
-from modules.run_life import END, GONE, require_store
-from modules.spool import Spool, SpoolInUseError, last_record, unsent
-from modules.store_errors import why
 from modules.tracking import connect
+from modules.tracking.delivery import Delivery
+from modules.tracking.run_life import END, GONE, require_store
+from modules.tracking.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.tracking.store_errors import why
 
 from .command_line import run_stage, show
 

@@ -28,6 +28,7 @@ from modules.parallel import require_cuttable
 from modules.pictures import loss_curve
 from modules.plan import TrainingPlan, batch_of, make_plan
 from modules.processes import is_main_process
+from modules.registry import resolve_model
 from modules.resume import (
     CHECKPOINTS,
     Origin,
@@ -36,19 +37,13 @@ from modules.resume import (
     write_origin,
 )
 from modules.rows import RowSource
-from modules.run_logger import RunLogger
 from modules.splits import load_splits
 from modules.strategies import require_devices
 from modules.tokenizer import Tokenizer
 from modules.tokenizer_choice import choose_tokenizer
-from modules.tracked_run import TrackedRun
-from modules.tracking import (
-    connect,
-    log_rows,
-    provenance,
-    resolve_model,
-    stage_run,
-)
+from modules.tracking import connect, log_rows, provenance, stage_run
+from modules.tracking.run_logger import RunLogger
+from modules.tracking.tracked_run import TrackedRun
 from modules.weights import StoredWeights
 
 from .beginning import describe_checkpoints, describe_origin, followed, known_folder, where_to_start

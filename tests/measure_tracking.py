@@ -30,7 +30,7 @@ from mlflow.entities import Run
 from servers import TrackingServer, postgresql_cluster, tracking_server
 
 from modules.config import SyncConfig, TrackingConfig
-from modules.tracked_run import TrackedRun
+from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync
 
 FAULTS: tuple[Fault, ...] = ("hangs", "500", "dead")

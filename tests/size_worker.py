@@ -44,7 +44,7 @@ def write(folder: str, size: str, ids: str, dtype: str) -> dict[str, Any]:
 def generate(folder: str, tokens: str, dtype: str) -> dict[str, Any]:
     """Greedy; counts ids, as most ids of random weights have no character."""
     started = time.perf_counter()
-    from modules import checkpoint, tracking  # noqa: F401 (pipeline imports them when it is called)
+    from modules import checkpoint, registry  # noqa: F401 (pipeline imports them when it is called)
     from modules.config import GenerationConfig
     from modules.generation import generate as generate_ids
     from pipelines import pipeline

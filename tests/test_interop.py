@@ -18,8 +18,8 @@ from modules.checkpoint import load_for_inference, load_model, model_hash, new_f
 from modules.config import ModelConfig, load_config
 from modules.decoder import Decoder
 from modules.interop.pickles import read_pickle, write_pickle
+from modules.registry import resolve_model
 from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from modules.tracking import resolve_model
 from modules.weights import CheckpointError, StoredModel, in_dtype, stored
 from pipelines import pipeline
 from pipelines.convert import convert

@@ -19,12 +19,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_tracking import all_runs, quiet
 
-from modules import run_life
 from modules.config import StageConfig, TrackingConfig
 from modules.redaction import redact_text
-from modules.run_life import END, GONE, RUNNING, end_of, owner_tags, run_tags
-from modules.run_logger import RunLogger
-from modules.tracking import stage_run
+from modules.tracking import run_life, stage_run
+from modules.tracking.run_life import END, GONE, RUNNING, end_of, owner_tags, run_tags
+from modules.tracking.run_logger import RunLogger
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from modules.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
+from modules.tracking.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
 
 
 def test_the_log_survives_its_writer_bit_by_bit(tmp_path: Path) -> None:
@@ -64,7 +64,9 @@ def test_a_record_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
     spool.close()
 
 
-HOLD = "import sys, pathlib; from modules.spool import Spool; Spool(pathlib.Path(sys.argv[1])); print(1); input()"
+HOLD = (
+    "import sys, pathlib; from modules.tracking.spool import Spool; Spool(pathlib.Path(sys.argv[1])); print(1); input()"
+)
 
 
 def test_two_processes_never_write_to_one_run(tmp_path: Path) -> None:

@@ -17,21 +17,13 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from modules import tracking
 from modules.config import StageConfig, TrackingConfig, load_config
+from modules.redaction import redact, redact_text
+from modules.registry import resolve_model
 from modules.rows import fingerprint
-from modules.tracked_run import PARAMS_AT_ONCE
-from modules.tracking import (
-    connect,
-    flatten,
-    git_state,
-    log_rows,
-    provenance,
-    redact,
-    redact_text,
-    resolve_model,
-    stage_run,
-)
+from modules.tracking import connect, git_state, lineage, log_rows, provenance, stage_run
+from modules.tracking.lineage import flatten
+from modules.tracking.tracked_run import PARAMS_AT_ONCE
 
 ROOT = Path(__file__).parents[1]
 CANARY = "c4n4ry"
@@ -142,7 +134,7 @@ def test_a_run_whose_configuration_cannot_be_logged_has_failed(store: Path, monk
     def fail() -> None:
         raise OSError("no git")
 
-    monkeypatch.setattr(tracking, "git_state", fail)
+    monkeypatch.setattr(lineage, "git_state", fail)
     with pytest.raises(OSError, match="no git"), stage_run("prepare", quiet()):
         raise AssertionError("not reached")
     assert [run.info.status for run in all_runs()] == ["FAILED"]
@@ -164,18 +156,18 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     with stage_run("main", config) as run:
         pass
     (found,) = all_runs()
-    expected = {f"cfg.{key}": str(value) for key, value in flatten(redact(tracking.to_dict(config)))}
+    expected = {f"cfg.{key}": str(value) for key, value in flatten(redact(lineage.to_dict(config)))}
     assert len(expected) > PARAMS_AT_ONCE
     assert found.data.params == expected
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
-    assert yaml.safe_load(text) == tracking.to_dict(config)
+    assert yaml.safe_load(text) == lineage.to_dict(config)
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert found.data.tags["git.commit"] == head.stdout.strip()
     assert found.data.tags["git.dirty"] in ("true", "false")
     assert found.data.tags["version.mlflow"] == mlflow.__version__
     assert {name for name in found.data.tags if name.startswith("version.")} == {
-        f"version.{name}" for name in tracking.PACKAGES
+        f"version.{name}" for name in lineage.PACKAGES
     }
 
 
@@ -188,14 +180,14 @@ def test_any_column_name_and_any_length_of_text_can_be_logged(store: Path) -> No
     params = MlflowClient().get_run(run.info.run_id).data.params
     assert params["cfg.data.columns.a_.._b_0__"] == "src_txt"
     assert params["cfg.data.columns." + "长" * 233] == "tgt_txt"
-    assert len(params["cfg.train.sample_prompts"]) == tracking.PARAM_LIMIT
+    assert len(params["cfg.train.sample_prompts"]) == lineage.PARAM_LIMIT
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
-    assert yaml.safe_load(text) == tracking.to_dict(config)
+    assert yaml.safe_load(text) == lineage.to_dict(config)
 
 
 def test_git_state_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "code" / "modules" / "tracking.py"))
-    (tmp_path / "code" / "modules").mkdir(parents=True)
+    monkeypatch.setattr(lineage, "__file__", str(tmp_path / "code" / "modules" / "tracking" / "lineage.py"))
+    (tmp_path / "code" / "modules" / "tracking").mkdir(parents=True)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert git_state() == {}
     git = ["git", "-C", str(tmp_path / "code"), "-c", "user.name=n", "-c", "user.email=e@example.org"]

@@ -13,11 +13,11 @@ import mlflow
 import pytest
 from faulty_store import Fault, FaultyStore
 
-from modules import sender
 from modules.config import SyncConfig, TrackingConfig
-from modules.patience import BRIEF, TIMEOUT, be_brief, patient
-from modules.run_life import require_store
-from modules.tracked_run import TrackedRun
+from modules.tracking import sender
+from modules.tracking.patience import BRIEF, TIMEOUT, be_brief, patient
+from modules.tracking.run_life import require_store
+from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync
 
 

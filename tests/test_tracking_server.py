@@ -13,13 +13,12 @@ import pytest
 from mlflow import MlflowClient
 from servers import PASSWORD, TrackingServer, postgresql_binaries, postgresql_cluster, tracking_server
 
-from modules import sender
 from modules.checkpoint import verify_model
 from modules.config import StageConfig, SyncConfig, TrackingConfig, load_config
-from modules.registry import move_alias, register_version, version_with_alias
+from modules.registry import move_alias, register_version, resolve_model, version_with_alias
 from modules.row_files import sha256_of
-from modules.run_logger import RunLogger
-from modules.tracking import resolve_model, stage_run
+from modules.tracking import sender, stage_run
+from modules.tracking.run_logger import RunLogger
 from pipelines.pretrain import pretrain
 from pipelines.sync import sync
 from pipelines.train import TrainResult

@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 
 from modules import checkpoint_callback, file_list, strategies
 from modules.lightning_module import LanguageModel
-from modules.tracked_run import TrackedRun
+from modules.tracking.tracked_run import TrackedRun
 from pipelines import beginning, train
 
 PLACES: dict[str, list[tuple[Any, str]]] = {

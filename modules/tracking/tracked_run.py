@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Run, RunInfo
 
+from ..redaction import redact_text
 from .active_run import leave
 from .delivery import Delivery, table_tag
-from .redaction import redact_text
 from .sender import Sender
 from .spool import PRIVATE, Spool
 

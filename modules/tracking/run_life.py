@@ -17,9 +17,9 @@ from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from .config import StageConfig
+from ..config import StageConfig
+from ..redaction import first_line, redact_text
 from .patience import be_brief
-from .redaction import first_line, redact_text
 from .spool import last_record, unsent
 from .store_errors import why
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import requests
 from mlflow.exceptions import MlflowException
 
-from .redaction import first_line
+from ..redaction import first_line
 
 REFUSALS = (400, 413, 422)
 """HTTP statuses of what the store will never take. Others may pass: a login that expired, a run that isn't there."""

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
+from ..config import StageConfig, TrackingConfig
+from ..redaction import redact_text
 from .active_run import enter
-from .config import CommandConfig, StageConfig, TrackingConfig, to_dict, to_yaml
-from .patience import patient
-from .places import is_registered, model_folder
-from .redaction import redact, redact_text
+from .lineage import RESUMED, log_provenance
 from .run_life import end_of, find_run, mark_gone, newer_in_store, open_run, reopen_run, require_store
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
 if TYPE_CHECKING:
     import datasets
-
-PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
-PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
-PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
-PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
-PARAM_NAME_LIMIT = 250
-RESUMED = "moyun.resumed"
-"""Tag: how often the run went on."""
 
 
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
@@ -111,60 +98,11 @@ def begin(
     return run
 
 
-def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
-    """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
-    resolved = redact(to_dict(config))
-    run.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
-    if run.resumed:
-        run.set_tags({RESUMED: str(run.resumed)})
-        run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
-        return
-    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
-    run.log_text(to_yaml(resolved), "config.yaml")
-
-
-def param_name(key: str) -> str:
-    """A user's column name may hold what MLflow refuses in a parameter's name; config.yaml has it as it is."""
-    return (PARAM_PREFIX + PARAM_NAME.sub("_", key))[:PARAM_NAME_LIMIT]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def git_state() -> dict[str, str]:
-    """{"git.commit": …, "git.dirty": "true" or "false"} of this code; empty outside a checkout."""
-    root = Path(__file__).parents[1]
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
-
-
-def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
-    """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
-    run = mlflow.active_run()
-    return {
-        "run_id": run.info.run_id if run else None,
-        "config": redact(to_dict(config)),
-        **git_state(),
-        "versions": {name: version(name) for name in PACKAGES},
-        **redact(facts),
-    }
-
-
 def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str, digest: str | None = None) -> str:
     """Rows as a tracked MLflow dataset input; returns their fingerprint, which is `digest` where it is known."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
-    from .rows import fingerprint
+    from ..rows import fingerprint
 
     digest = digest or fingerprint(rows)
     source = redact_text(source)
@@ -177,24 +115,3 @@ def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[in
     """Metric → (step, value) of every step that was logged."""
     client = MlflowClient()
     return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
-
-
-def resolve_model(uri: str) -> Path:
-    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID).
-
-    A path may be of any format that checkpoint.open_model reads.
-    """
-    if not is_registered(uri):
-        return model_folder(uri)
-    try:
-        with patient():
-            downloaded = Path(mlflow.artifacts.download_artifacts(uri))
-    except MlflowException as error:
-        raise ValueError(
-            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). "
-            "`make demo` registers models:/moyun@champion; a model folder's path works here too"
-        ) from error
-    found = sorted(downloaded.glob("artifacts/*/model.yaml"))
-    if not found:
-        raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
-    return found[0].parent

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 
-from .redaction import first_line
+from ..redaction import first_line
 from .spool import Record, Spool
 from .store_errors import is_refusal
 
@@ -93,7 +93,7 @@ class Delivery:
             raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
 
     def send_model(self, record: Record) -> None:
-        from .registry import log_model_once
+        from ..registry import log_model_once
 
         if not Path(record.fields["folder"]).exists() and self.went_on_after(record):
             return  # it is made anew

@@ -1,0 +1,73 @@
+"""Where a result comes from: configuration, code, versions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from ..config import CommandConfig, StageConfig, to_dict, to_yaml
+from ..redaction import redact
+from .tracked_run import TrackedRun
+
+PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
+PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
+PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
+PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
+PARAM_NAME_LIMIT = 250
+RESUMED = "moyun.resumed"
+"""Tag: how often the run went on."""
+
+
+def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
+    """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
+    resolved = redact(to_dict(config))
+    run.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
+    if run.resumed:
+        run.set_tags({RESUMED: str(run.resumed)})
+        run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
+        return
+    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
+    run.log_text(to_yaml(resolved), "config.yaml")
+
+
+def param_name(key: str) -> str:
+    """A user's column name may hold what MLflow refuses in a parameter's name; config.yaml has it as it is."""
+    return (PARAM_PREFIX + PARAM_NAME.sub("_", key))[:PARAM_NAME_LIMIT]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def git_state() -> dict[str, str]:
+    """{"git.commit": …, "git.dirty": "true" or "false"} of this code; empty outside a checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
+
+
+def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
+    """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
+    run = mlflow.active_run()
+    return {
+        "run_id": run.info.run_id if run else None,
+        "config": redact(to_dict(config)),
+        **git_state(),
+        "versions": {name: version(name) for name in PACKAGES},
+        **redact(facts),
+    }
