@@ -1,0 +1,151 @@
+"""Scores with intervals, and whether two models differ on the same rows.
+
+Every metric here is a function of sums over rows: BLEU of n-gram counts, perplexity of losses and characters, a mean
+of values and rows. So a metric is kept as its rows' statistics, and resampling rows costs a matrix product:
+percentile bootstrap (Efron 1979; Koehn 2004 for BLEU) for intervals, paired approximate randomisation (Noreen 1989;
+Riezler and Maxwell 2005) for differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CELLS = 1 << 22
+"""Of a resampling matrix, at once: 32 MiB."""
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of one model on rows."""
+
+    name: str
+    statistics: np.ndarray
+    """(rows, k): what each row adds."""
+    value_of: Callable[[np.ndarray], np.ndarray]
+    """Sums (…, k) → values (…)."""
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if self.statistics.ndim != 2 or not len(self.statistics):
+            raise ValueError(f"{self.name} needs the statistics of at least one row, (rows, k)")
+
+    @property
+    def value(self) -> float:
+        return float(self.value_of(self.statistics.sum(0)))
+
+    def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap over rows; (nan, nan) for a single row, which tells nothing of the others."""
+        if len(self.statistics) < 2:
+            return math.nan, math.nan
+        rng = np.random.default_rng(seed)
+        values = np.concatenate(
+            [self.value_of(w @ self.statistics) for w in weights(len(self.statistics), resamples, rng)]
+        )
+        low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+
+
+def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Measure:
+    """The mean of a value a row; rows without one (nan) count for nothing."""
+    column = np.asarray(values, np.float64)
+    there = ~np.isnan(column)
+    return Measure(name, np.stack([np.where(there, column, 0.0), there], 1), ratio, higher_is_better)
+
+
+def perplexity(name: str, nll: np.ndarray, predictions: np.ndarray) -> Measure:
+    """exp(Σ nll / Σ predictions): nll (rows,) in nats, predictions (rows,) in characters (or tokens) and ends."""
+    return Measure(name, np.stack([nll, predictions], 1).astype(np.float64), exp_ratio, higher_is_better=False)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """sums (…, 2): numerator, denominator; nan where there is nothing to divide by."""
+    found: np.ndarray = np.divide(
+        sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0
+    )
+    return found
+
+
+def exp_ratio(sums: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.exp(np.minimum(ratio(sums), 700.0))  # a float ends at e^709
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A new model's measure against an old one's, on the same rows."""
+
+    name: str
+    new: float
+    old: float
+    difference: float
+    """new − old; of a metric where lower is better it is good when negative."""
+    low: float
+    high: float
+    """95 % interval of the difference (bootstrap over rows)."""
+    p_value: float
+    """Two-sided: how often rows exchanged at random between the models differ at least as much."""
+    detectable: float
+    """The smallest difference that these rows would show four times in five (80 % power, 5 % level)."""
+    power: float
+    """Probability that rows like these show a difference of the size that was found."""
+    verdict: str
+    """better, worse or undecided (p_value above the level)."""
+
+
+def compare(new: Measure, old: Measure, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> Comparison:
+    """ValueError when the measures aren't of the same metric on as many rows."""
+    if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
+        raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
+    rng = np.random.default_rng(seed)
+    difference = new.value - old.value
+    p_value = exchanged(new, old, abs(difference), resamples, rng)
+    rows = len(new.statistics)
+    pairs = [new.value_of(w @ new.statistics) - old.value_of(w @ old.statistics) for w in weights(rows, resamples, rng)]
+    resampled = np.concatenate(pairs)
+    low, high = np.quantile(resampled, [0.025, 0.975]) if rows > 1 else (math.nan, math.nan)
+    error = float(resampled.std())
+    better = difference > 0 if new.higher_is_better else difference < 0
+    critical = NORMAL.inv_cdf(1 - level / 2)
+    return Comparison(
+        name=new.name,
+        new=new.value,
+        old=old.value,
+        difference=difference,
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        detectable=(critical + NORMAL.inv_cdf(0.8)) * error,
+        power=NORMAL.cdf(abs(difference) / error - critical) if error else float(difference != 0),
+        verdict=("better" if better else "worse") if p_value <= level else "undecided",
+    )
+
+
+def exchanged(new: Measure, old: Measure, at_least: float, resamples: int, rng: np.random.Generator) -> float:
+    """The p-value: the share of random exchanges of rows between the two that differ at least so much."""
+    rows = len(new.statistics)
+    total, apart = new.statistics.sum(0) + old.statistics.sum(0), old.statistics - new.statistics
+    more = 0
+    for count in batches(rows, resamples):
+        swapped = new.statistics.sum(0) + rng.integers(0, 2, (count, rows)).astype(np.float64) @ apart
+        found = np.abs(new.value_of(swapped) - old.value_of(total - swapped))
+        more += int((found >= at_least * (1 - 1e-9)).sum())
+    return (more + 1) / (resamples + 1)
+
+
+def weights(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """(some, rows): how often each row is drawn, `resamples` in all."""
+    for count in batches(rows, resamples):
+        drawn = rng.integers(0, rows, (count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+
+
+def batches(rows: int, resamples: int) -> Iterator[int]:
+    at_once = max(1, CELLS // rows)
+    for start in range(0, resamples, at_once):
+        yield min(at_once, resamples - start)
