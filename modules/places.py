@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+EMBEDDED = "models/poems"
+"""The model that comes with moyun: pretrained on classical poems."""
+
 URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
@@ -18,4 +21,6 @@ def model_folder(path: str | Path) -> Path:
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(path)
+    if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
+        folder = Path(__file__).parents[1] / EMBEDDED
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from modules.places import EMBEDDED, is_registered, model_folder
+
 if TYPE_CHECKING:
     from modules.text_generation import TextGenerator
 
 
 def pipeline(
     task: str = "text-generation",
-    model: str = "models:/moyun@champion",
+    model: str = EMBEDDED,
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     backend: Literal["torch", "llama_cpp"] = "torch",
     **defaults: Any,
 ) -> TextGenerator:
     """pipeline("text-generation", model=folder or models:/ URI)(text or list, **parameters) → {"text": …}.
 
+    Without `model` it is the one that comes with moyun, pretrained on classical poems.
     `dtype` is the number format to compute in, by default the one that the model is stored in; int8 is the fastest
     on a CPU. `defaults` are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields
     pieces.
@@ -25,7 +28,6 @@ def pipeline(
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
     from modules.checkpoint import load_for_inference
-    from modules.places import is_registered, model_folder
     from modules.text_generation import TextGenerator, generation_config
     from modules.tokenizer import load_tokenizer
 

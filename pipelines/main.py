@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from modules.config import MADE_BY_STAGE, GenerateConfig, MainConfig
+from modules.config import MADE_BY_STAGE, MainConfig, load_config
+from modules.places import EMBEDDED
 from modules.redaction import redact_text
 from modules.tracking import connect, stage_run
 
@@ -22,14 +23,18 @@ PLACES = ("path", "init_from", "model", "baseline")
 
 
 def main(config: MainConfig) -> None:
+    refuse_unused(config)
     with stage_run("main", config):
-        made = {"prepare": str(prepare(config.prepare).folder)}
-        config.pretrain.dry_run |= config.dry_run
-        pretrained = pretrain(wire(config.pretrain, made))
+        made = {"prepare": str(prepare(config.prepare).folder), "start": EMBEDDED}
+        first = config.pretrain if config.from_scratch else config.finetune
+        first.dry_run |= config.dry_run
+        if config.from_scratch:
+            made["start"] = str(pretrain(wire(config.pretrain, made)).model)
+        if config.from_scratch and config.dry_run:
+            return
+        finetuned = finetune(wire(config.finetune, made))
         if config.dry_run:
             return
-        made["pretrain"] = str(pretrained.model)
-        finetuned = finetune(wire(config.finetune, made))
         if not finetuned.model_uri:
             raise ValueError(
                 f"the model of run {finetuned.run_id} couldn't be sent to the tracking store, where evaluate and "
@@ -40,6 +45,21 @@ def main(config: MainConfig) -> None:
         registered = register(wire(config.register, made))
         assert registered is not None
         summarize(config, evaluated, registered)
+
+
+def refuse_unused(config: MainConfig) -> None:
+    """ValueError for what is said of a pretraining that there won't be."""
+    usual = load_config("main")
+    shared = {"seed": usual.pretrain.seed, "tracking": usual.pretrain.tracking, "model": usual.pretrain.model}
+    unused = {
+        "model": config.model != usual.model,
+        "pretrain": dataclasses.replace(config.pretrain, **shared) != usual.pretrain,
+    }
+    for key in (key for key, given in unused.items() if given and not config.from_scratch):
+        raise ValueError(
+            f"{key}: what is given there is for a model that is pretrained first: give from_scratch=true with it; "
+            f"without it {EMBEDDED} is fine-tuned"
+        )
 
 
 def wire(config: Any, made: dict[str, str]) -> Any:
@@ -80,8 +100,7 @@ def summarize(config: MainConfig, evaluated: EvaluateResult, registered: Registe
     uri = redact_text(connect(config.tracking))
     console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
     console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
-    model = "" if f"models:/{name}@{alias}" == GenerateConfig.model else f" model=models:/{name}@{alias}"
-    console.print(f"  python -m pipelines.generate '白日依山尽，'{model}", soft_wrap=True)
+    console.print(f"  python -m pipelines.generate '白日依山尽，' model=models:/{name}@{alias}", soft_wrap=True)
     console.print(
         f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
         soft_wrap=True,

@@ -149,7 +149,7 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         # Known before pretraining starts, not when it is over.
         (
             "main",
-            ["finetune.data.sequence_length=300"],
+            ["finetune.data.sequence_length=300", "from_scratch=true"],
             "finetune.data.sequence_length (300) is over model.max_position",
         ),
         ("main", ["pretrain.train.max_steps=0"], "pretrain.train.max_steps (0) must be at least 1"),

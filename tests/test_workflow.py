@@ -63,6 +63,7 @@ def main_arguments(folder: Path, name: str) -> list[str]:
     """Small enough for seconds; everything that is written goes to the test's own folder."""
     return [
         f"source={ROOT / 'data' / 'poems-300.jsonl.gz'}",
+        "from_scratch=true",
         "prepare.validation_fraction=0.1",
         "prepare.test_fraction=0.1",
         *(f"model.{value}" for value in SMALL),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..places import EMBEDDED
 from .benchmark import BenchmarkConfig
 from .sections import MISSING, GenerationConfig, SizeConfig, TrainerConfig, too_small
 from .serve import ServeConfig
@@ -16,8 +17,8 @@ from .stages import CommandConfig, EvaluateConfig, MainConfig, PrepareConfig, Re
 class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
 
-    model: str = "models:/moyun@champion"
-    """A model folder or a models:/ URI."""
+    model: str = EMBEDDED
+    """A model folder or a models:/ URI; models/poems comes with moyun."""
     prompt: str = ""
     """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
     backend: Literal["torch", "llama_cpp"] = "torch"

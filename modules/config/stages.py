@@ -169,8 +169,10 @@ class RegisterConfig(StageConfig):
 class MainConfig(StageConfig):
     """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
 
+    from_scratch: bool = False
+    """Pretrain a model of the size `model` and fine-tune that one, rather than the model that comes with moyun."""
     model: SizeConfig = field(default_factory=SizeConfig)
-    """Size to pretrain."""
+    """Size to pretrain, with from_scratch."""
     model_name: str = "moyun"
     """Name in the registry."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -182,7 +184,7 @@ class MainConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         length, limit = self.finetune.data.sequence_length, self.model.max_position_embeddings
-        if self.finetune.train.init_from == "<pretrain>" and length > limit:
+        if self.from_scratch and self.finetune.train.init_from == "<start>" and length > limit:
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
         for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
             if getattr(self, name).dry_run:
@@ -203,8 +205,8 @@ class MainConfig(StageConfig):
         }
         for name, value in places.items():
             if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
-                yield f"{name}={value}: must be <prepare>, <pretrain> or <finetune>, a path or a models:/ URI"
+                yield f"{name}={value}: must be <prepare>, <start> or <finetune>, a path or a models:/ URI"
 
 
-MADE_BY_STAGE = re.compile(r"<(prepare|pretrain|finetune)>/?(.*)")
-"""In main: what that stage made, or a folder in it."""
+MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
+"""In main: what that stage made, or a folder in it; <start>: the pretrained model."""
