@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from modules.checkpoint import load_for_inference
+from modules.checkpoint import load_for_inference, load_verified
 from modules.config import EvaluateConfig
 from modules.evaluation import Scores, ngram_floor, score
 from modules.pictures import perplexity_bars
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto") -> Scores:
-    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
+    decoder, tokenizer = load_verified(folder, dtype)
     with progress_bar() as progress:
         task = progress.add_task(f"scoring {name}", total=1)
         return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
