@@ -28,6 +28,7 @@ from torch.func import functional_call
 from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder, init_parameter, positions_of
+from .drafts import draft_of, remove_abandoned
 from .inference import prepare_for_inference
 from .row_files import sha256_of
 from .tokenizer import Tokenizer, load_tokenizer
@@ -114,7 +115,8 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    draft = draft_of(folder)
+    remove_abandoned(folder.parent)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
