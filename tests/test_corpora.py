@@ -281,8 +281,12 @@ def source_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return Package("package", "1.0", archive.name, sha256_of(archive), "MIT", backend="setuptools.build_meta")
 
 
-def test_a_source_archive_is_fetched_without_running_any_of_it(source_package: Package, tmp_path: Path) -> None:
-    archive = find_or_fetch(source_package, tmp_path / "cache")
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_source_archive_is_fetched_without_running_any_of_it(
+    relative: bool, source_package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = find_or_fetch(source_package, Path("cache") if relative else tmp_path / "cache")
     assert read_members(archive, ["data.json"]) == {"data.json": b"[]"}
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["package-1.0.tar.gz"]
     assert not (tmp_path / "ran").exists()
