@@ -156,6 +156,7 @@ def test_questions_get_their_passage_around_the_marked_answer(tmp_path: Path) ->
         text = f"{story(n)}。【{story(n)[:3]}】答{n}案。{story(n + 500)}。"
         passages.append((text, [(f"问{n}？", f"答{n}案", 36), ("又问？", f"答{n}案", 36)]))
     passages.append((story(900), [("无？", "不在", 0)]))
+    passages.append((f"\ud800{story(901)}", [("无？", story(901)[:3], 1)]))
     archive = tmp_path / "mine.json.gz"
     archive.write_bytes(gzip.compress(squad(passages)))
     manifest = prepare_corpus(CORPORA["question_generation"], tmp_path / "out", archive, ignore)
@@ -163,7 +164,7 @@ def test_questions_get_their_passage_around_the_marked_answer(tmp_path: Path) ->
     assert all(row["references"] == [row["tgt_txt"], "又问？"] for row in splits["test"])
     row = next(row for row in splits["train"] if row["tgt_txt"] == "问1？")
     assert row["src_txt"] == f"{story(1)}。［{story(1)[:3]}］【答1案】。{story(501)}。"
-    assert manifest["counts"]["broken, or its answer isn't in the passage"] == 1
+    assert manifest["counts"]["broken, or its answer isn't in the passage"] == 2
 
 
 @given(st.text("甲乙。？", min_size=1, max_size=80), st.data())
