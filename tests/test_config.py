@@ -82,7 +82,8 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
     found = complaints_of("pretrain", f"config={file}", "modle=base", "data.sequence_length=1.5", "data=poem", "oops")
     assert found == [
         "'oops' isn't understood: write key=value (see --help)",
-        "data=poem (command line): no such file or name; must be one of couplets, poems, quatrains, or a YAML file's "
+        "data=poem (command line): no such file or name; must be one of couplets, data_to_text, "
+        "instructions, poems, quatrains, question_generation, summarization, or a YAML file's "
         "path; did you mean poems?",
         "train.lerning_rate (mine.yaml): no such key; did you mean train.learning_rate?",
         "dry_run=perhaps (mine.yaml): must be bool",
@@ -104,7 +105,7 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
         ("data.columns=src", "must be dict[str, str], e.g. {a: b}"),
         ("train=fast", "train is a section: set its keys, train.KEY=VALUE (see --help)"),
         ("tracking=null", "tracking is a section"),
-        ("data=null", "must be one of couplets, poems, quatrains"),
+        ("data=null", "must be one of couplets, data_to_text, instructions, poems, quatrains"),
         ("model=nowhere.yaml", "no such file or name; must be one of 1.3b, 13b"),
     ],
 )
@@ -185,3 +186,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(KeyError, match="pretrian"):
         load_config("pretrian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["source=summarisation"],
+            "source=summarisation: there is no such file or folder; did you mean summarization?",
+        ),
+        (["source=question_generation"], "source=question_generation needs archive=FILE"),
+        (["archive=mine.tgz"], "archive=mine.tgz goes with source=full or a task's (summarization, "),
+    ],
+)
+def test_sources_of_prepare_are_checked_before_any_work(arguments: list[str], complaint: str) -> None:
+    assert complaints_of("prepare", *arguments)[0].startswith(complaint)
