@@ -40,12 +40,12 @@ def register(config: RegisterConfig) -> RegisterResult | None:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None
         digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        found = score_folder("the new model", folder, test, config.max_batch_tokens).perplexity_per_char
+        found = score_folder("the new model", folder, test, config.max_batch_tokens).value
         holder = version_with_alias(config.model_name, config.alias)
         against = None
         if holder:
             uri = f"models:/{config.model_name}@{config.alias}"
-            against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens).perplexity_per_char
+            against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens).value
         logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
         model_uri = config.model if logged else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found:.4f}", "test_rows_sha256": digest}
