@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from .config import ConfigError, GenerationConfig, validate
@@ -87,16 +87,23 @@ class TextGenerator:
             tokens = self.decoder.generate(prompts, config, end)
         else:
             tokens = generate(self.decoder, prompts, config, end)
-        reply: int | None = None
-        while True:
-            try:
-                row, token = tokens.send(reply)
-            except StopIteration:
-                return
-            piece = writers[row].flush() if token is None else writers[row].push(token)
-            reply = row if writers[row].stopped and token is not None else None
-            if piece:
-                yield row, piece
+        yield from write_pieces(tokens, writers)
+
+
+def write_pieces(
+    tokens: Generator[tuple[int, int | None], int | None], writers: Sequence[Writer]
+) -> Iterator[tuple[int, str]]:
+    """(row, token) of `generate` → (row, piece of text); a row whose stop text has come is ended."""
+    reply: int | None = None
+    while True:
+        try:
+            row, token = tokens.send(reply)
+        except StopIteration:
+            return
+        piece = writers[row].flush() if token is None else writers[row].push(token)
+        reply = row if writers[row].stopped and token is not None else None
+        if piece:
+            yield row, piece
 
 
 class Writer:
@@ -107,8 +114,11 @@ class Writer:
         self.stop = stop
         self.pending = ""
         self.stopped = False
+        """By a stop text."""
+        self.tokens = 0
 
     def push(self, token: int) -> str:
+        self.tokens += 1
         return self.release(self.decoder.push(token), final=False)
 
     def flush(self) -> str:

@@ -20,6 +20,7 @@ from .sections import (
     out_of_range,
     too_small,
 )
+from .task import TaskConfig
 
 
 @dataclass
@@ -122,12 +123,14 @@ class TrainingConfig(StageConfig):
 
 @dataclass
 class EvaluateConfig(StageConfig):
-    """A model on test rows, beside what it started from and the n-gram floor."""
+    """A model on a task's test rows, beside what it started from and what needs no model."""
 
     model: str = "models:/moyun@champion"
     """A model folder or a models:/ URI."""
     baseline: str | None = None
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The task's file also says which data set and how much text it takes, where the command doesn't."""
     data: DataConfig = field(default_factory=DataConfig)
     ngram_floor: bool = True
     """Fit uni-, bi- and trigrams on the training rows and score them too."""
