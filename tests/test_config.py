@@ -87,7 +87,8 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
     found = complaints_of("pretrain", f"config={file}", "modle=base", "data.sequence_length=1.5", "data=poem", "oops")
     assert found == [
         "'oops' isn't understood: write key=value (see --help)",
-        "data=poem (command line): no such file or name; must be one of couplets, poems, quatrains, or a YAML file's "
+        "data=poem (command line): no such file or name; must be one of couplets, data_to_text, "
+        "instructions, poems, quatrains, question_generation, summarization, or a YAML file's "
         "path; did you mean poems?",
         "train.lerning_rate (mine.yaml): no such key; did you mean train.learning_rate?",
         "dry_run=perhaps (mine.yaml): must be bool",
@@ -109,7 +110,7 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
         ("data.columns=src", "must be dict[str, str], e.g. {a: b}"),
         ("train=fast", "train is a section: set its keys, train.KEY=VALUE (see --help)"),
         ("tracking=null", "tracking is a section"),
-        ("data=null", "must be one of couplets, poems, quatrains"),
+        ("data=null", "must be one of couplets, data_to_text, instructions, poems, quatrains"),
         ("model=nowhere.yaml", "no such file or name; must be one of 1.3b, 13b"),
     ],
 )
