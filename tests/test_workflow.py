@@ -112,7 +112,7 @@ def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClien
     for name in ("train/loss", "train/tokens_per_second", "lr", "grad_norm"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]
-    for name in ("val/loss", "val/perplexity", "val/perplexity_per_char"):
+    for name in ("val/loss", "val/perplexity_per_char", "val/end_of_text_nll", "val/samples_stopped"):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [3, 4]
     assert {entry.dataset.name.rpartition("-")[2] for entry in run.inputs.dataset_inputs} == {"train", "validation"}
     (main,) = client.search_runs(["0"], "tags.stage = 'main'")
