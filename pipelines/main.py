@@ -56,20 +56,18 @@ def wire(config: Any, made: dict[str, str]) -> Any:
 
 
 def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
-    after = evaluated.scores["model"]
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
+    found = {name: scores.perplexity_per_char for name, scores in evaluated.scores.items()}
+    floor = {name: measure.value for name, measure in evaluated.floor.items()}
+    rows, after = len(found["model"].statistics), found["model"].value
     numbers = {
-        **{
-            names[name]: f"{evaluated.scores[name].perplexity_per_char:.1f}"
-            for name in names
-            if name in evaluated.scores
-        },
-        **{f"floor: {name}": f"{value:.1f}" for name, value in evaluated.floor.items()},
+        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
+        **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
     }
-    show(f"Perplexity per character on {after.rows} test rows (lower is better)", numbers)
-    if evaluated.floor:
-        best = min(evaluated.floor, key=lambda name: evaluated.floor[name])
-        side = "below" if after.perplexity_per_char < evaluated.floor[best] else "above"
+    show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
+    if floor:
+        best = min(floor, key=lambda name: floor[name])
+        side = "below" if after < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it has learnt "
             f"{'more' if side == 'below' else 'less'} than counting does on these rows.\n"

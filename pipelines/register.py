@@ -8,17 +8,16 @@ from pathlib import Path
 import datasets
 from mlflow.entities.model_registry import ModelVersion
 
-from modules.checkpoint import load_for_inference, open_model, verify_model
+from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
 from modules.measures import Comparison, Measure
 from modules.promotion import Promotion, decide
 from modules.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
-from modules.row_losses import row_perplexity
 from modules.splits import load_test_rows
-from modules.tokenizer import load_tokenizer
 from modules.tracking import log_rows, stage_run
 
-from .command_line import progress_bar, run_stage, show
+from .command_line import run_stage, show
+from .evaluate import score_folder
 from .quarantine import report_quarantine, start_quarantine
 
 
@@ -48,7 +47,7 @@ def register(config: RegisterConfig) -> RegisterResult | None:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None
         digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        found = score("the new model", folder, test, config)
+        found = score_folder("the new model", folder, test, config.max_batch_tokens)
         holder = version_with_alias(config.model_name, config.alias)
         promotion = promote(found, holder, test, config)
         logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
@@ -75,16 +74,8 @@ def promote(found: Measure, holder: ModelVersion | None, test: datasets.Dataset,
     if holder is None:
         return decide(found, None, None)
     uri = f"models:/{config.model_name}@{config.alias}"
-    return decide(found, score(uri, resolve_model(uri), test, config), holder.version, config.level)
-
-
-def score(name: str, folder: Path, rows: datasets.Dataset, config: RegisterConfig) -> Measure:
-    decoder, tokenizer = load_for_inference(folder), load_tokenizer(folder)
-    with progress_bar() as progress:
-        task = progress.add_task(f"scoring {name}", total=1)
-        return row_perplexity(
-            decoder, tokenizer, rows, config.max_batch_tokens, lambda done: progress.update(task, completed=done)
-        )
+    against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens)
+    return decide(found, against, holder.version, config.level)
 
 
 def refuse_non_finite(folder: Path) -> None:

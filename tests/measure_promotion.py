@@ -27,12 +27,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.checkpoint import load_for_inference
 from modules.config import DataConfig, load_config
 from modules.measures import Measure, compare, perplexity
-from modules.row_losses import row_perplexity
 from modules.splits import load_splits
-from modules.tokenizer import load_tokenizer
+from pipelines.evaluate import score_folder
 from pipelines.finetune import finetune
 from pipelines.prepare import prepare
 
@@ -53,11 +51,6 @@ def trained(seed: int) -> Path:
     )  # fmt: skip
     assert made.model
     return made.model
-
-
-def measured(folder: Path, rows: datasets.Dataset) -> np.ndarray:
-    """(rows, 2): nats, predictions."""
-    return row_perplexity(load_for_inference(folder), load_tokenizer(folder), rows).statistics
 
 
 def as_measure(statistics: np.ndarray) -> Measure:
@@ -92,7 +85,7 @@ def main() -> None:
     prepared = prepare(load_config("prepare")).folder
     splits = load_splits(DataConfig(path=str(prepared / "quatrains")), seed=0)
     rows = datasets.concatenate_datasets([splits["validation"], splits["test"]])
-    new, old = (measured(trained(seed), rows) for seed in (1, 2))
+    new, old = (score_folder(f"seed {seed}", trained(seed), rows, 8192).statistics for seed in (1, 2))
     found = compare(as_measure(new), as_measure(old))
     print(
         f"\n{len(rows)} rows; seed 1: {found.new:.1f}, seed 2: {found.old:.1f} ({found.difference:+.2f}, "

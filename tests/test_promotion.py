@@ -1,53 +1,22 @@
-"""Per-row losses against counting by hand; who gets the alias, and what is said about it."""
+"""Who gets the alias, and what is said about it."""
 
 from __future__ import annotations
 
 import datasets
 import numpy as np
-import pytest
 from conftest import make_config, make_decoder
-from test_evaluation import by_hand
 
 from modules.evaluation import score
 from modules.measures import Measure, perplexity
 from modules.promotion import decide
-from modules.row_losses import row_perplexity
 from modules.tokenizer import Tokenizer, train_tokenizer
-
-
-def test_each_row_has_its_own_loss_in_the_rows_order(tokenizer: Tokenizer) -> None:
-    decoder = make_decoder(make_config(tokenizer.vocab_size))
-    texts = ["山" * 40, "春", "白日依山尽，"]
-    found = row_perplexity(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}), max_batch_tokens=20)
-    expected = [by_hand(decoder, [0, *tokenizer.encode(text), 0], 1) for text in texts]
-    np.testing.assert_allclose(found.statistics[:, 0], expected, rtol=1e-5)
-    assert found.statistics[:, 1].tolist() == [41, 2, 7]
-
-
-def test_a_row_in_several_pieces_is_one_row(tokenizer: Tokenizer) -> None:
-    decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=16))
-    rows = datasets.Dataset.from_dict({"src_txt": ["春", "山" * 50, "白日", "风" * 16, "雨"]})
-    found = row_perplexity(decoder, tokenizer, rows)
-    assert found.statistics[:, 1].tolist() == [2, 51, 3, 17, 2]
-    alone = row_perplexity(decoder, tokenizer, rows.select([1]))
-    np.testing.assert_allclose(found.statistics[1], alone.statistics[0], rtol=1e-5)
-    assert found.value == pytest.approx(score(decoder, tokenizer, rows).perplexity_per_char, rel=1e-5)
-
-
-def test_pairs_cut_at_the_end_have_a_row_each(tokenizer: Tokenizer) -> None:
-    decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=16))
-    rows = datasets.Dataset.from_dict({"src_txt": ["春", "夏", "秋"], "tgt_txt": ["花", "山" * 50, "月"]})
-    task = tokenizer.with_prompt_template("{src_txt}：")
-    found = row_perplexity(decoder, task, rows)
-    assert len(found.statistics) == 3
-    assert found.value == pytest.approx(score(decoder, task, rows).perplexity_per_char, rel=1e-5)
 
 
 def test_models_with_other_tokenizers_are_measured_on_the_same_characters(
     tokenizer: Tokenizer, rows: datasets.Dataset
 ) -> None:
     other = train_tokenizer(rows["src_txt"], "bpe", 600)
-    measures = [row_perplexity(make_decoder(make_config(t.vocab_size)), t, rows) for t in (tokenizer, other)]
+    measures = [score(make_decoder(make_config(t.vocab_size)), t, rows).perplexity_per_char for t in (tokenizer, other)]
     assert (measures[0].statistics[:, 1] == measures[1].statistics[:, 1]).all()
     assert decide(measures[0], measures[1], "1").comparison
 
