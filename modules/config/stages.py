@@ -168,7 +168,9 @@ class RegisterConfig(StageConfig):
     model_name: str = "moyun"
     """Name in the registry."""
     alias: str = "champion"
-    """Moves to the new version unless its test perplexity per character is worse."""
+    """Moves to the new version where its test perplexity per character is better, by a paired test on the same rows."""
+    level: float = 0.05
+    """Of that test: the largest p at which a difference counts; undecided means not promoted."""
     data: DataConfig = field(default_factory=DataConfig)
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass of the comparison."""
@@ -176,6 +178,8 @@ class RegisterConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
+        if not 0 < self.level < 1:
+            yield f"level ({self.level}) must be between 0 and 1; 0.05 is usual"
 
 
 @dataclass

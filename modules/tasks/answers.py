@@ -75,13 +75,12 @@ def seeded(config: GenerationConfig, rows: Sequence[int]) -> list[GenerationConf
 def write_batch(
     decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], configs: list[GenerationConfig]
 ) -> list[tuple[str, bool]]:
-    writers = [Writer(tokenizer, config.stop) for config in configs]
+    positions = decoder.config.max_position_embeddings
+    writers = [
+        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt)))
+        for config, prompt in zip(configs, prompts, strict=True)
+    ]
     texts = [""] * len(prompts)
     for row, piece in write_pieces(generate(decoder, prompts, configs, tokenizer.end_of_text_id), writers):
         texts[row] += piece
-    positions = decoder.config.max_position_embeddings
-    allowed = [min(c.max_new_tokens, positions - len(prompt)) for c, prompt in zip(configs, prompts, strict=True)]
-    return [
-        (text, writer.stopped or writer.tokens < most)
-        for text, writer, most in zip(texts, writers, allowed, strict=True)
-    ]
+    return [(text, writer.ended) for text, writer in zip(texts, writers, strict=True)]
