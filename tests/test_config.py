@@ -55,6 +55,11 @@ def test_every_file_of_conf_loads(file: Path) -> None:
         assert isinstance(load_config(file.stem, NEEDED.get(file.stem, [])), STAGES[file.stem])
     else:
         group = str(file.parent)
+        if group == "task":
+            config = load_config("evaluate", [f"task={file.stem}"])
+            assert config.task.name == file.stem
+            assert config == load_config("evaluate", [f"task={CONF / file}"])
+            return
         assert group in ("model", "data")
         config = load_config("pretrain", [f"{group}={file.stem}", "data.sequence_length=8"])
         by_path = load_config("pretrain", [f"{group}={CONF / file}", "data.sequence_length=8"])
@@ -147,6 +152,16 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("convert", ["source=a", "target=b", "tensor_parallel=2"], "tensor_parallel=2 needs format=megatron"),
         ("convert", ["source=a", "target=b", "tensor_parallel=0"], "tensor_parallel (0) must be at least 1"),
         ("evaluate", ["max_batch_tokens=0"], "max_batch_tokens (0) must be at least 1"),
+        ("evaluate", ["task=sumarization"], "task=sumarization (command line): no such file or name; must be one of"),
+        ("evaluate", ["task=null"], "task=null (command line): no such file or name; must be one of"),
+        (
+            "evaluate",
+            ["task.metrics=[rogue]"],
+            "task.metrics holds rogue, which isn't one of perplexity, choices, rouge",
+        ),
+        ("evaluate", ["task.trivial=[best]"], "task.trivial holds best, which isn't one of reference, lead"),
+        ("evaluate", ["task.template=Q:"], "task.template ('Q:') must hold \"{src_txt}\" exactly once"),
+        ("evaluate", ["task.metrics=[]"], "task.metrics must name at least one"),
         # Known before pretraining starts, not when it is over.
         (
             "main",

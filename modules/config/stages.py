@@ -22,6 +22,7 @@ from .sections import (
     out_of_range,
     too_small,
 )
+from .task import TaskConfig
 
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
 """Of prepare: the sources that modules.corpora reads."""
@@ -137,12 +138,14 @@ class TrainingConfig(StageConfig):
 
 @dataclass
 class EvaluateConfig(StageConfig):
-    """A model on test rows, beside what it started from and the n-gram floor."""
+    """A model on a task's test rows, beside what it started from and what needs no model."""
 
     model: str = "models:/moyun@champion"
     """A model folder or a models:/ URI."""
     baseline: str | None = None
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The task's file also says which data set and how much text it takes, where the command doesn't."""
     data: DataConfig = field(default_factory=DataConfig)
     ngram_floor: bool = True
     """Fit uni-, bi- and trigrams on the training rows and score them too."""
@@ -170,7 +173,9 @@ class RegisterConfig(StageConfig):
     model_name: str = "moyun"
     """Name in the registry."""
     alias: str = "champion"
-    """Moves to the new version unless its test perplexity per character is worse."""
+    """Moves to the new version where its test perplexity per character is better, by a paired test on the same rows."""
+    level: float = 0.05
+    """Of that test: the largest p at which a difference counts; undecided means not promoted."""
     data: DataConfig = field(default_factory=DataConfig)
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass of the comparison."""
@@ -178,6 +183,8 @@ class RegisterConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
+        if not 0 < self.level < 1:
+            yield f"level ({self.level}) must be between 0 and 1; 0.05 is usual"
 
 
 @dataclass
