@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +24,8 @@ PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under the
 PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
 PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
 PARAM_NAME_LIMIT = 250
+CODE, ENVIRONMENT, SHA256 = ("git.",), ("version.", "machine."), ("sha256.",)
+"""Beginnings of the tags that tell of these."""
 RESUMED = "moyun.resumed"
 """Tag: how often the run went on."""
 
@@ -27,7 +33,8 @@ RESUMED = "moyun.resumed"
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
     resolved = redact(to_dict(config))
-    run.set_tags({"stage": stage, **git_state(), **{f"version.{name}": version(name) for name in PACKAGES}})
+    versions = {f"version.{name}": version(name) for name in PACKAGES}
+    run.set_tags({"stage": stage, **git_state(), **versions, **machine_state()})
     if run.resumed:
         run.set_tags({RESUMED: str(run.resumed)})
         run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
@@ -61,6 +68,19 @@ def git_state() -> dict[str, str]:
     return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
 
 
+def machine_state() -> dict[str, str]:
+    """What numbers may depend on beside code and versions; nothing that names the machine."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpu = found[1] if (found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())) else cpu
+    torch = sys.modules.get("torch")  # whoever hasn't imported it computes nothing with it
+    state = {"machine.python": platform.python_version(), "machine.system": platform.system(), "machine.cpu": cpu}
+    state["machine.threads"] = str(torch.get_num_threads() if torch else os.cpu_count())
+    if torch and torch.cuda.is_available():
+        state["machine.gpu"] = torch.cuda.get_device_name()
+    return state
+
+
 def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
     """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
     run = mlflow.active_run()
@@ -69,5 +89,6 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
         "config": redact(to_dict(config)),
         **git_state(),
         "versions": {name: version(name) for name in PACKAGES},
+        "machine": machine_state(),
         **redact(facts),
     }
