@@ -85,7 +85,7 @@ class TextGenerator:
                 row, piece = next(stream)
             except StopIteration as end:
                 return [
-                    Continuation("".join(part), writer.tokens, writer.stopped or writer.tokens < writer.most)
+                    Continuation("".join(part), writer.tokens, writer.ended)
                     for part, writer in zip(pieces, end.value, strict=True)
                 ]
             pieces[row].append(piece)
@@ -113,16 +113,24 @@ class TextGenerator:
             tokens = self.decoder.generate(prompts, config, end)
         else:
             tokens = generate(self.decoder, prompts, config, end)
-        reply: int | None = None
-        while True:
-            try:
-                row, token = tokens.send(reply)
-            except StopIteration:
-                return writers
-            piece = writers[row].flush() if token is None else writers[row].push(token)
-            reply = row if writers[row].stopped and token is not None else None
-            if piece:
-                yield row, piece
+        yield from write_pieces(tokens, writers)
+        return writers
+
+
+def write_pieces(
+    tokens: Generator[tuple[int, int | None], int | None], writers: Sequence[Writer]
+) -> Iterator[tuple[int, str]]:
+    """(row, token) of `generate` → (row, piece of text); a row whose stop text has come is ended."""
+    reply: int | None = None
+    while True:
+        try:
+            row, token = tokens.send(reply)
+        except StopIteration:
+            return
+        piece = writers[row].flush() if token is None else writers[row].push(token)
+        reply = row if writers[row].stopped and token is not None else None
+        if piece:
+            yield row, piece
 
 
 class Writer:
@@ -136,6 +144,11 @@ class Writer:
         self.tokens = 0
         self.pending = ""
         self.stopped = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether what it wrote ended by itself or at a stop text, and not because it might write no more."""
+        return self.stopped or self.tokens < self.most
 
     def push(self, token: int) -> str:
         self.tokens += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.config import MADE_BY_STAGE, GenerateConfig, MainConfig
+from modules.ngram import NAMES
 from modules.redaction import redact_text
 from modules.tracking import connect, stage_run
 
@@ -57,8 +58,8 @@ def wire(config: Any, made: dict[str, str]) -> Any:
 
 def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
-    found = {name: scores.perplexity_per_char for name, scores in evaluated.scores.items()}
-    floor = {name: measure.value for name, measure in evaluated.floor.items()}
+    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
+    floor = {name: found[name].value for name in NAMES if name in found}
     rows, after = len(found["model"].statistics), found["model"].value
     numbers = {
         **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},

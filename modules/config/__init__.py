@@ -26,6 +26,7 @@ from .stages import (
     StageConfig,
     TrainingConfig,
 )
+from .task import TaskConfig
 
 __all__ = [
     "MADE_BY_STAGE",
@@ -52,6 +53,7 @@ __all__ = [
     "SizeConfig",
     "StageConfig",
     "SyncConfig",
+    "TaskConfig",
     "TokenizerConfig",
     "TrackingConfig",
     "TrainConfig",
