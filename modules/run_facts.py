@@ -135,8 +135,11 @@ def of_model(name: str, facts: dict[str, Any]) -> RunFacts:
         config=dict(flatten(facts.get("config") or {})),
         data=shortened((facts.get("data") or {}) | known),
         code={key: str(value) for key, value in facts.items() if key.startswith(CODE)},
-        environment={f"version.{key}": value for key, value in (facts.get("versions") or {}).items()}
-        | (facts.get("machine") or {}),
+        environment={
+            f"{prefix}.{key}": str(value)
+            for prefix, part in (("version", "versions"), ("machine", "machine"))
+            for key, value in (facts.get(part) or {}).items()
+        },
         metrics=facts.get("metrics") or {},
     )
 

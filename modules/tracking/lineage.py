@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import torch
 
 from ..config import CommandConfig, StageConfig, to_dict, to_yaml
+from ..machine import describe_machine
 from ..redaction import redact
 from .tracked_run import TrackedRun
 
@@ -69,16 +69,9 @@ def git_state() -> dict[str, str]:
 
 
 def machine_state() -> dict[str, str]:
-    """What numbers may depend on beside code and versions; nothing that names the machine."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        cpu = found[1] if (found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())) else cpu
-    torch = sys.modules.get("torch")  # whoever hasn't imported it computes nothing with it
-    state = {"machine.python": platform.python_version(), "machine.system": platform.system(), "machine.cpu": cpu}
-    state["machine.threads"] = str(torch.get_num_threads() if torch else os.cpu_count())
-    if torch and torch.cuda.is_available():
-        state["machine.gpu"] = torch.cuda.get_device_name()
-    return state
+    """{"machine.CPU": …}: what numbers may depend on beside code and versions; nothing that names the machine."""
+    described = {"Python": platform.python_version()} | describe_machine(torch.get_num_threads())
+    return {f"machine.{name}": value for name, value in described.items()}
 
 
 def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
@@ -89,6 +82,7 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
         "config": redact(to_dict(config)),
         **git_state(),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": machine_state(),
+        "machine": describe_machine(torch.get_num_threads()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **redact(facts),
     }
