@@ -33,8 +33,8 @@ RESUMED = "moyun.resumed"
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
     resolved = redact(to_dict(config))
-    versions = {f"version.{name}": version(name) for name in PACKAGES}
-    run.set_tags({"stage": stage, **git_state(), **versions, **machine_state()})
+    environment = {f"version.{name}": value for name, value in versions().items()} | machine_state()
+    run.set_tags({"stage": stage, **git_state(), **environment})
     if run.resumed:
         run.set_tags({RESUMED: str(run.resumed)})
         run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
@@ -70,8 +70,11 @@ def git_state() -> dict[str, str]:
 
 def machine_state() -> dict[str, str]:
     """{"machine.CPU": …}: what numbers may depend on beside code and versions; nothing that names the machine."""
-    described = {"Python": platform.python_version()} | describe_machine(torch.get_num_threads())
-    return {f"machine.{name}": value for name, value in described.items()}
+    return {f"machine.{name}": value for name, value in describe_machine(torch.get_num_threads()).items()}
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
         "run_id": run.info.run_id if run else None,
         "config": redact(to_dict(config)),
         **git_state(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "machine": describe_machine(torch.get_num_threads()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **redact(facts),
