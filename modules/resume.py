@@ -65,6 +65,12 @@ class Origin:
     """What a finished run has logged."""
     metrics: dict[str, float] | None = None
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what training started from beside its rows, as tags of the run."""
+        known = {"sha256.tokenizer": self.tokenizer, "sha256.init_from": self.init_from}
+        return {name: value for name, value in known.items() if value}
+
 
 def origin_of(
     stage: str, run_id: str, config: TrainingConfig, data: Mapping[str, str], tokenizer: str, init_from: str | None

@@ -16,7 +16,12 @@ from modules.config import (
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-NEEDED = {"register": ["model=folder"], "finetune": ["train.init_from=folder"], "convert": ["source=a", "target=b"]}
+NEEDED = {
+    "register": ["model=folder"],
+    "finetune": ["train.init_from=folder"],
+    "convert": ["source=a", "target=b"],
+    "compare": ["one=a", "other=b"],
+}
 """What a stage must be given."""
 
 # (layers, heads, width, learning rate, tokens a step): Brown et al. 2020, Table 2.1; 30b is ModelScope's own.

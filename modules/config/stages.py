@@ -144,6 +144,8 @@ class EvaluateConfig(StageConfig):
     """A model folder or a models:/ URI."""
     baseline: str | None = None
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    champion: str | None = None
+    """A third one, e.g. models:/moyun@champion: the report tests the model against it and the baseline, row by row."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The task's file also says which data set and how much text it takes, where the command doesn't."""
     data: DataConfig = field(default_factory=DataConfig)
