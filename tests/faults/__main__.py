@@ -20,6 +20,7 @@ from pathlib import Path
 
 from modules.checkpoint_callback import checkpoints_in
 from modules.resume import CHECKPOINTS
+from pipelines.command_line import quieten_libraries
 
 from .injection import FILLER, PLACES, STRUCK, Fault
 from .runs import (
@@ -106,6 +107,7 @@ def expected_codes(fault: Fault) -> tuple[int, ...]:
 
 
 def main(arguments: list[str]) -> int:
+    quieten_libraries()
     options = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
     chance = random.Random(int(options["seed"]))
     injected: Counter[str] = Counter()
