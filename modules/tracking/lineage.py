@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import torch
 
 from ..config import CommandConfig, StageConfig, to_dict, to_yaml
+from ..machine import describe_machine
 from ..redaction import redact
 from .tracked_run import TrackedRun
 
@@ -69,5 +72,7 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
         "config": redact(to_dict(config)),
         **git_state(),
         "versions": {name: version(name) for name in PACKAGES},
+        "machine": describe_machine(torch.get_num_threads()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **redact(facts),
     }
