@@ -1,7 +1,7 @@
-"""`python tests/picture_of_page.py [model] [folder]`: pictures of the server's page, for docs/ and to look at.
+"""`python tests/picture_of_page.py [model] [folder]`: pictures of the server's page, for docs/pictures/ and to look at.
 
 model: a folder or a models:/ URI (models:/moyun@champion unless given). Needs Chromium and a font with Chinese
-(Debian: chromium, fonts-noto-cjk). docs/page.png is the first of the pictures.
+(Debian: chromium, fonts-noto-cjk). docs/pictures/ has page.png and page-phone-dark.png.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def take(tab: Page, url: str, folder: Path) -> None:
         tab.picture(folder / f"{name}.png", whole=False)
 
 
-def main(model: str = "models:/moyun@champion", target: str = "docs") -> None:
+def main(model: str = "models:/moyun@champion", target: str = "docs/pictures") -> None:
     folder = registered_model(model) if is_registered(model) else model_folder(model)
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
     with served(decoder, tokenizer, name="moyun") as running, page() as tab:
