@@ -23,6 +23,9 @@ MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB o
 MAX_JSON_BYTES = 1_000_000_000
 """Of a .json file, which is read whole, unpacked."""
 
+JSON_COLUMNS = ("references", "slots", "choices", "answer")
+"""What tasks know of a row beside its texts: lists and numbers."""
+
 Row = tuple[int, Mapping[str, object]]
 
 
@@ -40,7 +43,8 @@ def visible_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
     Goes past the Dataset's own access, which gathers shuffled rows one by one: 6 s for 320k rows, here 0.1 s.
     """
     # large_string: take() on string overflows its 32-bit offsets past 2 GB.
-    column = dataset.data.column(name).cast(pa.large_string())
+    column = dataset.data.column(name)
+    column = column if name in JSON_COLUMNS else column.cast(pa.large_string())
     return column if dataset._indices is None else column.take(dataset._indices.column(0))
 
 
@@ -77,7 +81,7 @@ def text_columns(schema: pa.Schema, findings: Findings, wanted: Collection[str])
         raise DataError(f"{findings.where}: duplicate columns {sorted(repeated)}; rename or remove all but one")
     findings.columns.update(dict.fromkeys(schema.names))
     columns = [name for name in schema.names if name in wanted]
-    for name in columns:
+    for name in set(columns) - set(JSON_COLUMNS):
         kind = schema.field(name).type
         value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if value_kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ Row = dict[str, str]
 _COMPRESSION_LEVEL = 6
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> dict[str, Any]:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Write one JSON object a line; returns {"rows", "bytes", "sha256"} of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

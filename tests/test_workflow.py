@@ -112,7 +112,7 @@ def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClien
     for name in ("train/loss", "train/tokens_per_second", "lr", "grad_norm"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]
-    for name in ("val/loss", "val/perplexity", "val/perplexity_per_char"):
+    for name in ("val/loss", "val/perplexity_per_char", "val/end_of_text_nll", "val/samples_stopped"):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [3, 4]
     assert {entry.dataset.name.rpartition("-")[2] for entry in run.inputs.dataset_inputs} == {"train", "validation"}
     (main,) = client.search_runs(["0"], "tags.stage = 'main'")
@@ -132,7 +132,7 @@ def champion(client: MlflowClient) -> str:
     return str(client.get_model_version_by_alias("moyun", "champion").version)
 
 
-def test_champion_moves_only_to_what_is_not_worse(first: str, workplace: Workplace, client: MlflowClient) -> None:
+def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace, client: MlflowClient) -> None:
     (run,) = client.search_runs(["0"], "tags.stage = 'pretrain'")
     worse = resolve_model(f"{workplace.folder}/first/pretrain/model")
     assert worse.is_dir(), run
@@ -146,7 +146,8 @@ def test_champion_moves_only_to_what_is_not_worse(first: str, workplace: Workpla
         "pipelines.register", "model=models:/moyun@champion", f"data.path={workplace.folder / 'prepared'}"
     )
     assert again.returncode == 0, again.stderr
-    assert champion(client) == "3"  # equal isn't worse
+    assert champion(client) == "1"  # equal isn't better
+    assert "undecided" in client.get_model_version("moyun", "3").tags["promotion"]
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:

@@ -26,6 +26,7 @@ from .stages import (
     StageConfig,
     TrainingConfig,
 )
+from .task import TaskConfig
 
 __all__ = [
     "MADE_BY_STAGE",
@@ -51,6 +52,7 @@ __all__ = [
     "SizeConfig",
     "StageConfig",
     "SyncConfig",
+    "TaskConfig",
     "TokenizerConfig",
     "TrackingConfig",
     "TrainConfig",
