@@ -65,7 +65,7 @@ def section_part(section: type) -> Iterator[str]:
         yield from ("", f"By name, `{group}=NAME`:", "", "| Name | |", "|---|---|")
         for name in group_names(group):
             content = read_plain_yaml(CONF / group / f"{name}.yaml")
-            yield f"| `{name}` | {', '.join(f'`{key}={written(value)}`' for key, value in content.items())} |"
+            yield f"| `{name}` | {', '.join(f'`{key}={written(value)}`' for key, value in flatten(content))} |"
     yield ""
 
 
@@ -86,10 +86,20 @@ def sections() -> list[type]:
     return list(dict.fromkeys(found))
 
 
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def written(value: Any) -> str:
     """As it would be given on the command line."""
     if value == MISSING:
         return "must be given"
+    if value == "":
+        return '""'
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
     text = json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)
