@@ -1,4 +1,7 @@
-"""A thousand Chinese instructions with replies by GPT-4: LLaMA-Factory's alpaca_zh_demo."""
+"""A thousand Chinese instructions with a language model's replies: LLaMA-Factory's alpaca_zh_demo.
+
+Its README names Stanford Alpaca (zh) of ymcui/Chinese-LLaMA-Alpaca-3 as the origin of that set.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,7 @@ def read_instructions(contents: Sequence[bytes], counts: Counter[str]) -> list[E
 
 INSTRUCTIONS = Corpus(
     name="instructions",
-    # The package says Apache-2.0 of all its files; where the replies were first published they aren't for trade.
-    licence="Apache-2.0 (package); the replies come from the Alpaca-GPT4 set, published as CC BY-NC 4.0",
+    licence="Apache-2.0 (the package); the replies are a language model's, whose provider has terms of its own",
     package=Package(
         "llamafactory",
         "0.9.5",
