@@ -24,7 +24,7 @@ NEEDED = {
 }
 """What a stage must be given."""
 
-# (layers, heads, width, learning rate, tokens a step): Brown et al. 2020, Table 2.1; 30b is ModelScope's own.
+# (layers, heads, width, learning rate, tokens a step): the table in ModelScope's model cards (docs/recipes.md).
 SIZES = {
     "base": (12, 12, 768, 6e-4, 500_000),
     "large": (24, 16, 1024, 3e-4, 500_000),
