@@ -11,7 +11,7 @@ from modules.redaction import redact_text
 from modules.tracking import connect
 from modules.tracking.delivery import Delivery
 from modules.tracking.run_life import END, GONE, require_store
-from modules.tracking.spool import Spool, SpoolInUseError, last_record, unsent
+from modules.tracking.spool import Spool, SpoolInUseError, has_refused, last_record, unsent
 from modules.tracking.store_errors import why
 
 from .command_line import run_stage, show
@@ -38,7 +38,7 @@ def sync(config: SyncConfig) -> list[Sent]:
             f"tracking.spool_dir={root} isn't a folder here: start sync where the runs were started, or name theirs"
         )
     logs = sorted(root.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime)
-    folders = [log.parent for log in logs if unsent(log.parent) or last_record(log.parent).get("kind") != "status"]
+    folders = [log.parent for log in logs if waits(log.parent)]
     if not folders:
         show("sync", {str(root): f"nothing waits ({len(logs):,} runs)"})
         return []
@@ -53,18 +53,23 @@ def sync(config: SyncConfig) -> list[Sent]:
     return results
 
 
+def waits(folder: Path) -> bool:
+    return unsent(folder) or has_refused(folder) or last_record(folder).get("kind") != "status"
+
+
 def send_rest(folder: Path, uri: str) -> Sent:
     try:
         spool = Spool(folder)
     except SpoolInUseError as error:
         return Sent(folder.name, 0, 1, f"{error}: it sends them itself")
-    waited = spool.pending
+    waited, taken = spool.pending, 0
     note = ""
     try:
         if last_record(folder).get("kind") != "status":  # killed, or it would hold the lock
             spool.append("tags", values={END: GONE})
             spool.append("status", status="KILLED")
         delivery = Delivery(spool, folder.name, uri)
+        taken = delivery.retry_refused()
         while delivery.step():
             pass
     except Exception as error:
@@ -73,8 +78,8 @@ def send_rest(folder: Path, uri: str) -> Sent:
     finally:
         spool.close()
     if spool.refused:
-        note += f"{'; ' if note else ''}{spool.refused:,} refused for good, see {folder / 'refused.jsonl'}"
-    return Sent(folder.name, max(0, waited - spool.pending), spool.pending, note)
+        note += f"{'; ' if note else ''}{spool.refused:,} refused, see {folder / 'refused.jsonl'}"
+    return Sent(folder.name, taken + max(0, waited - spool.pending), spool.pending, note)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
+import sqlalchemy
 from faulty_store import Fault, FaultyStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from modules.config import SyncConfig, TrackingConfig
-from modules.tracking import sender
+from modules.tracking import connect, sender
 from modules.tracking.patience import BRIEF, TIMEOUT, be_brief, patient
 from modules.tracking.run_life import require_store
 from modules.tracking.tracked_run import TrackedRun
@@ -50,7 +53,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("fault", ["hangs", "500", "commits then drops", "dead"])
+@pytest.mark.parametrize("fault", ["hangs", "500", "database", "commits then drops", "dead"])
 def test_what_is_logged_meanwhile_arrives_once_and_in_order(
     faulty: FaultyStore, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,6 +157,60 @@ def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
     assert [entry["record"]["values"] for entry in refused] == [{"bad!": 1.0}, {"cfg.a!": "1"}]
     assert all("a name with ! is invalid" in entry["why"] for entry in refused)
     assert caplog.text.count("the store refused 2 records") == 1
+
+
+def test_a_database_in_trouble_behind_a_store_that_answers_refuses_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "INTERVAL", 0.01)
+    mlflow.set_tracking_uri(connect())
+    log_metrics, trouble = SqlAlchemyStore._log_metrics, [True]
+
+    def exhausted(self: SqlAlchemyStore, *arguments: Any) -> Any:
+        with self.ManagedSessionMaker(read_only=False):
+            if trouble:
+                raise sqlalchemy.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
+        return log_metrics(self, *arguments)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", exhausted)
+    run = TrackedRun(mlflow.MlflowClient().create_run("0"), Path("outputs/tracking"), 10)
+    expected = log_steps(run, 0, 50)
+    wait_until(lambda: run.sender.failures > 1)
+    trouble.clear()
+    expected += log_steps(run, 50, 60)
+    run.end("FINISHED", "finished")
+    stored = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in stored] == expected
+    assert (run.spool.refused, run.spool.pending) == (0, 0)
+
+
+def test_sync_tries_again_what_was_refused_unless_later_records_say_it_anew(
+    faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Versions before took a database's trouble for a refusal; and a store may be mended."""
+    run = open_run(faulty)
+    faulty.forbidden = "loss|note|!"
+    log_steps(run, 0, 3)
+    run.set_tags({"note": "early", "note.other": "1"})
+    run.log_metrics({"never!": 1.0}, 3)
+    run.flush()
+    faulty.forbidden = "!"
+    run.set_tags({"note": "late"})
+    run.end("FINISHED", "finished")
+    assert run.spool.refused == 6
+    config = SyncConfig(TrackingConfig(faulty.uri))
+    (sent,) = sync(config)
+    assert (sent.sent, sent.left) == (4, 0)
+    assert faulty.history("train/loss") == [(step, 1 / (step + 1)) for step in range(3)]
+    assert len(faulty.history("lr")) == 3
+    assert (faulty.tags, faulty.status) == ({"note": "late", "note.other": "1", "end": "finished"}, "FINISHED")
+    (line,) = (run.spool.folder / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"]["values"] == {"never!": 1.0}
+    assert "4 sent, 0 left: 1 refused, see" in capsys.readouterr().out
+    faulty.forbidden = "nothing"
+    (sent,) = sync(config)
+    assert sent.sent == 1
+    assert sync(config) == []
 
 
 def test_nothing_is_refused_because_the_run_was_deleted(faulty: FaultyStore) -> None:

@@ -1,7 +1,7 @@
 """A run's local log: everything that is to reach the tracking store stands here first, in order.
 
 A folder of log.jsonl (one record a line, only ever appended to), files/ (artifacts), sent.json (how far the store has
-got), refused.jsonl (what it will never take), run.json (which run of which store) and lock. It imports nothing of
+got), refused.jsonl (what it wouldn't take), run.json (which run of which store) and lock. It imports nothing of
 MLflow. A line is handed to the operating system at once, which keeps it if the process is killed; sync_to_disk is for
 power failures.
 """
@@ -15,7 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 logger = logging.getLogger("moyun.tracking")
 
 PRIVATE = 0o600
+REFUSED = "refused.jsonl"
 CHUNK = 1 << 20
 """Bytes read at once."""
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
@@ -132,23 +134,41 @@ class Spool:
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
-            with open(self.folder / "refused.jsonl", "ab", opener=private) as file:
-                for bad, why in refused:
-                    file.write(encode({"number": bad.number, "why": why, "record": bad.fields}).encode() + b"\n")
+            with open(self.folder / REFUSED, "ab", opener=private) as file:
+                file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         self.write_json("sent.json", mark)
         self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
+    def refused_before(self) -> list[Record]:
+        """What was kept aside; of a record that was taken in parts the refused ones."""
+        found: list[Record] = []
+        if has_refused(self.folder):
+            for line in (self.folder / REFUSED).read_bytes().splitlines():
+                with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
+                    entry = json.loads(line)
+                    found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
+        return found
+
+    def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
+        """In place of all that was kept aside before."""
+        self.write_file(REFUSED, b"".join(map(refused_line, refused)))
+        self.refused = len(refused)
+        self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
+
+    def all(self) -> Iterator[Record]:
+        start = number = 0
+        while records := self.read(start, number):
+            yield from records
+            start, number = records[-1].end, records[-1].number + 1
+
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         """Metric → (step, value) of all that was ever logged."""
         found: dict[str, list[tuple[int, float]]] = {}
-        start = number = 0
-        while records := self.read(start, number):
-            for record in records:
-                if record.kind == "metrics":
-                    for name, value in record.fields["values"].items():
-                        found.setdefault(name, []).append((record.fields["step"], value))
-            start, number = records[-1].end, records[-1].number + 1
+        for record in self.all():
+            if record.kind == "metrics":
+                for name, value in record.fields["values"].items():
+                    found.setdefault(name, []).append((record.fields["step"], value))
         return found
 
     def read_json(self, name: str, default: dict[str, Any]) -> dict[str, Any]:
@@ -158,10 +178,13 @@ class Spool:
             return default
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """The whole file or none of it."""
+        self.write_file(name, encode(content).encode())
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """All of it or nothing."""
         temporary = self.folder / f"{name}.new"
         with open(temporary, "wb", opener=private) as file:
-            file.write(encode(content).encode())
+            file.write(content)
         os.replace(temporary, self.folder / name)
 
     def sync_to_disk(self) -> None:
@@ -222,6 +245,18 @@ def unsent(folder: Path) -> bool:
         return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
     except (OSError, ValueError):
         return (folder / "log.jsonl").exists()
+
+
+def has_refused(folder: Path) -> bool:
+    try:
+        return (folder / REFUSED).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def refused_line(refused: tuple[Record, str]) -> bytes:
+    record, reason = refused
+    return encode({"number": record.number, "end": record.end, "why": reason, "record": record.fields}).encode() + b"\n"
 
 
 def last_record(folder: Path) -> dict[str, Any]:
