@@ -17,7 +17,7 @@ from faulty_store import Fault, FaultyStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from modules.config import SyncConfig, TrackingConfig
-from modules.tracking import connect, sender
+from modules.tracking import connect, sender, spool
 from modules.tracking.patience import BRIEF, TIMEOUT, be_brief, patient
 from modules.tracking.run_life import require_store
 from modules.tracking.tracked_run import TrackedRun
@@ -83,6 +83,25 @@ def test_what_is_logged_meanwhile_arrives_once_and_in_order(
     assert (faulty.status, run.spool.pending, run.spool.refused) == ("FINISHED", 0, 0)
     messages = [record.getMessage()[:34] for record in caplog.records if record.name == "moyun.tracking"]
     assert messages == ["tracking: the store doesn't take w", "tracking: the store is back"]
+
+
+def test_a_store_that_is_back_is_caught_up_with_at_a_pace_that_leaves_training_alone(
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    monkeypatch.setattr(spool, "decode", lambda line: decoded.append(line) or json.loads(line))
+    run = open_run(faulty)
+    faulty.fault = "dead"
+    expected = log_steps(run, 0, 5000)
+    monkeypatch.setattr(sender, "SHARE", 1e-9)  # so that it rests for LONGEST_PAUSE after each call
+    faulty.fault = "none"
+    wait_until(lambda: run.spool.sent_records > 0)
+    time.sleep(0.2)
+    assert run.spool.pending > 4000
+    assert run.flush()  # who waits gets all of it at once
+    assert faulty.history("train/loss") == expected
+    assert len(decoded) < 1.2 * len(expected)  # each once, but for a chunk's torn last line
+    run.end("FINISHED", "finished")
 
 
 def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(

@@ -19,6 +19,8 @@ from .store_errors import is_refusal
 
 METRICS_AT_ONCE = 900
 """MLflow takes 1000 in one call."""
+READ_AT_ONCE = 1 << 16
+"""Bytes of the log: some batches. They are decoded in the time of the process that trains."""
 
 
 class Delivery:
@@ -30,6 +32,8 @@ class Delivery:
         """Record number → models:/ URI of a model that was sent, or why it was refused."""
         self.sending_model = False
         """Which takes as long as the weights are large."""
+        self.ahead: list[Record] = []
+        """Read and not yet sent."""
 
     def step(self) -> bool:
         """Sends what comes next; False where nothing waits. Whatever it raises: the store is away, try again later."""
@@ -39,10 +43,12 @@ class Delivery:
         refused: list[tuple[Record, str]] = []
         self.send(batch, refused)
         self.spool.mark_sent(batch[-1], refused)
+        del self.ahead[: len(batch)]
         return True
 
     def next_batch(self) -> list[Record]:
-        return first_batch(self.spool.read(self.spool.sent, self.spool.sent_records))
+        self.ahead = self.ahead or self.spool.read(self.spool.sent, self.spool.sent_records, READ_AT_ONCE)
+        return first_batch(self.ahead)
 
     def retry_refused(self) -> int:
         """Once more what was refused, whose cause may be mended; how much of it went. It raises as step does."""
@@ -126,7 +132,7 @@ def first_batch(records: list[Record]) -> list[Record]:
         values += len(record.fields["values"]) if record.kind == "metrics" else METRICS_AT_ONCE
         if values > METRICS_AT_ONCE:
             return records[: max(1, count)]
-    return records
+    return list(records)
 
 
 def still_wanted(spool: Spool) -> list[Record]:

@@ -14,6 +14,8 @@ logger = logging.getLogger("moyun.tracking")
 
 INTERVAL = 5.0
 """Seconds between looks at what is new, so that the UI stays alive."""
+SHARE = 0.04
+"""Of the time that sending may compute while the stage works: the two share Python's lock."""
 LONGEST_PAUSE = 15.0
 """Seconds between two tries, at most."""
 SILENCE = 10.0
@@ -40,13 +42,18 @@ class Sender:
 
     def work(self) -> None:
         while not self.stopped:
+            began, more = time.thread_time(), False
             try:
-                while not self.stopped and self.delivery.step():
+                if more := self.delivery.step():
                     self.succeeded()
             except Exception as error:
                 self.failed(error)
-            self.wake.wait(self.pause())
+            self.wake.wait(self.rest(time.thread_time() - began) if more else self.pause())
             self.wake.clear()
+
+    def rest(self, computed: float) -> float:
+        """Seconds after a call that took so many to compute; none while somebody waits."""
+        return 0.0 if self.hurried else min(LONGEST_PAUSE, computed * (1 / SHARE - 1))
 
     def pause(self) -> float:
         """Seconds until the next try: longer after each failure, and never in step with other runs."""
