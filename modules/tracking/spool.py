@@ -33,6 +33,11 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # f
 class SpoolInUseError(ValueError):
     """Another process writes to the run."""
 
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+        self.owner = owner
+        """Its number."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -83,30 +88,45 @@ class Spool:
         return max(0, self.records - self.sent_records)
 
     @property
+    def written(self) -> int:
+        """Bytes in the log."""
+        with self.appending:  # and so not while it is being closed
+            return 0 if self.closed else os.fstat(self.log).st_size
+
+    @property
     def behind(self) -> bool:
         """Whether there is something to send."""
-        return not self.closed and os.fstat(self.log).st_size > self.sent
+        return self.written > self.sent
 
     def append(self, kind: str, **fields: Any) -> int:
         """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
         line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
         with self.appending:
             number = self.records
-            self.records += 1
             try:
-                while self.overflow:
-                    self.writer.write(self.overflow[0])
-                    del self.overflow[0]
-                self.writer.write(line)
-                line = b""
-                self.writer.flush()
-                self.full = False
-            except OSError as error:
-                self.overflow += [line] if line else []
-                if not self.full:
-                    logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
-                self.full = True
+                self.write(line)
+                self.records += 1
+            except BaseException:  # a signal's handler, before the line was written or after
+                with suppress(OSError):
+                    self.writer.flush()
+                self.records = whole_lines(self.log)[1] + len(self.overflow)
+                raise
         return number
+
+    def write(self, line: bytes) -> None:
+        try:
+            while self.overflow:
+                self.writer.write(self.overflow[0])
+                del self.overflow[0]
+            self.writer.write(line)
+            line = b""
+            self.writer.flush()
+            self.full = False
+        except OSError as error:
+            self.overflow += [line] if line else []
+            if not self.full:
+                logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
+            self.full = True
 
     def new_file(self, name: str) -> Path:
         """Where a file is to be put that a record will name: nothing else ever has that path."""
@@ -208,7 +228,7 @@ class Spool:
 def take_lock(folder: Path) -> int:
     """A lock that ends with the process, and that its children don't have."""
     if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
-        raise in_use(folder, str(os.getpid()))
+        raise SpoolInUseError(folder, str(os.getpid()))
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,15 +236,23 @@ def take_lock(folder: Path) -> int:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
             owner = os.pread(file, 20, 0).decode() or "?"
             os.close(file)
-            raise in_use(folder, owner) from None
+            raise SpoolInUseError(folder, owner) from None
     os.ftruncate(file, 0)
     os.pwrite(file, str(os.getpid()).encode(), 0)
     OPENED.add(folder)
     return file
 
 
-def in_use(folder: Path, owner: str) -> SpoolInUseError:
-    return SpoolInUseError(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to the run, as far as this file system knows locks; in whatever container."""
+    if folder.resolve() in OPENED:
+        return True
+    with open(folder / "lock", "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def whole_lines(file: int) -> tuple[int, int]:
