@@ -129,11 +129,25 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     assert f"{faulty.run_id}  992 sent, 0 left" in capsys.readouterr().out
 
 
-def test_sync_leaves_a_run_alone_that_is_still_written_to(faulty: FaultyStore) -> None:
+def test_a_dead_store_is_waited_for_once(faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(faulty, flush_timeout=0.2)
+    faulty.fault = "dead"
+    log_steps(run, 0, 10)
+    assert run.log_model(Path("model")) is None
+    polls: list[float] = []
+    monkeypatch.setattr(sender.time, "sleep", polls.append)
+    run.end("FINISHED", "finished")
+    assert polls == []
+
+
+def test_sync_leaves_a_run_alone_that_is_still_written_to(
+    faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = open_run(faulty)
     config = SyncConfig(TrackingConfig(faulty.uri))
-    with pytest.raises(ValueError, match="1 records are left; nothing is lost"):
-        sync(config)
+    (found,) = sync(config)
+    assert (found.sent, found.left) == (0, 0)
+    assert f"{faulty.run_id}  still written to by process {os.getpid()}, which sends it" in capsys.readouterr().out
     run.end("FINISHED", "finished")
     assert sync(config) == []
 
@@ -156,9 +170,22 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     assert "(the run was made in http://other:5000)" in printed
 
 
-def test_sync_in_the_wrong_place_says_so(store: Path) -> None:
-    with pytest.raises(ValueError, match="tracking.spool_dir=outputs/tracking isn't a folder here"):
+def test_sync_in_the_wrong_place_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="tracking.spool_dir=elsewhere isn't a folder here"):
+        sync(SyncConfig(TrackingConfig(spool_dir="elsewhere")))
+    assert sync(SyncConfig()) == []
+    assert "nothing waits (0 runs)" in capsys.readouterr().out
+
+
+def test_sync_makes_no_store(store: Path, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(faulty, flush_timeout=0)
+    faulty.fault = "dead"
+    run.end("FINISHED", "finished")
+    (store / "mlflow.db").unlink()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ValueError, match=r"there is no tracking store sqlite:///.*mlflow.db: name the runs' own"):
         sync(SyncConfig())
+    assert not (store / "mlflow.db").exists()
 
 
 def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
