@@ -25,6 +25,10 @@ demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model
 test: $(VENV)/installed-dev ## Run the tests
 	$(RUN) -m pytest $(TEST_ARGS)
 
+faults: $(VENV)/installed-dev ## 100 faults in training runs, 20 kills of a tracking server: nothing lost? (about 15 minutes)
+	$(RUN) -m tests.faults $(FAULT_ARGS)
+	$(RUN) tests/measure_tracking.py kills=20 store=sqlite
+
 fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests and random rows (about 6 minutes)
 	$(RUN) tests/fuzz.py cases=5000 seed=$$(date +%s)
 	HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/test_properties.py --timeout 1200

@@ -15,6 +15,7 @@ from modules.config import TrainingConfig
 from modules.resume import (
     CHECKPOINTS,
     Origin,
+    differences,
     given_checkpoint,
     newest_sound,
     origin_of,
@@ -24,6 +25,7 @@ from modules.resume import (
 )
 from modules.rows import fingerprint
 from modules.strategies import read_progress
+from modules.tracking import TrackedRun
 
 from .command_line import show
 from .fitting import Training
@@ -74,6 +76,13 @@ def where_to_start(
     step = read_progress(checkpoint)["global_step"] if checkpoint else 0
     show(f"{now.stage}: goes on", {"at step": f"{step:,}", "from": checkpoint or "the beginning: no checkpoint yet"})
     return checkpoint, now
+
+
+def tell_changes(run: TrackedRun, before: Origin | None, now: Origin, start: Path | None) -> None:
+    """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
+    if before and (changes := differences(before, now)):
+        step = read_progress(start)["global_step"] if start else 0
+        run.set_tags({f"moyun.changed-{run.resumed}": f"after step {step}: {'; '.join(changes.values())}"})
 
 
 def followed(config: TrainingConfig) -> Path | None:

@@ -19,6 +19,7 @@ from modules.benchmark.picture import picture
 from modules.benchmark.subjects import Comparison, Subject
 from modules.benchmark.work import Work, make_work, write_models
 from modules.config import BenchmarkConfig
+from modules.machine import default_threads
 from modules.tracking import stage_run
 from modules.tracking.tracked_run import TrackedRun
 
@@ -52,7 +53,7 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResult:
         report.require_marks(Path(config.table), config.what)
     if "mfu" in config.what:
         require_gpu()
-    threads = config.threads or machine.default_threads()
+    threads = config.threads or default_threads()
     planned = list(comparisons(config))
     with stage_run("benchmark", config) as run:
         show("benchmark: who takes turns", {comparison.title: listed(comparison) for comparison in planned})

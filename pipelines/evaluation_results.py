@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
 from modules.measures import Measure
 from modules.ngram import NAMES
 from modules.pictures import perplexity_bars
 from modules.tasks.evaluation import Evaluation, Task
+from modules.tracking import git_state
 from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, show
 
+REPORT = "report.html"
 PER_TOKEN = "perplexity"
 """Of different tokenizers not comparable, so it is logged but not shown."""
 
@@ -62,7 +68,7 @@ def in_words(measure: Measure, interval: tuple[float, float]) -> str:
     return value + ("" if math.isnan(low) else f"  [{low:.4g}, {high:.4g}]")
 
 
-def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, str]]) -> None:
+def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:
     """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows."""
     model = evaluations["model"]
     metrics: dict[str, float] = {"test/rows": len(model.measures[0].statistics)}
@@ -102,3 +108,18 @@ def row_table(found: Evaluation) -> dict[str, list[object]]:
         values = [row.scores[name] for row in found.rows]
         table[name] = [None if math.isnan(value) else round(value, 6) for value in values]
     return table
+
+
+def made_by(run: TrackedRun) -> dict[str, str]:
+    """For the end of a page: the run, the code, when."""
+    state = git_state()
+    dirty = " with uncommitted changes" if state.get("git.dirty") == "true" else ""
+    commit = f"{state['git.commit'][:12]}{dirty}" if state else "not in a checkout"
+    return {"evaluated by run": run.info.run_id, "code": commit, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+
+
+def place_of(run: TrackedRun, artifact: str) -> str:
+    """A path where the run's artifacts are files of this machine."""
+    folder = run.info.artifact_uri
+    path = local_file_uri_to_path(folder) if is_local_uri(folder) else None
+    return f"{path}/{artifact}" if path else f"{artifact}, an artifact of run {run.info.run_id}"

@@ -46,7 +46,7 @@ from modules.tracking.run_logger import RunLogger
 from modules.tracking.tracked_run import TrackedRun
 from modules.weights import StoredWeights
 
-from .beginning import describe_checkpoints, describe_origin, followed, known_folder, where_to_start
+from .beginning import describe_checkpoints, describe_origin, followed, known_folder, tell_changes, where_to_start
 from .command_line import show
 from .fitting import Training, fit
 from .quarantine import keep_quarantine, report_quarantine, start_quarantine
@@ -83,10 +83,12 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         start, origin = where_to_start(config, before, made_from, training.plan.total_steps)
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
+        tell_changes(run, before, made_from, start)
         if not known_folder(stage, config):
             stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name, digest in origin.data.items():
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name, digest)
+        run.set_tags(origin.fingerprints)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)

@@ -196,10 +196,15 @@ def test_a_changed_run_is_refused_unless_it_is_allowed(interrupted: Path, rows: 
         ValueError, match=r"train\.max_steps was 6, and is 8.*allow_changed=\[train\.learning_rate,train\.max_steps\]"
     ):
         train("pretrain", config_of(*again), rows)
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (run.info.status, run.data.tags["end"]) == ("KILLED", "terminated (SIGTERM)")  # as it ended
     with pytest.raises(ValueError, match="the rows for train and validation are others"):
         train("pretrain", config_of(*again, "train.allow_changed=[train,tokenizer]"), rows.select(range(100)))
     result = train("pretrain", config_of(*again, "train.allow_changed=[train]"), rows)
     assert max(checkpoints_in(interrupted / CHECKPOINTS)) == 8
+    tags = mlflow.get_run(result.run_id).data.tags
+    told = "after step 3: train.learning_rate was None, and is 0.5; train.max_steps was 6, and is 8"
+    assert [text for name, text in tags.items() if name.startswith("moyun.changed-")] == [told]
     rates = mlflow.MlflowClient().get_metric_history(result.run_id, "lr")
     assert [metric.value for metric in rates if metric.step > 3] == [0.5] * 5  # what was allowed is done
     with pytest.raises(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..machine import describe_machine
 from .steps import interleaved
 from .work import Work
 
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "neon")
 VERSIONS = ("torch", "transformers", "ctranslate2", "litgpt", "xllamacpp")
 HEAD_ROWS = 512
 """Rows of logits at once: nobody needs to hold them all."""
@@ -29,25 +25,9 @@ GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RT
 """Dense bf16 FLOP/s with float32 accumulation, of the SXM cards where there are several, from NVIDIA's data sheets."""
 
 
-def default_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def facts(threads: int) -> dict[str, str]:
-    """What a reader needs to place the numbers."""
-    cpu, flags = platform.processor() or platform.machine(), ""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        cpu = found[1] if (found := re.search(r"model name\s*:\s*(.+)", text)) else cpu
-        flags = found[1] if (found := re.search(r"flags\s*:\s*(.+)", text)) else ""
-    except OSError:
-        pass
-    sets = ", ".join(name for name in INSTRUCTION_SETS if name in flags.split())
-    said = {"CPU": cpu, "threads": str(threads), "instruction sets": sets or "unknown"}
-    if torch.cuda.is_available():
-        said["GPU"] = torch.cuda.get_device_name()
-    return said | {"date": time.strftime("%Y-%m-%d"), "versions": ", ".join(installed())}
+    """The machine, the day and the versions."""
+    return describe_machine(threads) | {"date": time.strftime("%Y-%m-%d"), "versions": ", ".join(installed())}
 
 
 def installed() -> Iterator[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..measures import Comparison, Measure
+from ..measures import Comparison, Measure, intervals
 from .charts import bar_chart, histogram, line_chart
-from .contents import Report
+from .contents import Column, Report
 from .scales import number, signed, span
 from .texts import label, shown
 
@@ -85,17 +85,24 @@ def score_lines(report: Report) -> Iterator[Line]:
         for against, comparisons in report.comparisons.items()
         for found in comparisons
     }
+    found = [dict(zip(names_of(column), intervals(column.measures), strict=True)) for column in report.columns]
     for name in names:
-        having = [(column.name, m) for column in report.columns for m in column.measures if m.name == name]
-        intervals = [measure.interval() for _, measure in having]
-        ends = [end for interval in intervals for end in interval]
-        low, high = span([*ends, *(measure.value for _, measure in having)])
+        having = [
+            (column.name, measure, ends[name])
+            for column, ends in zip(report.columns, found, strict=True)
+            for measure in column.measures
+            if measure.name == name
+        ]
+        low, high = span([value for _, measure, ends in having for value in (*ends, measure.value)])
         scores = [
-            place(column, measure, interval, low, high, verdicts.get((column, name)))
-            for (column, measure), interval in zip(having, intervals, strict=True)
+            place(column, measure, ends, low, high, verdicts.get((column, name))) for column, measure, ends in having
         ]
         better = "higher is better" if having[0][1].higher_is_better else "lower is better"
         yield Line(label(name), better, scores)
+
+
+def names_of(column: Column) -> list[str]:
+    return [measure.name for measure in column.measures]
 
 
 def place(

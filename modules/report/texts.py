@@ -12,7 +12,7 @@ LABELS = {
     "perplexity_per_char": "Perplexity per character",
     "perplexity": "Perplexity per token",
     "end_of_text_rate": "Ended by itself",
-    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
 }
 
 

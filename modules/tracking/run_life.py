@@ -29,6 +29,7 @@ END = "end"
 """Tag of every run: how it ended."""
 RUNNING = "still running"
 GONE = "its process is gone"
+REFUSED = "refused"
 HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
 CONTINUES = "moyun.continues"
 SAME_START = 60.0
@@ -120,8 +121,15 @@ def end_of(error: BaseException, began: bool) -> tuple[str, str]:
     if isinstance(error, SystemExit):
         return "KILLED", "terminated (SIGTERM)"
     if isinstance(error, USER_ERRORS):
-        return "FAILED", f"{'failed' if began else 'refused'}: {first_line(error)}"
+        return "FAILED", f"{'failed' if began else REFUSED}: {first_line(error)}"
     return "FAILED", f"failed: {type(error).__name__}: {first_line(error)}"
+
+
+def earlier_end(run: Run) -> tuple[str, str]:
+    """(status, what was said of it) of a run as it was found."""
+    if run.info.status == "RUNNING":  # its process didn't get to say more
+        return "KILLED", GONE
+    return run.info.status, run.data.tags.get(END, "")
 
 
 def mark_gone(active: Run, root: Path) -> None:

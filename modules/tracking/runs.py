@@ -15,7 +15,17 @@ from ..config import StageConfig, TrackingConfig
 from ..redaction import redact_text
 from .active_run import enter
 from .lineage import RESUMED, log_provenance
-from .run_life import end_of, find_run, mark_gone, newer_in_store, open_run, reopen_run, require_store
+from .run_life import (
+    REFUSED,
+    earlier_end,
+    end_of,
+    find_run,
+    mark_gone,
+    newer_in_store,
+    open_run,
+    reopen_run,
+    require_store,
+)
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -43,8 +53,8 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
 
     Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
     command made, never a second one beside it. `continues` is the id of a run to go on with instead; the command's own
-    run then points to it. ValueError before any work if the store doesn't answer, or hasn't got that run;
-    SpoolInUseError if another process writes to it.
+    run then points to it, and where the command is refused that run stays as it ended. ValueError before any work if
+    the store doesn't answer, or hasn't got that run; SpoolInUseError if another process writes to it.
     """
     parent = mlflow.active_run()
     if not parent:
@@ -62,6 +72,8 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         yield run
     except BaseException as error:
         status, reason = end_of(error, run.began)
+        if continues and reason.startswith(REFUSED):
+            status, reason = earlier_end(run.run)
         raise
     finally:
         open_runs.remove(run)
