@@ -18,7 +18,7 @@ def test_lengths_and_coverage_of_known_and_unknown_characters(tokenizer: Tokeniz
     assert found.characters.tolist() == [3, 2, 0]
     assert found.tokens.tolist() == [3, 1 + len("龘".encode()), 0]
     assert found.frequency == {"春": 3, "风": 1, "龘": 1}
-    assert list(found.frequency)[0] == "春"
+    assert next(iter(found.frequency)) == "春"
     assert found.unknown == ["龘"]
     assert found.coverage == pytest.approx(4 / 5)
     assert found.tokens_per_character == pytest.approx(7 / 5)
