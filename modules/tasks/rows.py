@@ -16,7 +16,7 @@ from ..rows import DataError
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 COLUMNS = {
     "rouge": ("references",),
-    "bleu": ("references",),
+    "bleu": ("references", "slots"),
     "exact_match": ("references",),
     "slots": ("references", "slots"),
     "choices": ("choices", "answer"),
