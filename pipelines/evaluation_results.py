@@ -33,16 +33,20 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     )
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
-        lines = sorted(lines_of(name, evaluations), key=lambda line: line[2] if line[2] == line[2] else math.inf)
+        lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])
         for index, (who, shown, _) in enumerate(lines):
-            table.add_row(f"  {name}" if index == 0 else "", who, shown)
+            table.add_row(f"  {name.replace('_', ' ')}" if index == 0 else "", who, shown)
     console.print(table)
-    counts = {f"{who}: {name}": count for who, e in evaluations.items() for name, count in e.counts.items() if count}
+    counts = {
+        f"{who}: {name.replace('_', ' ')}": count
+        for who, e in evaluations.items()
+        for name, count in e.counts.items()
+        if count
+    }
     if counts:
-        show("cut or left out for want of positions", counts)
-    left_out = set(task.task.trivial) - set(task.trivial)
-    if left_out:
-        console.print(f"  without training rows (data.path) there is no {' and no '.join(sorted(left_out))}")
+        show("too long for the model's positions", counts)
+    if task.left_out:
+        console.print(f"  without training rows (data.path) there is no {', '.join(task.left_out)}", soft_wrap=True)
 
 
 def metric_names(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -60,7 +64,8 @@ def lines_of(name: str, evaluations: Mapping[str, Evaluation]) -> Iterator[tuple
 
 def in_words(measure: Measure, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{measure.value:.4g}" + (f"  [{low:.4g}, {high:.4g}]" if low == low else "")
+    value = "–" if math.isnan(measure.value) else f"{measure.value:.4g}"
+    return value + ("" if math.isnan(low) else f"  [{low:.4g}, {high:.4g}]")
 
 
 def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:

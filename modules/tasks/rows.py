@@ -43,6 +43,16 @@ def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     return {name for metric in task.metrics for name in COLUMNS.get(metric, ())} - set(data.columns)
 
 
+def require_columns(rows: datasets.Dataset, task: TaskConfig) -> None:
+    """DataError for a metric that these rows have nothing for."""
+    for metric, column in (("slots", "slots"), ("couplet", "tgt_txt")):
+        if metric in task.metrics and column not in rows.column_names:
+            raise DataError(
+                f"the metric {metric} needs rows with {column}; these have {', '.join(rows.column_names)}: leave "
+                f"{metric} out of task.metrics, or give other rows"
+            )
+
+
 def with_targets(rows: datasets.Dataset) -> datasets.Dataset:
     """Rows with choices but no tgt_txt get the right choice as theirs."""
     if "tgt_txt" in rows.column_names or "choices" not in rows.column_names:

@@ -7,6 +7,7 @@ has (key, step, timestamp, value); a parameter, tag, input or file is the same a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -144,6 +145,6 @@ def present(path: Path) -> str:
     return str(path)
 
 
-def table_tag(path: str) -> dict[str, str]:
-    """How mlflow.load_table finds a table."""
-    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"}])}
+def table_tag(paths: Iterable[str]) -> dict[str, str]:
+    """How mlflow.load_table finds a run's tables."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in paths])}
