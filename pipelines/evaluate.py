@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from rich.progress import TaskID
 
-from modules.checkpoint import load_for_inference
+from modules.checkpoint import load_verified
 from modules.config import EvaluateConfig
 from modules.evaluation import score
 from modules.measures import Measure
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
-            decoder, tokenizer = load_for_inference(folder, config.dtype), load_tokenizer(folder)
+            decoder, tokenizer = load_verified(folder, config.dtype)
             with progress_of(name) as progress:
                 evaluations[name] = task.of_model(decoder, tokenizer, progress)
             if name == "model" and config.prompts:
@@ -104,7 +104,7 @@ def score_folder(
     name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto"
 ) -> Measure:
     """Perplexity per character of the model in a folder, row by row. `name`: what the progress bar calls it."""
-    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
+    decoder, tokenizer = load_verified(folder, dtype)
     with progress_of(name) as progress:
         found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
     return found.perplexity_per_char

@@ -29,7 +29,11 @@ def serve(config: ServeConfig) -> None:
     if not server.this_machine_only:
         print(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)", flush=True)
     print(f"serve: verifying and loading {folder}", flush=True)
-    server.run(lambda address: print(f"serve: {name} is ready on {address}/v1/completions; Ctrl-C stops", flush=True))
+    server.run(lambda address: print(ready_line(name, address), flush=True))
+
+
+def ready_line(name: str, address: str) -> str:
+    return f"serve: {name} is ready: {address}/ in a browser, {address}/v1/completions for programs; Ctrl-C stops"
 
 
 def name_of(model: str, folder: Path) -> str:

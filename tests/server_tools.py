@@ -79,10 +79,10 @@ class Served:
 
 
 @contextmanager
-def served(decoder: Decoder, tokenizer: Tokenizer, **limits: Any) -> Iterator[Served]:
+def served(decoder: Decoder, tokenizer: Tokenizer, name: str = "small", **limits: Any) -> Iterator[Served]:
     """The whole server but for its process: signals are the business of lifecycle's own tests."""
     loop = asyncio.new_event_loop()
-    service = Service("small", LimitsConfig(**limits))
+    service = Service(name, LimitsConfig(**limits))
     pace = Pace()
     generator = TextGenerator(decoder, tokenizer)
     hook = decoder.register_forward_pre_hook(pace)

@@ -24,7 +24,7 @@ NEEDED = {
 }
 """What a stage must be given."""
 
-# (layers, heads, width, learning rate, tokens a step): Brown et al. 2020, Table 2.1; 30b is ModelScope's own.
+# (layers, heads, width, learning rate, tokens a step): the table in ModelScope's model cards (docs/recipes.md).
 SIZES = {
     "base": (12, 12, 768, 6e-4, 500_000),
     "large": (24, 16, 1024, 3e-4, 500_000),
@@ -206,3 +206,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(KeyError, match="pretrian"):
         load_config("pretrian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["source=summarisation"],
+            "source=summarisation: there is no such file or folder; did you mean summarization?",
+        ),
+        (["source=question_generation"], "source=question_generation needs archive=FILE"),
+        (["archive=mine.tgz"], "archive=mine.tgz goes with source=full or a task's (summarization, "),
+    ],
+)
+def test_sources_of_prepare_are_checked_before_any_work(arguments: list[str], complaint: str) -> None:
+    assert complaints_of("prepare", *arguments)[0].startswith(complaint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
     assert yaml.safe_load(text) == lineage.to_dict(config)
+    assert found.data.tags["config.sha256"] == sha256(text.encode()).hexdigest()
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert found.data.tags["git.commit"] == head.stdout.strip()
     assert found.data.tags["git.dirty"] in ("true", "false")

@@ -25,6 +25,7 @@ from ..generation import generate
 from ..tokenizer import Tokenizer, load_tokenizer
 from .app import Service, create_app
 from .engine import Engine
+from .page import read_run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANG_UP_SECONDS = 2
@@ -96,7 +97,7 @@ class Lifecycle:
         engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
         engine.start()
         try:
-            self.service.serve_with(engine, tokenizer)
+            self.service.serve_with(engine, tokenizer, read_run(self.folder))
             ready(self.address)
             await stopped
             await self.drain()

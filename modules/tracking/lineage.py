@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,17 @@ RESUMED = "moyun.resumed"
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
     resolved = redact(to_dict(config))
+    text = to_yaml(resolved)
+    hashed = {"config.sha256": sha256(text.encode()).hexdigest()}
     environment = {f"version.{name}": value for name, value in versions().items()} | machine_state()
     run.set_tags({"stage": stage, **git_state(), **environment})
     if run.resumed:
-        run.set_tags({RESUMED: str(run.resumed)})
-        run.log_text(to_yaml(resolved), f"config.resumed-{run.resumed}.yaml")
+        run.set_tags({RESUMED: str(run.resumed), **hashed})
+        run.log_text(text, f"config.resumed-{run.resumed}.yaml")
         return
     run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
-    run.log_text(to_yaml(resolved), "config.yaml")
+    run.log_text(text, "config.yaml")
+    run.set_tags(hashed)
 
 
 def param_name(key: str) -> str:
