@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from .config import GenerationConfig
-from .text_generation import TextGenerator
+from .text_generation import TextGenerator, generation_config
 from .tokenizer import Tokenizer
 
 
@@ -58,13 +58,13 @@ class Samples(pl.Callback):
         self.config = config
         self.seed = seed
         self.table: list[dict[str, Any]] = []
-        """Rows with step, prompt and text."""
+        """Rows with step, prompt, text, and stopped: whether the model ended it by itself."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"table": self.table}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.table = state_dict["table"]
+        self.table = [{"stopped": None} | row for row in state_dict["table"]]  # which older checkpoints don't have
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.prompts:
@@ -72,7 +72,12 @@ class Samples(pl.Callback):
         training = pl_module.training
         generator = TextGenerator(pl_module.decoder, self.tokenizer, self.config)  # type: ignore[arg-type]
         seed = self.seed if self.config.seed is None else self.config.seed
-        results = generator(self.prompts, seed=seed)
+        results = generator.write(self.prompts, generation_config(self.config, seed=seed))
         pl_module.train(training)
         for prompt, result in zip(self.prompts, results, strict=True):
-            self.table.append({"step": trainer.global_step, "prompt": prompt, "text": result["text"]})
+            text = prompt + result.text if self.tokenizer.prompt_template is None else result.text
+            row = {"step": trainer.global_step, "prompt": prompt, "text": text, "stopped": result.stopped}
+            self.table.append(row)
+        if trainer.logger:
+            share = sum(result.stopped for result in results) / len(results)
+            trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)

@@ -49,15 +49,19 @@ class Rows:
 
 @torch.no_grad()  # not inference mode: what it makes of spread weights could not be trained on afterwards
 def generate(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, end_of_text_id: int
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig | Sequence[GenerationConfig],
+    end_of_text_id: int,
 ) -> Generator[tuple[int, int | None], int | None]:
     """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
 
-    A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
+    All rows have one config, or each its own. A row ends with end-of-text (which isn't yielded), after max_new_tokens,
+    or at the model's last position.
     `.send(row)` in place of next ends that row early (a stop text was found, its reader has gone).
     Raises ValueError for an empty prompt or one that leaves no position to write to.
     """
-    rows = start(decoder, prompts, [config] * len(prompts))
+    rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
     cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
     logits = prefill(decoder, prompts, cache)
     yield from write(rows, logits, partial(decode_step, decoder, cache), end_of_text_id)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -20,31 +19,13 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .decoder import Decoder
-from .loss import linear_cross_entropy
-from .metrics import perplexity_per_character
+from .loss import linear_cross_entropy, stopping_cross_entropy
+from .nonfinite import SkippedSteps, describe, refusal, rows_in
 from .packing import MicroBatch, StepBatch
 from .parallel import clip_gradients, fill, parallelize
 from .processes import StopRequest
 from .schedule import learning_rate_factor
-
-SHOWN_ROWS = 5
-MOST_SKIPPED = 20
-"""Steps in a row that on_nonfinite=skip skips: after that nothing is being trained any more."""
-
-
-logger = logging.getLogger("moyun.training")
-
-
-@dataclass
-class SkippedSteps:
-    """By on_nonfinite=skip."""
-
-    steps: int = 0
-    in_a_row: int = 0
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite; raised before the step could spoil the weights."""
+from .validation import Validation
 
 
 class LanguageModel(pl.LightningModule):
@@ -81,7 +62,7 @@ class LanguageModel(pl.LightningModule):
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
         """Validation metrics by the step they were taken at."""
-        self.totals: dict[str, float] = {}
+        self.totals = Validation()
         self.step_ended_at = 0.0
         self.stop: StopRequest | None = None
         """Looked at once a step; the ranks agree on it."""
@@ -180,41 +161,16 @@ class LanguageModel(pl.LightningModule):
         return tensor
 
     def refuse_or_skip(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
-        """Raises NonFiniteLossError, or with on_nonfinite=skip empties the gradients: the optimizer then does nothing.
+        """Raises NonFiniteLossError, or with on_nonfinite=skip leaves the step out.
 
         Every rank comes to the same, from what was summed over all.
         """
-        name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-        number = self.trainer.global_step
-        rows = self.rows_in(step, losses, math.isfinite(loss))
-        what = f"the {name} is {value} at step {number} (learning rate {rate:.3g}, {rows})"
-        self.skipped.steps += 1
-        self.skipped.in_a_row += 1
-        if self.config.on_nonfinite == "skip" and self.skipped.in_a_row <= MOST_SKIPPED:
-            logger.warning("%s: the step is skipped, the %d. of this run", what, self.skipped.steps)
-            for parameter in self.trained_parameters():
-                parameter.grad = None  # zeros would still decay the weights and move the moments
-            return
-        many = f"; {MOST_SKIPPED} steps before it were skipped" if self.skipped.in_a_row > MOST_SKIPPED else ""
-        raise NonFiniteLossError(
-            f"{what}{many}; the weights of step {number} are untouched. Look at these rows; else try a lower "
-            "train.learning_rate, more train.warmup_steps, trainer.precision=32-true, or train.on_nonfinite=skip"
-        )
-
-    def rows_in(self, step: StepBatch, losses: Tensor, loss_is_finite: bool) -> str:
-        """The rows of this rank's passes whose loss isn't finite; all of its rows where only the gradient isn't."""
-        documents = [
-            int(document)
-            for batch, loss in zip(step.micro_batches, losses.tolist(), strict=True)
-            if loss_is_finite or not math.isfinite(loss)
-            for document in batch.documents
-        ]
-        if not documents:
-            return "in another rank's rows"
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        shown = ", ".join(f"{document} “{data.beginning(document)}”" for document in documents[:SHOWN_ROWS])
-        more = f" and {len(documents) - SHOWN_ROWS} more" if len(documents) > SHOWN_ROWS else ""
-        return f"training documents {shown}{more}"
+        rows = rows_in(data, step, losses, math.isfinite(loss))
+        what = describe(self.trainer.global_step, loss, norm, rate, rows)
+        if self.config.on_nonfinite == "stop":
+            raise refusal(what)
+        self.skipped.skip(what, self.trained_parameters())
 
     def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
         """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
@@ -232,25 +188,19 @@ class LanguageModel(pl.LightningModule):
             self.logger.log_metrics(self.latest, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
-        self.totals = {"nll": 0.0, "tokens": 0, "characters": 0, "ends": 0}
+        self.totals = Validation()
 
     def validation_step(self, step: StepBatch, batch_idx: int) -> None:
         if self.stop is not None and float(self.summed(torch.tensor([float(self.stop.asked)], device=self.device))):
             self.stop.leave()  # the checkpoint was written before
+        end = self.trainer.datamodule.tokenizer.end_of_text_id  # type: ignore[attr-defined]
         for batch in step.micro_batches:
-            self.totals["nll"] += float(self._step(batch))
-            self.totals["tokens"] += batch.trained_tokens
-            self.totals["characters"] += batch.characters
-            self.totals["ends"] += batch.ends
+            head = partial(stopping_cross_entropy, labels=batch.labels, end_of_text_id=end)
+            self.totals.add(batch, self.decoder(batch.input_ids, batch.document_lengths, head=head))
 
     def on_validation_epoch_end(self) -> None:
-        totals = torch.tensor(list(self.totals.values()), dtype=torch.float64, device=self.device)
-        nll, tokens, characters, ends = self.summed(totals).tolist()
-        metrics = {
-            "val/loss": nll / tokens,
-            "val/perplexity": math.exp(min(nll / tokens, 700.0)),
-            "val/perplexity_per_char": perplexity_per_character(nll, int(characters), int(ends)),
-        }
+        totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
+        metrics = Validation(*self.summed(totals).tolist()).metrics()
         self.validations[self.trainer.global_step] = metrics
         self.log_dict(metrics, logger=False)  # for the callbacks that watch val/loss
         if self.logger:

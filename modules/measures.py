@@ -41,14 +41,32 @@ class Measure:
 
     def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """Percentile bootstrap over rows; (nan, nan) for a single row, which tells nothing of the others."""
-        if len(self.statistics) < 2:
-            return math.nan, math.nan
-        rng = np.random.default_rng(seed)
-        values = np.concatenate(
-            [self.value_of(w @ self.statistics) for w in weights(len(self.statistics), resamples, rng)]
-        )
-        low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        return intervals([self], confidence, resamples, seed)[0]
+
+    def of_rows(self) -> np.ndarray:
+        """The value of each row alone, (rows,)."""
+        return self.value_of(self.statistics)
+
+
+def intervals(
+    measures: Sequence[Measure], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """`interval` of each, with one drawing for all that are of as many rows: drawing is what takes the time."""
+    found: dict[int, tuple[float, float]] = {}
+    for rows in {len(measure.statistics) for measure in measures}:
+        together = [index for index, measure in enumerate(measures) if len(measure.statistics) == rows]
+        values: list[list[np.ndarray]] = [[] for _ in together]
+        for w in weights(rows, resamples, np.random.default_rng(seed)):
+            for column, index in zip(values, together, strict=True):
+                column.append(measures[index].value_of(w @ measures[index].statistics))
+        for column, index in zip(values, together, strict=True):
+            drawn = np.concatenate(column)
+            drawn = drawn[~np.isnan(drawn)]  # draws of nothing but rows without a value
+            found[index] = math.nan, math.nan
+            if rows > 1 and len(drawn):
+                low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+                found[index] = float(low), float(high)
+    return [found[index] for index in range(len(measures))]
 
 
 def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Measure:

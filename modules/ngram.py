@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import perplexity_per_character
+from .measures import Measure, perplexity
 
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
 NAMES = ("unigram", "bigram", "trigram")
@@ -77,22 +77,19 @@ class NgramModel:
         """Nats that the characters from index `start` on and the end of text cost, given all before them."""
         if not 0 <= start <= len(text):
             raise ValueError(f"start ({start}) must lie within the text of {len(text)} characters")
-        sequence, positions = self._lay_out([text])
-        return float(-np.log(self._probabilities(sequence, positions[start:])).sum())
+        return float(self.row_losses([text], [start])[0])
 
-    def perplexity(self, texts: Iterable[str], starts: Iterable[int] | None = None) -> float:
-        """Perplexity per character of `texts` (see modules.metrics.perplexity_per_character).
-
-        With `starts`, only what follows that index of each text is scored, as a target after its prompt.
-        """
+    def row_losses(self, texts: Iterable[str], starts: Iterable[int] | None = None) -> Floats:
+        """`negative_log_likelihood` of each of many texts, (rows,); with `starts`, of what follows that index."""
         rows = list(texts)
-        if starts is not None:
-            begin = list(starts)
-            total = sum(self.negative_log_likelihood(*row) for row in zip(rows, begin, strict=True))
-            return perplexity_per_character(total, sum(map(len, rows)) - sum(begin), len(rows))
         sequence, positions = self._lay_out(rows)
-        total = float(-np.log(self._probabilities(sequence, positions)).sum())
-        return perplexity_per_character(total, sum(map(len, rows)), len(rows))
+        losses = -np.log(self._probabilities(sequence, positions))
+        sizes = np.array([len(text) + 1 for text in rows], dtype=np.int64)
+        row = np.arange(len(rows)).repeat(sizes)
+        if starts is not None:
+            begins = np.cumsum(sizes) - sizes + np.fromiter(starts, np.int64, len(rows))
+            losses[np.arange(len(row)) < begins[row]] = 0.0
+        return np.bincount(row, losses, len(rows)).astype(np.float64)
 
     def next_distribution(self, context: str) -> dict[str | None, float]:
         """Probability of each character known after `context`; "" is the end of text, None UNKNOWN."""
@@ -147,11 +144,15 @@ class NgramModel:
 
 def ngram_floors(
     train_texts: Iterable[str], test_texts: Iterable[str], starts: Iterable[int] | None = None
-) -> dict[str, float]:
+) -> dict[str, Measure]:
     """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character on `test_texts` (from `starts` on)."""
     train, test = list(train_texts), list(test_texts)
-    begin = None if starts is None else list(starts)
-    return {name: NgramModel(order).fit(train).perplexity(test, begin) for order, name in enumerate(NAMES, start=1)}
+    begin = [0] * len(test) if starts is None else list(starts)
+    predictions = np.array([len(text) - start + 1 for text, start in zip(test, begin, strict=True)])
+    return {
+        name: perplexity("perplexity_per_char", NgramModel(order).fit(train).row_losses(test, begin), predictions)
+        for order, name in enumerate(NAMES, start=1)
+    }
 
 
 def _code_points(texts: list[str]) -> NDArray[np.uint32]:

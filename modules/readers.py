@@ -23,6 +23,11 @@ MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB o
 MAX_JSON_BYTES = 1_000_000_000
 """Of a .json file, which is read whole, unpacked."""
 
+JSON_COLUMNS = ("references", "slots", "choices", "answer")
+"""What tasks know of a row beside its texts: lists and numbers."""
+LONE_CR = "carriage return inside the line"
+LONE_CR_REMEDY = "; end the lines with \\n (tr '\\r' '\\n')"
+
 Row = tuple[int, Mapping[str, object]]
 
 
@@ -40,7 +45,8 @@ def visible_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
     Goes past the Dataset's own access, which gathers shuffled rows one by one: 6 s for 320k rows, here 0.1 s.
     """
     # large_string: take() on string overflows its 32-bit offsets past 2 GB.
-    column = dataset.data.column(name).cast(pa.large_string())
+    column = dataset.data.column(name)
+    column = column if name in JSON_COLUMNS else column.cast(pa.large_string())
     return column if dataset._indices is None else column.take(dataset._indices.column(0))
 
 
@@ -77,7 +83,7 @@ def text_columns(schema: pa.Schema, findings: Findings, wanted: Collection[str])
         raise DataError(f"{findings.where}: duplicate columns {sorted(repeated)}; rename or remove all but one")
     findings.columns.update(dict.fromkeys(schema.names))
     columns = [name for name in schema.names if name in wanted]
-    for name in columns:
+    for name in set(columns) - set(JSON_COLUMNS):
         kind = schema.field(name).type
         value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if value_kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
@@ -148,8 +154,7 @@ def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
     for number, line in enumerate(_lines(path, findings), 1):
         text = line.removesuffix("\n").removesuffix("\r")
         if "\r" in text and not text.isspace():
-            remedy = "; end the lines with \\n (tr '\\r' '\\n')"
-            findings.note(number, "carriage return inside the line", remedy, text)
+            findings.note(number, LONE_CR, LONE_CR_REMEDY, text)
         elif text and not text.isspace():
             yield number, {"src_txt": text}
 
@@ -177,9 +182,12 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
             if "unexpected end" in str(error) or "field limit" in str(error):
                 reason = f"a quote opened in this row is never closed ({error}); close it, or double it"
                 raise findings.error(position, reason) from error
+            fault, remedy = "not valid CSV", f" ({error}); double quotes inside a quoted value"
+            if "new-line character" in str(error):  # whose message tells how to open a file in Python
+                fault, remedy = LONE_CR, LONE_CR_REMEDY
             if not findings.columns:
-                raise findings.error(position, f"the header is not valid CSV ({error}); correct it") from error
-            findings.note(position, "not valid CSV", f" ({error}); double quotes inside a quoted value", last)
+                raise findings.error(position, f"{fault}{remedy}") from error
+            findings.note(position, fault, remedy, last)
             continue
         if record:
             yield position, record

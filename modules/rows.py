@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 
@@ -45,6 +45,7 @@ def load_rows(
     max_rows: int | None = None,
     cache: Path | None = None,
     quarantine: Quarantine | None = None,
+    extras: Collection[str] = (),
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
@@ -58,6 +59,7 @@ def load_rows(
     cache: where files of any size are kept as a table that is mapped into memory; a file of the same content is
         not read and checked a second time. None: all rows in memory.
     quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
+    extras: further columns to keep where there are such; what isn't text in them is kept as JSON.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
@@ -65,7 +67,7 @@ def load_rows(
     origin = _check_columns(columns)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
-    request = _Request(source, columns, origin, split, max_rows, quarantine is not None)
+    request = _Request(source, columns, origin, split, max_rows, quarantine is not None, tuple(sorted(extras)))
     files = files_of(source, split) if cache else None
     if cache and files:
         rows, findings = _cached(request, files, cache)
@@ -95,10 +97,11 @@ class _Request:
     split: str | None
     max_rows: int | None
     tolerant: bool
+    extras: tuple[str, ...]
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        findings, rows = open_source(self.source, self.split, set(self.origin.values()))
+        findings, rows = open_source(self.source, self.split, {*self.origin.values(), *self.extras})
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant = self.tolerant
         return findings, itertools.islice(rows, self.max_rows)
@@ -109,20 +112,21 @@ class _Request:
         while True:
             findings, rows = self.opened(known)
             try:
-                return consume(_checked(findings, rows, self.columns, self.origin)), findings
+                return consume(_checked(findings, rows, self.columns, self.origin, self.extras)), findings
             except _LateColumnError as more:
                 known = more.columns
 
 
 def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
     content = [("".join(path.suffixes), sha256_of(path)) for path in files]
-    key = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
+    key: dict[str, Any] = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
 
     def build(folder: Path) -> None:
         _, findings = request.read(functools.partial(write_table, folder / TABLE))
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
 
+    key |= {"extras": ",".join(request.extras)} if request.extras else {}
     entry = cached(cache, "rows", key | ({"tolerant": True} if request.tolerant else {}), build)
     findings, _ = request.opened()
     if request.tolerant:
@@ -148,7 +152,11 @@ def _in_memory(batches: _Batches) -> datasets.Dataset:
 
 
 def _checked(
-    findings: Findings, rows: Iterator[Row], columns: Mapping[str, str], origin: Mapping[str, str]
+    findings: Findings,
+    rows: Iterator[Row],
+    columns: Mapping[str, str],
+    origin: Mapping[str, str],
+    extras: Collection[str],
 ) -> _Batches:
     """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows.
 
@@ -158,11 +166,14 @@ def _checked(
     any_good = False
     for batch in _in_batches(rows):
         before = present
-        present = {target: name for target, name in origin.items() if name in findings.columns}
+        wanted = {**origin, **{name: name for name in extras}}
+        present = {target: name for target, name in wanted.items() if name in findings.columns}
         if before not in (None, present):
             raise _LateColumnError(present.values())
         values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
-        bad = _note_bad_values(findings, batch, values, origin)
+        for name in set(extras) & set(values):
+            values[name] = [as_json(value) for value in values[name]]
+        bad = _note_bad_values(findings, batch, values, wanted)
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
             values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
@@ -177,6 +188,13 @@ def _checked(
         findings.raise_if_bad()
     if present is None:
         raise DataError(f"{findings.where} has no rows")
+
+
+def as_json(value: object) -> object:
+    """What a file gives for a list or a number, as text; text stays, and what is missing shall be found missing."""
+    return (
+        value if isinstance(value, str) or value is None or value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

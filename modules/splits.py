@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -16,20 +16,25 @@ from .rows import DataError, RowSource, has_split, load_rows
 
 
 def load_splits(
-    config: DataConfig, seed: int, source: RowSource | None = None, quarantine: Quarantine | None = None
+    config: DataConfig,
+    seed: int,
+    source: RowSource | None = None,
+    quarantine: Quarantine | None = None,
+    extras: Collection[str] = (),
 ) -> dict[str, datasets.Dataset]:
     """{"train": …, "validation": …, and "test" where there is one}; validated rows.
 
     source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
     Validation rows come from validation_path, else from the source's own validation split, else from the
-    training rows, drawn by seed. quarantine takes bad rows; without one they are refused. Raises DataError.
+    training rows, drawn by seed. quarantine takes bad rows; without one they are refused. extras: columns to keep
+    beside the texts. Raises DataError.
     """
     if source is None:
         source = config.path
     if source is None:
         raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
     check_prepared(source)
-    read = reader(config, quarantine)
+    read = reader(config, quarantine, extras)
     train = read(source, split="train")
     splits = {"train": train}
     for name, path in (("validation", config.validation_path), ("test", config.test_path)):
@@ -42,10 +47,18 @@ def load_splits(
     return splits
 
 
-def reader(config: DataConfig, quarantine: Quarantine | None) -> Callable[..., datasets.Dataset]:
+def reader(
+    config: DataConfig, quarantine: Quarantine | None, extras: Collection[str] = ()
+) -> Callable[..., datasets.Dataset]:
     """load_rows with what the configuration says of all splits."""
-    cache = cache_folder(config.cache_dir)
-    return partial(load_rows, columns=config.columns, max_rows=config.max_rows, cache=cache, quarantine=quarantine)
+    return partial(
+        load_rows,
+        columns=config.columns,
+        max_rows=config.max_rows,
+        cache=cache_folder(config.cache_dir),
+        quarantine=quarantine,
+        extras=extras,
+    )
 
 
 def check_prepared(source: RowSource) -> None:
@@ -57,13 +70,15 @@ def check_prepared(source: RowSource) -> None:
         )
 
 
-def load_test_rows(config: DataConfig, quarantine: Quarantine | None = None) -> datasets.Dataset:
+def load_test_rows(
+    config: DataConfig, quarantine: Quarantine | None = None, extras: Collection[str] = ()
+) -> datasets.Dataset:
     """The rows to evaluate on: test_path, else the test split beside the training rows."""
     check_prepared(config.test_path or config.path or "")
     if config.test_path:
-        return reader(config, quarantine)(config.test_path)
+        return reader(config, quarantine, extras)(config.test_path)
     if config.path and has_split(config.path, "test"):
-        return reader(config, quarantine)(config.path, split="test")
+        return reader(config, quarantine, extras)(config.path, split="test")
     raise DataError(
         f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
         "python -m pipelines.prepare source=FILE"

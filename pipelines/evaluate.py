@@ -1,105 +1,135 @@
-"""A model on test rows: perplexity per character beside its baseline and the n-gram floor, and sample texts."""
+"""A model on the test rows of a task, beside its baseline and what needs no model: scores with intervals, and texts."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
+from rich.progress import TaskID
 
-from modules.checkpoint import load_for_inference
+from modules.checkpoint import load_verified
 from modules.config import EvaluateConfig
-from modules.evaluation import Scores, ngram_floor, score
-from modules.pictures import perplexity_bars
+from modules.evaluation import score
+from modules.measures import Measure
 from modules.registry import resolve_model
+from modules.report import html
+from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
+from modules.tasks.baselines import NEEDS_TRAINING_ROWS
+from modules.tasks.evaluation import Evaluation, Progress, Task
+from modules.tasks.rows import columns_of, with_targets
 from modules.text_generation import TextGenerator
-from modules.tokenizer import Tokenizer, load_tokenizer
+from modules.tokenizer import load_tokenizer
 from modules.tracking import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, progress_bar, run_stage, show
+from .evaluation_results import REPORT, log_results, made_by, place_of, show_results
 from .quarantine import report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
     run_id: str
-    scores: dict[str, Scores]
-    """"model", and "baseline" where there is one."""
-    floor: dict[str, float]
-    """Perplexity per character of unigram, bigram and trigram; empty where none was asked for."""
-    samples: list[dict[str, str]]
-    """Rows with prompt and text."""
+    evaluations: dict[str, Evaluation]
+    """"model", "baseline" where there is one, then what needs no model: trivial answers by name, "chance", "unigram",
+    "bigram", "trigram"."""
+    samples: list[dict[str, Any]]
+    """Rows with prompt, text, and stopped: whether the model ended it by itself."""
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
-        quarantine = start_quarantine(config.data)
-        test = load_test_rows(config.data, quarantine)
-        report_quarantine(run, quarantine)
+        test, train = load_rows(config, run)
+        task = Task(config, test, train)
         if config.dry_run:
-            show("evaluate: what will be done", {"rows": f"{len(test):,}", "model": config.model})
-            return EvaluateResult(run.info.run_id, {}, {}, [])
-        train = (
-            load_splits(config.data, config.seed, quarantine=start_quarantine(config.data))["train"]
-            if config.ngram_floor
-            else None
-        )
+            show("evaluate: what will be done", plan(task))
+            return EvaluateResult(run.info.run_id, {}, [])
         log_rows(run, test, str(config.data.test_path or config.data.path), "test")
         folders = {"model": resolve_model(config.model)}
-        if config.baseline:
-            folders["baseline"] = resolve_model(config.baseline)
-        scores = {
-            name: score_folder(name, folder, test, config.max_batch_tokens, config.dtype)
-            for name, folder in folders.items()
-        }
-        tokenizer = load_tokenizer(folders["model"])
-        floor = floor_of(train, test, tokenizer) if train is not None else {}
-        samples = continue_prompts(folders["model"], tokenizer, config)
-        log_results(run, scores, floor, samples)
-        show("perplexity per character on the test rows (lower is better)", ranking(scores, floor))
-        return EvaluateResult(run.info.run_id, scores, floor, samples)
+        beside = {"champion": config.champion, "baseline": config.baseline}
+        folders |= {name: resolve_model(place) for name, place in beside.items() if place}
+        evaluations: dict[str, Evaluation] = {}
+        samples: list[dict[str, Any]] = []
+        for name, folder in folders.items():
+            decoder, tokenizer = load_verified(folder, config.dtype)
+            with progress_of(name) as progress:
+                evaluations[name] = task.of_model(decoder, tokenizer, progress)
+            if name == "model" and config.prompts:
+                samples = continue_prompts(TextGenerator(decoder, tokenizer, config.generation), config.prompts)
+        with console.status("what needs no model"):
+            evaluations |= {name: task.of_trivial(name) for name in task.trivial}
+            evaluations |= task.floors(load_tokenizer(folders["model"]))
+        log_results(run, evaluations, samples)
+        show_results(task, evaluations)
+        with console.status("report"):
+            report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
+            run.log_text(html(report), REPORT)
+        show("report", {"page": place_of(run, REPORT)})
+        return EvaluateResult(run.info.run_id, evaluations, samples)
 
 
-def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto") -> Scores:
-    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
-    with progress_bar() as progress:
-        task = progress.add_task(f"scoring {name}", total=1)
-        return score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress.update(task, completed=done))
+def load_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """(test rows, training rows where something is made of them and data.path names any)"""
+    columns = columns_of(config.task, config.data)
+    quarantine = start_quarantine(config.data)
+    test = with_targets(load_test_rows(config.data, quarantine, columns))
+    report_quarantine(run, quarantine)
+    task = config.task
+    counted = config.ngram_floor and "perplexity" in task.metrics
+    compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
+    if not config.data.path or not (counted or compared or task.examples):
+        return test, None
+    splits = load_splits(config.data, config.seed, quarantine=start_quarantine(config.data), extras=columns)
+    return test, with_targets(splits["train"])
 
 
-def floor_of(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, float]:
-    with console.status("fitting n-grams"):
-        return ngram_floor(train, test, tokenizer)
+def plan(task: Task) -> dict[str, str]:
+    config = task.config
+    texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
+    return {
+        "model": config.model,
+        "rows": f"{len(task.test):,}",
+        "metrics": ", ".join(task.metrics),
+        "texts generated": texts,
+        "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
+    }
 
 
-def continue_prompts(folder: Path, tokenizer: Tokenizer, config: EvaluateConfig) -> list[dict[str, str]]:
-    if not config.prompts:
-        return []
-    generator = TextGenerator(load_for_inference(folder, config.dtype), tokenizer, config.generation)
-    results = generator(config.prompts)
-    return [{"prompt": prompt, "text": result["text"]} for prompt, result in zip(config.prompts, results, strict=True)]
+def score_folder(
+    name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto"
+) -> Measure:
+    """Perplexity per character of the model in a folder, row by row. `name`: what the progress bar calls it."""
+    decoder, tokenizer = load_verified(folder, dtype)
+    with progress_of(name) as progress:
+        found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
+    return found.perplexity_per_char
 
 
-def ranking(scores: dict[str, Scores], floor: dict[str, float]) -> dict[str, str]:
-    """Name → perplexity per character, best first."""
-    values = {name: found.perplexity_per_char for name, found in scores.items()} | floor
-    return {name: f"{value:.1f}" for name, value in sorted(values.items(), key=lambda item: item[1])}
+@contextmanager
+def progress_of(name: str) -> Iterator[Progress]:
+    """A bar for each thing that is done with one model."""
+    with progress_bar() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(f"{name}: {what}", total=1)
+            bars.update(tasks[what], completed=done)
+
+        yield update
 
 
-def log_results(
-    run: TrackedRun, scores: dict[str, Scores], floor: dict[str, float], samples: list[dict[str, str]]
-) -> None:
-    metrics = {"test/" + name: float(value) for name, value in asdict(scores["model"]).items()}
-    if "baseline" in scores:
-        metrics["test/baseline_perplexity_per_char"] = scores["baseline"].perplexity_per_char
-    metrics |= {f"test/floor_{name}": value for name, value in floor.items()}
-    run.log_metrics(metrics)
-    values = {name: found.perplexity_per_char for name, found in scores.items()} | floor
-    run.log_figure(perplexity_bars(values, "test rows"), "perplexity_per_char.png")
-    if samples:
-        run.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
+def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:
+    full = generator.tokenizer.prompt_template is None
+    return [
+        {"prompt": prompt, "text": prompt * full + row.text, "stopped": row.stopped}
+        for prompt, row in zip(prompts, generator.write(prompts), strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.config import MADE_BY_STAGE, MainConfig, load_config
+from modules.ngram import NAMES
 from modules.places import EMBEDDED
 from modules.redaction import redact_text
 from modules.tracking import connect, stage_run
@@ -76,20 +77,18 @@ def wire(config: Any, made: dict[str, str]) -> Any:
 
 
 def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
-    after = evaluated.scores["model"]
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
+    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
+    floor = {name: found[name].value for name in NAMES if name in found}
+    rows, after = len(found["model"].statistics), found["model"].value
     numbers = {
-        **{
-            names[name]: f"{evaluated.scores[name].perplexity_per_char:.1f}"
-            for name in names
-            if name in evaluated.scores
-        },
-        **{f"floor: {name}": f"{value:.1f}" for name, value in evaluated.floor.items()},
+        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
+        **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
     }
-    show(f"Perplexity per character on {after.rows} test rows (lower is better)", numbers)
-    if evaluated.floor:
-        best = min(evaluated.floor, key=lambda name: evaluated.floor[name])
-        side = "below" if after.perplexity_per_char < evaluated.floor[best] else "above"
+    show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
+    if floor:
+        best = min(floor, key=lambda name: floor[name])
+        side = "below" if after < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it has learnt "
             f"{'more' if side == 'below' else 'less'} than counting does on these rows.\n"

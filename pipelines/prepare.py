@@ -10,6 +10,7 @@ from rich.progress import TaskID
 
 from modules.bad_rows import Quarantine
 from modules.config import PrepareConfig
+from modules.corpora import CORPORA, prepare_corpus
 from modules.poetry import build_corpus, find_or_fetch_archive
 from modules.preparation import prepare_rows, prepare_sample
 from modules.tracking import stage_run
@@ -43,6 +44,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 
 
 def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> dict[str, Any]:
+    archive = Path(config.archive) if config.archive else None
     with progress_bar() as progress:
         tasks: dict[str, TaskID] = {}
 
@@ -52,12 +54,13 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> 
             progress.update(tasks[step], completed=done)
 
         if config.source == "full":
-            archive = find_or_fetch_archive(Path(config.archive) if config.archive else None, folder.parent)
-            manifest = build_corpus(archive, folder, report)
+            manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":
             report("bundled poems", 0)
             manifest = prepare_sample(folder)
             report("bundled poems", 1)
+        elif config.source in CORPORA:
+            manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
         else:
             report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction

@@ -1,12 +1,17 @@
-"""A model folder → a version in the registry; the alias moves to it unless the present holder scores better."""
+"""A model folder → a version in the registry; the alias moves to it where a paired test says that it is better."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
+from mlflow.entities.model_registry import ModelVersion
+
 from modules.checkpoint import open_model, verify_model
 from modules.config import RegisterConfig
+from modules.measures import Comparison, Measure
+from modules.promotion import Promotion, decide
 from modules.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.splits import load_test_rows
 from modules.tracking import log_rows, stage_run
@@ -25,6 +30,8 @@ class RegisterResult:
     champion: bool
     """Whether it carries the alias now."""
     reason: str
+    comparison: Comparison | None = None
+    """With the champion before it; None for the first."""
 
 
 def register(config: RegisterConfig) -> RegisterResult | None:
@@ -40,32 +47,35 @@ def register(config: RegisterConfig) -> RegisterResult | None:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None
         digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        found = score_folder("the new model", folder, test, config.max_batch_tokens).perplexity_per_char
+        found = score_folder("the new model", folder, test, config.max_batch_tokens)
         holder = version_with_alias(config.model_name, config.alias)
-        against = None
-        if holder:
-            uri = f"models:/{config.model_name}@{config.alias}"
-            against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens).perplexity_per_char
+        promotion = promote(found, holder, test, config)
         logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
         model_uri = config.model if logged else log_model(folder)
-        tags = {"test_perplexity_per_char": f"{found:.4f}", "test_rows_sha256": digest}
+        tags = {
+            "test_perplexity_per_char": f"{found.value:.4f}",
+            "test_rows_sha256": digest,
+            "promotion": promotion.reason,
+        }
         number = register_version(model_uri, config.model_name, tags)
-        champion, reason = verdict(found, against, holder.version if holder else None)
-        if champion:
+        if promotion.promoted:
             move_alias(config.model_name, config.alias, number)
-        run.log_metrics({"test/perplexity_per_char": found})
-        run.set_tags({"registered_version": number, "champion": str(champion).lower(), "verdict": reason})
-        show("registered", {"version": f"{config.model_name} {number}", config.alias: reason})
-        return RegisterResult(run.info.run_id, number, found, champion, reason)
+        run.log_metrics({"test/perplexity_per_char": found.value} | promotion.metrics())
+        champion = str(promotion.promoted).lower()
+        run.set_tags({"registered_version": number, "champion": champion, "verdict": promotion.reason})
+        show("registered", {"version": f"{config.model_name} {number}", config.alias: promotion.reason})
+        return RegisterResult(
+            run.info.run_id, number, found.value, promotion.promoted, promotion.reason, promotion.comparison
+        )
 
 
-def verdict(found: float, against: float | None, holder: str | None) -> tuple[bool, str]:
-    """(whether the alias moves, why), by perplexity per character on the same test rows."""
-    if against is None:
-        return True, f"given to it, as the first ({found:.1f})"
-    if found <= against:
-        return True, f"moved to it from version {holder}: {found:.1f}, not worse than {against:.1f}"
-    return False, f"stays with version {holder}: {found:.1f} is worse than {against:.1f}"
+def promote(found: Measure, holder: ModelVersion | None, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
+    """`decide`, against whoever holds the alias, scored now on the same rows."""
+    if holder is None:
+        return decide(found, None, None)
+    uri = f"models:/{config.model_name}@{config.alias}"
+    against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens)
+    return decide(found, against, holder.version, config.level)
 
 
 def refuse_non_finite(folder: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from modules.checkpoint import require_folder
 from modules.config import ServeConfig
 from modules.places import is_registered, model_folder
 from modules.server.lifecycle import Lifecycle, is_loading
@@ -24,12 +25,17 @@ def serve(config: ServeConfig) -> None:
         folder = resolve_model(config.model)
     else:
         folder = model_folder(config.model)
+    require_folder(folder)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
     if not server.this_machine_only:
         print(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)", flush=True)
     print(f"serve: verifying and loading {folder}", flush=True)
-    server.run(lambda address: print(f"serve: {name} is ready on {address}/v1/completions; Ctrl-C stops", flush=True))
+    server.run(lambda address: print(ready_line(name, address), flush=True))
+
+
+def ready_line(name: str, address: str) -> str:
+    return f"serve: {name} is ready: {address}/ in a browser, {address}/v1/completions for programs; Ctrl-C stops"
 
 
 def name_of(model: str, folder: Path) -> str:

@@ -16,10 +16,15 @@ from modules.config import (
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-NEEDED = {"register": ["model=folder"], "finetune": ["train.init_from=folder"], "convert": ["source=a", "target=b"]}
+NEEDED = {
+    "register": ["model=folder"],
+    "finetune": ["train.init_from=folder"],
+    "convert": ["source=a", "target=b"],
+    "compare": ["one=a", "other=b"],
+}
 """What a stage must be given."""
 
-# (layers, heads, width, learning rate, tokens a step): Brown et al. 2020, Table 2.1; 30b is ModelScope's own.
+# (layers, heads, width, learning rate, tokens a step): the table in ModelScope's model cards (docs/recipes.md).
 SIZES = {
     "base": (12, 12, 768, 6e-4, 500_000),
     "large": (24, 16, 1024, 3e-4, 500_000),
@@ -55,6 +60,11 @@ def test_every_file_of_conf_loads(file: Path) -> None:
         assert isinstance(load_config(file.stem, NEEDED.get(file.stem, [])), STAGES[file.stem])
     else:
         group = str(file.parent)
+        if group == "task":
+            config = load_config("evaluate", [f"task={file.stem}"])
+            assert config.task.name == file.stem
+            assert config == load_config("evaluate", [f"task={CONF / file}"])
+            return
         assert group in ("model", "data")
         config = load_config("pretrain", [f"{group}={file.stem}", "data.sequence_length=8"])
         by_path = load_config("pretrain", [f"{group}={CONF / file}", "data.sequence_length=8"])
@@ -82,7 +92,8 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
     found = complaints_of("pretrain", f"config={file}", "modle=base", "data.sequence_length=1.5", "data=poem", "oops")
     assert found == [
         "'oops' isn't understood: write key=value (see --help)",
-        "data=poem (command line): no such file or name; must be one of couplets, poems, quatrains, or a YAML file's "
+        "data=poem (command line): no such file or name; must be one of couplets, data_to_text, "
+        "instructions, poems, quatrains, question_generation, summarization, or a YAML file's "
         "path; did you mean poems?",
         "train.lerning_rate (mine.yaml): no such key; did you mean train.learning_rate?",
         "dry_run=perhaps (mine.yaml): must be bool",
@@ -104,7 +115,7 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
         ("data.columns=src", "must be dict[str, str], e.g. {a: b}"),
         ("train=fast", "train is a section: set its keys, train.KEY=VALUE (see --help)"),
         ("tracking=null", "tracking is a section"),
-        ("data=null", "must be one of couplets, poems, quatrains"),
+        ("data=null", "must be one of couplets, data_to_text, instructions, poems, quatrains"),
         ("model=nowhere.yaml", "no such file or name; must be one of 1.3b, 13b"),
     ],
 )
@@ -146,6 +157,16 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("convert", ["source=a", "target=b", "tensor_parallel=2"], "tensor_parallel=2 needs format=megatron"),
         ("convert", ["source=a", "target=b", "tensor_parallel=0"], "tensor_parallel (0) must be at least 1"),
         ("evaluate", ["max_batch_tokens=0"], "max_batch_tokens (0) must be at least 1"),
+        ("evaluate", ["task=sumarization"], "task=sumarization (command line): no such file or name; must be one of"),
+        ("evaluate", ["task=null"], "task=null (command line): no such file or name; must be one of"),
+        (
+            "evaluate",
+            ["task.metrics=[rogue]"],
+            "task.metrics holds rogue, which isn't one of perplexity, choices, rouge",
+        ),
+        ("evaluate", ["task.trivial=[best]"], "task.trivial holds best, which isn't one of reference, lead"),
+        ("evaluate", ["task.template=Q:"], "task.template ('Q:') must hold \"{src_txt}\" exactly once"),
+        ("evaluate", ["task.metrics=[]"], "task.metrics must name at least one"),
         # Known before pretraining starts, not when it is over.
         (
             "main",
@@ -185,3 +206,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(KeyError, match="pretrian"):
         load_config("pretrian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["source=summarisation"],
+            "source=summarisation: there is no such file or folder; did you mean summarization?",
+        ),
+        (["source=question_generation"], "source=question_generation needs archive=FILE"),
+        (["archive=mine.tgz"], "archive=mine.tgz goes with source=full or a task's (summarization, "),
+    ],
+)
+def test_sources_of_prepare_are_checked_before_any_work(arguments: list[str], complaint: str) -> None:
+    assert complaints_of("prepare", *arguments)[0].startswith(complaint)

@@ -1,4 +1,4 @@
-"""Scores against counting by hand; who becomes champion; what is never registered."""
+"""Scores against counting by hand; what is never registered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modules.decoder import Decoder
 from modules.evaluation import ngram_floor, score
 from modules.ngram import NgramModel
 from modules.tokenizer import Tokenizer
-from pipelines.register import refuse_non_finite, verdict
+from pipelines.register import refuse_non_finite
 
 
 def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:
@@ -28,11 +28,12 @@ def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:
 
 def test_plain_rows_count_every_character_and_every_end(decoder: Decoder, tokenizer: Tokenizer) -> None:
     texts = ["白日依山尽，", "春", "山" * 40]
-    nll = sum(by_hand(decoder, [0, *tokenizer.encode(text), 0], 1) for text in texts)
+    nll = [by_hand(decoder, [0, *tokenizer.encode(text), 0], 1) for text in texts]
     found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}), max_batch_tokens=20)
-    assert (found.rows, found.rows_cut, found.tokens) == (3, 0, 47 + 3)
-    assert found.perplexity == pytest.approx(math.exp(nll / 50), rel=1e-5)
-    assert found.perplexity_per_char == pytest.approx(math.exp(nll / (47 + 3)), rel=1e-5)
+    assert (found.rows_cut, found.tokens.tolist(), found.characters.tolist()) == (0, [7, 2, 41], [7, 2, 41])
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert found.perplexity.value == pytest.approx(math.exp(sum(nll) / 50), rel=1e-5)
+    assert found.perplexity_per_char.value == found.perplexity.value
 
 
 def test_of_pairs_only_the_target_and_its_end_count(decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -41,13 +42,18 @@ def test_of_pairs_only_the_target_and_its_end_count(decoder: Decoder, tokenizer:
     prompt = [0, *tokenizer.encode("白日"), *tokenizer.encode("\n")]
     nll = by_hand(decoder, [*prompt, *tokenizer.encode("黄河入海"), 0], len(prompt))
     found = score(decoder, task, rows)
-    assert found.perplexity_per_char == pytest.approx(math.exp(nll / (4 + 1)), rel=1e-5)
+    assert found.perplexity_per_char.value == pytest.approx(math.exp(nll / (4 + 1)), rel=1e-5)
 
 
-def test_a_text_longer_than_the_model_is_scored_whole(tokenizer: Tokenizer) -> None:
+def test_a_text_longer_than_the_model_is_scored_whole_and_is_one_row(tokenizer: Tokenizer) -> None:
     decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=16))
-    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": ["山" * 50]}))
-    assert (found.tokens, found.rows_cut) == (51, 0)
+    texts = ["日", "山" * 50, "水"]
+    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}))
+    assert (found.tokens.tolist(), found.rows_cut) == ([2, 51, 2], 0)
+    ids = [0, *tokenizer.encode(texts[1]), 0]
+    pieces = [ids[0:17], ids[16:33], ids[32:49], ids[48:]]
+    assert found.nll[1] == pytest.approx(sum(by_hand(decoder, piece, 1) for piece in pieces), rel=1e-5)
+    assert found.nll[2] == pytest.approx(by_hand(decoder, [0, *tokenizer.encode("水"), 0], 1), rel=1e-5)
 
 
 def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer) -> None:
@@ -56,15 +62,7 @@ def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer)
     floor = ngram_floor(train, test, tokenizer.with_prompt_template("{src_txt}，"))
     model = NgramModel(3).fit(["白日，黄河", "千山，万径"])
     nll = model.negative_log_likelihood("白山，黄径", start=3)
-    assert floor["trigram"] == pytest.approx(math.exp(nll / (2 + 1)))
-
-
-def test_the_alias_moves_to_what_is_not_worse() -> None:
-    assert verdict(240.0, None, None)[0]
-    assert verdict(240.0, 240.0, "1")[0]
-    assert verdict(239.9, 240.0, "1") == (True, "moved to it from version 1: 239.9, not worse than 240.0")
-    assert verdict(240.1, 240.0, "1") == (False, "stays with version 1: 240.1 is worse than 240.0")
-    assert not verdict(math.nan, 240.0, "1")[0]
+    assert floor["trigram"].value == pytest.approx(math.exp(nll / (2 + 1)))
 
 
 def test_non_finite_weights_are_not_registered(decoder: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_a_stop_text_is_left_out_even_across_tokens(decoder: Decoder, tokenizer:
     assert list(generator.stream("春", temperature=0.0, max_new_tokens=5, stop=["水花"])) == ["山", "水风"]
 
 
+def test_a_row_tells_whether_it_ended_by_itself(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    script = [0, *tokenizer.encode("山水"), tokenizer.end_of_text_id]
+    generator = TextGenerator(Script(decoder, script), tokenizer)  # type: ignore[arg-type]
+    limits = {1: False, 2: False, 3: True, 9: True}
+    config = generation_config(temperature=0.0)
+    found = {n: generator.write(["春"], generation_config(config, max_new_tokens=n))[0] for n in limits}
+    assert {n: row.stopped for n, row in found.items()} == limits
+    assert [row.text for row in found.values()] == ["山", "山水", "山水", "山水"]
+    assert generator.write(["春"], generation_config(config, max_new_tokens=2, stop="水"))[0].stopped
+
+
 @given(st.lists(st.text("ab水花", max_size=4), max_size=8), st.lists(st.text("ab水花", min_size=1), max_size=2))
 @settings(deadline=None)
 def test_pieces_make_the_text_up_to_the_first_stop(tokenizer: Tokenizer, texts: list[str], stop: list[str]) -> None:

@@ -109,7 +109,7 @@ def test_int8_costs_less_than_a_percent_of_perplexity(
     folder = save_model(tmp_path / "model", trained, tokenizer, {})
     rows = datasets.Dataset.from_dict({"src_txt": poems["test"] + poems["validation"]})
     plain, fast, small = (
-        score(decoder, tokenizer, rows).perplexity
+        score(decoder, tokenizer, rows).perplexity.value
         for decoder in (trained, load_for_inference(folder), load_for_inference(folder, "int8"))
     )
     assert plain < tokenizer.vocab_size / 2

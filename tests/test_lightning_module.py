@@ -20,9 +20,10 @@ from modules.config import DataConfig, TrainConfig, load_config
 from modules.data import TextDataModule
 from modules.encoding import encode_rows
 from modules.interop.training_checkpoint import trained_weights
-from modules.lightning_module import LanguageModel, NonFiniteLossError
+from modules.lightning_module import LanguageModel
 from modules.loss import CHUNK, linear_cross_entropy
 from modules.metrics import perplexity_per_character
+from modules.nonfinite import NonFiniteLossError
 from modules.packing import IGNORED, make_step
 from modules.plan import make_plan
 from modules.schedule import learning_rate_factor, noam

@@ -38,7 +38,7 @@ def test_perplexity_counts_each_character_and_each_end() -> None:
     model = NgramModel(3).fit(POEMS)
     texts = ["白日，", "千里"]
     total = sum(map(model.negative_log_likelihood, texts))
-    assert model.perplexity(texts) == pytest.approx(math.exp(total / (3 + 2 + 2)))
+    assert ngram_floors(POEMS, texts)["trigram"].value == pytest.approx(math.exp(total / (3 + 2 + 2)))
     with pytest.raises(ValueError, match="at least one row"):
         perplexity_per_character(0.0, 0, 0)
 
@@ -57,7 +57,7 @@ def test_likelihood_is_the_product_of_next_distributions_from_start_on(text: str
 
 def test_a_longer_history_explains_seen_text_better() -> None:
     floors = ngram_floors(POEMS, POEMS[:1])
-    assert floors["unigram"] > floors["bigram"] > floors["trigram"] > 1
+    assert floors["unigram"].value > floors["bigram"].value > floors["trigram"].value > 1
 
 
 def test_a_target_alone_can_be_scored_after_its_prompt() -> None:
@@ -65,7 +65,7 @@ def test_a_target_alone_can_be_scored_after_its_prompt() -> None:
     model = NgramModel(3).fit(POEMS)
     after = model.negative_log_likelihood(POEMS[0]) - model.negative_log_likelihood(POEMS[0], 3)
     whole = model.negative_log_likelihood(POEMS[0])
-    assert floors["trigram"] == pytest.approx(math.exp((whole - after) / (len(POEMS[0]) - 3 + 1)))
+    assert floors["trigram"].value == pytest.approx(math.exp((whole - after) / (len(POEMS[0]) - 3 + 1)))
 
 
 def test_texts_do_not_run_into_one_another() -> None:
@@ -81,7 +81,7 @@ def test_impossible_settings_are_named(order: int, discount: float, named: str) 
 
 def test_misuse_is_explained() -> None:
     with pytest.raises(ValueError, match="fit"):
-        NgramModel(2).perplexity(["白"])
+        NgramModel(2).row_losses(["白"])
     with pytest.raises(ValueError, match="empty"):
         NgramModel(2).fit([])
     with pytest.raises(ValueError, match="start"):

@@ -20,7 +20,7 @@ from modules.poetry import (
     write_derived_sets,
 )
 from modules.poetry.archive import ARCHIVE_NAME
-from modules.poetry.cleaning import Poem, clean_text, reason_to_drop
+from modules.poetry.cleaning import clean_text, reason_to_drop
 from modules.poetry.dedup import leak_rate
 from modules.poetry.sample import write_sample
 from modules.poetry.verse import SPLITS
@@ -259,9 +259,9 @@ def test_no_cut_row_is_in_two_splits(tmp_path: Path) -> None:
 
 
 def test_leak_rate_counts_relatives_in_train() -> None:
-    test = [Poem(text, "", "", "") for text in (QUATRAIN, REGULATED)]
-    half = Poem("国破山河在，城春草木深。某某某某某，甲甲甲甲甲。", "", "", "")
-    one = Poem("白日依山尽，甲甲甲甲甲。", "", "", "")
+    test = [QUATRAIN, REGULATED]
+    half = "国破山河在，城春草木深。某某某某某，甲甲甲甲甲。"
+    one = "白日依山尽，甲甲甲甲甲。"
     assert leak_rate([one], test) == 0
     assert leak_rate([one, half], test) == 0.5
 

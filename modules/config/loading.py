@@ -1,8 +1,9 @@
 """Reading a configuration: YAML files and `key=value` arguments → a validated dataclass.
 
 Later wins over earlier: the dataclasses' defaults; conf/model/NAME.yaml and conf/data/NAME.yaml where such a
-section is given a name; conf/STAGE.yaml; the user's own file (`config=FILE`); the command line. Every complaint
-is gathered and raised at once. This is the only file that imports omegaconf: past it, only dataclasses travel.
+section is given a name; conf/STAGE.yaml; conf/task/NAME.yaml, which speaks of the whole stage; the user's own file
+(`config=FILE`); the command line. Every complaint is gathered and raised at once. This is the only file that imports
+omegaconf: past it, only dataclasses travel.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .commands import STAGES
 from .schema import Key, keys, type_name
 from .sections import ModelConfig
 from .stages import CommandConfig
+from .task import TaskConfig
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -60,12 +62,10 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     config_class = STAGES[stage]
     complaints: list[str] = []
     given = list(parse_arguments(arguments, complaints))
-    assignments = [*stage_files(stage, config_class, complaints)]
-    for key, value, _ in given:
-        if key == "config":
-            assignments += read_yaml(Path(value), config_class, "", complaints)
-    assignments += [(k, v, where) for k, v, where in given if k != "config"]
-    config = assign(config_class, assignments, complaints)
+    files = [*stage_files(stage, config_class, complaints)]
+    users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
+    users += [(k, v, where) for k, v, where in given if k != "config"]
+    config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
     return finish(config, complaints)
 
 
@@ -86,7 +86,8 @@ def finish(config: DictConfig, complaints: list[str]) -> Any:
 def stage_defaults(stage: str) -> dict[str, Any]:
     """What a stage's keys are when nothing is given, as plain nested dicts; MISSING where something must be."""
     complaints: list[str] = []
-    config = assign(STAGES[stage], list(stage_files(stage, STAGES[stage], complaints)), complaints)
+    files = list(stage_files(stage, STAGES[stage], complaints))
+    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, [], complaints), complaints)
     assert not complaints, complaints
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -142,6 +143,21 @@ def stage_files(stage: str, config_class: type[CommandConfig], complaints: list[
         if key.stage and "." not in key.name:
             yield from read_yaml(CONF / f"{key.name}.yaml", config_class, f"{key.name}.", complaints)
     yield from read_yaml(CONF / f"{stage}.yaml", config_class, "", complaints)
+
+
+def with_tasks(
+    config_class: type[CommandConfig], files: list[Assignment], users: list[Assignment], complaints: list[str]
+) -> list[Assignment]:
+    """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
+    tasks = {key.name: key for key in keys(config_class) if key.section is TaskConfig}
+    names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
+    between: list[Assignment] = []
+    for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
+        path = group_file(tasks[name], value, where, complaints)
+        if path:
+            between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
+            between.append((f"{name}.name", path.stem, path.name))
+    return [leaf for leaf in (*files, *between, *users) if leaf not in names]
 
 
 def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]) -> Iterator[Assignment]:
@@ -213,16 +229,25 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
     if value in (None, "null") or not key.group or value.startswith("${"):
         set_leaf(config, {key.name: key}, key.name, None if value == "null" else value, where, complaints)
         return
-    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
-    if not path.exists():
-        hint = suggestion(value, group_names(key.group))
-        complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
+    path = group_file(key, value, where, complaints)
+    if path is None:
         return
     assert key.section
     OmegaConf.update(config, key.name, OmegaConf.structured(key.section))
     known = {k.name: k for k in keys(key.section, f"{key.name}.")}
     for name, leaf, file in read_yaml(path, key.section, f"{key.name}.", complaints):
         set_leaf(config, known, name, leaf, file, complaints)
+
+
+def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path | None:
+    """conf/GROUP/NAME.yaml, or the file itself that is named; None, and a complaint, where there is no such."""
+    assert key.group
+    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
+    if path.exists():
+        return path
+    hint = suggestion(value, group_names(key.group))
+    complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
+    return None
 
 
 def set_leaf(

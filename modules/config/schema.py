@@ -14,8 +14,9 @@ from typing import Any
 
 from .sections import DataConfig, SizeConfig
 from .stages import StageConfig
+from .task import TaskConfig
 
-GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data"}
+GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
 
 

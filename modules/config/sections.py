@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclass
 class SizeConfig(ModelConfig):
-    """A row of the GPT-3 paper's Table 2.1: the architecture and what it was pretrained with."""
+    """A row of the table in ModelScope's model cards: architecture, and what to pretrain it with (docs/recipes.md)."""
 
     learning_rate: float = MISSING
     """Peak learning rate, used where train.learning_rate is unset."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from .lora import LoraConfig
@@ -20,6 +22,10 @@ from .sections import (
     out_of_range,
     too_small,
 )
+from .task import TaskConfig
+
+TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
+"""Of prepare: the sources that modules.corpora reads."""
 
 
 @dataclass
@@ -48,9 +54,12 @@ class PrepareConfig(StageConfig):
     """Real text → clean train/validation/test files."""
 
     source: str = "sample"
-    """sample: the bundled poems; full: the whole corpus, from its npm package; else a file or folder of your rows."""
+    """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
+    instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
+    of your rows."""
     archive: str | None = None
-    """For source=full: an already downloaded chinese-poetry-2.0.1.tgz."""
+    """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
+    CMRC 2018 or of another set in SQuAD's layout."""
     output_dir: str | None = None
     """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -67,6 +76,13 @@ class PrepareConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
+        if self.archive and self.source not in ("full", *TASK_DATA):
+            yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
+        near = difflib.get_close_matches(self.source, ("sample", "full", *TASK_DATA), 1, 0.8)
+        if near and near[0] != self.source and not Path(self.source).exists():
+            yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
+        if self.source == "question_generation" and not self.archive:
+            yield "source=question_generation needs archive=FILE: your copy of cmrc2018_train.json or the like"
         if self.validation_fraction + self.test_fraction >= 1:
             yield (
                 f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "
@@ -122,12 +138,16 @@ class TrainingConfig(StageConfig):
 
 @dataclass
 class EvaluateConfig(StageConfig):
-    """A model on test rows, beside what it started from and the n-gram floor."""
+    """A model on a task's test rows, beside what it started from and what needs no model."""
 
     model: str = "models:/moyun@champion"
     """A model folder or a models:/ URI."""
     baseline: str | None = None
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    champion: str | None = None
+    """A third one, e.g. models:/moyun@champion: the report tests the model against it and the baseline, row by row."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The task's file also says which data set and how much text it takes, where the command doesn't."""
     data: DataConfig = field(default_factory=DataConfig)
     ngram_floor: bool = True
     """Fit uni-, bi- and trigrams on the training rows and score them too."""
@@ -155,7 +175,9 @@ class RegisterConfig(StageConfig):
     model_name: str = "moyun"
     """Name in the registry."""
     alias: str = "champion"
-    """Moves to the new version unless its test perplexity per character is worse."""
+    """Moves to the new version where its test perplexity per character is better, by a paired test on the same rows."""
+    level: float = 0.05
+    """Of that test: the largest p at which a difference counts; undecided means not promoted."""
     data: DataConfig = field(default_factory=DataConfig)
     max_batch_tokens: int = 8192
     """The most tokens in one forward pass of the comparison."""
@@ -163,6 +185,8 @@ class RegisterConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
+        if not 0 < self.level < 1:
+            yield f"level ({self.level}) must be between 0 and 1; 0.05 is usual"
 
 
 @dataclass

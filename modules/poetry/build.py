@@ -111,7 +111,8 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
         "distinct Han characters": len(characters),
         "by source": dict(Counter(poem.source for poem in clusters.kept)),
     }
-    leak = leak_rate(by_split["train"], by_split["test"])
+    train, test = ([poem.text for poem in by_split[name]] for name in (SPLITS[0], SPLITS[2]))
+    leak = leak_rate(train, test)
     return {"counts": counts, "expected poems": EXPECTED_POEMS, "leak rate": round(leak, 5), "files": files}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from . import invocations, openai
 from .engine import Engine, QueueFullError
 from .exchange import ClientGoneError, Exchange
 from .metrics import Metrics
+from .page import FILES, model_facts, page_file
 from .requests import (
     RequestError,
     Wanted,
@@ -42,7 +43,9 @@ GONE = 499
 OUTCOMES = {200: "ok", 503: "overloaded", 504: "timeout", 408: "timeout", GONE: "disconnected", 500: "failed"}
 ENDPOINTS = {"/v1/completions": "completions", "/invocations": "invocations"}
 """Those that ask for text."""
-THERE_IS = "POST /v1/completions and /invocations, GET /v1/models, /health, /ready, /ping and /metrics"
+THERE_IS = (
+    "POST /v1/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, /ping and /metrics"
+)
 
 
 class Service:
@@ -61,9 +64,10 @@ class Service:
         """Requests taken and not wholly answered."""
         self.created = int(time.time())
 
-    def serve_with(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        """From here on requests are taken."""
+    def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
+        """From here on requests are taken; run: what the model's run.yaml says."""
         self.engine, self.tokenizer = engine, tokenizer
+        self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
         self.prompt_tokens = prompt_limit(self.limits, engine.decoder.config.max_position_embeddings)
         self.characters = characters_of(self.prompt_tokens, tokenizer)
         self.state = "ready"
@@ -135,6 +139,14 @@ class Service:
     async def metrics_text(self) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    async def page(self, request: Request) -> Response:
+        return page_file(request.url.path)
+
+    async def card(self) -> Response:
+        if self.engine is None:
+            raise RequestError(503, f"the server is {self.state}", code=self.state)
+        return JSONResponse(self.facts)
+
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [openai.model_card(self.name, self.created)]})
 
@@ -154,6 +166,8 @@ def create_app(service: Service) -> ASGIApp:
         "/ready": service.ready,
         "/ping": service.ping,
         "/metrics": service.metrics_text,
+        "/card": service.card,
+        **dict.fromkeys(FILES, service.page),
     }
     for path, answer in answers.items():
         app.add_api_route(path, answer, methods=["GET"], response_model=None)

@@ -24,7 +24,9 @@ from ..decoder import Decoder
 from ..generation import generate
 from ..tokenizer import Tokenizer, load_tokenizer
 from .app import Service, create_app
+from .connection import Connection
 from .engine import Engine
+from .page import read_run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANG_UP_SECONDS = 2
@@ -63,6 +65,7 @@ class Lifecycle:
         self.server = QuietServer(
             uvicorn.Config(
                 create_app(self.service),
+                http=Connection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -96,7 +99,7 @@ class Lifecycle:
         engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
         engine.start()
         try:
-            self.service.serve_with(engine, tokenizer)
+            self.service.serve_with(engine, tokenizer, read_run(self.folder))
             ready(self.address)
             await stopped
             await self.drain()

@@ -1,0 +1,240 @@
+// The page at /: asks /v1/completions for a stream and shows it. Whatever a model or the server says is put in as
+// text; the Content-Security-Policy (page.py) would stop anything else.
+
+const at = (id) => document.getElementById(id);
+const form = at("form");
+const numbers = ["max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"];
+const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+let card = null;
+let writing = null; // an AbortController while an answer is coming
+
+class Refusal extends Error {
+  constructor(problem, status = null, retryAfter = null) {
+    super(problem.message);
+    Object.assign(this, { status, retryAfter, field: problem.param });
+  }
+}
+
+// --- the two languages ---
+
+/** Puts one text in both languages into an element. */
+function say(element, zh, en = zh) {
+  element.replaceChildren(...[["zh", zh], ["en", en]].map(([lang, text]) => {
+    const span = document.createElement("span");
+    span.lang = lang;
+    span.textContent = text;
+    return span;
+  }));
+}
+
+function speak(language) {
+  document.documentElement.lang = language;
+  try { localStorage.setItem("language", language); } catch { /* private windows may forbid it */ }
+}
+
+function firstLanguage() {
+  let kept = null;
+  try { kept = localStorage.getItem("language"); } catch { /* as above */ }
+  return kept ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+}
+
+// --- asking ---
+
+/** What the form says. What isn't a number is sent as it is written, so that it is the server that says what's wrong. */
+function request() {
+  const body = { prompt: at("prompt").value, stream: true, stream_options: { include_usage: true } };
+  for (const name of numbers) {
+    const text = at(name).value.trim();
+    if (text !== "") body[name] = Number.isFinite(Number(text)) ? Number(text) : text;
+  }
+  body.seed ??= Math.floor(Math.random() * 2 ** 31); // drawn here, so that it can be told and used again
+  const stop = at("stop_texts").value.split("\n").filter((line) => line !== "");
+  if (stop.length) body.stop = stop.map((line) => line.replaceAll("\\n", "\n"));
+  return body;
+}
+
+async function refusal(response) {
+  const retryAfter = response.headers.get("Retry-After");
+  try {
+    return new Refusal((await response.json()).error, response.status, retryAfter);
+  } catch { // a proxy's own page, say
+    return new Refusal({ message: response.statusText || "—" }, response.status, retryAfter);
+  }
+}
+
+/** The data of server-sent events, however they are cut into packets. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) yield part.replace(/^data: /, "");
+  }
+}
+
+/** Shows an answer while it comes; returns what is to be told of it. Throws Refusal, or TypeError without a network. */
+async function complete(body, signal) {
+  const response = await fetch("v1/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await refusal(response);
+  const text = at("written").appendChild(document.createTextNode(""));
+  let finish = null;
+  let tokens = 0;
+  for await (const event of events(response.body)) {
+    if (event === "[DONE]") return { finish, tokens };
+    const { error, choices, usage } = JSON.parse(event);
+    if (error) throw new Refusal(error);
+    text.appendData(choices[0]?.text ?? "");
+    finish = choices[0]?.finish_reason ?? finish;
+    tokens = usage?.completion_tokens ?? tokens;
+  }
+  throw new TypeError("the stream ended early");
+}
+
+async function write() {
+  if (writing) return;
+  const body = request();
+  writing = new AbortController();
+  begin(body.prompt);
+  const started = performance.now();
+  try {
+    const { finish, tokens } = await complete(body, writing.signal);
+    const seconds = (performance.now() - started) / 1000;
+    const speed = `${tokens} tokens · ${seconds.toFixed(1)} s · ${(tokens / seconds).toFixed(0)} tokens/s`;
+    const own = finish === "stop";
+    say(at("status"), `${own ? "写完了" : "到了长度上限"} · ${speed} · 种子 ${body.seed}`,
+      `${own ? "Ended by itself" : "Length limit"} · ${speed} · seed ${body.seed}`);
+  } catch (error) {
+    if (error.name === "AbortError") say(at("status"), `已停止 · 种子 ${body.seed}`, `Stopped · seed ${body.seed}`);
+    else complain(error);
+  } finally {
+    writing = null;
+    show(false);
+  }
+}
+
+// --- showing ---
+
+function begin(prompt) {
+  at("given").textContent = card?.answers_alone ? "" : prompt;
+  at("written").replaceChildren();
+  at("answer").hidden = false;
+  at("error").hidden = true;
+  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+  say(at("status"), "正在写……", "Writing …");
+  show(true);
+}
+
+/** Buttons while writing and not; the focus doesn't fall off the one that goes. */
+function show(busy) {
+  const [off, on] = busy ? [at("write"), at("stop")] : [at("stop"), at("write")];
+  const focused = document.activeElement === off;
+  on.disabled = false;
+  if (focused) on.focus();
+  off.disabled = true;
+  at("answer").setAttribute("aria-busy", String(busy));
+}
+
+function complain(error) {
+  say(at("status"), "");
+  if (!at("written").textContent) at("answer").hidden = true;
+  at("error").hidden = false;
+  if (!(error instanceof Refusal)) {
+    say(at("error"), "服务器没有回应，或连接中断了。", "The server doesn't answer, or the connection broke off.");
+    return;
+  }
+  const wait = error.retryAfter;
+  const status = error.status ? `${error.status} · ` : "";
+  say(at("error"), `${status}${error.message}${wait ? ` · 请 ${wait} 秒后再试` : ""}`,
+    `${status}${error.message}${wait ? ` · try again in ${wait} s` : ""}`);
+  const input = { stop: at("stop_texts") }[error.field] ?? at(error.field ?? "");
+  if (input && form.contains(input)) {
+    input.closest("details")?.setAttribute("open", "");
+    input.setAttribute("aria-invalid", "true");
+    input.focus();
+  }
+}
+
+function offer(examples) {
+  for (const example of examples) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.lang = "zh-CN";
+    button.textContent = example;
+    button.addEventListener("click", () => {
+      at("prompt").value = example;
+      write();
+    });
+    at("examples").append(button);
+  }
+}
+
+function tell(name, zh, en = zh) {
+  const cell = document.querySelector(`[data-fact="${name}"]`);
+  cell.parentElement.hidden = !zh;
+  say(cell, zh, en);
+}
+
+function showCard() {
+  const { architecture: a, run } = card;
+  const count = (number) => number.toLocaleString("en");
+  tell("name", card.name);
+  tell("parameters", count(card.parameters));
+  tell("architecture", `${a.num_hidden_layers} 层 × ${a.hidden_size}，${a.num_attention_heads} 头，${a.max_position_embeddings} 位置`,
+    `${a.num_hidden_layers} layers × ${a.hidden_size}, ${a.num_attention_heads} heads, ${a.max_position_embeddings} positions`);
+  const kind = { character: ["逐字", "characters"], bpe: ["字节对", "BPE"] }[card.tokenizer] ?? [card.tokenizer, card.tokenizer];
+  tell("tokenizer", `${kind[0]}，${count(a.vocab_size)} 个`, `${kind[1]}, ${count(a.vocab_size)} ids`);
+  const rows = Object.entries(run.rows).map(([split, n]) => `${split} ${count(n)}`).join(", ");
+  const data = [run.data, rows].filter(Boolean).join(": ");
+  tell("data", data && `${data}${rows ? " 行" : ""}`, `${data}${rows ? " rows" : ""}`);
+  tell("parent", run.parent);
+  tell("scores", Object.entries(run.scores).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join("\n"));
+  tell("run_id", run.run_id);
+  const commit = run.commit?.slice(0, 12);
+  tell("commit", commit && commit + (run.dirty ? "（有改动）" : ""), commit + (run.dirty ? " (changed)" : ""));
+  at("card").hidden = false;
+  at("max_tokens").value = Math.min(Number(at("max_tokens").value) || 64, card.max_tokens);
+  document.title = `${card.name} · 墨韵 moyun`;
+}
+
+/** Asks for the model's card until there is one: the page is there before the model is loaded. */
+async function meet() {
+  for (;;) {
+    let wait = 2;
+    try {
+      const response = await fetch("card");
+      if (response.ok) {
+        card = await response.json();
+        say(at("state"), `${card.name} · 就绪`, `${card.name} · ready`);
+        at("state").classList.add("ready");
+        offer(card.examples);
+        showCard();
+        return;
+      }
+      const problem = await refusal(response);
+      wait = Number(problem.retryAfter) || wait;
+      say(at("state"), problem.message);
+    } catch {
+      say(at("state"), "服务器没有回应", "the server doesn't answer");
+    }
+    await sleep(wait);
+  }
+}
+
+at("language").addEventListener("click", () => speak(document.documentElement.lang === "zh" ? "en" : "zh"));
+at("stop").addEventListener("click", () => writing?.abort());
+form.addEventListener("submit", (event) => { event.preventDefault(); write(); });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
+  if (event.key === "Escape" && !event.isComposing) writing?.abort();
+});
+speak(firstLanguage());
+if (!matchMedia("(min-width: 56rem)").matches) for (const id of ["parameters", "card"]) at(id).open = false;
+meet();

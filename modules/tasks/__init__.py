@@ -1,0 +1,1 @@
+"""Tasks: their rows, how a model is asked, what it answers, and what the answers are worth."""
