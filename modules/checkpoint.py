@@ -143,16 +143,23 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def require_folder(folder: Path) -> None:
+    """CheckpointError for what can't be a model folder, of whatever format."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder; a registered model is models:/NAME@ALIAS")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is empty, and no model folder")
+
+
 def open_model(folder: str | Path) -> StoredModel:
     """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
 
     Raises CheckpointError for what it lacks.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
+    require_folder(folder)
     if (foreign := interop.format_of(folder)) != "moyun":
         return interop.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]

@@ -62,25 +62,26 @@ def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str)
     return figure
 
 
-def histogram(values: Mapping[str, Sequence[float] | np.ndarray], xlabel: str, title: str) -> Figure:
-    """How many rows of each set have which value."""
+def histogram(values: Mapping[str, Sequence[float] | np.ndarray], xlabel: str, title: str, log: bool = False) -> Figure:
+    """How many rows of each set have which value; log: of a logarithmic axis, for values above 0."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(row, np.float64) for row in values.values()]), bins=40)
+    every = np.concatenate([np.asarray(row, np.float64) for row in values.values()])
+    edges = np.geomspace(every.min(), every.max(), 41) if log else np.histogram_bin_edges(every, bins=40)
     for name, row in values.items():
         axes.hist(row, bins=list(edges), alpha=0.55, label=name)
-    axes.set(title=title, xlabel=xlabel, ylabel="rows")
+    axes.set(title=title, xlabel=xlabel, ylabel="rows", xscale="log" if log else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def points(x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log_x: bool = False) -> Figure:
-    """A point a row or run; labels: title, xlabel, ylabel."""
+def points(x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log: str = "") -> Figure:
+    """A point a row or run; labels: title, xlabel, ylabel; log: which axes are logarithmic, x, y or xy."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x, y, color="tab:blue", alpha=0.6, edgecolors="none")
-    axes.set(xscale="log" if log_x else "linear", **labels)
+    axes.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear", **labels)
     axes.grid(alpha=0.3, which="both")
     return figure
 

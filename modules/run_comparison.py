@@ -74,9 +74,26 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differen
     """Nothing where either side has recorded nothing at all."""
     if not one or not other:
         return []
-    keys = list(dict.fromkeys([*one, *other]))
-    pairs = ((key, one.get(key, MISSING), other.get(key, MISSING)) for key in keys)
-    return [Difference(key, str(a), str(b)) for key, a, b in pairs if str(a) != str(b)]
+    found: dict[str, Difference] = {}
+    for key in dict.fromkeys([*one, *other]):
+        section = unset_section(key, one, other)
+        a, b = (stated(section, side) for side in (one, other))
+        if a != b:
+            found[section] = Difference(section, a, b)
+    return list(found.values())
+
+
+def stated(key: str, side: Mapping[str, Any]) -> str:
+    if key in side:
+        return str(side[key])
+    return "given" if any(name.startswith(f"{key}.") for name in side) else MISSING
+
+
+def unset_section(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The section that a key is in where one side has none of it (model: null); else the key itself."""
+    parts = key.split(".")
+    above = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((section for section in above if section in one or section in other), key)
 
 
 def matters(key: str, one: RunFacts, other: RunFacts) -> bool:

@@ -204,6 +204,9 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such model folder"):
         load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty is empty, and no model folder$"):
+        load_model(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

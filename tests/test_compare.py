@@ -118,3 +118,10 @@ def test_the_stage_comes_first_and_what_changes_nothing_is_left_out() -> None:
     assert compare_runs(one, other).first is None
     finetuned = RunFacts("2", stage="finetune", config=config)
     assert compare_runs(one, finetuned).first == ("config", Difference("stage", "pretrain", "finetune"))
+
+
+def test_a_section_that_one_run_does_not_have_is_one_difference() -> None:
+    one = RunFacts("1", stage="finetune", config={"model.hidden_size": 8, "model.layers": 2, "seed": 1})
+    other = RunFacts("2", stage="finetune", config={"model": None, "seed": 2})
+    found = compare_runs(one, other).differences["config"]
+    assert found == [Difference("model", "given", "None"), Difference("seed", "1", "2")]

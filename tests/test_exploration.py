@@ -37,10 +37,11 @@ LABELS = {"title": "t", "xlabel": "x", "ylabel": "y"}
     [
         interval_bars({"model": (239.0, 220.0, 250.0), "bigram": (414.0, 400.0, 430.0)}, "perplexity"),
         histogram({"train": np.arange(50), "test": [3.0, 4.0]}, "characters", "length"),
-        points([1e-4, 1e-3], [5.0, 4.0], LABELS, log_x=True),
+        histogram({"model": [100.0, 200.0, 4000.0]}, "perplexity", "rows", log=True),
+        points([1e-4, 1e-3], [5.0, 4.0], LABELS, log="x"),
         line([9, 3, 1], LABELS, log=True),
     ],
-    ids=["interval_bars", "histogram", "points", "line"],
+    ids=["interval_bars", "histogram", "logarithmic", "points", "line"],
 )
 def test_pictures_can_be_drawn(figure: Figure) -> None:
     figure.savefig(buffer := io.BytesIO())

@@ -287,6 +287,14 @@ def test_a_model_that_is_not_there_is_named_with_the_store(store: Path, uri: str
     assert str(caught.value).startswith(f"{uri}: ")
 
 
+def test_asking_for_a_model_makes_no_store(store: Path) -> None:
+    (store / "mlflow.db").unlink()
+    connect()
+    with pytest.raises(ValueError, match=r"models:/nobody@champion: there is no tracking store sqlite:///.*mlflow\.db"):
+        resolve_model("models:/nobody@champion")
+    assert not (store / "mlflow.db").exists()
+
+
 def test_what_is_no_model_of_ours_is_refused(store: Path) -> None:
     with stage_run("x", quiet()) as run:
         mlflow.log_text("a", "other/a.txt")

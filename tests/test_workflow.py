@@ -175,7 +175,7 @@ def test_the_registered_model_is_complete_and_sound(first: str, client: MlflowCl
 def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without outputs
-    executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
+    executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
     pictures = [out for cell in executed.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert len(pictures) == {"data": 3, "evaluation": 3, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
 

@@ -44,7 +44,7 @@ def evaluation_report(
     ranked_by = next((name for name in RANKED_BY if name in model), model.measures[0].name)
     origin = made_by(folder)
     return Report(
-        title=f"{config.task.name or 'Evaluation'}: {config.model}",
+        title=f"{label(config.task.name or 'evaluation')}: {config.model}",
         facts=described(config, test, model),
         columns=[Column(name, measures_of(found)) for name, found in evaluations.items()],
         comparisons={name: list(comparisons(model, evaluations[name])) for name in COMPARED if name in evaluations},

@@ -72,7 +72,14 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "signed": signed, "label": label, "shown": shown, "chance": chance}
+    found.filters |= {
+        "number": number,
+        "signed": signed,
+        "label": label,
+        "shown": shown,
+        "chance": chance,
+        "verdict": verdict,
+    }
     found.tests["finite"] = math.isfinite
     return found
 
@@ -81,7 +88,7 @@ def score_lines(report: Report) -> Iterator[Line]:
     """A line a measure, in the order in which columns bring them."""
     names = dict.fromkeys(measure.name for column in report.columns for measure in column.measures)
     verdicts = {
-        (against, found.name): found.verdict
+        (against, found.name): verdict(found)
         for against, comparisons in report.comparisons.items()
         for found in comparisons
     }
@@ -139,3 +146,7 @@ def picture(section: str, title: str, svg: Markup, series: list[str]) -> Iterato
 
 def chance(found: Comparison) -> str:
     return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+
+
+def verdict(found: Comparison) -> str:
+    return found.verdict if found.difference or found.low or found.high else "the same"
