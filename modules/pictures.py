@@ -54,7 +54,7 @@ def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str)
     """Who → (value, low, high): points with their intervals, in the order given."""
     figure = Figure(figsize=(7, 0.8 + 0.4 * len(scores)), layout="constrained")
     axes = figure.subplots()
-    for name, (value, low, high) in reversed(scores.items()):
+    for name, (value, low, high) in reversed(list(scores.items())):
         axes.errorbar(value, name, xerr=[[value - low], [high - value]], fmt="o", color="tab:blue", capsize=4)
     axes.set(xlabel=f"{xlabel}, with 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
