@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .drafts import draft_of
 from .redaction import redact_text
 from .row_files import sha256_of
 
@@ -123,7 +123,7 @@ class Quarantine:
 
     def write(self, path: Path) -> dict[str, Any]:
         """The list as a file, there whole or not at all; returns {"rows", "bytes", "sha256"} of it."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = draft_of(path)
         temporary.write_text(self.text(), encoding="utf-8")
         temporary.replace(path)
         return {"rows": len(self.rows), "bytes": path.stat().st_size, "sha256": sha256_of(path)}

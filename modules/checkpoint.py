@@ -28,7 +28,9 @@ from torch.func import functional_call
 from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
 from .decoder import Decoder, init_parameter, positions_of
+from .drafts import draft_of, remove_abandoned
 from .inference import prepare_for_inference
+from .row_files import sha256_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import (
     CheckpointError,
@@ -94,6 +96,7 @@ def write_model(
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
         hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
+        hashes["architecture"] = sha256_of(draft / "model.yaml")
         save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
     return folder
 
@@ -112,7 +115,8 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    draft = draft_of(folder)
+    remove_abandoned(folder.parent)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -139,16 +143,23 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def require_folder(folder: Path) -> None:
+    """CheckpointError for what can't be a model folder, of whatever format."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder; a registered model is models:/NAME@ALIAS")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is empty, and no model folder")
+
+
 def open_model(folder: str | Path) -> StoredModel:
     """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
 
     Raises CheckpointError for what it lacks.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
+    require_folder(folder)
     if (foreign := interop.format_of(folder)) != "moyun":
         return interop.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]
@@ -210,6 +221,25 @@ def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
     return prepare_for_inference(decoder, dtype == "int8") if on_cpu else decoder
 
 
+def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer]:
+    """`load_for_inference` with the tokenizer; CheckpointError where either isn't what was saved."""
+    tokenizer = load_tokenizer(folder)
+    require_unchanged(folder, tokenizer)
+    return load_for_inference(folder, dtype), tokenizer
+
+
+def require_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
+    """CheckpointError where a moyun folder's tokenizer, architecture or weights don't hash to what was saved."""
+    if interop.format_of(folder) != "moyun":
+        return
+    saved, architecture = saved_hashes(folder), sha256_of(folder / "model.yaml")
+    if saved.get("tokenizer") != tokenizer.fingerprint:
+        raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
+    if saved.get("architecture", architecture) != architecture:  # folders of before have no such hash
+        raise CheckpointError(f"{folder}: model.yaml differs from what was saved; copy the folder again")
+    sound_hash(folder)
+
+
 def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """{"input_ids": (1, T) int64, "logits": (V,) float32}: what the model says after a fixed prompt."""
     ids = tokenizer.encode_prompt(GOLDEN_PROMPT)[: model.config.max_position_embeddings]
@@ -238,7 +268,7 @@ def layer_by_layer(model: StoredModel, input_ids: Tensor) -> Tensor:
 def sound_hash(folder: Path) -> str:
     """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
 
-    For what makes a new model of it: a damaged one would otherwise get hashes and golden logits of its own.
+    A new model made of a damaged one would get hashes and golden logits of its own, and seem sound.
     """
     found = model_hash(folder)
     if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
@@ -247,7 +277,7 @@ def sound_hash(folder: Path) -> str:
 
 
 def saved_hashes(folder: Path) -> dict[str, str]:
-    """What the weights and the tokenizer of a model folder hashed to when it was written."""
+    """What a model folder's weights, tokenizer and model.yaml hashed to when it was written."""
     path = folder / "golden.safetensors"
     try:
         with safe_open(path, "pt") as file:
@@ -268,11 +298,7 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
             f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
             f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
         )
-    hashes = saved_hashes(folder)
-    if hashes.get("tokenizer") != tokenizer.fingerprint:
-        raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
-    if hashes.get("weights") != weights_hash(folder):
-        raise CheckpointError(f"{folder}: {CHANGED}")
+    require_unchanged(folder, tokenizer)
     found = golden(model, tokenizer)
     saved = read_safetensors(folder / "golden.safetensors")
     if found.keys() != saved.keys() or any(

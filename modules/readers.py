@@ -25,6 +25,8 @@ MAX_JSON_BYTES = 1_000_000_000
 
 JSON_COLUMNS = ("references", "slots", "choices", "answer")
 """What tasks know of a row beside its texts: lists and numbers."""
+LONE_CR = "carriage return inside the line"
+LONE_CR_REMEDY = "; end the lines with \\n (tr '\\r' '\\n')"
 
 Row = tuple[int, Mapping[str, object]]
 
@@ -152,8 +154,7 @@ def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
     for number, line in enumerate(_lines(path, findings), 1):
         text = line.removesuffix("\n").removesuffix("\r")
         if "\r" in text and not text.isspace():
-            remedy = "; end the lines with \\n (tr '\\r' '\\n')"
-            findings.note(number, "carriage return inside the line", remedy, text)
+            findings.note(number, LONE_CR, LONE_CR_REMEDY, text)
         elif text and not text.isspace():
             yield number, {"src_txt": text}
 
@@ -181,9 +182,12 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
             if "unexpected end" in str(error) or "field limit" in str(error):
                 reason = f"a quote opened in this row is never closed ({error}); close it, or double it"
                 raise findings.error(position, reason) from error
+            fault, remedy = "not valid CSV", f" ({error}); double quotes inside a quoted value"
+            if "new-line character" in str(error):  # whose message tells how to open a file in Python
+                fault, remedy = LONE_CR, LONE_CR_REMEDY
             if not findings.columns:
-                raise findings.error(position, f"the header is not valid CSV ({error}); correct it") from error
-            findings.note(position, "not valid CSV", f" ({error}); double quotes inside a quoted value", last)
+                raise findings.error(position, f"{fault}{remedy}") from error
+            findings.note(position, fault, remedy, last)
             continue
         if record:
             yield position, record

@@ -19,7 +19,9 @@ from .redaction import redact_text
 from .serving import MODEL_CONFIG, SIGNATURE
 from .tracking.active_run import inside
 from .tracking.patience import patient
+from .tracking.run_life import is_there
 
+WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
 MODULES = Path(__file__).parent
 SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
@@ -88,13 +90,16 @@ def resolve_model(uri: str) -> Path:
     """
     if not is_registered(uri):
         return model_folder(uri)
+    if not any(map(is_there, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))):
+        raise ValueError(
+            f"{uri}: there is no tracking store {redact_text(mlflow.get_tracking_uri())}. {WHERE_MODELS_ARE}"
+        )
     try:
         with patient():
             downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
         raise ValueError(
-            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). "
-            "`make demo` registers models:/moyun@champion; a model folder's path works here too"
+            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). {WHERE_MODELS_ARE}"
         ) from error
     found = sorted(downloaded.glob("artifacts/*/model.yaml"))
     if not found:

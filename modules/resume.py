@@ -19,6 +19,7 @@ from typing import Any
 from .checkpoint import sync
 from .checkpoint_callback import checkpoints_in
 from .config import TrainingConfig, to_dict
+from .drafts import DRAFT, drafts_in, remove
 from .file_list import damage
 from .redaction import redact
 from .row_files import write_json
@@ -63,6 +64,12 @@ class Origin:
     model_uri: str | None = None
     """What a finished run has logged."""
     metrics: dict[str, float] | None = None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what training started from beside its rows, as tags of the run."""
+        known = {"sha256.tokenizer": self.tokenizer, "sha256.init_from": self.init_from}
+        return {name: value for name, value in known.items() if value}
 
 
 def origin_of(
@@ -173,7 +180,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def earlier_run(folder: Path, resume: str | None) -> Origin | None:
-    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.match(".*.tmp"))
+    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not DRAFT.fullmatch(path.name))
     if not inside:
         remove_drafts(folder)
         return None
@@ -193,13 +200,9 @@ def same_place(resume_from: str, known: str | None) -> bool:
 
 
 def remove_drafts(folder: Path) -> None:
-    """What a killed process left half written."""
-    for place in (folder, folder / CHECKPOINTS):
-        for path in [*place.glob(".*.tmp"), *place.glob(f".{ORIGIN}.*")]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """What a killed process left half written; whoever has the folder's lock is the only one to write there."""
+    for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+        remove(path)
 
 
 def newest_sound(checkpoints: Path) -> Path | None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .drafts import draft_of, remove_abandoned
+
 Row = dict[str, str]
 _COMPRESSION_LEVEL = 6
 
@@ -17,7 +19,8 @@ _COMPRESSION_LEVEL = 6
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Write one JSON object a line; returns {"rows", "bytes", "sha256"} of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_abandoned(path.parent)
+    temporary = draft_of(path)
     count = 0
     try:
         with temporary.open("wb") as raw:
@@ -49,7 +52,8 @@ def sha256_of(path: Path) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_abandoned(path.parent)
+    temporary = draft_of(path)
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(content, stream, ensure_ascii=False, indent=2)
         stream.write("\n")

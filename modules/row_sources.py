@@ -6,12 +6,15 @@ import gzip
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from . import readers
 from .bad_rows import DataError, Findings
@@ -21,6 +24,7 @@ FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 RowSource: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]]
 
 _VALIDATION_NAMES = ("validation", "valid", "dev", "val")
+_HUB_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -124,14 +128,42 @@ def _from_hub(source: str | Path, split: str | None) -> datasets.Dataset:
     name = str(source)
     reason = "no such path"
     if isinstance(source, str) and _HUB_NAME.fullmatch(name) and file_format(Path(name)) is None:
+        silence = _why_the_hub_is_silent(name)
         try:
-            return datasets.load_dataset(name, split=split or "train")
+            with _cached_alone(silence is not None):
+                return datasets.load_dataset(name, split=split or "train")
         except Exception as error:  # no network, no such name, no such split, no rights: one answer for all
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = silence or _first_line(error)
     raise DataError(
         f"{name} is neither a file nor a reachable hub dataset ({reason});"
         f" check the name, or the path from {Path.cwd()}"
     )
+
+
+def _why_the_hub_is_silent(name: str) -> str | None:
+    """Asked once and briefly: load_dataset asks for 40 s and says so in nine lines. None where it knows the name."""
+    try:
+        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(name, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError:
+        return "no such path, and the hub has none of that name that you may read"
+    except Exception as error:  # of whatever lies between here and the hub
+        return f"no such path, and of the hub: {_first_line(error)}"
+    return None
+
+
+@contextmanager
+def _cached_alone(alone: bool) -> Iterator[None]:
+    """While alone, load_dataset asks no server: what was fetched earlier is found all the same."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or alone
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def find_split_file(folder: str | Path, split: str) -> Path | None:

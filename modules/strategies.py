@@ -28,7 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
 from .checkpoint import default_device, sync
 from .config import TrainerConfig
 from .file_list import Described, describe_files, write_file_list
+from .interop.pickles import load
 from .interop.safe_dcp import load_state, raise_if_stopped
+from .weights import CheckpointError
 
 PROGRESS = "progress.pt"
 """What a checkpoint holds beside tensors: the step, validations, callbacks, schedule."""
@@ -190,8 +192,13 @@ def remove_folder(path: Path) -> None:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """What a checkpoint says beside tensors: global_step, validations, callbacks, schedule."""
-    progress: dict[str, Any] = torch.load(path / PROGRESS, weights_only=True)
+    """What a checkpoint says beside tensors: global_step, validations, callbacks, schedule.
+
+    Raises CheckpointError for anything else in its place, of which nothing is run.
+    """
+    progress = load(path / PROGRESS)
+    if not isinstance(progress, dict) or not isinstance(progress.get("global_step"), int):
+        raise CheckpointError(f"{path / PROGRESS} says nothing of a training's step; take another checkpoint")
     return progress
 
 

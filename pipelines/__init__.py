@@ -24,10 +24,9 @@ def pipeline(
     backend="llama_cpp" takes a folder that convert wrote with format=gguf, whose number format was chosen then.
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
-    from modules.checkpoint import load_for_inference
+    from modules.checkpoint import load_verified
     from modules.places import is_registered, model_folder
     from modules.text_generation import TextGenerator, generation_config
-    from modules.tokenizer import load_tokenizer
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
@@ -38,7 +37,7 @@ def pipeline(
     if backend != "torch":
         raise ValueError(f"backend={backend!r} must be torch or llama_cpp")
     folder = registered_model(model) if is_registered(model) else model_folder(model)
-    return TextGenerator(load_for_inference(folder, dtype), load_tokenizer(folder), generation_config(**defaults))
+    return TextGenerator(*load_verified(folder, dtype), generation_config(**defaults))
 
 
 def registered_model(uri: str) -> Path:

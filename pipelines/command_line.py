@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from .launch import WorkerError, launch, require_processes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
 
+KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -74,6 +76,20 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
             raise
         return 143, "terminated"  # Lightning's, on SIGTERM, with a code that would say all went well
     return 0, ""
+
+
+def with_positions(arguments: list[str], *names: str) -> list[str]:
+    """Arguments that are neither key=value nor an option's value are those of `names`, in order; more are refused."""
+    if {"--help", "-h"} & set(arguments):
+        return arguments
+    result: list[str] = []
+    rest = list(names)
+    for position, argument in enumerate(arguments):
+        before = arguments[position - 1] if position else ""
+        is_value = before.startswith("--") and "=" not in before
+        is_key = is_value or KEY_VALUE.match(argument) or not rest
+        result.append(argument if is_key else f"{rest.pop(0)}={argument}")
+    return result
 
 
 def leave(code: int) -> None:

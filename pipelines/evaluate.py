@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from rich.progress import TaskID
 
-from modules.checkpoint import load_for_inference
+from modules.checkpoint import load_verified
 from modules.config import EvaluateConfig
 from modules.evaluation import score
 from modules.measures import Measure
 from modules.registry import resolve_model
+from modules.report import html
+from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
 from modules.tasks.evaluation import Evaluation, Progress, Task
@@ -25,7 +28,7 @@ from modules.tracking import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, progress_bar, run_stage, show
-from .evaluation_results import log_results, show_results
+from .evaluation_results import REPORT, log_results, made_by, place_of, show_results
 from .quarantine import report_quarantine, start_quarantine
 
 
@@ -35,8 +38,8 @@ class EvaluateResult:
     evaluations: dict[str, Evaluation]
     """"model", "baseline" where there is one, then what needs no model: trivial answers by name, "chance", "unigram",
     "bigram", "trigram"."""
-    samples: list[dict[str, str]]
-    """Rows with prompt and text."""
+    samples: list[dict[str, Any]]
+    """Rows with prompt, text, and stopped: whether the model ended it by itself."""
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -48,12 +51,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             return EvaluateResult(run.info.run_id, {}, [])
         log_rows(run, test, str(config.data.test_path or config.data.path), "test")
         folders = {"model": resolve_model(config.model)}
-        if config.baseline:
-            folders["baseline"] = resolve_model(config.baseline)
+        beside = {"champion": config.champion, "baseline": config.baseline}
+        folders |= {name: resolve_model(place) for name, place in beside.items() if place}
         evaluations: dict[str, Evaluation] = {}
-        samples: list[dict[str, str]] = []
+        samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
-            decoder, tokenizer = load_for_inference(folder, config.dtype), load_tokenizer(folder)
+            decoder, tokenizer = load_verified(folder, config.dtype)
             with progress_of(name) as progress:
                 evaluations[name] = task.of_model(decoder, tokenizer, progress)
             if name == "model" and config.prompts:
@@ -63,6 +66,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             evaluations |= task.floors(load_tokenizer(folders["model"]))
         log_results(run, evaluations, samples)
         show_results(task, evaluations)
+        with console.status("report"):
+            report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
+            run.log_text(html(report), REPORT)
+        show("report", {"page": place_of(run, REPORT)})
         return EvaluateResult(run.info.run_id, evaluations, samples)
 
 
@@ -97,7 +104,7 @@ def score_folder(
     name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto"
 ) -> Measure:
     """Perplexity per character of the model in a folder, row by row. `name`: what the progress bar calls it."""
-    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
+    decoder, tokenizer = load_verified(folder, dtype)
     with progress_of(name) as progress:
         found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
     return found.perplexity_per_char
@@ -117,9 +124,11 @@ def progress_of(name: str) -> Iterator[Progress]:
         yield update
 
 
-def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, str]]:
+def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:
+    full = generator.tokenizer.prompt_template is None
     return [
-        {"prompt": prompt, "text": result["text"]} for prompt, result in zip(prompts, generator(prompts), strict=True)
+        {"prompt": prompt, "text": prompt * full + row.text, "stopped": row.stopped}
+        for prompt, row in zip(prompts, generator.write(prompts), strict=True)
     ]
 
 

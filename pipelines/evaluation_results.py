@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
 from modules.measures import Measure
 from modules.ngram import NAMES
 from modules.pictures import perplexity_bars
 from modules.tasks.evaluation import Evaluation, Task
+from modules.tracking import git_state
 from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, show
 
+REPORT = "report.html"
 PER_TOKEN = "perplexity"
 """Of different tokenizers not comparable, so it is logged but not shown."""
 
@@ -27,16 +33,20 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     )
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
-        lines = sorted(lines_of(name, evaluations), key=lambda line: line[2] if line[2] == line[2] else math.inf)
+        lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])
         for index, (who, shown, _) in enumerate(lines):
-            table.add_row(f"  {name}" if index == 0 else "", who, shown)
+            table.add_row(f"  {name.replace('_', ' ')}" if index == 0 else "", who, shown)
     console.print(table)
-    counts = {f"{who}: {name}": count for who, e in evaluations.items() for name, count in e.counts.items() if count}
+    counts = {
+        f"{who}: {name.replace('_', ' ')}": count
+        for who, e in evaluations.items()
+        for name, count in e.counts.items()
+        if count
+    }
     if counts:
-        show("cut or left out for want of positions", counts)
-    left_out = set(task.task.trivial) - set(task.trivial)
-    if left_out:
-        console.print(f"  without training rows (data.path) there is no {' and no '.join(sorted(left_out))}")
+        show("too long for the model's positions", counts)
+    if task.left_out:
+        console.print(f"  without training rows (data.path) there is no {', '.join(task.left_out)}", soft_wrap=True)
 
 
 def metric_names(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -54,10 +64,11 @@ def lines_of(name: str, evaluations: Mapping[str, Evaluation]) -> Iterator[tuple
 
 def in_words(measure: Measure, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{measure.value:.4g}" + (f"  [{low:.4g}, {high:.4g}]" if low == low else "")
+    value = "–" if math.isnan(measure.value) else f"{measure.value:.4g}"
+    return value + ("" if math.isnan(low) else f"  [{low:.4g}, {high:.4g}]")
 
 
-def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, str]]) -> None:
+def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:
     """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows."""
     model = evaluations["model"]
     metrics: dict[str, float] = {"test/rows": len(model.measures[0].statistics)}
@@ -97,3 +108,18 @@ def row_table(found: Evaluation) -> dict[str, list[object]]:
         values = [row.scores[name] for row in found.rows]
         table[name] = [None if math.isnan(value) else round(value, 6) for value in values]
     return table
+
+
+def made_by(run: TrackedRun) -> dict[str, str]:
+    """For the end of a page: the run, the code, when."""
+    state = git_state()
+    dirty = " with uncommitted changes" if state.get("git.dirty") == "true" else ""
+    commit = f"{state['git.commit'][:12]}{dirty}" if state else "not in a checkout"
+    return {"evaluated by run": run.info.run_id, "code": commit, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+
+
+def place_of(run: TrackedRun, artifact: str) -> str:
+    """A path where the run's artifacts are files of this machine."""
+    folder = run.info.artifact_uri
+    path = local_file_uri_to_path(folder) if is_local_uri(folder) else None
+    return f"{path}/{artifact}" if path else f"{artifact}, an artifact of run {run.info.run_id}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict
 
@@ -10,9 +9,7 @@ from modules.config import GenerateConfig
 from modules.places import is_registered
 
 from . import pipeline
-from .command_line import run_stage
-
-KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
+from .command_line import run_stage, with_positions
 
 
 def generate(config: GenerateConfig) -> str:
@@ -37,16 +34,5 @@ def generate(config: GenerateConfig) -> str:
     return "".join(pieces)
 
 
-def with_prompt(arguments: list[str]) -> list[str]:
-    """An argument that is neither key=value nor an option's value is the prompt."""
-    result: list[str] = []
-    for position, argument in enumerate(arguments):
-        before = arguments[position - 1] if position else ""
-        is_value = before.startswith("--") and "=" not in before
-        result.append(argument if is_value or KEY_VALUE.match(argument) else f"prompt={argument}")
-    return result
-
-
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    run_stage("generate", generate, arguments if {"--help", "-h"} & set(arguments) else with_prompt(arguments))
+    run_stage("generate", generate, with_positions(sys.argv[1:], "prompt"))

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from modules.checkpoint import require_folder
 from modules.config import ServeConfig
 from modules.places import is_registered, model_folder
 from modules.server.lifecycle import Lifecycle, is_loading
@@ -24,6 +25,7 @@ def serve(config: ServeConfig) -> None:
         folder = resolve_model(config.model)
     else:
         folder = model_folder(config.model)
+    require_folder(folder)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
     if not server.this_machine_only:

@@ -88,6 +88,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name, digest in origin.data.items():
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name, digest)
+        run.set_tags(origin.fingerprints)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)

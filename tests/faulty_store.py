@@ -9,7 +9,7 @@ import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["none", "hangs", "500", "commits then drops", "dead"]
+Fault = Literal["none", "hangs", "500", "database", "commits then drops", "dead"]
 
 
 class FaultyStore:
@@ -26,6 +26,8 @@ class FaultyStore:
         self.files: dict[str, bytes] = {}
         self.status = "RUNNING"
         self.deleted = False
+        self.forbidden = "!"
+        """Regular expression for names that are refused."""
         self.released = threading.Event()
         self.server = self.listen(0)
         self.port = self.server.server_address[1]
@@ -64,7 +66,8 @@ class FaultyStore:
         return [(step, value) for key, step, _, value in self.metrics if key == name]
 
     def log_batch(self, body: dict[str, Any]) -> None:
-        if any("!" in entry["key"] for entries in body.values() if isinstance(entries, list) for entry in entries):
+        names = [entry["key"] for entries in body.values() if isinstance(entries, list) for entry in entries]
+        if any(re.search(self.forbidden, name) for name in names):
             raise ValueError("a name with ! is invalid")
         for metric in body.get("metrics", []):
             row = (metric["key"], int(metric.get("step", 0)), int(metric["timestamp"]), float(metric["value"]))
@@ -87,6 +90,8 @@ class Answers(BaseHTTPRequestHandler):
             self.store.released.wait(600)
         if self.store.fault == "500":
             return self.reply(500, {"error_code": "INTERNAL_ERROR", "message": "out of order"})
+        if self.store.fault == "database":  # what MLflow 3.17 makes of most errors of SQLAlchemy
+            return self.reply(400, {"error_code": "BAD_REQUEST", "message": "a read-only transaction"})
         try:
             result = self.act(call, body)
         except ValueError as error:

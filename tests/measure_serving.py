@@ -1,8 +1,9 @@
 """A real server under load on this machine, printed as a table: what docs/serving.md promises, measured.
 
-python tests/measure_serving.py [model] [seconds of overload] [folder]   model: a size (conf/model), random weights
+python tests/measure_serving.py [model] [seconds of overload]   model: a size (conf/model), random weights
 
-Requests are the same work each: a prompt of 6 characters, 32 new tokens, which random weights never end early.
+The exit code is 1 where a promise is broken. Requests are the same work each: a prompt of 6 characters, 32 new tokens,
+which random weights never end early.
 Clients are this process's, so they take some of the processor that the server could have.
 """
 
@@ -36,7 +37,14 @@ REQUEST = {"prompt": "白日依山尽，", "max_tokens": NEW_TOKENS, "temperatur
 BATCH = 16
 ROUNDS = 3
 MOST_REQUESTS = 40_000
-
+REFUSAL_SECONDS = 0.1
+"""Promised: the 99th percentile of a 503."""
+GOODPUT = 0.8
+"""Promised: under four times the capacity, as a share of it."""
+RECOVERY = 2.0
+"""Promised: the next request after a burst, as a multiple of the unloaded 95th percentile."""
+broken: list[str] = []
+"""Promises that weren't kept."""
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -136,6 +144,11 @@ def show(what: str, value: str) -> None:
     print(f"  {what:<58} {value}", flush=True)
 
 
+def promise(kept: bool, what: str) -> None:
+    if not kept:
+        broken.append(what)
+
+
 async def unloaded(server: Server, count: int = 20) -> list[float]:
     return [(await server.ask()).seconds for _ in range(count)]
 
@@ -175,6 +188,11 @@ async def overload(server: Server, capacity: float, seconds: float, p95: float) 
     good = [answer for answer in answers if answer.status == 200]
     others = sorted({answer.status for answer in answers} - {200, 503})
     goodput = len([answer for answer in good if answer.ended <= sent]) / (sent - started)
+    p99, recovery = quantile(shed, 0.99), following.seconds / p95
+    promise(p99 < REFUSAL_SECONDS, f"a 503 within {1000 * REFUSAL_SECONDS:.0f} ms (p99): {1000 * p99:.0f} ms")
+    promise(not others, f"nothing but 200 and 503: {others}")
+    promise(goodput >= GOODPUT * capacity, f"goodput of {GOODPUT} of capacity: {goodput / capacity:.2f}")
+    promise(recovery <= RECOVERY, f"the next request within {RECOVERY:g} x the unloaded p95: {recovery:.2f} x")
     show("overload: requests, a second", f"{len(answers):,}, {len(answers) / (sent - started):.1f}")
     show("  answered 200, 503, anything else", f"{len(good):,}, {len(shed):,}, {others or 'none'}")
     show("  503: p50, p99, slowest", ", ".join(f"{1000 * quantile(shed, share):.1f} ms" for share in (0.5, 0.99, 1)))
@@ -190,6 +208,8 @@ async def overload(server: Server, capacity: float, seconds: float, p95: float) 
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     following = await server.ask_until_served()
+    recovery = following.seconds / p95
+    promise(recovery <= RECOVERY, f"the same after clients hang up: {recovery:.2f} x")
     show(
         "  next request after all of a burst's clients hang up",
         f"{following.seconds:.3f} s, {following.seconds / p95:.2f} ×",
@@ -211,6 +231,7 @@ async def hang_up(server: Server, clients: int = 8, events: int = 5) -> None:
         writer.transport.abort()
     await server.idle()
     wasted = await server.metric("moyun_generated_tokens_total") - written
+    promise(wasted <= 2 * clients, f"a text nobody reads stops within a token: {wasted:.0f} of {clients} texts")
     show(
         f"tokens of {clients} streams after all readers went, of {clients * NEW_TOKENS}",
         f"{wasted:.0f} ({written - before:.0f} before)",
@@ -230,6 +251,9 @@ async def terminate(server: Server) -> None:
     not_ready = time.perf_counter() - started
     answers = await asyncio.gather(*tasks)
     code = await asyncio.to_thread(server.process.wait)
+    promise(
+        code == 0 and all(answer.status == 200 for answer in answers), "after SIGTERM all that was accepted is done"
+    )
     show("SIGTERM: /ready says no after", f"{1000 * not_ready:.0f} ms (status {status})")
     show("  requests in flight, finished", f"{len(answers)}, {sum(answer.status == 200 for answer in answers)}")
     show("  exit code, seconds", f"{code}, {time.perf_counter() - started:.2f}")
@@ -282,7 +306,7 @@ def make_model(folder: Path, size: str) -> Path:
     return save_model(folder / size, build_decoder(config, seed=0), tokenizer, {})
 
 
-def main(size: str = "tiny", seconds: str = "60") -> None:
+def main(size: str = "tiny", seconds: str = "60") -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = make_model(Path(name), size)
         server = Server(folder)
@@ -296,7 +320,10 @@ def main(size: str = "tiny", seconds: str = "60") -> None:
             "16 requests at once; pipeline() with a batch of 16",
             f"{rate:.0f}, {alone:.0f} tokens/s; {rate / alone:.2f}",
         )
+    for what in broken:
+        print(f"NOT KEPT: {what}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

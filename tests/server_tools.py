@@ -25,6 +25,7 @@ from conftest import ROOT
 from modules.config import LimitsConfig
 from modules.decoder import Decoder
 from modules.server.app import Service, create_app
+from modules.server.connection import Connection
 from modules.server.engine import Engine
 from modules.server.lifecycle import QuietServer, address_of, listen
 from modules.text_generation import TextGenerator
@@ -88,7 +89,8 @@ def served(decoder: Decoder, tokenizer: Tokenizer, name: str = "small", **limits
     hook = decoder.register_forward_pre_hook(pace)
     engine = Engine(decoder, tokenizer, service.limits, service.metrics, loop.call_soon_threadsafe)
     listener = listen("127.0.0.1", 0)
-    server = QuietServer(uvicorn.Config(create_app(service), log_config=None, log_level="critical", lifespan="off"))
+    options: dict[str, Any] = {"http": Connection, "log_config": None, "log_level": "critical", "lifespan": "off"}
+    server = QuietServer(uvicorn.Config(create_app(service), **options))
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
     engine.start()
     thread.start()

@@ -15,7 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modules import checkpoint
-from modules.checkpoint import FILES, CheckpointError, build_decoder, load_model, save_model, verify_model
+from modules.checkpoint import (
+    FILES,
+    CheckpointError,
+    build_decoder,
+    load_model,
+    load_verified,
+    save_model,
+    verify_model,
+)
 from modules.config import ConfigError, ModelConfig
 from modules.decoder import Decoder, Head
 from modules.tokenizer import Tokenizer, load_tokenizer
@@ -196,6 +204,9 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such model folder"):
         load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty is empty, and no model folder$"):
+        load_model(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +262,21 @@ def test_one_changed_weight_is_noticed(folder: Path, place: tuple[str, tuple[int
         verify_model(folder)
 
 
+@pytest.mark.parametrize("check", [verify_model, load_verified])
+def test_a_changed_architecture_is_noticed(folder: Path, check: Callable[[Path], Any]) -> None:
+    path = folder / "model.yaml"
+    path.write_text(path.read_text().replace("layer_norm_eps: 1.0e-05", "layer_norm_eps: 2.0e-05"))
+    with pytest.raises(CheckpointError, match=r"model\.yaml differs from what was saved"):
+        check(folder)
+
+
+def test_whoever_reads_a_model_learns_of_damage(folder: Path) -> None:
+    load_verified(folder)
+    rewrite_weights(folder, lambda weights: weights["word_embeddings.weight"][0, 0].add_(1e-3))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors differs from what was saved"):
+        load_verified(folder)
+
+
 @pytest.mark.parametrize("change", ["swap", "template"])
 def test_a_changed_tokenizer_is_noticed(folder: Path, change: str) -> None:
     if change == "swap":  # two characters that the golden prompt lacks
@@ -263,8 +289,9 @@ def test_a_changed_tokenizer_is_noticed(folder: Path, change: str) -> None:
         load_tokenizer(folder)
     else:
         load_tokenizer(folder).with_prompt_template("答：{src_txt}\n").save(folder)
-    with pytest.raises(CheckpointError, match="the tokenizer or prompt template differs"):
-        verify_model(folder)
+    for check in (verify_model, load_verified):
+        with pytest.raises(CheckpointError, match="the tokenizer or prompt template differs"):
+            check(folder)
 
 
 def test_another_result_of_the_same_weights_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

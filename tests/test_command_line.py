@@ -13,8 +13,7 @@ from conftest import ROOT
 
 from modules.config import GenerateConfig
 from modules.processes import Stopped
-from pipelines.command_line import run_stage
-from pipelines.generate import with_prompt
+from pipelines.command_line import run_stage, with_positions
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:
@@ -68,7 +67,7 @@ def test_help_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_the_prompt_needs_no_key(arguments: list[str], expected: list[str]) -> None:
-    assert with_prompt(arguments) == expected
+    assert with_positions(arguments, "prompt") == expected
 
 
 def test_lightning_is_quiet_though_imported_later() -> None:

@@ -16,7 +16,12 @@ from modules.config import (
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-NEEDED = {"register": ["model=folder"], "finetune": ["train.init_from=folder"], "convert": ["source=a", "target=b"]}
+NEEDED = {
+    "register": ["model=folder"],
+    "finetune": ["train.init_from=folder"],
+    "convert": ["source=a", "target=b"],
+    "compare": ["one=a", "other=b"],
+}
 """What a stage must be given."""
 
 # (layers, heads, width, learning rate, tokens a step): the table in ModelScope's model cards (docs/recipes.md).
@@ -201,3 +206,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(KeyError, match="pretrian"):
         load_config("pretrian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["source=summarisation"],
+            "source=summarisation: there is no such file or folder; did you mean summarization?",
+        ),
+        (["source=question_generation"], "source=question_generation needs archive=FILE"),
+        (["archive=mine.tgz"], "archive=mine.tgz goes with source=full or a task's (summarization, "),
+    ],
+)
+def test_sources_of_prepare_are_checked_before_any_work(arguments: list[str], complaint: str) -> None:
+    assert complaints_of("prepare", *arguments)[0].startswith(complaint)

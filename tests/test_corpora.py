@@ -156,6 +156,7 @@ def test_questions_get_their_passage_around_the_marked_answer(tmp_path: Path) ->
         text = f"{story(n)}。【{story(n)[:3]}】答{n}案。{story(n + 500)}。"
         passages.append((text, [(f"问{n}？", f"答{n}案", 36), ("又问？", f"答{n}案", 36)]))
     passages.append((story(900), [("无？", "不在", 0)]))
+    passages.append((f"\ud800{story(901)}", [("无？", story(901)[:3], 1)]))
     archive = tmp_path / "mine.json.gz"
     archive.write_bytes(gzip.compress(squad(passages)))
     manifest = prepare_corpus(CORPORA["question_generation"], tmp_path / "out", archive, ignore)
@@ -163,7 +164,7 @@ def test_questions_get_their_passage_around_the_marked_answer(tmp_path: Path) ->
     assert all(row["references"] == [row["tgt_txt"], "又问？"] for row in splits["test"])
     row = next(row for row in splits["train"] if row["tgt_txt"] == "问1？")
     assert row["src_txt"] == f"{story(1)}。［{story(1)[:3]}］【答1案】。{story(501)}。"
-    assert manifest["counts"]["broken, or its answer isn't in the passage"] == 1
+    assert manifest["counts"]["broken, or its answer isn't in the passage"] == 2
 
 
 @given(st.text("甲乙。？", min_size=1, max_size=80), st.data())
@@ -281,8 +282,12 @@ def source_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return Package("package", "1.0", archive.name, sha256_of(archive), "MIT", backend="setuptools.build_meta")
 
 
-def test_a_source_archive_is_fetched_without_running_any_of_it(source_package: Package, tmp_path: Path) -> None:
-    archive = find_or_fetch(source_package, tmp_path / "cache")
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_source_archive_is_fetched_without_running_any_of_it(
+    relative: bool, source_package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = find_or_fetch(source_package, Path("cache") if relative else tmp_path / "cache")
     assert read_members(archive, ["data.json"]) == {"data.json": b"[]"}
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["package-1.0.tar.gz"]
     assert not (tmp_path / "ran").exists()

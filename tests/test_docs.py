@@ -20,15 +20,18 @@ from snippets import ELISION, Snippet, snippets, words
 from modules.checkpoint import save_model
 from modules.config import STAGES, ConfigError, load_config
 from modules.tokenizer import Tokenizer
+from pipelines.command_line import with_positions
 from pipelines.convert import convert
 from pipelines.finetune import finetune
-from pipelines.generate import generate, with_prompt
+from pipelines.generate import generate
 from pipelines.prepare import prepare
 
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [snippet for page in PAGES for snippet in snippets(page, ROOT)]
 COMMANDS = [snippet for snippet in SNIPPETS if snippet.kind in ("command", "inline")]
 PYTHON = [snippet for snippet in SNIPPETS if snippet.kind == "python"]
+POSITIONS = {"generate": ("prompt",), "compare": ("one", "other")}
+"""Keys that a command takes without their names."""
 FOREIGN = ("modelscope",)
 """Whose snippets stand there to be replaced."""
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]
@@ -84,7 +87,7 @@ def of_stage(stage: str, arguments: list[str], snippet: Snippet) -> list[str]:
         return [f"no stage {stage}"]
     given = [argument for argument in arguments if argument != ELISION or stage == "generate"]
     try:
-        load_config(stage, with_prompt(given) if stage == "generate" else given)
+        load_config(stage, with_positions(given, *POSITIONS.get(stage, ())))
     except ConfigError as error:
         partial = snippet.kind == "inline" or ELISION in arguments
         return [text for text in error.complaints if not (partial and "must be given" in text)]
@@ -174,7 +177,7 @@ def test_commands_that_need_only_a_model_or_rows_work(
     if stage == "finetune":
         arguments += ["dry_run=true", *([] if "columns" in snippet.text else ["data.columns.text1=src_txt"])]
     function: Any = {"generate": generate, "prepare": prepare, "convert": convert, "finetune": finetune}[stage]
-    function(load_config(stage, with_prompt(arguments) if stage == "generate" else arguments))
+    function(load_config(stage, with_positions(arguments, *POSITIONS.get(stage, ()))))
 
 
 # --- what is made, and what stands twice ---

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import torch
 from fuzz import make_folders
 
 from modules.config import load_config
+from modules.file_list import FILE_LIST, describe_files, write_file_list
 from modules.token_store import open_documents
 from modules.tokenizer import load_tokenizer
 from pipelines import pipeline
@@ -26,6 +29,7 @@ from pipelines.generate import generate
 from pipelines.pretrain import pretrain
 from pipelines.register import register
 from pipelines.rehearse import rehearse
+from pipelines.serve import serve
 
 ROWS = {"src_txt": ["天生我材必有用", "黄河入海流"] * 10}
 RATES = ["train.learning_rate=1e-4", "train.batch_size=1", "train.max_steps=1", "data.sequence_length=16"]
@@ -112,6 +116,7 @@ ENTRIES: dict[str, Callable[[str, str], Any]] = {
         convert, "convert", f"source={good}", f"adapter={place}", "target=new"
     ),
     "generate": lambda place, good: start(generate, "generate", f"model={place}", "prompt=春"),
+    "serve": lambda place, good: start(serve, "serve", f"model={place}", "port=0"),
     "pipeline": lambda place, good: pipeline(model=place),
     "tokenizer.path": lambda place, good: (
         start(pretrain, "pretrain", "model=tiny", f"tokenizer.path={place}", "data.path=rows.txt", *RATES[1:])
@@ -145,11 +150,77 @@ def test_nothing_runs_whatever_is_opened(
             enter(str(store / folder), str(sound / "moyun"))
         except ValueError as error:
             refused = bool(str(error))
-        else:  # who only reads text with a model needs no golden logits of it
-            refused = planted == "golden" and entry.startswith(("evaluate", "generate", "pipeline"))
+        else:
+            refused = False
         assert refused, entry
         assert not canary.exists(), entry
         assert not (store / "new").exists(), entry
+
+
+# --- an output_dir that somebody else has filled, and which training goes on in ---
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, and in run/ what a run left after its first step."""
+    place = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        go_on(place / "run", "train.max_steps=1")
+    origin = place / "run" / "checkpoints" / "origin.json"
+    origin.write_text(json.dumps(json.loads(origin.read_text()) | {"finished": False}))
+    return place
+
+
+def go_on(folder: Path, *arguments: str) -> Any:
+    arguments = ("model=tiny", "model.num_hidden_layers=1", f"output_dir={folder}", *RATES[1:], *arguments)
+    return pretrain(load_config("pretrain", [*arguments, "tracking.log_system_metrics=false"]), ROWS)
+
+
+def at_the_start(path: Path, evil: Evil) -> None:
+    """In place of the first tensor, as long as what it was."""
+    content = pickle.dumps(evil)
+    path.write_bytes(content + path.read_bytes()[len(content) :])
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    ("file", "plant"),
+    [
+        ("progress.pt", as_pickle),
+        ("progress.pt", in_state_dict),
+        ("progress.pt", as_lightning),
+        (".metadata", as_pickle),
+        ("__0_0.distcp", as_pickle),
+        ("__0_0.distcp", at_the_start),
+    ],
+)
+def test_nothing_runs_where_a_run_goes_on(
+    file: str,
+    plant: Callable[[Path, Evil], None],
+    forced: bool,
+    interrupted: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """files.json is no protection: whoever changed the checkpoint wrote the list anew."""
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    shutil.copytree(interrupted, store, symlinks=True, dirs_exist_ok=True)
+    checkpoint = store / "run" / "checkpoints" / "step=1.ckpt"
+    plant(checkpoint / file, Evil(store / "canary"))
+    write_file_list(checkpoint, describe_files(path for path in checkpoint.iterdir() if path.name != FILE_LIST))
+    with pytest.raises(ValueError, match=rf"step=1\.ckpt.*{re.escape(file) if file != '__0_0.distcp' else ''}"):
+        go_on(store / "run", "train.max_steps=2", "train.allow_changed=[train.max_steps]")
+    assert not (store / "canary").exists()
+
+
+def test_the_run_would_go_on(interrupted: Path, store: Path) -> None:
+    """Or the test above would prove nothing."""
+    shutil.copytree(interrupted, store, symlinks=True, dirs_exist_ok=True)
+    assert go_on(store / "run", "train.max_steps=2", "train.allow_changed=[train.max_steps]")
+    assert (store / "run" / "checkpoints" / "step=2.ckpt").is_dir()
 
 
 def test_the_canary_would_be_seen(tmp_path: Path, sound: Path) -> None:

@@ -138,3 +138,11 @@ def test_marks_are_round_and_inside(low: float, high: float) -> None:
     found = ticks(low, high)
     assert 1 <= len(found) <= 8
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+
+
+def test_the_same_model_is_said_to_be_the_same() -> None:
+    measure = mean("m", [0.1, 0.5, 0.9])
+    columns = [Column("model", [measure]), Column("champion", [measure])]
+    page = html(Report("r", columns=columns, comparisons={"champion": [compare(measure, measure)]}))
+    assert "The same on every row, by every measure." in page
+    assert "undecided</span>" not in page

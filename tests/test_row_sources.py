@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import gzip
+import http.server
+import logging
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pytest
@@ -48,6 +52,7 @@ def test_what_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) ->
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("modules.row_sources.HfApi.dataset_info", lambda *_, **__: None)
     assert load_rows("poet/poems", split="test").to_list() == ROWS
     refusal = r"is neither a file nor a reachable hub dataset \({}\); check"
     with pytest.raises(DataError, match="poet/absent " + refusal.format("no network")):
@@ -56,3 +61,35 @@ def test_what_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(DataError, match=refusal.format("no such path")):
             load_rows(name)
     assert asked == [("poet/poems", "test"), ("poet/absent", "train")]
+
+
+class AwayHub(http.server.BaseHTTPRequestHandler):
+    """Which huggingface_hub's own calls would ask six times."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_error(503)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_hub_that_is_away_is_asked_once_and_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), AwayHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        with pytest.raises(DataError, match=r"minecsv is neither .*\(no such path, and of the hub: .*503.*\); check"):
+            load_rows("minecsv")
+        hub.shutdown()
+    assert AwayHub.asked == ["/api/datasets/minecsv"]
+    assert caplog.messages == []
+    assert not datasets.config.HF_HUB_OFFLINE

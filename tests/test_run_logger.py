@@ -24,6 +24,7 @@ from modules.redaction import redact_text
 from modules.tracking import run_life, stage_run
 from modules.tracking.run_life import END, GONE, RUNNING, end_of, owner_tags, run_tags
 from modules.tracking.run_logger import RunLogger
+from modules.tracking.spool import Spool
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
@@ -178,6 +179,25 @@ def test_a_killed_runs_process_is_missed_by_the_next_stage_and_sync_sends_its_re
     assert MlflowClient().get_run(killed.info.run_id).info.status == "KILLED"
     assert sync(SyncConfig()) == []
     assert "nothing waits (2 runs)" in capsys.readouterr().out
+
+
+def test_a_killed_run_of_a_container_that_was_made_anew_is_missed_by_its_logs_lock(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose name and process numbers nobody here knows."""
+    root = Path("outputs/tracking")
+    with monkeypatch.context() as patch, stage_run("prepare", quiet()) as alive:
+        patch.setattr(run_life, "host", lambda: "another container")
+        killed = MlflowClient().create_run(alive.info.experiment_id)
+        MlflowClient().log_batch(killed.info.run_id, tags=run_tags(owner_tags()))
+        MlflowClient().log_batch(alive.info.run_id, tags=run_tags(owner_tags()))
+        Spool(root / killed.info.run_id).close()
+        patch.undo()
+        with stage_run("prepare", quiet()):
+            pass
+        ended = MlflowClient().get_run(killed.info.run_id)
+        assert (ended.info.status, ended.data.tags[END]) == ("KILLED", GONE)
+        assert MlflowClient().get_run(alive.info.run_id).data.tags[END] == RUNNING
 
 
 def test_a_process_number_that_was_given_anew_is_another_process(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

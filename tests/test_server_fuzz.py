@@ -11,6 +11,7 @@ import pytest
 from conftest import make_config, make_decoder
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from server_tools import Pace
 from starlette.types import ASGIApp, Message
 
 from modules.config import LimitsConfig
@@ -110,10 +111,18 @@ def caller(tokenizer: Tokenizer) -> Iterator[Caller]:
 @example(("/v1/completions", b'{"prompt": "x", "stop": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}"))
 @example(("/v1/completions", b'{"prompt": "x", "model": "\\ud800\\n"}'))
 def test_an_odd_request_gets_text_or_one_line(caller: Caller, request_: tuple[str, bytes]) -> None:
-    path, body = request_
-    status, answer = caller(path, body)
+    check_answer(request_[0], *caller(*request_))
+
+
+def check_answer(path: str, status: int, answer: bytes) -> None:
     if status == 200:
         assert b"Traceback" not in answer
+        if answer.startswith(b"data: "):  # a stream has said 200 before anything could go wrong
+            events = answer.decode().removesuffix("\n\n").split("\n\n")
+            assert events[-1] == "data: [DONE]", events[-1]
+            assert not any("error" in json.loads(event.removeprefix("data: ")) for event in events[:-1])
+        else:
+            assert set(json.loads(answer)) & {"choices", "predictions"}
         return
     assert status in (400, 404, 413), (status, answer)
     content = json.loads(answer)
@@ -121,6 +130,19 @@ def test_an_odd_request_gets_text_or_one_line(caller: Caller, request_: tuple[st
     assert message
     assert "\n" not in message
     assert len(message) < 1000
+
+
+def test_a_stream_that_breaks_off_would_be_seen(caller: Caller) -> None:
+    body = json.dumps({"prompt": "春", "max_tokens": 4, "stream": True}).encode()
+    check_answer("/v1/completions", *caller("/v1/completions", body))
+    hook = caller.engine.decoder.register_forward_pre_hook(Pace(fail=True))
+    try:
+        broken = caller("/v1/completions", body)
+    finally:
+        hook.remove()
+    assert broken[0] == 200
+    with pytest.raises(AssertionError, match="the model failed on this request"):
+        check_answer("/v1/completions", *broken)
 
 
 def test_the_fuzz_reaches_the_model(caller: Caller) -> None:

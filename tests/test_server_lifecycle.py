@@ -13,12 +13,12 @@ import pytest
 from conftest import make_config, make_decoder
 from server_tools import address_in, process, send_and_keep, until
 
-from modules.checkpoint import save_model
+from modules.checkpoint import CheckpointError, save_model
 from modules.config import ConfigError, load_config
 from modules.server import lifecycle
 from modules.server.lifecycle import Lifecycle, listen
 from modules.tokenizer import Tokenizer
-from pipelines.serve import name_of
+from pipelines.serve import name_of, serve
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,17 @@ def test_small_answers_are_sent_at_once() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
+def test_what_is_no_folder_is_refused_before_anything_is_said(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=f"{name}(: no such model folder; .*models:/NAME@| is empty| is a file)"):
+        serve(load_config("serve", [f"model={tmp_path / name}", "port=0"]))
+    assert capsys.readouterr().out == ""
 
 
 # --- configuration ---

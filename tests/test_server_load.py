@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 from conftest import make_config, make_decoder
 from server_tools import Served, send_and_keep, served, until
 
+from modules.server import connection
 from modules.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.server
@@ -115,6 +118,35 @@ def test_a_body_that_never_ends_is_not_waited_for(tokenizer: Tokenizer) -> None:
         while b"408" not in received:
             received += connection.recv(4096)
         connection.close()
+
+
+def test_headers_that_never_end_are_not_waited_for(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a new connection, a silent one, and one that has been used; a byte now and then changes nothing."""
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server:
+        place = httpx.URL(server.url)
+        clients = [socket.create_connection((place.host, place.port or 80), timeout=5) for _ in range(3)]
+        clients[2].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while b"alive" not in answer:
+            answer += clients[2].recv(4096)
+        for slow in (clients[0], clients[2]):
+            slow.sendall(b"GET /health HTTP/1.1\r\n")
+        for _ in range(3):
+            clients[0].sendall(b"X")
+            time.sleep(0.05)
+        assert [client.recv(4096) for client in clients] == [b"", b"", b""]
+        for client in clients:
+            client.close()
+
+
+def test_a_slow_answer_outlasts_the_wait_for_headers(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.05)
+    monkeypatch.setattr(server.pace, "seconds", 0.02)
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(2):
+            body = {"prompt": "春", "max_tokens": 20, "seed": 1}
+            assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] >= 5
 
 
 def test_a_failing_model_is_a_500_of_one_line_and_the_next_request_is_served(server: Served) -> None:

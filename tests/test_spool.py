@@ -103,6 +103,25 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, caplog: pyt
     spool.close()
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_signal_in_the_middle_of_an_append_leaves_the_count_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    spool = Spool(tmp_path / "run")
+    spool.append("tags", values={"a": "1"})
+    with monkeypatch.context() as patch:
+        whole = spool.write
+        patch.setattr(spool, "write", lambda line: (written and whole(line), os.kill(os.getpid(), signal.SIGINT)))
+        with pytest.raises(KeyboardInterrupt):
+            spool.append("tags", values={"a": "2"})
+    assert spool.append("tags", values={"a": "3"}) == 1 + written
+    last = spool.read(0, 0)[-1]
+    assert (last.number, last.fields["values"]) == (1 + written, {"a": "3"})
+    spool.mark_sent(last)
+    assert spool.pending == 0
+    spool.close()
+
+
 def test_the_state_of_a_log_is_seen_without_opening_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert not unsent(folder)

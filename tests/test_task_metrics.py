@@ -90,6 +90,14 @@ def test_bleu_without_matches_of_some_order_is_smoothed_as_sacrebleu_does(text: 
     assert measure.value == pytest.approx(expected)
 
 
+def test_a_slot_is_one_token_of_bleu() -> None:
+    rows = [TaskRow("", ["我要去[景点+名称1]，票价[票价]"], ["[景点+名称1]", "[票价]"])]
+    (measure,) = bleu(["我要去[景点+名称]，票价[票价]"], rows)
+    ours, theirs = "我要去[景点+名称]，票价 A", "我要去 B，票价 A"
+    assert measure.value == pytest.approx(BLEU(tokenize="zh").corpus_score([ours], [[theirs]]).score)
+    assert measure.statistics[0, 1] == 8
+
+
 def test_slot_errors_are_what_is_missing_and_what_belongs_to_others() -> None:
     rows = [
         TaskRow("", ["价格是[价格]"], ["[价格]"]),

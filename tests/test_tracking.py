@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
     assert yaml.safe_load(text) == lineage.to_dict(config)
+    assert found.data.tags["config.sha256"] == sha256(text.encode()).hexdigest()
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert found.data.tags["git.commit"] == head.stdout.strip()
     assert found.data.tags["git.dirty"] in ("true", "false")
@@ -283,6 +285,14 @@ def test_a_model_that_is_not_there_is_named_with_the_store(store: Path, uri: str
     ) as caught:
         resolve_model(uri)
     assert str(caught.value).startswith(f"{uri}: ")
+
+
+def test_asking_for_a_model_makes_no_store(store: Path) -> None:
+    (store / "mlflow.db").unlink()
+    connect()
+    with pytest.raises(ValueError, match=r"models:/nobody@champion: there is no tracking store sqlite:///.*mlflow\.db"):
+        resolve_model("models:/nobody@champion")
+    assert not (store / "mlflow.db").exists()
 
 
 def test_what_is_no_model_of_ours_is_refused(store: Path) -> None:

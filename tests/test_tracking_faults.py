@@ -8,13 +8,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
+import sqlalchemy
 from faulty_store import Fault, FaultyStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from modules.config import SyncConfig, TrackingConfig
-from modules.tracking import sender
+from modules.tracking import connect, sender, spool
 from modules.tracking.patience import BRIEF, TIMEOUT, be_brief, patient
 from modules.tracking.run_life import require_store
 from modules.tracking.tracked_run import TrackedRun
@@ -50,7 +53,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("fault", ["hangs", "500", "commits then drops", "dead"])
+@pytest.mark.parametrize("fault", ["hangs", "500", "database", "commits then drops", "dead"])
 def test_what_is_logged_meanwhile_arrives_once_and_in_order(
     faulty: FaultyStore, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,6 +85,25 @@ def test_what_is_logged_meanwhile_arrives_once_and_in_order(
     assert messages == ["tracking: the store doesn't take w", "tracking: the store is back"]
 
 
+def test_a_store_that_is_back_is_caught_up_with_at_a_pace_that_leaves_training_alone(
+    faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    monkeypatch.setattr(spool, "decode", lambda line: decoded.append(line) or json.loads(line))
+    run = open_run(faulty)
+    faulty.fault = "dead"
+    expected = log_steps(run, 0, 5000)
+    monkeypatch.setattr(sender, "SHARE", 1e-9)  # so that it rests for LONGEST_PAUSE after each call
+    faulty.fault = "none"
+    wait_until(lambda: run.spool.sent_records > 0)
+    time.sleep(0.2)
+    assert run.spool.pending > 4000
+    assert run.flush()  # who waits gets all of it at once
+    assert faulty.history("train/loss") == expected
+    assert len(decoded) < 1.2 * len(expected)  # each once, but for a chunk's torn last line
+    run.end("FINISHED", "finished")
+
+
 def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     faulty: FaultyStore, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,11 +129,25 @@ def test_what_is_left_at_the_end_is_said_in_one_line_and_sync_sends_it(
     assert f"{faulty.run_id}  992 sent, 0 left" in capsys.readouterr().out
 
 
-def test_sync_leaves_a_run_alone_that_is_still_written_to(faulty: FaultyStore) -> None:
+def test_a_dead_store_is_waited_for_once(faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(faulty, flush_timeout=0.2)
+    faulty.fault = "dead"
+    log_steps(run, 0, 10)
+    assert run.log_model(Path("model")) is None
+    polls: list[float] = []
+    monkeypatch.setattr(sender.time, "sleep", polls.append)
+    run.end("FINISHED", "finished")
+    assert polls == []
+
+
+def test_sync_leaves_a_run_alone_that_is_still_written_to(
+    faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = open_run(faulty)
     config = SyncConfig(TrackingConfig(faulty.uri))
-    with pytest.raises(ValueError, match="1 records are left; nothing is lost"):
-        sync(config)
+    (found,) = sync(config)
+    assert (found.sent, found.left) == (0, 0)
+    assert f"{faulty.run_id}  still written to by process {os.getpid()}, which sends it" in capsys.readouterr().out
     run.end("FINISHED", "finished")
     assert sync(config) == []
 
@@ -134,9 +170,22 @@ def test_sync_names_the_run_that_the_store_does_not_take(
     assert "(the run was made in http://other:5000)" in printed
 
 
-def test_sync_in_the_wrong_place_says_so(store: Path) -> None:
-    with pytest.raises(ValueError, match="tracking.spool_dir=outputs/tracking isn't a folder here"):
+def test_sync_in_the_wrong_place_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="tracking.spool_dir=elsewhere isn't a folder here"):
+        sync(SyncConfig(TrackingConfig(spool_dir="elsewhere")))
+    assert sync(SyncConfig()) == []
+    assert "nothing waits (0 runs)" in capsys.readouterr().out
+
+
+def test_sync_makes_no_store(store: Path, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(faulty, flush_timeout=0)
+    faulty.fault = "dead"
+    run.end("FINISHED", "finished")
+    (store / "mlflow.db").unlink()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ValueError, match=r"there is no tracking store sqlite:///.*mlflow.db: name the runs' own"):
         sync(SyncConfig())
+    assert not (store / "mlflow.db").exists()
 
 
 def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
@@ -154,6 +203,60 @@ def test_what_the_store_refuses_is_kept_aside_and_holds_up_nothing(
     assert [entry["record"]["values"] for entry in refused] == [{"bad!": 1.0}, {"cfg.a!": "1"}]
     assert all("a name with ! is invalid" in entry["why"] for entry in refused)
     assert caplog.text.count("the store refused 2 records") == 1
+
+
+def test_a_database_in_trouble_behind_a_store_that_answers_refuses_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "INTERVAL", 0.01)
+    mlflow.set_tracking_uri(connect())
+    log_metrics, trouble = SqlAlchemyStore._log_metrics, [True]
+
+    def exhausted(self: SqlAlchemyStore, *arguments: Any) -> Any:
+        with self.ManagedSessionMaker(read_only=False):
+            if trouble:
+                raise sqlalchemy.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
+        return log_metrics(self, *arguments)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", exhausted)
+    run = TrackedRun(mlflow.MlflowClient().create_run("0"), Path("outputs/tracking"), 10)
+    expected = log_steps(run, 0, 50)
+    wait_until(lambda: run.sender.failures > 1)
+    trouble.clear()
+    expected += log_steps(run, 50, 60)
+    run.end("FINISHED", "finished")
+    stored = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in stored] == expected
+    assert (run.spool.refused, run.spool.pending) == (0, 0)
+
+
+def test_sync_tries_again_what_was_refused_unless_later_records_say_it_anew(
+    faulty: FaultyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Versions before took a database's trouble for a refusal; and a store may be mended."""
+    run = open_run(faulty)
+    faulty.forbidden = "loss|note|!"
+    log_steps(run, 0, 3)
+    run.set_tags({"note": "early", "note.other": "1"})
+    run.log_metrics({"never!": 1.0}, 3)
+    run.flush()
+    faulty.forbidden = "!"
+    run.set_tags({"note": "late"})
+    run.end("FINISHED", "finished")
+    assert run.spool.refused == 6
+    config = SyncConfig(TrackingConfig(faulty.uri))
+    (sent,) = sync(config)
+    assert (sent.sent, sent.left) == (4, 0)
+    assert faulty.history("train/loss") == [(step, 1 / (step + 1)) for step in range(3)]
+    assert len(faulty.history("lr")) == 3
+    assert (faulty.tags, faulty.status) == ({"note": "late", "note.other": "1", "end": "finished"}, "FINISHED")
+    (line,) = (run.spool.folder / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"]["values"] == {"never!": 1.0}
+    assert "4 sent, 0 left: 1 refused, see" in capsys.readouterr().out
+    faulty.forbidden = "nothing"
+    (sent,) = sync(config)
+    assert sent.sent == 1
+    assert sync(config) == []
 
 
 def test_nothing_is_refused_because_the_run_was_deleted(faulty: FaultyStore) -> None:

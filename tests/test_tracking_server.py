@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from servers import PASSWORD, TrackingServer, postgresql_binaries, postgresql_cluster, tracking_server
 
@@ -156,6 +157,39 @@ def test_a_database_named_with_a_password_never_holds_it(
     files = [path for path in (place / "mlruns").rglob("*") if path.is_file()]
     assert "config.yaml" in {path.name for path in files}
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+
+
+def test_a_database_that_takes_no_writes_for_a_while_loses_nothing(
+    postgresql: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failover to a replica, behind a server that answers all along."""
+    monkeypatch.setattr(sender, "INTERVAL", 0.02)
+    with tracking_server(postgresql, tmp_path) as server:
+        tracking = TrackingConfig(server.url, "read-only", log_system_metrics=False)
+        with stage_run("pretrain", StageConfig(tracking=tracking)) as run:
+            logger = RunLogger(run)
+            logger.log_metrics({"train/loss": 1.0}, 1)
+            assert run.flush()
+            read_only(postgresql, True)
+            for step in range(2, 52):
+                logger.log_metrics({"train/loss": 1 / step}, step)
+            while run.sender.failures < 2:
+                time.sleep(0.01)
+            read_only(postgresql, False)
+        assert (run.spool.refused, run.spool.pending) == (0, 0)
+        stored = MlflowClient(server.url).get_metric_history(run.info.run_id, "train/loss")
+        assert [(metric.step, metric.value) for metric in stored] == logger.history["train/loss"]
+
+
+def read_only(postgresql: str, on: bool) -> None:
+    """For connections that are made from now on; those that stand are ended."""
+    engine = sqlalchemy.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SET default_transaction_read_only = off"))
+        setting = f"SET default_transaction_read_only = {'on' if on else 'off'}"
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE postgres {setting}"))
+        others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        connection.execute(sqlalchemy.text(f"SELECT pg_terminate_backend(pid) {others}"))
 
 
 def test_a_server_that_is_killed_again_and_again_has_everything_in_the_end(

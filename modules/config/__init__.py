@@ -1,7 +1,7 @@
 """Configuration: sections.py, stages.py and commands.py say what can be set, loading.py reads it, help.py prints it."""
 
 from .benchmark import BenchmarkConfig, GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
-from .commands import STAGES, ConvertConfig, GenerateConfig, RehearseConfig, SyncConfig
+from .commands import STAGES, CompareConfig, ConvertConfig, GenerateConfig, RehearseConfig, SyncConfig
 from .help import help_text
 from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
 from .lora import LoraConfig
@@ -33,6 +33,7 @@ __all__ = [
     "STAGES",
     "BenchmarkConfig",
     "CommandConfig",
+    "CompareConfig",
     "ConfigError",
     "ConvertConfig",
     "DataConfig",

@@ -89,6 +89,21 @@ class ConvertConfig(CommandConfig):
 
 
 @dataclass
+class CompareConfig(CommandConfig):
+    """Two runs side by side: python -m pipelines.compare RUN RUN."""
+
+    one: str = MISSING
+    """A run id, a models:/ URI, a model folder, or a training stage's output folder; `one=` may be left out."""
+    other: str = MISSING
+    """The run to compare it with; `other=` may be left out."""
+    tolerance: float = 1e-4
+    """A difference between two losses, as a share of them, that rounding alone may come to."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 0, "tolerance")
+
+
+@dataclass
 class SyncConfig(CommandConfig):
     """What runs couldn't send to the tracking store (tracking.spool_dir), now."""
 
@@ -104,6 +119,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "serve": ServeConfig,
     "rehearse": RehearseConfig,
     "convert": ConvertConfig,
+    "compare": CompareConfig,
     "sync": SyncConfig,
     "benchmark": BenchmarkConfig,
 }

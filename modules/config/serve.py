@@ -27,7 +27,8 @@ class LimitsConfig:
     max_new_tokens: int = 1024
     """The highest max_new_tokens (max_tokens) that a request may ask for."""
     request_seconds: float = 60.0
-    """From a request's first byte to its answer's last; what takes longer is stopped and gets 504."""
+    """From the end of a request's headers, for which there are 10 s, to its answer's last byte; what takes longer is
+    stopped and gets 504."""
     drain_seconds: float = 30.0
     """After SIGTERM: how long requests that were accepted may still take."""
 

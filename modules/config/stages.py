@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from .lora import LoraConfig
@@ -76,6 +78,9 @@ class PrepareConfig(StageConfig):
         yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
         if self.archive and self.source not in ("full", *TASK_DATA):
             yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
+        near = difflib.get_close_matches(self.source, ("sample", "full", *TASK_DATA), 1, 0.8)
+        if near and near[0] != self.source and not Path(self.source).exists():
+            yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:
             yield "source=question_generation needs archive=FILE: your copy of cmrc2018_train.json or the like"
         if self.validation_fraction + self.test_fraction >= 1:
@@ -139,6 +144,8 @@ class EvaluateConfig(StageConfig):
     """A model folder or a models:/ URI."""
     baseline: str | None = None
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    champion: str | None = None
+    """A third one, e.g. models:/moyun@champion: the report tests the model against it and the baseline, row by row."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The task's file also says which data set and how much text it takes, where the command doesn't."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .packages import Package
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -46,5 +49,5 @@ def json_lines(content: bytes) -> list[Any]:
 
 
 def is_text(value: object) -> bool:
-    """Whether it can stand in a row."""
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it can stand in a row: JSON may also hold half a surrogate pair, which no file takes."""
+    return isinstance(value, str) and bool(value.strip()) and not HALF.search(value)

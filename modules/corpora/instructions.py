@@ -18,10 +18,10 @@ def read_instructions(contents: Sequence[bytes], counts: Counter[str]) -> list[E
     for row in json.loads(contents[0]):
         counts["read"] += 1
         instruction, context, reply = (row[key] for key in ("instruction", "input", "output"))
-        if not is_text(instruction) or not is_text(reply):
+        if not is_text(instruction) or not is_text(reply) or (context and not is_text(context)):
             counts["broken"] += 1
             continue
-        source = f"{instruction.strip()}\n{context.strip()}" if is_text(context) else instruction.strip()
+        source = f"{instruction.strip()}\n{context.strip()}" if context else instruction.strip()
         examples.append(Example(source, reply.strip(), source))
     return examples
 

@@ -84,7 +84,7 @@ def _fetch(package: Package, cache_dir: Path) -> None:
     remedy = f"put {package.file} into {cache_dir}, or give its path as archive="
     cache_dir.mkdir(parents=True, exist_ok=True)
     # Fetched into a folder of its own, so that an interrupted download never has the archive's name.
-    partial = cache_dir / f"fetching-{package.name}"
+    partial = cache_dir.absolute() / f"fetching-{package.name}"  # pip runs the backend in a folder of its own
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

@@ -24,7 +24,7 @@ def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[Exam
     examples = []
     for passage, question, answers in _questions(json.loads(contents[0])):
         counts["read"] += 1
-        span = place_of(passage, answers, counts) if is_text(question) else None
+        span = place_of(passage, answers, counts) if is_text(passage) and is_text(question) else None
         if span is None:
             counts["broken, or its answer isn't in the passage"] += 1
             continue

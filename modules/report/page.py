@@ -13,9 +13,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..measures import Comparison, Measure
+from ..measures import Comparison, Measure, intervals
 from .charts import bar_chart, histogram, line_chart
-from .contents import Report
+from .contents import Column, Report
 from .scales import number, signed, span
 from .texts import label, shown
 
@@ -72,7 +72,14 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "signed": signed, "label": label, "shown": shown, "chance": chance}
+    found.filters |= {
+        "number": number,
+        "signed": signed,
+        "label": label,
+        "shown": shown,
+        "chance": chance,
+        "verdict": verdict,
+    }
     found.tests["finite"] = math.isfinite
     return found
 
@@ -81,21 +88,28 @@ def score_lines(report: Report) -> Iterator[Line]:
     """A line a measure, in the order in which columns bring them."""
     names = dict.fromkeys(measure.name for column in report.columns for measure in column.measures)
     verdicts = {
-        (against, found.name): found.verdict
+        (against, found.name): verdict(found)
         for against, comparisons in report.comparisons.items()
         for found in comparisons
     }
+    found = [dict(zip(names_of(column), intervals(column.measures), strict=True)) for column in report.columns]
     for name in names:
-        having = [(column.name, m) for column in report.columns for m in column.measures if m.name == name]
-        intervals = [measure.interval() for _, measure in having]
-        ends = [end for interval in intervals for end in interval]
-        low, high = span([*ends, *(measure.value for _, measure in having)])
+        having = [
+            (column.name, measure, ends[name])
+            for column, ends in zip(report.columns, found, strict=True)
+            for measure in column.measures
+            if measure.name == name
+        ]
+        low, high = span([value for _, measure, ends in having for value in (*ends, measure.value)])
         scores = [
-            place(column, measure, interval, low, high, verdicts.get((column, name)))
-            for (column, measure), interval in zip(having, intervals, strict=True)
+            place(column, measure, ends, low, high, verdicts.get((column, name))) for column, measure, ends in having
         ]
         better = "higher is better" if having[0][1].higher_is_better else "lower is better"
         yield Line(label(name), better, scores)
+
+
+def names_of(column: Column) -> list[str]:
+    return [measure.name for measure in column.measures]
 
 
 def place(
@@ -132,3 +146,7 @@ def picture(section: str, title: str, svg: Markup, series: list[str]) -> Iterato
 
 def chance(found: Comparison) -> str:
     return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+
+
+def verdict(found: Comparison) -> str:
+    return found.verdict if found.difference or found.low or found.high else "the same"

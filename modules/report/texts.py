@@ -12,12 +12,16 @@ LABELS = {
     "perplexity_per_char": "Perplexity per character",
     "perplexity": "Perplexity per token",
     "end_of_text_rate": "Ended by itself",
-    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
 }
 
 
 def label(name: str) -> str:
-    return LABELS.get(name) or re.sub(r"^(bleu|rouge)_?", lambda found: found[1].upper() + "-", name).replace("_", " ")
+    """end_of_text_rate → Ended by itself, rougeL → ROUGE-L, slot_error_rate → Slot error rate."""
+    if known := LABELS.get(name):
+        return known
+    words = re.sub(r"^(bleu|rouge)[_-]?", lambda found: found[1].upper() + "-", name).replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def shown(text: str) -> str:

@@ -24,6 +24,7 @@ from ..decoder import Decoder
 from ..generation import generate
 from ..tokenizer import Tokenizer, load_tokenizer
 from .app import Service, create_app
+from .connection import Connection
 from .engine import Engine
 from .page import read_run
 
@@ -64,6 +65,7 @@ class Lifecycle:
         self.server = QuietServer(
             uvicorn.Config(
                 create_app(self.service),
+                http=Connection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -22,7 +22,7 @@ from .baselines import NEEDS_TRAINING_ROWS, trivial_answers
 from .choices import chance, choice_accuracy
 from .metrics import METRICS, bleu
 from .prompts import Prompted, ask, template_of
-from .rows import read_rows
+from .rows import read_rows, require_columns
 from .verse import training_text, verse
 
 Progress = Callable[[str, float], None]
@@ -52,7 +52,8 @@ class Evaluation:
     rows: list[ScoredRow] = field(default_factory=list)
     """Those that texts were generated for."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Of rows_cut (targets that lost their end), prompts_cut (sources that did), examples_dropped (few-shot)."""
+    """What didn't fit into the model's positions: rows_cut (pairs, for their likelihood), prompts_cut (sources to
+    write an answer to), choices_cut (sources of questions), examples_dropped (few-shot)."""
 
     @functools.cached_property
     def intervals(self) -> list[tuple[float, float]]:
@@ -73,15 +74,22 @@ class Task:
         """DataError for rows that the metrics can't be computed of."""
         self.config, self.task = config, config.task
         self.test, self.train = test, train
+        require_columns(test, self.task)
         count = min(self.task.rows or len(test), len(test))
         drawn = np.random.default_rng(config.seed).permutation(len(test))[:count]
         self.chosen: list[int] = np.sort(drawn).tolist() if self.task.generates else []
         self.rows = read_rows(test.select(self.chosen)) if self.chosen else []
-        if self.train is None:
-            self.trivial = [name for name in self.task.trivial if name not in NEEDS_TRAINING_ROWS]
-        else:
-            self.trivial = list(self.task.trivial)
+        self.trivial = [name for name in self.task.trivial if train is not None or name not in NEEDS_TRAINING_ROWS]
         self.chance = chance(test) if "choices" in self.task.metrics else []
+
+    @property
+    def left_out(self) -> list[str]:
+        """What there would be if there were training rows."""
+        if self.train is not None:
+            return []
+        counted = self.config.ngram_floor and "perplexity" in self.metrics
+        missing = [name for name in self.task.trivial if name not in self.trivial]
+        return missing + ["n-gram floor"] * counted + ["measure of copies"] * ("verse" in self.metrics)
 
     @functools.cached_property
     def training_text(self) -> TrainingText | None:
@@ -118,7 +126,7 @@ class Task:
         if "choices" in self.metrics:
             accuracy, cut = choice_accuracy(decoder, prompted.tokenizer, prompted.rows, most, part(progress, "choices"))
             measures += accuracy
-            counts["prompts_cut"] = counts.get("prompts_cut", 0) + cut
+            counts["choices_cut"] = cut
         return measures, counts
 
     def answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:

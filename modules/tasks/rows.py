@@ -16,7 +16,7 @@ from ..rows import DataError
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 COLUMNS = {
     "rouge": ("references",),
-    "bleu": ("references",),
+    "bleu": ("references", "slots"),
     "exact_match": ("references",),
     "slots": ("references", "slots"),
     "choices": ("choices", "answer"),
@@ -41,6 +41,16 @@ class TaskRow:
 def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     """Columns to keep for this task's metrics; a column that the user maps to a text is that text."""
     return {name for metric in task.metrics for name in COLUMNS.get(metric, ())} - set(data.columns)
+
+
+def require_columns(rows: datasets.Dataset, task: TaskConfig) -> None:
+    """DataError for a metric that these rows have nothing for."""
+    for metric, column in (("slots", "slots"), ("couplet", "tgt_txt")):
+        if metric in task.metrics and column not in rows.column_names:
+            raise DataError(
+                f"the metric {metric} needs rows with {column}; these have {', '.join(rows.column_names)}: leave "
+                f"{metric} out of task.metrics, or give other rows"
+            )
 
 
 def with_targets(rows: datasets.Dataset) -> datasets.Dataset:

@@ -7,6 +7,7 @@ has (key, step, timestamp, value); a parameter, tag, input or file is the same a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,8 @@ from .store_errors import is_refusal
 
 METRICS_AT_ONCE = 900
 """MLflow takes 1000 in one call."""
+READ_AT_ONCE = 1 << 16
+"""Bytes of the log: some batches. They are decoded in the time of the process that trains."""
 
 
 class Delivery:
@@ -30,6 +33,8 @@ class Delivery:
         """Record number → models:/ URI of a model that was sent, or why it was refused."""
         self.sending_model = False
         """Which takes as long as the weights are large."""
+        self.ahead: list[Record] = []
+        """Read and not yet sent."""
 
     def step(self) -> bool:
         """Sends what comes next; False where nothing waits. Whatever it raises: the store is away, try again later."""
@@ -39,18 +44,23 @@ class Delivery:
         refused: list[tuple[Record, str]] = []
         self.send(batch, refused)
         self.spool.mark_sent(batch[-1], refused)
+        del self.ahead[: len(batch)]
         return True
 
     def next_batch(self) -> list[Record]:
-        """One record, or as many of metrics in a row as go in one call."""
-        records = self.spool.read(self.spool.sent, self.spool.sent_records)
-        batch, values = records[:1], 0
-        for record in records:
-            values += len(record.fields["values"]) if record.kind == "metrics" else METRICS_AT_ONCE
-            if values > METRICS_AT_ONCE:
-                break
-            batch = records[: record.number - records[0].number + 1]
-        return batch
+        self.ahead = self.ahead or self.spool.read(self.spool.sent, self.spool.sent_records, READ_AT_ONCE)
+        return first_batch(self.ahead)
+
+    def retry_refused(self) -> int:
+        """Once more what was refused, whose cause may be mended; how much of it went. It raises as step does."""
+        waiting = still_wanted(self.spool)
+        refused: list[tuple[Record, str]] = []
+        rest = waiting
+        while batch := first_batch(rest):
+            self.send(batch, refused)
+            rest = rest[len(batch) :]
+        self.spool.keep_refused(refused)
+        return len(waiting) - len(refused)
 
     def send(self, batch: list[Record], refused: list[tuple[Record, str]]) -> None:
         try:
@@ -116,6 +126,32 @@ class Delivery:
             self.client.set_terminated(self.run_id, fields["status"], end_time=fields["t"])
 
 
+def first_batch(records: list[Record]) -> list[Record]:
+    """One record, or as many of metrics in a row as go in one call."""
+    values = 0
+    for count, record in enumerate(records):
+        values += len(record.fields["values"]) if record.kind == "metrics" else METRICS_AT_ONCE
+        if values > METRICS_AT_ONCE:
+            return records[: max(1, count)]
+    return list(records)
+
+
+def still_wanted(spool: Spool) -> list[Record]:
+    """Of what was refused all that no later record says anew: a tag, a file of that path, the status."""
+    refused = spool.refused_before()
+    last: dict[tuple[str, str], int] = {}
+    for record in spool.all() if refused else ():
+        last |= dict.fromkeys(replaceable(record), record.number)
+    return [r for r in refused if all(last.get(name, r.number) <= r.number for name in replaceable(r))]
+
+
+def replaceable(record: Record) -> list[tuple[str, str]]:
+    """What of a record a later one of its kind writes over."""
+    if record.kind == "tags":
+        return [(record.kind, name) for name in record.fields["values"]]
+    return [(record.kind, record.fields.get("path", ""))] if record.kind in ("file", "status") else []
+
+
 def halves(batch: list[Record]) -> list[list[Record]]:
     """What is refused as a whole may be taken in parts; empty where there is no smaller part."""
     if len(batch) > 1:
@@ -144,6 +180,6 @@ def present(path: Path) -> str:
     return str(path)
 
 
-def table_tag(path: str) -> dict[str, str]:
-    """How mlflow.load_table finds a table."""
-    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"}])}
+def table_tag(paths: Iterable[str]) -> dict[str, str]:
+    """How mlflow.load_table finds a run's tables."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in paths])}

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from ..config import StageConfig
 from ..redaction import first_line, redact_text
 from .patience import be_brief
-from .spool import last_record, unsent
+from .spool import is_held, last_record, unsent
 from .store_errors import why
 
 logger = logging.getLogger("moyun.tracking")
@@ -63,6 +63,12 @@ def ask(uri: str, failure: list[BaseException]) -> None:
                 sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     except Exception as error:
         failure.append(error)
+
+
+def is_there(uri: str) -> bool:
+    """False for an SQLite file that doesn't exist: MLflow makes one merely for being asked."""
+    place = uri.removeprefix("sqlite:///").partition("?")[0]
+    return not uri.startswith("sqlite:///") or Path(place).exists()
 
 
 def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> ActiveRun:
@@ -133,13 +139,12 @@ def earlier_end(run: Run) -> tuple[str, str]:
 
 
 def mark_gone(active: Run, root: Path) -> None:
-    """Runs of this machine that say they are running, whose process was killed: KILLED. Best effort, one search."""
-    mine = f"tags.`{HOST}` = '{host()}' AND tags.`{END}` = '{RUNNING}'"
+    """Runs that say they are running, whose process was killed here: KILLED. Best effort, one search."""
     client = MlflowClient()
     try:
-        for run in client.search_runs([active.info.experiment_id], mine):
+        for run in client.search_runs([active.info.experiment_id], f"tags.`{END}` = '{RUNNING}'"):
             run_id, folder = run.info.run_id, root / run.info.run_id
-            if run_id == active.info.run_id or is_alive(run.data.tags):
+            if run_id == active.info.run_id or not is_gone(run.data.tags, folder):
                 continue
             if unsent(folder):
                 logger.warning("tracking: run %s left unsent records: `python -m pipelines.sync` sends them", run_id)
@@ -163,6 +168,13 @@ def host() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
+
+
+def is_gone(tags: dict[str, str], folder: Path) -> bool:
+    """By the lock of its local log, which holds across containers; where that isn't here, by its process number."""
+    if (folder / "lock").exists():
+        return not is_held(folder)
+    return tags.get(HOST) == host() and not is_alive(tags)
 
 
 def is_alive(tags: dict[str, str]) -> bool:

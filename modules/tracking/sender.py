@@ -14,6 +14,8 @@ logger = logging.getLogger("moyun.tracking")
 
 INTERVAL = 5.0
 """Seconds between looks at what is new, so that the UI stays alive."""
+SHARE = 0.04
+"""Of the time that sending may compute while the stage works: the two share Python's lock."""
 LONGEST_PAUSE = 15.0
 """Seconds between two tries, at most."""
 SILENCE = 10.0
@@ -30,6 +32,8 @@ class Sender:
         self.away_since: float | None = None
         self.spoken = False
         self.progress_at = 0.0
+        self.waited = 0.0
+        """Seconds that a run has waited in vain since the store last took something: of log_model and end together."""
         self.hurried = False
         self.stopped = False
         self.wake = threading.Event()
@@ -39,14 +43,25 @@ class Sender:
         self.thread.start()
 
     def work(self) -> None:
+        """In rounds: what is logged in one waits for the next, so that calls stay few."""
+        until = self.spool.written
         while not self.stopped:
+            began, more = time.thread_time(), False
             try:
-                while not self.stopped and self.delivery.step():
+                if more := self.delivery.step():
                     self.succeeded()
             except Exception as error:
                 self.failed(error)
-            self.wake.wait(self.pause())
+            if more and (self.hurried or self.spool.sent < until):
+                self.wake.wait(self.rest(time.thread_time() - began))
+            else:
+                self.wake.wait(self.pause())
+                until = self.spool.written
             self.wake.clear()
+
+    def rest(self, computed: float) -> float:
+        """Seconds after a call that took so many to compute; none while somebody waits."""
+        return 0.0 if self.hurried else min(LONGEST_PAUSE, computed * (1 / SHARE - 1))
 
     def pause(self) -> float:
         """Seconds until the next try: longer after each failure, and never in step with other runs."""
@@ -59,6 +74,7 @@ class Sender:
         if self.spoken:
             logger.warning("tracking: the store is back")
         self.failures, self.away_since, self.spoken, self.reason = 0, None, False, ""
+        self.waited = 0.0
         self.progress_at = time.monotonic()
 
     def failed(self, error: Exception) -> None:
@@ -76,14 +92,19 @@ class Sender:
             )
 
     def flush(self, seconds: float, longest: float = float("inf")) -> bool:
-        """Waits until all is sent: at most so long after the store last took something, and `longest` in all."""
+        """Waits until all is sent: at most so long after the store last took something, and `longest` in all.
+
+        What was waited in vain before counts: a dead store costs a run this time once.
+        """
         started = time.monotonic()
         self.hurried = True
         self.wake.set()
         while self.spool.behind and self.thread.is_alive():
             now = time.monotonic()
-            quiet = now - max(started, self.progress_at) > seconds and not self.delivery.sending_model
-            if quiet or now - started > longest:
+            quiet = now - max(started, self.progress_at)
+            given_up = self.waited + quiet > seconds and not self.delivery.sending_model
+            if given_up or now - started > longest:
+                self.waited += quiet
                 break
             time.sleep(0.01)
         self.hurried = False

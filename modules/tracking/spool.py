@@ -1,7 +1,7 @@
 """A run's local log: everything that is to reach the tracking store stands here first, in order.
 
 A folder of log.jsonl (one record a line, only ever appended to), files/ (artifacts), sent.json (how far the store has
-got), refused.jsonl (what it will never take), run.json (which run of which store) and lock. It imports nothing of
+got), refused.jsonl (what it wouldn't take), run.json (which run of which store) and lock. It imports nothing of
 MLflow. A line is handed to the operating system at once, which keeps it if the process is killed; sync_to_disk is for
 power failures.
 """
@@ -15,7 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 logger = logging.getLogger("moyun.tracking")
 
 PRIVATE = 0o600
+REFUSED = "refused.jsonl"
 CHUNK = 1 << 20
 """Bytes read at once."""
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
@@ -30,6 +32,11 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # f
 
 class SpoolInUseError(ValueError):
     """Another process writes to the run."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+        self.owner = owner
+        """Its number."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +88,45 @@ class Spool:
         return max(0, self.records - self.sent_records)
 
     @property
+    def written(self) -> int:
+        """Bytes in the log."""
+        with self.appending:  # and so not while it is being closed
+            return 0 if self.closed else os.fstat(self.log).st_size
+
+    @property
     def behind(self) -> bool:
         """Whether there is something to send."""
-        return not self.closed and os.fstat(self.log).st_size > self.sent
+        return self.written > self.sent
 
     def append(self, kind: str, **fields: Any) -> int:
         """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
         line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
         with self.appending:
             number = self.records
-            self.records += 1
             try:
-                while self.overflow:
-                    self.writer.write(self.overflow[0])
-                    del self.overflow[0]
-                self.writer.write(line)
-                line = b""
-                self.writer.flush()
-                self.full = False
-            except OSError as error:
-                self.overflow += [line] if line else []
-                if not self.full:
-                    logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
-                self.full = True
+                self.write(line)
+                self.records += 1
+            except BaseException:  # a signal's handler, before the line was written or after
+                with suppress(OSError):
+                    self.writer.flush()
+                self.records = whole_lines(self.log)[1] + len(self.overflow)
+                raise
         return number
+
+    def write(self, line: bytes) -> None:
+        try:
+            while self.overflow:
+                self.writer.write(self.overflow[0])
+                del self.overflow[0]
+            self.writer.write(line)
+            line = b""
+            self.writer.flush()
+            self.full = False
+        except OSError as error:
+            self.overflow += [line] if line else []
+            if not self.full:
+                logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
+            self.full = True
 
     def new_file(self, name: str) -> Path:
         """Where a file is to be put that a record will name: nothing else ever has that path."""
@@ -132,23 +154,41 @@ class Spool:
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
-            with open(self.folder / "refused.jsonl", "ab", opener=private) as file:
-                for bad, why in refused:
-                    file.write(encode({"number": bad.number, "why": why, "record": bad.fields}).encode() + b"\n")
+            with open(self.folder / REFUSED, "ab", opener=private) as file:
+                file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         self.write_json("sent.json", mark)
         self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
+    def refused_before(self) -> list[Record]:
+        """What was kept aside; of a record that was taken in parts the refused ones."""
+        found: list[Record] = []
+        if has_refused(self.folder):
+            for line in (self.folder / REFUSED).read_bytes().splitlines():
+                with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
+                    entry = json.loads(line)
+                    found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
+        return found
+
+    def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
+        """In place of all that was kept aside before."""
+        self.write_file(REFUSED, b"".join(map(refused_line, refused)))
+        self.refused = len(refused)
+        self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
+
+    def all(self) -> Iterator[Record]:
+        start = number = 0
+        while records := self.read(start, number):
+            yield from records
+            start, number = records[-1].end, records[-1].number + 1
+
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         """Metric → (step, value) of all that was ever logged."""
         found: dict[str, list[tuple[int, float]]] = {}
-        start = number = 0
-        while records := self.read(start, number):
-            for record in records:
-                if record.kind == "metrics":
-                    for name, value in record.fields["values"].items():
-                        found.setdefault(name, []).append((record.fields["step"], value))
-            start, number = records[-1].end, records[-1].number + 1
+        for record in self.all():
+            if record.kind == "metrics":
+                for name, value in record.fields["values"].items():
+                    found.setdefault(name, []).append((record.fields["step"], value))
         return found
 
     def read_json(self, name: str, default: dict[str, Any]) -> dict[str, Any]:
@@ -158,10 +198,13 @@ class Spool:
             return default
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """The whole file or none of it."""
+        self.write_file(name, encode(content).encode())
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """All of it or nothing."""
         temporary = self.folder / f"{name}.new"
         with open(temporary, "wb", opener=private) as file:
-            file.write(encode(content).encode())
+            file.write(content)
         os.replace(temporary, self.folder / name)
 
     def sync_to_disk(self) -> None:
@@ -185,7 +228,7 @@ class Spool:
 def take_lock(folder: Path) -> int:
     """A lock that ends with the process, and that its children don't have."""
     if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
-        raise in_use(folder, str(os.getpid()))
+        raise SpoolInUseError(folder, str(os.getpid()))
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,15 +236,23 @@ def take_lock(folder: Path) -> int:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
             owner = os.pread(file, 20, 0).decode() or "?"
             os.close(file)
-            raise in_use(folder, owner) from None
+            raise SpoolInUseError(folder, owner) from None
     os.ftruncate(file, 0)
     os.pwrite(file, str(os.getpid()).encode(), 0)
     OPENED.add(folder)
     return file
 
 
-def in_use(folder: Path, owner: str) -> SpoolInUseError:
-    return SpoolInUseError(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to the run, as far as this file system knows locks; in whatever container."""
+    if folder.resolve() in OPENED:
+        return True
+    with open(folder / "lock", "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def whole_lines(file: int) -> tuple[int, int]:
@@ -222,6 +273,18 @@ def unsent(folder: Path) -> bool:
         return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
     except (OSError, ValueError):
         return (folder / "log.jsonl").exists()
+
+
+def has_refused(folder: Path) -> bool:
+    try:
+        return (folder / REFUSED).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def refused_line(refused: tuple[Record, str]) -> bytes:
+    record, reason = refused
+    return encode({"number": record.number, "end": record.end, "why": reason, "record": record.fields}).encode() + b"\n"
 
 
 def last_record(folder: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class TrackedRun:
         self.earlier = self.spool.metrics() if self.spool.records else {}
         """What processes before this one logged: metric → (step, value)."""
         self.known = {name: {step for step, _ in series} for name, series in self.earlier.items()}
+        self.tables: dict[str, None] = {}
         self.resumed = 0
         """How often the run went on."""
         self.began = False
@@ -111,7 +112,8 @@ class TrackedRun:
         """The whole of a table (a later one of that path replaces it), for mlflow.load_table."""
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         self.log_text(json.dumps({"columns": list(columns), "data": rows}, ensure_ascii=False), path)
-        self.set_tags(table_tag(path))
+        self.tables[path] = None
+        self.set_tags(table_tag(self.tables))
 
     def log_input(self, dataset: Dataset, context: str) -> None:
         entity = dataset._to_mlflow_entity()

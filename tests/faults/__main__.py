@@ -68,6 +68,7 @@ def make_template(folder: Path) -> None:
     folder.mkdir()
     lines = (json.dumps({"src_txt": f"{text}{number}"}, ensure_ascii=False) for number, text in enumerate(rows))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "some-bad.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"src_txt": 1}\n')
 
 
 def broken_run(
@@ -126,9 +127,11 @@ def main(arguments: list[str]) -> int:
         with small_disk(folder):
             faults, complaints = broken_run(folder, variant, chance, options)
             complaints = complaints or lost(straight[variant], outcome(folder))
-        injected.update(map(str, faults))
+        struck = [str(fault) for fault in faults] or ["nothing"]
+        if faults or complaints:
+            injected.update(struck)
         if complaints:
-            broken.update({str(fault) for fault in faults} or {"nothing"})
+            broken.update(struck)
             print(f"{folder} ({variant.name}): {', '.join(map(repr, faults))}: {'; '.join(complaints)}", flush=True)
         else:
             shutil.rmtree(folder)

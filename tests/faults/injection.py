@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from modules import checkpoint_callback, file_list, strategies
+from modules import checkpoint_callback, file_list, steps, strategies
 from modules.lightning_module import LanguageModel
 from modules.tracking.tracked_run import TrackedRun
 from pipelines import beginning, train
@@ -23,6 +23,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a step": [(LanguageModel, "_step")],
     "before the optimizer": [(LanguageModel, "agree")],
     "after the optimizer": [(LanguageModel, "log_step")],
+    "between epochs": [(steps.ShuffledSteps, "plan_epoch")],
     "in a validation": [(LanguageModel, "validation_step")],
     "after a validation": [(checkpoint_callback.Checkpoints, "on_validation_end")],
     "when the model is made": [

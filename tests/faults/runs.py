@@ -37,7 +37,7 @@ from pipelines.pretrain import pretrain
 from .injection import SIGNALS, Fault, Injector
 
 ROOT = Path(__file__).parents[2]
-ACCOUNT = "account.jsonl"
+ACCOUNT = "account-0.jsonl"
 TRAINED = [
     "model=tiny", "model.num_hidden_layers=1", "model.hidden_size=16", "model.hidden_dropout_prob=0.1",
     "data.path=rows.jsonl", "data.sequence_length=32", "data.cache_dir=cache", "tokenizer.min_frequency=1",
@@ -60,6 +60,7 @@ VARIANTS = [
     Variant("plain", ()),
     Variant("several passes a step and a validation", ("train.micro_batch_tokens=40", "data.validation_fraction=0.3")),
     Variant("a checkpoint every step", ("train.save_every_n_steps=1", "train.save_top_k=2")),
+    Variant("rows in quarantine", ("data.path=some-bad.jsonl", "data.bad_rows=quarantine", "data.max_bad_rows=0.1")),
     Variant("early stopping", ("train.early_stopping_patience=1", "train.learning_rate=0.3", "train.max_epochs=5")),
 ]
 
@@ -111,7 +112,8 @@ def attempt(folder: Path, variant: Variant, fault: Fault | None = None) -> int:
 def attempt_on_two(folder: Path, variant: Variant, fault: Fault | None = None) -> int:
     """The same on two processes, with the real launcher; a signal goes to it or to one of them, so many ms after."""
     command = [sys.executable, "-m", "pipelines.pretrain", *TRAINED, *variant.arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    site = Path(__file__).parent / "site"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     with (folder / "output.txt").open("ab") as output:
         launcher = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
     try:
@@ -182,8 +184,9 @@ def take_notes(path: Path) -> None:
 class Outcome:
     """What a finished run leaves."""
 
-    steps: dict[int, dict[str, Any]]
-    repeated_otherwise: list[int]
+    steps: dict[tuple[str, int], dict[str, Any]]
+    """By file (one a rank) and number."""
+    repeated_otherwise: list[tuple[str, int]]
     """Steps that came again after a resume, and not as before."""
     metrics: list[tuple[str, int, float]]
     """MLflow's: name, step, value."""
@@ -198,13 +201,13 @@ class Outcome:
 
 
 def outcome(folder: Path) -> Outcome:
-    steps: dict[int, dict[str, Any]] = {}
+    steps: dict[tuple[str, int], dict[str, Any]] = {}
     otherwise = []
-    account = folder / ACCOUNT
-    for line in account.read_text().splitlines() if account.exists() else []:
-        note = json.loads(line)
-        if steps.setdefault(note["step"], note) != note:
-            otherwise.append(note["step"])
+    notes = [(path.name, json.loads(line)) for path in folder.glob("account-*") for line in path.open()]
+    for name, note in notes:
+        if steps.setdefault((name, note["step"]), note) != note:
+            otherwise.append((name, note["step"]))
+    assert steps, "nobody took notes"
     out = folder / "out"
     last = list(checkpoints_in(out / CHECKPOINTS).values())[-1]
     return Outcome(
