@@ -28,6 +28,7 @@ test: $(VENV)/installed-dev ## Run the tests
 faults: $(VENV)/installed-dev ## 100 faults in training runs, 20 kills of a tracking server: nothing lost? (about 15 minutes)
 	$(RUN) -m tests.faults $(FAULT_ARGS)
 	$(RUN) tests/measure_tracking.py kills=20 store=sqlite
+	$(RUN) tests/measure_tracking.py kills=0
 
 fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests and random rows (about 6 minutes)
 	$(RUN) tests/fuzz.py cases=5000 seed=$$(date +%s)
