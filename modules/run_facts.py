@@ -76,8 +76,8 @@ def run_of(run_id: str, needed: bool) -> Run | None:
         if not needed:
             return None
         raise ValueError(
-            f"{error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}); start compare where the runs were "
-            "started, or name their store with tracking.tracking_uri"
+            f"{error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}); start compare where the runs "
+            "were started, or name their store with tracking.tracking_uri"
         ) from error
 
 
