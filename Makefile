@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test check faults fuzz lock clean help
+.PHONY: demo test check faults fuzz docs lock clean help
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -28,6 +28,7 @@ test: $(VENV)/installed-dev ## Run the tests
 faults: $(VENV)/installed-dev ## 100 faults in training runs, 20 kills of a tracking server: nothing lost? (about 15 minutes)
 	$(RUN) -m tests.faults $(FAULT_ARGS)
 	$(RUN) tests/measure_tracking.py kills=20 store=sqlite
+	$(RUN) tests/measure_tracking.py kills=0
 
 fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests and random rows (about 6 minutes)
 	$(RUN) tests/fuzz.py cases=5000 seed=$$(date +%s)
@@ -38,6 +39,10 @@ check: $(VENV)/installed-dev ## Format, lint, types, known vulnerabilities
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(RUN) locks/audit.py
+
+docs: $(VENV)/installed-dev ## Rewrite the pages of docs/ that are made from the code
+	$(RUN) docs/configuration.py
+	$(RUN) docs/recipes.py
 
 lock: ## Rewrite constraints.txt and locks/: the newest versions that pyproject.toml allows (torch stays as pinned)
 	grep '^torch==' constraints.txt > constraints.new && mv constraints.new constraints.txt

@@ -126,8 +126,9 @@ def compare(new: Measure, old: Measure, level: float = 0.05, resamples: int = 50
     rows = len(new.statistics)
     pairs = [new.value_of(w @ new.statistics) - old.value_of(w @ old.statistics) for w in weights(rows, resamples, rng)]
     resampled = np.concatenate(pairs)
-    low, high = np.quantile(resampled, [0.025, 0.975]) if rows > 1 else (math.nan, math.nan)
-    error = float(resampled.std())
+    resampled = resampled[~np.isnan(resampled)]  # draws of nothing but rows without a value
+    low, high = np.quantile(resampled, [0.025, 0.975]) if rows > 1 and len(resampled) else (math.nan, math.nan)
+    error = float(resampled.std()) if len(resampled) else math.nan
     better = difference > 0 if new.higher_is_better else difference < 0
     critical = NORMAL.inv_cdf(1 - level / 2)
     return Comparison(
@@ -152,7 +153,7 @@ def exchanged(new: Measure, old: Measure, at_least: float, resamples: int, rng: 
     for count in batches(rows, resamples):
         swapped = new.statistics.sum(0) + rng.integers(0, 2, (count, rows)).astype(np.float64) @ apart
         found = np.abs(new.value_of(swapped) - old.value_of(total - swapped))
-        more += int((found >= at_least * (1 - 1e-9)).sum())
+        more += int((~(found < at_least * (1 - 1e-9))).sum())  # nan, of rows without a value, speaks for no difference
     return (more + 1) / (resamples + 1)
 
 

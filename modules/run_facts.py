@@ -15,6 +15,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from .places import is_registered, model_folder
+from .redaction import redact_text
 from .registry import resolve_model
 from .resume import CHECKPOINTS, Origin, read_origin
 from .tracking import metric_history
@@ -75,8 +76,8 @@ def run_of(run_id: str, needed: bool) -> Run | None:
         if not needed:
             return None
         raise ValueError(
-            f"{error.message} (tracking store: {mlflow.get_tracking_uri()}); start compare where the runs were "
-            "started, or name their store with tracking.tracking_uri"
+            f"{error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}); start compare where the runs "
+            "were started, or name their store with tracking.tracking_uri"
         ) from error
 
 

@@ -64,10 +64,9 @@ def reader(
 def check_prepared(source: RowSource) -> None:
     """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
     if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
-        raise DataError(
-            f"{source} isn't there yet: `python -m pipelines.prepare` makes prepared/sample, and with source=full "
-            "prepared/full; or give rows of your own, data.path=FILE"
-        )
+        name = Path(source).parts[1:2]
+        command = "python -m pipelines.prepare" + (f" source={name[0]}" if name and name != ("sample",) else "")
+        raise DataError(f"{source} isn't there yet: `{command}` makes it; or give rows of your own, data.path=FILE")
 
 
 def load_test_rows(

@@ -29,7 +29,8 @@ def compare(config: CompareConfig) -> RunComparison:
 
 
 def described(run: RunFacts) -> str:
-    known = [run.name, run.stage, run.status, f"run {run.run_id}" if run.run_id not in (None, run.name) else None]
+    status = run.status or "which this tracking store doesn't know: what stands in the folder"
+    known = [run.name, run.stage, f"run {run.run_id}" if run.run_id not in (None, run.name) else None, status]
     return ", ".join(part for part in known if part)
 
 

@@ -46,7 +46,7 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     if counts:
         show("too long for the model's positions", counts)
     if task.left_out:
-        console.print(f"  without training rows (data.path) there is no {', '.join(task.left_out)}", soft_wrap=True)
+        show("left out", task.left_out)
 
 
 def metric_names(evaluations: Mapping[str, Evaluation]) -> list[str]:

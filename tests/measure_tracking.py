@@ -31,6 +31,7 @@ from mlflow.entities import Run
 from servers import TrackingServer, postgresql_cluster, tracking_server
 
 from modules.config import SyncConfig, TrackingConfig
+from modules.tracking.patience import be_brief
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync
 
@@ -146,6 +147,7 @@ def seconds_between(records: list[dict[str, Any]]) -> list[float]:
 def measure_faults() -> bool:
     """What 100 steps a second with 4 metrics each cost beside a store in each state; whether all bounds hold."""
     sound = True
+    be_brief()  # as every stage is
     server = FaultyStore()
     mlflow.set_tracking_uri(server.uri)
     for fault in ("none", *FAULTS):
@@ -154,6 +156,7 @@ def measure_faults() -> bool:
         server.fault = fault
         sound &= measure_logging(tracked(run), f"a server, fault: {fault}", LOGGING)
         server.release()
+    server.fault = "none"
     run = tracked(MlflowClient().create_run("0"))
     server.fault = "dead"
     for step in range(OUTAGE):

@@ -95,6 +95,13 @@ def test_what_is_no_run_is_refused_by_name(store: Path, arguments: list[str], me
         compare(load_config("compare", with_positions(arguments, "one", "other")))
 
 
+def test_a_store_with_a_password_is_named_without_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "postgresql://me:canary@host/db")
+    with pytest.raises(ValueError, match="not found") as error:
+        read_run("0" * 32)
+    assert "canary" not in str(error.value)
+
+
 def test_three_runs_or_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="'c' isn't understood"):
         load_config("compare", with_positions(["a", "b", "c"], "one", "other"))

@@ -19,6 +19,7 @@ from snippets import ELISION, Snippet, snippets, words
 
 from modules.checkpoint import save_model
 from modules.config import STAGES, ConfigError, load_config
+from modules.preparation import prepare_sample
 from modules.tokenizer import Tokenizer
 from pipelines.command_line import with_positions
 from pipelines.convert import convert
@@ -140,8 +141,10 @@ def workplace(store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
         (store / other).parent.mkdir(parents=True, exist_ok=True)
         (store / other).symlink_to(folder)
     (store / "my.csv").write_text("text1,text2\n" + "".join(f"春{i},秋{i}\n" for i in range(60)), encoding="utf-8")
-    for name in ("pipelines.registered_model", "modules.registry.resolve_model", "pipelines.convert.resolve_model",
-                 "pipelines.train.resolve_model"):  # fmt: skip
+    prepare_sample(store / "prepared" / "sample", ROOT / "data" / "poems-300.jsonl.gz")
+    monkeypatch.setattr("pipelines.registered_model", lambda uri: folder)
+    for module in ("modules.registry", "pipelines.convert", "pipelines.evaluate", "pipelines.train"):
+        name = f"{module}.resolve_model"
         monkeypatch.setattr(name, lambda uri: folder if str(uri).startswith("models:/") else Path(uri))
     return store
 

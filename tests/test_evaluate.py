@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -88,8 +89,18 @@ def test_own_rows_without_training_rows(model: Path, store: Path, capsys: pytest
     found = run("task=instructions", f"model={model}", *own)
     assert list(found.evaluations) == ["model"]
     printed = capsys.readouterr().out
-    assert "without training rows (data.path)" in printed
-    assert "no most_frequent, nearest, n-gram floor" in printed.replace("\n", " ")
+    for name in ("most_frequent", "nearest", "n-grams"):
+        assert re.search(rf"{name} +no training rows \(data.path\)", printed)
+
+
+def test_a_metric_that_rows_have_nothing_for_is_left_out_and_named(
+    model: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "my.csv").write_text("src_txt,tgt_txt\n问一,答一\n问二,答二\n", encoding="utf-8")
+    found = run("task=summarization", f"model={model}", "data.test_path=my.csv", "data.path=null").evaluations
+    assert "rouge1" in found["model"]
+    assert "choice_accuracy" not in found["model"]
+    assert re.search(r"choices +the rows have no choices", capsys.readouterr().out)
 
 
 def test_a_dry_run_says_what_would_be_done(model: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +112,7 @@ def test_a_dry_run_says_what_would_be_done(model: Path, store: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["task=multiple_choice"], "needs rows with choices"),
+        (["task=multiple_choice"], "the metric choices needs rows with choices; these have src_txt: name other"),
         (["task.metrics=[slots]"], "the metric slots needs rows with slots"),
         (["task.metrics=[couplet]"], "the metric couplet needs rows with tgt_txt"),
         (["task.examples=2"], "plain text has no answers to show"),

@@ -72,6 +72,16 @@ def test_a_model_against_itself_is_undecided() -> None:
     assert (found.verdict, found.difference, found.p_value, found.power) == ("undecided", 0.0, 1.0, 0.0)
 
 
+def test_rows_without_a_value_speak_for_no_difference() -> None:
+    """Of 20 rows two have a value: draws without them say nothing, and exchanges are few."""
+    values = [math.nan] * 18
+    found = compare(mean("m", [*values, 1.0, 0.9]), mean("m", [*values, 0.1, 0.0]))
+    assert found.verdict == "undecided"
+    assert all(math.isfinite(value) for value in (found.low, found.high, found.detectable))
+    nothing = compare(mean("m", [math.nan, math.nan]), mean("m", [0.1, 0.2]))
+    assert (nothing.verdict, nothing.p_value) == ("undecided", 1.0)
+
+
 def test_two_rows_decide_nothing() -> None:
     found = compare(mean("m", [1.0, 1.0]), mean("m", [0.0, 0.0]))
     assert found.verdict == "undecided"

@@ -216,7 +216,6 @@ def test_columns_of_a_task_are_read_as_lists_and_numbers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"choices": ['["甲", "乙"]']}, "there is no column answer"),
         ({"choices": ['["甲"]'], "answer": ["0"]}, "row 1: choices holds 1; give two or more"),
         ({"choices": ["甲, 乙"], "answer": ["0"]}, r"row 1: choices \(甲, 乙\) must be a list of texts"),
         ({"choices": ['["甲", 1]'], "answer": ["0"]}, "row 1: choices"),

@@ -169,7 +169,7 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     assert found.data.tags["git.dirty"] in ("true", "false")
     assert found.data.tags["version.mlflow"] == mlflow.__version__
     assert {name for name in found.data.tags if name.startswith("version.")} == {
-        f"version.{name}" for name in lineage.PACKAGES
+        f"version.{name}" for name in ("python", *lineage.PACKAGES)
     }
 
 

@@ -40,11 +40,6 @@ class TaskConfig:
     tokenize: Literal["zh", "char", "13a", "none"] = "zh"
     """sacrebleu's tokenizer for BLEU. zh: Chinese by characters, the rest by words; char: all by characters."""
 
-    @property
-    def generates(self) -> bool:
-        """Whether any metric needs texts."""
-        return any(name in TEXT_METRICS for name in self.metrics)
-
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 0, "examples")
         yield from too_small(self, 1, "rows")

@@ -149,4 +149,5 @@ def chance(found: Comparison) -> str:
 
 
 def verdict(found: Comparison) -> str:
-    return found.verdict if found.difference or found.low or found.high else "the same"
+    apart = found.difference != 0 or abs(found.low) > 0 or abs(found.high) > 0
+    return found.verdict if apart else "the same"

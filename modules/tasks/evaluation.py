@@ -22,7 +22,7 @@ from .baselines import NEEDS_TRAINING_ROWS, trivial_answers
 from .choices import chance, choice_accuracy
 from .metrics import METRICS, bleu
 from .prompts import Prompted, ask, template_of
-from .rows import read_rows, require_columns
+from .rows import lacking, read_rows
 from .verse import training_text, verse
 
 Progress = Callable[[str, float], None]
@@ -74,30 +74,24 @@ class Task:
         """DataError for rows that the metrics can't be computed of."""
         self.config, self.task = config, config.task
         self.test, self.train = test, train
-        require_columns(test, self.task)
+        self.left_out = {metric: f"the rows have no {column}" for metric, column in lacking(test, self.task).items()}
+        """What was asked for and can't be had → why."""
+        self.metrics = [name for name in self.task.metrics if name not in self.left_out]
         count = min(self.task.rows or len(test), len(test))
         drawn = np.random.default_rng(config.seed).permutation(len(test))[:count]
-        self.chosen: list[int] = np.sort(drawn).tolist() if self.task.generates else []
+        self.chosen: list[int] = np.sort(drawn).tolist() if set(self.metrics) & set(TEXT_METRICS) else []
         self.rows = read_rows(test.select(self.chosen)) if self.chosen else []
         self.trivial = [name for name in self.task.trivial if train is not None or name not in NEEDS_TRAINING_ROWS]
-        self.chance = chance(test) if "choices" in self.task.metrics else []
-
-    @property
-    def left_out(self) -> list[str]:
-        """What there would be if there were training rows."""
-        if self.train is not None:
-            return []
-        counted = self.config.ngram_floor and "perplexity" in self.metrics
-        missing = [name for name in self.task.trivial if name not in self.trivial]
-        return missing + ["n-gram floor"] * counted + ["measure of copies"] * ("verse" in self.metrics)
+        if train is None:
+            counted = config.ngram_floor and "perplexity" in self.metrics
+            missing = [name for name in self.task.trivial if name not in self.trivial]
+            missing += ["n-grams"] * counted + ["copies"] * ("verse" in self.metrics)
+            self.left_out |= dict.fromkeys(missing, "no training rows (data.path)")
+        self.chance = chance(test) if "choices" in self.metrics else []
 
     @functools.cached_property
     def training_text(self) -> TrainingText | None:
         return None if self.train is None else training_text(self.train)
-
-    @property
-    def metrics(self) -> list[str]:
-        return self.task.metrics
 
     def of_model(self, decoder: Decoder, tokenizer: Tokenizer, progress: Progress | None = None) -> Evaluation:
         """Likelihood of all rows, answers to the chosen ones."""

@@ -22,6 +22,8 @@ COLUMNS = {
     "choices": ("choices", "answer"),
 }
 """Metric → columns that it looks for."""
+REQUIRED = {"slots": ("slots",), "choices": ("answer", "choices"), "couplet": ("tgt_txt",)}
+"""Metric → columns that it can't do without."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,25 @@ def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     return {name for metric in task.metrics for name in COLUMNS.get(metric, ())} - set(data.columns)
 
 
-def require_columns(rows: datasets.Dataset, task: TaskConfig) -> None:
-    """DataError for a metric that these rows have nothing for."""
-    for metric, column in (("slots", "slots"), ("couplet", "tgt_txt")):
-        if metric in task.metrics and column not in rows.column_names:
-            raise DataError(
-                f"the metric {metric} needs rows with {column}; these have {', '.join(rows.column_names)}: leave "
-                f"{metric} out of task.metrics, or give other rows"
-            )
+def lacking(rows: datasets.Dataset, task: TaskConfig) -> dict[str, str]:
+    """Metric → the column that these rows would need for it. DataError where no metric is left."""
+    missing = {
+        metric: column
+        for metric in task.metrics
+        for column in REQUIRED.get(metric, ())
+        if column not in rows.column_names
+    }
+    if len(missing) == len(set(task.metrics)):
+        wanted = "; ".join(f"the metric {metric} needs rows with {column}" for metric, column in missing.items())
+        raise DataError(
+            f"{wanted}; these have {', '.join(rows.column_names)}: name other task.metrics, or give other rows"
+        )
+    return missing
 
 
 def with_targets(rows: datasets.Dataset) -> datasets.Dataset:
     """Rows with choices but no tgt_txt get the right choice as theirs."""
-    if "tgt_txt" in rows.column_names or "choices" not in rows.column_names:
+    if "tgt_txt" in rows.column_names or not {"choices", "answer"} <= set(rows.column_names):
         return rows
     return rows.add_column("tgt_txt", [choices[answer] for choices, answer in read_choices(rows)])
 
@@ -85,13 +93,7 @@ def read_lists(rows: datasets.Dataset, name: str) -> Iterator[list[str]]:
 
 
 def read_choices(rows: datasets.Dataset) -> list[tuple[list[str], int]]:
-    """(choices, the right one's number) of each row. DataError where there are none, or naming the row."""
-    for name in ("choices", "answer"):
-        if name not in rows.column_names:
-            raise DataError(
-                f"the metric choices needs rows with choices (a list of texts) and answer (the right one's number, "
-                f"from 0); there is no column {name}: leave choices out of task.metrics, or give other rows"
-            )
+    """(choices, the right one's number) of each row. DataError naming the row where they aren't."""
     found = []
     for number, (choices, text) in enumerate(zip(read_lists(rows, "choices"), rows["answer"], strict=True), 1):
         answer = parsed(text)

@@ -223,8 +223,10 @@ def outcome(folder: Path) -> Outcome:
 
 
 def metrics_in(store: Path) -> list[tuple[str, int, float]]:
-    """But for speeds, which no two runs share."""
-    return values(store, "select key, step, value from metrics where key not like '%per_second' order by 1, 2, 3")
+    """The last run's (one that was broken off before it had a folder is another), but for speeds, which differ."""
+    last = "select run_uuid from runs order by start_time desc limit 1"
+    kept = f"run_uuid = ({last}) and key not like '%per_second'"
+    return values(store, f"select key, step, value from metrics where {kept} order by 1, 2, 3")
 
 
 def values(store: Path, query: str) -> list[Any]:
