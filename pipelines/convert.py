@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from modules.checkpoint import new_folder, open_model, sound_hash, write_model
 from modules.config import ConvertConfig
 from modules.decoder import parameter_count
 from modules.registry import resolve_model
+from modules.small_files import read_plain_yaml
 from modules.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking import connect, provenance
 from modules.weights import StoredModel, in_dtype
@@ -79,7 +81,9 @@ def refuse_small_vocabulary(source: Path, model: StoredModel, tokenizer: Tokeniz
 
 
 def write_moyun(config: ConvertConfig, source: Path, digest: str, model: StoredModel, tokenizer: Tokenizer) -> None:
-    read = {"path": str(source), "format": interop.format_of(source), "weights_sha256": digest}
+    read: dict[str, Any] = {"path": str(source), "format": interop.format_of(source), "weights_sha256": digest}
+    if (source / "run.yaml").is_file():  # how the model was made goes with it
+        read["run"] = read_plain_yaml(source / "run.yaml")
     tensors = ((name, tensor.read()) for name, tensor in model.weights.items())
     run = provenance(config, stage="convert", source=read, tokenizer=tokenizer.fingerprint)
     write_model(Path(config.target), model.config, tensors, tokenizer, run)

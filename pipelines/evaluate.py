@@ -11,12 +11,14 @@ from typing import Any
 import datasets
 from rich.progress import TaskID
 
-from modules.checkpoint import load_verified
+from modules.checkpoint import load_verified, open_model
 from modules.config import EvaluateConfig
+from modules.decoder import parameter_count
+from modules.drafts import draft_of
 from modules.evaluation import score
 from modules.measures import Measure
 from modules.registry import resolve_model
-from modules.report import html
+from modules.report import Report, html, model_card, training
 from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
@@ -69,8 +71,17 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with console.status("report"):
             report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
+            if config.card:
+                write_card(config.model, folders["model"], report)
         show("report", {"page": place_of(run, REPORT)})
         return EvaluateResult(run.info.run_id, evaluations, samples)
+
+
+def write_card(name: str, folder: Path, report: Report) -> None:
+    text = model_card(name, report, training.made_by(folder), parameter_count(open_model(folder).config))
+    draft = draft_of(folder / "README.md")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(folder / "README.md")
 
 
 def load_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:

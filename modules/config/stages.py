@@ -159,6 +159,8 @@ class EvaluateConfig(StageConfig):
     """The most tokens in one forward pass."""
     prompts: list[str] = field(default_factory=list)
     """What to continue for the sample table."""
+    card: bool = False
+    """Write the results into the model folder too, as its card (README.md)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def complaints(self) -> Iterator[str]:

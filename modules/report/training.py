@@ -24,11 +24,11 @@ CURVES = {
 
 
 def made_by(folder: Path) -> dict[str, Any]:
-    """What run.yaml in a model folder says; empty where there is none, as in other people's formats."""
+    """What run.yaml in a model folder says of how it was trained, through conversions; empty where nothing is known."""
     path = folder / "run.yaml"
-    if not path.is_file():
-        return {}
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    while isinstance(found, dict) and found.get("stage") == "convert" and "run" in found.get("source", {}):
+        found = found["source"]["run"]
     return found if isinstance(found, dict) else {}
 
 
