@@ -224,7 +224,7 @@ def test_help_shows_what_would_be_used() -> None:
     assert "  train.max_steps (int or null) = null\n" in text
     assert "  data.path (str or null) = prepared/sample/poems\n" in text
     assert f"  model.hidden_size (int) = {load_config('pretrain').model.hidden_size}\n" in text
-    assert "model=NAME with NAME one of 1.3b, 13b, 175b, 2.7b, 30b, base, large, tiny, or a YAML file" in text
+    assert "model=NAME with NAME one of 1.3b, 13b, 175b, 2.7b, 30b, base, large, mini, tiny, or a YAML file" in text
     assert "  model (str) = (must be given)\n" in help_text("register")
     assert "  pretrain.seed (int) = 42\n" in help_text("main")
 
