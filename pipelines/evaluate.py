@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from rich.progress import TaskID
 
 from modules.checkpoint import load_verified, open_model
 from modules.config import EvaluateConfig
@@ -22,14 +19,14 @@ from modules.report import Report, html, model_card, training
 from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
-from modules.tasks.evaluation import Evaluation, Progress, Task
+from modules.tasks.evaluation import Evaluation, Task
 from modules.tasks.rows import columns_of, with_targets
 from modules.text_generation import TextGenerator
 from modules.tokenizer import load_tokenizer
 from modules.tracking import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
 
-from .command_line import console, progress_bar, run_stage, show
+from .command_line import console, progress_of, run_stage, show
 from .evaluation_results import REPORT, log_results, made_by, place_of, show_results
 from .quarantine import report_quarantine, start_quarantine
 
@@ -119,20 +116,6 @@ def score_folder(
     with progress_of(name) as progress:
         found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
     return found.perplexity_per_char
-
-
-@contextmanager
-def progress_of(name: str) -> Iterator[Progress]:
-    """A bar for each thing that is done with one model."""
-    with progress_bar() as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(what: str, done: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(f"{name}: {what}", total=1)
-            bars.update(tasks[what], completed=done)
-
-        yield update
 
 
 def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import TaskID
-
 from modules.bad_rows import Quarantine
 from modules.config import PrepareConfig
 from modules.corpora import CORPORA, prepare_corpus
@@ -15,7 +13,7 @@ from modules.poetry import build_corpus, find_or_fetch_archive
 from modules.preparation import prepare_rows, prepare_sample
 from modules.tracking import stage_run
 
-from .command_line import progress_bar, run_stage, show
+from .command_line import progress_of, run_stage, show
 from .quarantine import report_quarantine, start_quarantine
 
 
@@ -45,14 +43,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 
 def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> dict[str, Any]:
     archive = Path(config.archive) if config.archive else None
-    with progress_bar() as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(step: str, done: float) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(f"prepare: {step}", total=1)
-            progress.update(tasks[step], completed=done)
-
+    with progress_of("prepare") as report:
         if config.source == "full":
             manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":

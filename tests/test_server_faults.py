@@ -98,7 +98,7 @@ def logged(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
         connect(folder=place)
-        with mlflow.start_run():
+        with mlflow.start_run(experiment_id="0"):  # not the one that an earlier test made active
             uri = log_model(saved)
         return Path(mlflow.artifacts.download_artifacts(uri))
 
