@@ -147,7 +147,8 @@ class Page:
     def complaints(self) -> list[str]:
         """Errors and warnings in the console, and exceptions that nobody caught."""
         found = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
-        said = [f"{entry['level']}: {entry['text']} {entry.get('url', '')}" for entry in found]
+        bad = [entry for entry in found if entry["level"] in ("warning", "error")]
+        said = [f"{entry['level']}: {entry['text']} {entry.get('url', '')}" for entry in bad]
         calls = [e["params"] for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
         said += [f"{call['type']}: {call['args']}" for call in calls]
         thrown = [e["params"]["exceptionDetails"] for e in self.events if e["method"] == "Runtime.exceptionThrown"]
