@@ -7,6 +7,7 @@ finished row leaves the batch, and new ones may join it (server/engine.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,13 +113,23 @@ def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[
                 f"prompt {number} has {len(prompt)} tokens, but the model has only {limit} positions "
                 "(max_position_embeddings) for prompt and answer: shorten it"
             )
-    generators = []
-    for config in configs:
-        generator = torch.Generator()  # on the CPU whatever the device: the same seed gives the same text
-        generator.seed() if config.seed is None else generator.manual_seed(config.seed)
-        generators.append(generator)
+    generators = [generator_of(ids, config.seed) for ids, config in zip(prompts, configs, strict=True)]
     remaining = [min(config.max_new_tokens, limit - len(ids)) for ids, config in zip(prompts, configs, strict=True)]
     return Rows(list(range(len(prompts))), [list(ids) for ids in prompts], generators, remaining, list(configs))
+
+
+def generator_of(prompt: Sequence[int], seed: int | None) -> torch.Generator:
+    """A row's own numbers: by the seed alone, prompts would be answered alike wherever they leave the choice.
+
+    On the CPU whatever the device: the same prompt and seed give the same text.
+    """
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        digest = hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(digest, "little"))
+    return generator
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

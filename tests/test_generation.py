@@ -44,6 +44,14 @@ def test_seed_repeats_and_no_seed_varies(generator: TextGenerator) -> None:
     assert generator("春") != generator("春")
 
 
+def test_one_seed_draws_anew_for_each_prompt(tokenizer: Tokenizer) -> None:
+    """Where prompts leave the choice, one seed must not make all answers the same: here they leave it whole."""
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    decoder.word_embeddings.weight.data.zero_()
+    texts = TextGenerator(decoder, tokenizer)(PROMPTS[:2], max_new_tokens=12, seed=1, return_full_text=False)
+    assert texts[0] != texts[1]
+
+
 class Script(torch.nn.Module):
     """A decoder that writes a given id at each position, whatever came before."""
 

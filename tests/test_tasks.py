@@ -104,14 +104,6 @@ def test_answers_are_those_of_the_generator_whatever_the_batches(decoder: Decode
     assert list(batches([3, 9, 4, 9], 10, 40)) == [[1, 3], [2, 0]]
 
 
-def test_sampled_rows_have_seeds_of_their_own(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    config = GenerationConfig(max_new_tokens=12, seed=5)
-    found = [answer.text for answer in write_answers(decoder, tokenizer, ["春", "春"], config)]
-    alone = TextGenerator(decoder, tokenizer, config)
-    assert found == [alone("春", seed=seed, return_full_text=False)["text"] for seed in (5, 6)]
-    assert found[0] != found[1]
-
-
 def ending(tokenizer: Tokenizer, after: dict[str, str | None]) -> Decoder:
     """A decoder that writes after each character the one that `after` says; None: end-of-text."""
     decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=24))

@@ -279,7 +279,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that already stand in the text less likely (CTRL's formula)."""
     seed: int | None = None
-    """Makes sampling repeatable: a row's text depends on its prompt and this alone."""
+    """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
     stop: list[str] = field(default_factory=list)
     """Texts that end the generation; they are not part of the result."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,11 +31,7 @@ def write_answers(
     max_batch_tokens: int = 8192,
     progress: Callable[[float], None] | None = None,
 ) -> list[Answer]:
-    """An answer a source, in order; a batch fills at most max_batch_tokens positions (or is one row).
-
-    Sampled, each row has a seed of its own, config.seed + its number: rows with one seed would draw alike, and their
-    scores wouldn't be independent.
-    """
+    """An answer a source, in order; a batch fills at most max_batch_tokens positions (or is one row)."""
     positions = decoder.config.max_position_embeddings
     limit = max(positions - config.max_new_tokens, -(-positions // 4), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
@@ -46,7 +41,7 @@ def write_answers(
     ]
     answers: dict[int, Answer] = {}
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
-        found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], seeded(config, batch))
+        found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], config)
         for row, (text, stopped) in zip(batch, found, strict=True):
             answers[row] = Answer(text, stopped, cut[row])
         if progress:
@@ -66,21 +61,14 @@ def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> I
         yield batch
 
 
-def seeded(config: GenerationConfig, rows: Sequence[int]) -> list[GenerationConfig]:
-    if config.seed is None:
-        return [config] * len(rows)
-    return [dataclasses.replace(config, seed=(config.seed + row) % 2**63) for row in rows]
-
-
 def write_batch(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], configs: list[GenerationConfig]
+    decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
 ) -> list[tuple[str, bool]]:
     positions = decoder.config.max_position_embeddings
     writers = [
-        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt)))
-        for config, prompt in zip(configs, prompts, strict=True)
+        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt))) for prompt in prompts
     ]
     texts = [""] * len(prompts)
-    for row, piece in write_pieces(generate(decoder, prompts, configs, tokenizer.end_of_text_id), writers):
+    for row, piece in write_pieces(generate(decoder, prompts, config, tokenizer.end_of_text_id), writers):
         texts[row] += piece
     return [(text, writer.ended) for text, writer in zip(texts, writers, strict=True)]
