@@ -19,7 +19,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model (about 3 minutes on 2 cores)
+demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model (about 2 minutes on 2 cores)
 	$(RUN) -m mlflow run . --env-manager local $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev ## Run the tests
