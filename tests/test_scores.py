@@ -58,6 +58,12 @@ def test_results_stand_in_their_section_and_in_both_readmes(scores: ModuleType) 
                         " | 0.5 [0.5, 0.5] |  |  | `01234567` of `fedcba9` |"]  # fmt: skip
 
 
+def test_no_command_is_passed_over(scores: ModuleType) -> None:
+    for text in sections(scores).values():
+        stages = [stage for stage, _ in scores.COMMAND.findall(text.replace("\\\n", " "))]
+        assert (len(stages), stages[0], stages[-1]) == (text.count("pipelines."), "prepare", "evaluate")
+
+
 def test_a_model_without_baseline_is_the_one_that_comes(scores: ModuleType) -> None:
     scores.write("poetry", {"model": found(rhyme=0.5), "reference": found(rhyme=0.75)}, "Run `01`, commit `02`.")
     assert "|  | as it comes | reference |" in sections(scores)["poetry"]
