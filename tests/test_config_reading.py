@@ -175,7 +175,10 @@ def test_what_main_is_told_goes_down_to_its_stages() -> None:
 def test_a_stage_of_main_keeps_its_own_file_and_what_main_says_of_it() -> None:
     config = load_config("main", ["pretrain.train.max_steps=3", "finetune.data.max_rows=9"])
     assert (config.pretrain.train.max_steps, config.pretrain.train.max_epochs) == (3, None)  # conf/main.yaml
-    assert (config.finetune.train.schedule, config.finetune.train.batch_size) == ("cosine", 16)  # conf/main, conf/finetune
+    assert (config.finetune.train.schedule, config.finetune.train.batch_size) == (
+        "cosine",
+        16,
+    )  # main.yaml, finetune.yaml
     assert (config.finetune.data.max_rows, config.evaluate.data.max_rows) == (9, None)
 
 
