@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import meta_decoder, new_folder
@@ -27,6 +26,7 @@ from .weights import (
     differences,
     heads_to_blocks,
     read_safetensors,
+    save_tensors,
 )
 
 WEIGHTS, FACTS = "adapter.safetensors", "adapter.yaml"
@@ -59,7 +59,7 @@ def save_adapter(
     }
     with new_folder(folder, "an adapter") as draft:
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(on_cpu, draft / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(on_cpu, draft / WEIGHTS, {"format": "pt"})
         facts = {
             "rank": config.rank,
             "alpha": config.alpha,

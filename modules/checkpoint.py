@@ -20,38 +20,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from . import interop
 from .config import ModelConfig, load_model_config, to_yaml
-from .decoder import Decoder, init_parameter, positions_of
+from .decoder import Decoder, init_parameter
 from .drafts import draft_of, remove_abandoned
 from .inference import prepare_for_inference
-from .row_files import sha256_of
 from .tokenizer import Tokenizer, load_tokenizer
+from .verification import golden_difference, require_unchanged, write_golden
 from .weights import (
     CheckpointError,
     StoredModel,
     differences,
-    files_hash,
     in_blocks,
     in_heads,
     meta_decoder,
-    read_safetensors,
     read_weights,
     safetensors_files,
     shapes_of,
-    weights_hash,
     write_weights,
 )
 
 FILES = ("golden.safetensors", "model.yaml", "run.yaml", "tokenizer.json", "tokenizer_config.json")
 """What a model folder holds beside its weights."""
-CHANGED = "model.safetensors differs from what was saved; copy the folder again"
-GOLDEN_PROMPT = "白日依山尽，"
 
 
 def build_decoder(config: ModelConfig, seed: int) -> Decoder:
@@ -95,9 +87,7 @@ def write_model(
         write_architecture(draft, config)
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
-        hashes = {"weights": weights_hash(draft), "tokenizer": tokenizer.fingerprint}
-        hashes["architecture"] = sha256_of(draft / "model.yaml")
-        save_file(golden(read_model(draft), tokenizer), draft / "golden.safetensors", metadata=hashes)
+        write_golden(draft, read_model(draft), tokenizer)
     return folder
 
 
@@ -171,12 +161,6 @@ def open_model(folder: str | Path) -> StoredModel:
     return read_model(folder)
 
 
-def model_hash(folder: Path) -> str:
-    """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
-    foreign = interop.format_of(folder)
-    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
-
-
 def read_model(folder: Path) -> StoredModel:
     config = load_model_config(folder / "model.yaml")
     weights = read_weights(folder)
@@ -228,64 +212,6 @@ def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer
     return load_for_inference(folder, dtype), tokenizer
 
 
-def require_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
-    """CheckpointError where a moyun folder's tokenizer, architecture or weights don't hash to what was saved."""
-    if interop.format_of(folder) != "moyun":
-        return
-    saved, architecture = saved_hashes(folder), sha256_of(folder / "model.yaml")
-    if saved.get("tokenizer") != tokenizer.fingerprint:
-        raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
-    if saved.get("architecture", architecture) != architecture:  # folders of before have no such hash
-        raise CheckpointError(f"{folder}: model.yaml differs from what was saved; copy the folder again")
-    sound_hash(folder)
-
-
-def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """{"input_ids": (1, T) int64, "logits": (V,) float32}: what the model says after a fixed prompt."""
-    ids = tokenizer.encode_prompt(GOLDEN_PROMPT)[: model.config.max_position_embeddings]
-    input_ids = torch.tensor([ids or [tokenizer.end_of_text_id]])
-    return {"input_ids": input_ids, "logits": layer_by_layer(model, input_ids[0])[-1].contiguous()}
-
-
-@torch.no_grad()
-def layer_by_layer(model: StoredModel, input_ids: Tensor) -> Tensor:
-    """Logits (T, V) of one text (T,) in float32, with never more than one layer in memory: for models of any size."""
-    decoder = meta_decoder(model.config).eval()
-    embeddings = model.weights["word_embeddings.weight"].read()
-    positions = model.weights["position_embeddings.weight"].read()[positions_of([len(input_ids)], input_ids.device)]
-    x = embeddings[input_ids].float() + positions.float()
-    modules: list[tuple[str, nn.Module, tuple[Any, ...]]] = [
-        (f"transformer.layers.{number}.", layer, ([(1, len(input_ids))], None))
-        for number, layer in enumerate(decoder.transformer.layers)
-    ]
-    for prefix, module, others in [*modules, ("transformer.final_layernorm.", decoder.transformer.final_layernorm, ())]:
-        weights = {name: model.weights[prefix + name].read().float() for name in module.state_dict()}
-        x = functional_call(module, weights, (x, *others))
-    # By parts of the vocabulary: a float32 copy of the whole of it may be larger than a layer.
-    return torch.cat([decoder.head(x, rows.float()) for rows in embeddings.split(8192)], dim=-1)
-
-
-def sound_hash(folder: Path) -> str:
-    """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
-
-    A new model made of a damaged one would get hashes and golden logits of its own, and seem sound.
-    """
-    found = model_hash(folder)
-    if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
-        raise CheckpointError(f"{folder}: {CHANGED}")
-    return found
-
-
-def saved_hashes(folder: Path) -> dict[str, str]:
-    """What a model folder's weights, tokenizer and model.yaml hashed to when it was written."""
-    path = folder / "golden.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error
-
-
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large.
 
@@ -299,13 +225,7 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
             f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
         )
     require_unchanged(folder, tokenizer)
-    found = golden(model, tokenizer)
-    saved = read_safetensors(folder / "golden.safetensors")
-    if found.keys() != saved.keys() or any(
-        (saved[name].shape, saved[name].dtype) != (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()
-    ):
-        raise CheckpointError(f"{folder}: golden.safetensors is of another model; copy the folder again")
-    difference = float((found["logits"] - saved["logits"].read()).abs().max())
+    difference = golden_difference(folder, model, tokenizer)
     if not difference <= tolerance:  # also catches NaN
         raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")
     return difference

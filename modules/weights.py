@@ -136,6 +136,17 @@ def read_files(files: Iterable[Path], read: Callable[[Path], StoredWeights]) -> 
     return weights
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file, readable as the umask says (safetensors 0.8 lets its owner alone). OSError if it fails."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"the weights could not be written: {error}", str(path)) from error
+    path.chmod(mode)
+
+
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> list[Path]:
     """model.safetensors, or shards with an index where that would be over shard_bytes. Holds one shard in memory."""
     shards: list[Path] = []
@@ -143,10 +154,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     total = 0
     for shard in in_shards(tensors, shard_bytes):
         path = folder / f"model-{len(shards) + 1:05}.safetensors.part"
-        try:
-            save_file(shard, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(errno.EIO, f"the weights could not be written: {error}", str(path)) from error
+        save_tensors(shard, path, {"format": "pt"})
         shards.append(path)
         names.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())

@@ -13,13 +13,14 @@ import torch
 
 from modules import interop
 from modules.adapter import apply_adapter, read_adapter
-from modules.checkpoint import new_folder, open_model, sound_hash, write_model
+from modules.checkpoint import new_folder, open_model, write_model
 from modules.config import ConvertConfig
 from modules.decoder import parameter_count
 from modules.registry import resolve_model
 from modules.small_files import read_plain_yaml
 from modules.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking import connect, provenance
+from modules.verification import sound_hash
 from modules.weights import StoredModel, in_dtype
 
 from .command_line import run_stage, show

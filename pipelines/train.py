@@ -15,11 +15,7 @@ import pytorch_lightning as pl
 
 from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.callbacks import Samples
-from modules.checkpoint import (
-    open_model,
-    sound_hash,
-    write_model,
-)
+from modules.checkpoint import open_model, write_model
 from modules.config import ModelConfig, TrainingConfig
 from modules.data import TextDataModule
 from modules.interop.training_checkpoint import require_sound, trained_weights
@@ -44,6 +40,7 @@ from modules.tokenizer_choice import choose_tokenizer
 from modules.tracking import connect, log_rows, provenance, stage_run
 from modules.tracking.run_logger import RunLogger
 from modules.tracking.tracked_run import TrackedRun
+from modules.verification import sound_hash
 from modules.weights import StoredWeights
 
 from .beginning import describe_checkpoints, describe_origin, followed, known_folder, tell_changes, where_to_start

@@ -35,11 +35,12 @@ from safetensors.torch import load_file, save_file
 
 from modules import interop
 from modules.adapter import read_adapter, save_adapter
-from modules.checkpoint import open_model, save_model, sound_hash, verify_model, write_architecture
+from modules.checkpoint import open_model, save_model, verify_model, write_architecture
 from modules.config import LoraConfig
 from modules.interop.pickles import write_pickle
 from modules.lora import add_lora
 from modules.tokenizer import load_tokenizer, train_tokenizer
+from modules.verification import sound_hash
 from modules.weights import StoredModel, stored, weights_hash, write_weights
 
 SECONDS, BYTES = 10, 3_000_000_000

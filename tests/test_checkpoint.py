@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from modules.checkpoint import (
 from modules.config import ConfigError, ModelConfig
 from modules.decoder import Decoder, Head
 from modules.tokenizer import Tokenizer, load_tokenizer
+from modules.verification import GOLDEN_PROMPT
 
 RUN = {"run_id": "abc", "note": "春", "data": {"train": None}}
 
@@ -124,7 +126,7 @@ def test_saving_leaves_the_decoder_as_it_was(tmp_path: Path, decoder: Decoder, t
 
 def test_the_golden_logits_are_of_the_next_token(folder: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
     found = load_file(folder / "golden.safetensors")
-    ids = tokenizer.with_prompt_template("问：{src_txt}\n").encode_prompt(checkpoint.GOLDEN_PROMPT)
+    ids = tokenizer.with_prompt_template("问：{src_txt}\n").encode_prompt(GOLDEN_PROMPT)
     assert found["input_ids"].tolist() == [ids]
     torch.testing.assert_close(found["logits"], decoder(torch.tensor([ids]))[0, -1])
 
@@ -156,8 +158,19 @@ def test_nothing_is_overwritten(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_who_may_read_a_model_is_the_umasks_business(tmp_path: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_model(tmp_path / "model", decoder, tokenizer, RUN)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        (*FILES, "model.safetensors"), "0o640"
+    )
+
+
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["save_file", "golden", "to_yaml", "sync"])
+@pytest.mark.parametrize("step", ["weights.save_file", "verification.golden", "checkpoint.to_yaml", "checkpoint.sync"])
 def test_a_failed_save_leaves_nothing(
     tmp_path: Path,
     decoder: Decoder,
@@ -169,7 +182,7 @@ def test_a_failed_save_leaves_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, step, fail)
+    monkeypatch.setattr(f"modules.{step}", fail)
     with pytest.raises(type(error)):
         save_model(tmp_path / "model", decoder, tokenizer, RUN)
     assert list(tmp_path.iterdir()) == []
@@ -283,7 +296,7 @@ def test_a_changed_tokenizer_is_noticed(folder: Path, change: str) -> None:
         path = folder / "tokenizer.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         vocab = content["model"]["vocab"]
-        first, second = [token for token in vocab if len(token) == 1 and token not in checkpoint.GOLDEN_PROMPT][-2:]
+        first, second = [token for token in vocab if len(token) == 1 and token not in GOLDEN_PROMPT][-2:]
         vocab[first], vocab[second] = vocab[second], vocab[first]
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         load_tokenizer(folder)

@@ -17,10 +17,11 @@ import yaml
 from conftest import ROOT
 
 from modules import interop
-from modules.checkpoint import load_model, model_hash, open_model, save_model, verify_model
+from modules.checkpoint import load_model, open_model, save_model, verify_model
 from modules.config import ModelConfig, load_config
 from modules.decoder import Decoder
 from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.verification import model_hash
 from modules.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
 from pipelines.convert import convert
 from pipelines.finetune import finetune

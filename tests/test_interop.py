@@ -14,12 +14,13 @@ import torch
 from conftest import make_config, make_decoder
 
 from modules import interop
-from modules.checkpoint import load_for_inference, load_model, model_hash, new_folder, open_model, write_model
+from modules.checkpoint import load_for_inference, load_model, new_folder, open_model, write_model
 from modules.config import ModelConfig, load_config
 from modules.decoder import Decoder
 from modules.interop.pickles import read_pickle, write_pickle
 from modules.registry import resolve_model
 from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.verification import model_hash
 from modules.weights import CheckpointError, StoredModel, in_dtype, stored
 from pipelines import pipeline
 from pipelines.convert import convert

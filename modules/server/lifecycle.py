@@ -18,11 +18,12 @@ from typing import Any
 
 import uvicorn
 
-from ..checkpoint import GOLDEN_PROMPT, load_for_inference, verify_model
+from ..checkpoint import load_for_inference, verify_model
 from ..config import GenerationConfig, ServeConfig
 from ..decoder import Decoder
 from ..generation import generate
 from ..tokenizer import Tokenizer, load_tokenizer
+from ..verification import GOLDEN_PROMPT
 from .app import Service, create_app
 from .connection import Connection
 from .engine import Engine
