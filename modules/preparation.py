@@ -14,7 +14,7 @@ import datasets
 
 from .bad_rows import QUARANTINE, DataError, Quarantine
 from .poetry import split_of, write_derived_sets
-from .poetry.build import MANIFEST
+from .poetry.build import MANIFEST, RECIPE
 from .redaction import redact_text
 from .row_files import Row, read_rows, sha256_of, write_json, write_rows
 from .rows import fingerprint, has_split, load_rows
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 
 def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     """The bundled poems → FOLDER/{poems,quatrains,couplets}; returns the manifest."""
-    identity = {"source": sample.name, "sha256": sha256_of(sample)}
+    identity = {"source": sample.name, "sha256": sha256_of(sample), "recipe": RECIPE}
     earlier = earlier_manifest(folder, identity)
     if earlier:
         return earlier

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .measures import Comparison, Measure, compare
+from .measures import Comparison, Measure, compare, rows_in_words
 
 FEW_ROWS = 100
-"""Below so many test rows even a large difference may be chance; the first version's score then says so."""
+"""Below so many independent test rows even a large difference may be chance; the first version's score then says so."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ def decide(new: Measure, held: Measure | None, holder: str | None, level: float 
     `held` and `holder`: the measure and the version of who has the alias, None where nobody has it.
     """
     if held is None:
-        return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(len(new.statistics))})")
+        return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(new)})")
     found = compare(new, held, level)
     moved = found.verdict == "better"
     start = f"moved to it from version {holder}" if moved else f"stays with version {holder}"
-    return Promotion(moved, found.verdict, f"{start}: {'; '.join(because(found, len(new.statistics)))}", found)
+    return Promotion(moved, found.verdict, f"{start}: {'; '.join(because(found, rows_in_words(new)))}", found)
 
 
-def because(found: Comparison, rows: int) -> Iterator[str]:
+def because(found: Comparison, rows: str) -> Iterator[str]:
     if not found.difference and not found.low and not found.high:
-        yield f"undecided, as it scores the same on every one of the {rows:,} test rows ({found.new:.1f})"
+        yield f"undecided, as it scores the same on every one of the {rows} ({found.new:.1f})"
         return
     around = f"95 % interval {signed(found.low)} to {signed(found.high)}, p = {found.p_value:.2g}"
     yield (
-        f"{found.verdict}, {found.new:.1f} against {found.old:.1f} on the same {rows:,} test rows "
+        f"{found.verdict}, {found.new:.1f} against {found.old:.1f} on the same {rows} "
         f"({signed(found.difference)}, {around}, power {found.power:.0%})"
     )
     if found.verdict == "undecided":
@@ -61,5 +61,6 @@ def signed(value: float) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def few(rows: int) -> str:
-    return "" if rows >= FEW_ROWS else f"; on {rows} test rows alone, which is few: it may be far off"
+def few(measure: Measure) -> str:
+    alone = f"; on {rows_in_words(measure)} alone, which is few: it may be far off"
+    return "" if len(measure.units) >= FEW_ROWS else alone

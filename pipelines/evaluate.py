@@ -13,14 +13,14 @@ from modules.config import EvaluateConfig
 from modules.decoder import parameter_count
 from modules.drafts import draft_of
 from modules.evaluation import score
-from modules.measures import Measure
+from modules.measures import Measure, grouped
 from modules.registry import resolve_model
 from modules.report import Report, html, model_card, training
 from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
 from modules.tasks.evaluation import Evaluation, Task
-from modules.tasks.rows import columns_of, with_targets
+from modules.tasks.rows import columns_of, groups_of, with_targets
 from modules.text_generation import TextGenerator
 from modules.tokenizer import load_tokenizer
 from modules.tracking import log_rows, stage_run
@@ -115,7 +115,7 @@ def score_folder(
     decoder, tokenizer = load_verified(folder, dtype)
     with progress_of(name) as progress:
         found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
-    return found.perplexity_per_char
+    return grouped(found.perplexity_per_char, groups_of(rows))
 
 
 def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:

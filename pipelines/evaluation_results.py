@@ -11,7 +11,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
-from modules.measures import Measure
+from modules.measures import Measure, rows_in_words
 from modules.ngram import NAMES
 from modules.pictures import perplexity_bars
 from modules.tasks.evaluation import Evaluation, Task
@@ -27,7 +27,9 @@ PER_TOKEN = "perplexity"
 
 def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     """Metric by metric, whoever is best first, with 95 % intervals; then what was cut or left out."""
-    of = f"{len(task.test):,} test rows" + (f", texts for {len(task.chosen):,} of them" if task.chosen else "")
+    of = rows_in_words(evaluations["model"].measures[0]) + (
+        f", texts for {len(task.chosen):,} of them" if task.chosen else ""
+    )
     console.print(
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )

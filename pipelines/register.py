@@ -14,6 +14,7 @@ from modules.measures import Comparison, Measure
 from modules.promotion import Promotion, decide
 from modules.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.splits import load_test_rows
+from modules.tasks.rows import GROUP
 from modules.tracking import log_rows, stage_run
 
 from .command_line import run_stage, show
@@ -41,7 +42,7 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         verify_model(folder)
         refuse_non_finite(folder)
         quarantine = start_quarantine(config.data)
-        test = load_test_rows(config.data, quarantine)
+        test = load_test_rows(config.data, quarantine, {GROUP} - set(config.data.columns))
         report_quarantine(run, quarantine)
         if config.dry_run:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})

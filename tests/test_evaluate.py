@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 
 from modules.bad_rows import DataError
 from modules.checkpoint import save_model
-from modules.config import load_config
+from modules.config import DataConfig, load_config
+from modules.splits import load_test_rows
 from modules.tokenizer import Tokenizer
-from pipelines.evaluate import EvaluateResult, evaluate
+from pipelines.evaluate import EvaluateResult, evaluate, score_folder
 
 POEMS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"] * 3
 QUIET = ["tracking.log_system_metrics=false", "generation.max_new_tokens=8", "generation.temperature=0"]
@@ -91,6 +92,20 @@ def test_own_rows_without_training_rows(model: Path, store: Path, capsys: pytest
     printed = capsys.readouterr().out
     for name in ("most_frequent", "nearest", "n-grams"):
         assert re.search(rf"{name} +no training rows \(data.path\)", printed)
+
+
+def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}", "group": number // 4} for number in range(12)]
+    data = write_rows(store / "data", train=rows[:2], test=rows)
+    found = run("task=instructions", "task.rows=8", f"model={model}", f"data.path={data}").evaluations
+    assert "12 test rows in 3 groups" in capsys.readouterr().out
+    assert {who: len(found[who]["perplexity_per_char"].units) for who in ("model", "bigram")} == {
+        "model": 3,
+        "bigram": 3,
+    }
+    assert len(found["nearest"]["rougeL"].statistics) == 8
+    assert len(found["nearest"]["rougeL"].units) == len({row.number // 4 for row in found["nearest"].rows})
+    assert len(score_folder("it", model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512).units) == 3
 
 
 def test_a_metric_that_rows_have_nothing_for_is_left_out_and_named(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from modules.measures import compare, mean, perplexity
+from modules.measures import compare, grouped, mean, perplexity, rows_in_words
 
 
 def losses(rng: np.random.Generator, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +50,28 @@ def test_equal_models_are_seldom_told_apart() -> None:
         )
     assert verdicts.count("better") <= 10  # 5 % of all; 2.5 % are expected
     assert verdicts.count("better") + verdicts.count("worse") >= 1, "a test that never fires tells nothing"
+
+
+def test_rows_of_one_group_tell_no_more_than_one_row() -> None:
+    """Each row three times: no more is known than before, and without groups the interval would say otherwise."""
+    rng = np.random.default_rng(6)
+    one, other = rng.exponential(2.0, 60), rng.exponential(2.2, 60)
+    labels = [f"poem {number}" for number in range(60)]
+    alone, repeated = mean("m", one), mean("m", np.tile(one, 3))
+    together = grouped(repeated, labels * 3)
+    assert together.value == pytest.approx(alone.value)
+    assert np.diff(together.interval()) == pytest.approx(np.diff(alone.interval()), rel=0.15)
+    assert np.diff(repeated.interval()) < 0.7 * np.diff(together.interval())
+    found = compare(together, grouped(mean("m", np.tile(other, 3)), labels * 3))
+    assert found.p_value == pytest.approx(compare(alone, mean("m", other)).p_value, abs=0.03)
+    assert rows_in_words(together) == "180 test rows in 60 groups"
+    with pytest.raises(ValueError, match="different groups"):
+        compare(together, repeated)
+
+
+def test_a_row_without_a_group_stands_alone() -> None:
+    assert len(grouped(mean("m", [1.0, 2.0, 3.0, 4.0]), ["null", "", "7", "7"]).units) == 3
+    assert rows_in_words(grouped(mean("m", [1.0, 2.0]), None)) == "2 test rows"
 
 
 @pytest.mark.parametrize("sign", [1, -1])

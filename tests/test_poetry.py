@@ -141,8 +141,11 @@ def test_manifest_counts_every_step(corpus: Path) -> None:
 
 
 def test_derived_rows(corpus: Path) -> None:
-    assert {"src_txt": QUATRAIN} in all_rows(corpus, "quatrains")
-    assert {"src_txt": "烽火连三月", "tgt_txt": "家书抵万金"} in all_rows(corpus, "couplets")
+    quatrains, couplets = all_rows(corpus, "quatrains"), all_rows(corpus, "couplets")
+    assert QUATRAIN in [row["src_txt"] for row in quatrains]
+    assert ("烽火连三月", "家书抵万金") in [(row["src_txt"], row["tgt_txt"]) for row in couplets]
+    poem = {row["src_txt"][:4]: row["group"] for row in quatrains}
+    assert poem["国破山河"] == poem["烽火连三"] == couplets[0]["group"] != poem["白日依山"]  # what is cut from one poem
     assert len(all_rows(corpus, "quatrains")) == 4
     assert len(all_rows(corpus, "couplets")) == 2
 

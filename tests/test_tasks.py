@@ -193,7 +193,7 @@ def test_columns_of_a_task_are_read_as_lists_and_numbers(tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "rows.csv").write_text('src_txt,tgt_txt,references\n问,甲,"[""甲"", ""乙""]"\n')
     wanted = columns_of(TaskConfig(metrics=["bleu", "slots", "choices"]), DataConfig())
-    assert wanted == {"references", "slots", "choices", "answer"}
+    assert wanted == {"references", "slots", "choices", "answer", "group"}
     for cache in (None, tmp_path / "cache"):
         found = load_rows(tmp_path / "rows.jsonl", cache=cache, extras=wanted)
         assert read_choices(found) == [(["甲", "丙"], 0)]
@@ -202,7 +202,10 @@ def test_columns_of_a_task_are_read_as_lists_and_numbers(tmp_path: Path) -> None
     assert read_rows(load_rows(tmp_path / "rows.csv", extras=wanted))[0].references == ["甲", "乙"]
     given = load_rows(datasets.Dataset.from_list([row]), extras=wanted)
     assert read_choices(given) == [(["甲", "丙"], 0)]
-    assert columns_of(TaskConfig(metrics=["choices"]), DataConfig(columns={"answer": "tgt_txt"})) == {"choices"}
+    assert columns_of(TaskConfig(metrics=["choices"]), DataConfig(columns={"answer": "tgt_txt"})) == {
+        "choices",
+        "group",
+    }
 
 
 @pytest.mark.parametrize(

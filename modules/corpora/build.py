@@ -18,7 +18,7 @@ from ..row_files import sha256_of, write_rows
 from .corpus import Corpus, Example
 from .packages import bounded, check, find_or_fetch, read_members
 
-RECIPE = "v1"
+RECIPE = "v2"
 TEST, VALIDATION = 0.15, 0.05
 """Shares of the texts. The sets are small: fewer test rows would leave no difference between models to be seen."""
 
@@ -117,9 +117,10 @@ def rows_of(examples: Sequence[Example], held_out: bool) -> list[dict[str, Any]]
         return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns} for e in examples]
     targets: dict[str, list[str]] = defaultdict(list)
     columns: dict[str, dict[str, Any]] = {}
+    wholes = {whole: number for number, whole in enumerate(dict.fromkeys(e.whole for e in examples), start=1)}
     for example in examples:
         targets[example.source].append(example.target)
-        columns[example.source] = example.columns
+        columns[example.source] = {**example.columns, "group": wholes[example.whole]}
     return [
         {"src_txt": source, "tgt_txt": texts[0], "references": texts, **columns[source]}
         for source, texts in targets.items()

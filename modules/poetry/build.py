@@ -15,7 +15,7 @@ from .cleaning import Poem, Simplifier, clean_poems
 from .dedup import drop_exact_copies, drop_near_copies, leak_rate
 from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
 
-RECIPE = "v1"
+RECIPE = "v2"
 EXPECTED_POEMS = 309_369  # of the published archive under this recipe; a build that differs is refused
 MANIFEST = "manifest.json"
 CLEANED = "cleaned.jsonl.gz"  # between the two stages; removed once the poems are written
@@ -28,7 +28,8 @@ def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = No
     """Build the corpus and return its manifest; resumes after the last stage whose files are still as written.
 
     `progress` is called with the step's name and the fraction of it done. Rows of poems have src_txt, title,
-    author and source (the collection); those of quatrains src_txt; those of couplets src_txt and tgt_txt.
+    author and source (the collection); those of quatrains src_txt; those of couplets src_txt and tgt_txt; those two
+    have as their group the number of the poem that they are cut from, in its split.
     No near-copy of a poem is in another split. Raises ValueError for a damaged archive, and when the published
     archive gives another number of poems than EXPECTED_POEMS.
     """
@@ -133,20 +134,20 @@ def _row(poem: Poem) -> Row:
 
 
 def _quatrain_rows(rows: list[Row]) -> Iterator[Row]:
-    for row in rows:
+    for poem, row in enumerate(rows, start=1):
         for quatrain in cut_quatrains(row["src_txt"]):
-            yield {"src_txt": quatrain}
+            yield {"src_txt": quatrain, "group": str(poem)}
 
 
 def _couplet_rows(rows: list[Row]) -> Iterator[Row]:
-    for row in rows:
+    for poem, row in enumerate(rows, start=1):
         for first, second in cut_couplets(row["src_txt"]):
-            yield {"src_txt": first, "tgt_txt": second}
+            yield {"src_txt": first, "tgt_txt": second, "group": str(poem)}
 
 
 def _unseen(rows: Iterable[Row], seen: set[tuple[str, ...]]) -> Iterator[Row]:
     for row in rows:
-        key = tuple(map(han_only, row.values()))
+        key = tuple(han_only(row[name]) for name in ("src_txt", "tgt_txt") if name in row)
         if key not in seen:
             seen.add(key)
             yield row

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ..config import EvaluateConfig
-from ..measures import Comparison, Measure, compare
+from ..measures import Comparison, Measure, compare, rows_in_words
 from ..poetry.form import line_lengths
 from ..tasks.evaluation import Evaluation, ScoredRow
 from .contents import Column, Example, Report, Sample
@@ -67,7 +67,7 @@ def described(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation)
         "model": config.model,
         "champion": config.champion or "",
         "baseline": config.baseline or "",
-        "test rows": f"{len(test):,} of {config.data.test_path or config.data.path}",
+        "scored on": f"{rows_in_words(model.measures[0])} of {config.data.test_path or config.data.path}",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
         "generation": (
             f"{'greedy' if greedy else sampled}; at most {generation.max_new_tokens} tokens" if model.rows else ""

@@ -14,7 +14,7 @@ from ..config import EvaluateConfig
 from ..config.task import TEXT_METRICS
 from ..decoder import Decoder
 from ..evaluation import ngram_floor, score
-from ..measures import Measure, intervals, mean
+from ..measures import Measure, grouped, intervals, mean
 from ..poetry.copying import TrainingText
 from ..tokenizer import Tokenizer
 from .answers import Answer, write_answers
@@ -22,7 +22,7 @@ from .baselines import NEEDS_TRAINING_ROWS, trivial_answers
 from .choices import chance, choice_accuracy
 from .metrics import METRICS, bleu
 from .prompts import Prompted, ask, template_of
-from .rows import lacking, read_rows
+from .rows import groups_of, lacking, read_rows
 from .verse import training_text, verse
 
 Progress = Callable[[str, float], None]
@@ -100,13 +100,23 @@ class Task:
         prompted = ask(self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed)
         measures, counts = self.likelihood(decoder, prompted, progress)
         if not self.chosen:
-            return Evaluation(measures, [], counts)
+            return self.found(measures, [], counts)
         answers = self.answers(decoder, prompted, progress)
         counts["prompts_cut"] = counts.get("prompts_cut", 0) + sum(answer.cut for answer in answers)
         found = self.of_texts([answer.text for answer in answers])
         found.append(stop_rate(answers))
         every = {measure.name: measure.of_rows()[self.chosen] for measure in measures}
-        return Evaluation([*measures, *found], self.scored(answers, found, every), counts)
+        return self.found([*measures, *found], self.scored(answers, found, every), counts)
+
+    def found(
+        self, measures: Sequence[Measure], rows: list[ScoredRow] | None = None, counts: dict[str, int] | None = None
+    ) -> Evaluation:
+        """Measures of all test rows or of the chosen ones, with the groups of those."""
+        labels = groups_of(self.test)
+        chosen = labels and [labels[row] for row in self.chosen]
+        whole = len(self.test)
+        with_groups = [grouped(measure, labels if len(measure.statistics) == whole else chosen) for measure in measures]
+        return Evaluation(with_groups, rows or [], counts or {})
 
     def likelihood(
         self, decoder: Decoder, prompted: Prompted, progress: Progress | None
@@ -143,15 +153,15 @@ class Task:
         """By the names in `trivial`; the texts are scored as a model's are."""
         texts = trivial_answers(name, self.rows, self.train)
         found = self.of_texts(texts)
-        return Evaluation(found, self.scored([Answer(text, False, False) for text in texts], found, {}, by_model=False))
+        return self.found(found, self.scored([Answer(text, False, False) for text in texts], found, {}, by_model=False))
 
     def floors(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
         """What counting gives on the same text: of n-grams, by this tokenizer's prompts, and by guessing."""
-        found = {"chance": Evaluation(self.chance)} if self.chance else {}
+        found = {"chance": self.found(self.chance)} if self.chance else {}
         if self.config.ngram_floor and self.train is not None and "perplexity" in self.metrics:
             asked = tokenizer.with_prompt_template(template_of(tokenizer, self.task, self.config.data))
             floors = ngram_floor(self.train, self.test, asked)
-            found |= {name: Evaluation([measure]) for name, measure in floors.items()}
+            found |= {name: self.found([measure]) for name, measure in floors.items()}
         return found
 
     def of_texts(self, texts: Sequence[str]) -> list[Measure]:

@@ -22,6 +22,8 @@ COLUMNS = {
     "choices": ("choices", "answer"),
 }
 """Metric → columns that it looks for."""
+GROUP = "group"
+"""A column that says which rows hang together, being cut from one poem or about one passage; see measures.py."""
 REQUIRED = {"slots": ("slots",), "choices": ("answer", "choices"), "couplet": ("tgt_txt",)}
 """Metric → columns that it can't do without."""
 
@@ -42,7 +44,12 @@ class TaskRow:
 
 def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     """Columns to keep for this task's metrics; a column that the user maps to a text is that text."""
-    return {name for metric in task.metrics for name in COLUMNS.get(metric, ())} - set(data.columns)
+    return {GROUP, *(name for metric in task.metrics for name in COLUMNS.get(metric, ()))} - set(data.columns)
+
+
+def groups_of(rows: datasets.Dataset) -> list[str] | None:
+    """Each row's group, as text; None where the rows have no such column."""
+    return list(rows[GROUP]) if GROUP in rows.column_names else None
 
 
 def lacking(rows: datasets.Dataset, task: TaskConfig) -> dict[str, str]:
