@@ -142,6 +142,15 @@ def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] |
     )
 
 
+def source_of(place: str | None) -> dict[str, str]:
+    """What the manifest of a prepared folder (or of the one that a set lies in) says the rows were made from."""
+    for folder in (Path(place), Path(place).parent) if place else ():
+        if (folder / MANIFEST).is_file():
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return {key: value for key, value in manifest.items() if isinstance(value, str)}
+    return {}
+
+
 def begin(folder: Path, identity: dict[str, Any]) -> None:
     """Marks the folder as being made from just this, so that an interrupted call can be repeated."""
     write_json(folder / MANIFEST, {**identity, "unfinished": True})

@@ -14,6 +14,7 @@ from modules.decoder import parameter_count
 from modules.drafts import draft_of
 from modules.evaluation import score
 from modules.measures import Measure, grouped
+from modules.preparation import source_of
 from modules.registry import resolve_model
 from modules.report import Report, html, model_card, training
 from modules.report.evaluation import evaluation_report
@@ -75,7 +76,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def write_card(name: str, folder: Path, report: Report) -> None:
-    text = model_card(name, report, training.made_by(folder), parameter_count(open_model(folder).config))
+    origin = training.made_by(folder)
+    source = source_of(origin.get("config", {}).get("data", {}).get("path"))
+    text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
     draft = draft_of(folder / "README.md")
     draft.write_text(text, encoding="utf-8")
     draft.replace(folder / "README.md")

@@ -14,8 +14,13 @@ TOLD = ("model", "data", "tokenizer", "train", "lora")
 """Sections of the configuration that say what was learnt, and how."""
 
 
-def model_card(name: str, report: Report, origin: Mapping[str, Any], parameters: int) -> str:
-    """`origin`: what run.yaml says of how the model was made (modules.tracking.lineage)."""
+def model_card(
+    name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
+) -> str:
+    """`origin`: what run.yaml says of how the model was made (modules.tracking.lineage).
+
+    `source`: what the data's manifest says that they were made from (modules.preparation.source_of).
+    """
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
         f"# {name}",
@@ -24,7 +29,7 @@ def model_card(name: str, report: Report, origin: Mapping[str, Any], parameters:
         f'    from pipelines import pipeline\n    pipeline("text-generation", model="{name}")("白日依山尽，")["text"]',
         section("Scores", scores(report)),
         section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
-        section("Data", [table(("rows", "count", "fingerprint (SHA-256)"), data(origin))]),
+        section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), data(origin))]),
         section("Configuration", ["\n".join(f"    {line}" for line in settings(origin))]),
         section("Made by", [table(("", ""), made(origin, report))]),
     ]
@@ -36,6 +41,10 @@ def section(title: str, parts: Any) -> str:
     return f"## {title}\n{content}" if content else ""
 
 
+def in_a_line(facts: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in facts.items()) + "." if facts else ""
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     if not rows:
         return ""
@@ -45,7 +54,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def scores(report: Report) -> Iterator[str]:
     """Metrics beside each other, with 95 % intervals."""
-    yield "; ".join(f"{name}: {value}" for name, value in report.facts.items()) + "."
+    yield in_a_line(report.facts)
     by_name = [{measure.name: measure for measure in column.measures} for column in report.columns]
     names = dict.fromkeys(name for measures in by_name for name in measures)
     rows = [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
@@ -102,5 +111,6 @@ def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
         "tokenizer": origin.get("tokenizer"),
         "began with": (origin.get("parent") or {}).get("init_from"),
         **{key: value for key, value in report.made_by.items() if key.startswith("evaluated")},
+        "evaluated with code": report.made_by.get("code"),
     }
     return [(key, str(value)) for key, value in known.items() if value]
