@@ -13,9 +13,10 @@ from modules.config import EvaluateConfig
 from modules.decoder import parameter_count
 from modules.drafts import draft_of
 from modules.evaluation import score
+from modules.making import how_made
 from modules.measures import Measure
 from modules.registry import resolve_model
-from modules.report import Report, html, model_card, training
+from modules.report import Report, html, model_card
 from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def write_card(name: str, folder: Path, report: Report) -> None:
-    text = model_card(name, report, training.made_by(folder), parameter_count(open_model(folder).config))
+    text = model_card(name, report, how_made(folder), parameter_count(open_model(folder).config))
     draft = draft_of(folder / "README.md")
     draft.write_text(text, encoding="utf-8")
     draft.replace(folder / "README.md")
