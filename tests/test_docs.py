@@ -25,6 +25,7 @@ from pipelines.command_line import with_positions
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.generate import generate
+from pipelines.main import refuse_unused
 from pipelines.prepare import prepare
 
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,6 +57,7 @@ def test_every_command_is_one_that_is_taken(snippet: Snippet, tmp_path: Path, mo
         ("python -m pipelines.fine model=a", "no stage fine"),
         ("mlflow run . -e finetune -P data.paht=a -P init_from=b", "did you mean data.path?"),
         ("mlflow run . -e tune", "no entry point tune"),
+        ("mlflow run . -P pretrain.output_dir=… -P finetune.output_dir=…", "give from_scratch=true with it"),
         ("python tests/nothing.py", "tests/nothing.py isn't there"),
         ("python -m pytest tests/test_nothing.py -k x", "tests/test_nothing.py isn't there"),
         ("curl -s localhost:8000/v1/completions -d '{\"prompt\": }'", "no JSON"),
@@ -88,10 +90,14 @@ def of_stage(stage: str, arguments: list[str], snippet: Snippet) -> list[str]:
         return [f"no stage {stage}"]
     given = [argument for argument in arguments if argument != ELISION or stage == "generate"]
     try:
-        load_config(stage, with_positions(given, *POSITIONS.get(stage, ())))
+        config = load_config(stage, with_positions(given, *POSITIONS.get(stage, ())))
+        if stage == "main":
+            refuse_unused(config)
     except ConfigError as error:
         partial = snippet.kind == "inline" or ELISION in arguments
         return [text for text in error.complaints if not (partial and "must be given" in text)]
+    except ValueError as error:
+        return [str(error)]
     return []
 
 
