@@ -42,6 +42,7 @@ def main(config: MainConfig) -> None:
                 f"register look for it: `python -m pipelines.sync` sends it; it stands in {finetuned.model} until then"
             )
         made["finetune"] = finetuned.model_uri  # what MLflow holds already, so that register logs no second copy
+        made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
         evaluated = evaluate(wire(config.evaluate, made))
         registered = register(wire(config.register, made))
         assert registered is not None
