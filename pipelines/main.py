@@ -91,8 +91,8 @@ def summarize(config: MainConfig, evaluated: EvaluateResult, registered: Registe
         best = min(floor, key=lambda name: floor[name])
         side = "below" if after < floor[best] else "above"
         console.print(
-            f"  The model is {side} the best floor, the {best}: it has learnt "
-            f"{'more' if side == 'below' else 'less'} than counting does on these rows.\n"
+            f"  The model is {side} the best floor, the {best}: it predicts these rows "
+            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
         )
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
     name, alias = config.model_name, config.register.alias

@@ -123,7 +123,10 @@ def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClien
 
 
 def test_the_summary_says_what_matters(first: str) -> None:
-    for text in ("before fine-tuning", "after fine-tuning", "floor: trigram", "白日依山尽，", "moyun version 1"):
+    for text in (
+        "before fine-tuning", "after fine-tuning", "floor: trigram", "n-grams of its fine-tuning rows", "白日依山尽，",
+        "moyun version 1",
+    ):  # fmt: skip
         assert text in first
     for command in ("mlflow ui", "python -m pipelines.generate", "mlflow models serve"):
         assert command in first
