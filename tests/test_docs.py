@@ -69,6 +69,12 @@ def test_a_wrong_command_would_be_found(text: str, complaint: str) -> None:
     assert complaint in found[0]
 
 
+def test_a_line_break_in_a_command_reaches_it_as_one() -> None:
+    typed = [word for snippet in COMMANDS for word in words(snippet.text) if "template=" in word]
+    assert sum("\n" in word for word in typed) >= 2
+    assert not any("\\n" in word for word in typed)
+
+
 def complaints(snippet: Snippet) -> list[str]:
     """What is wrong with a command."""
     line = words(snippet.text)
