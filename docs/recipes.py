@@ -28,9 +28,11 @@ TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def document(text: str) -> str:
-    """The text with its tables as they should be."""
+    """The text with its tables as they should be, of the commands above each."""
     tables = {"pretraining": pretraining_table, "finetuning": finetuning_table}
-    return TABLE.sub(lambda found: found[1] + "\n".join(tables[found[2]](text)) + "\n" + found[3], text)
+    return TABLE.sub(
+        lambda found: found[1] + "\n".join(tables[found[2]](text[: found.start()])) + "\n" + found[3], text
+    )
 
 
 def commands(text: str, stage: str) -> list[list[str]]:

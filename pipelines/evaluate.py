@@ -13,10 +13,11 @@ from modules.config import EvaluateConfig
 from modules.decoder import parameter_count
 from modules.drafts import draft_of
 from modules.evaluation import score
+from modules.making import how_made
 from modules.measures import Measure, grouped
 from modules.preparation import source_of
 from modules.registry import resolve_model
-from modules.report import Report, html, model_card, training
+from modules.report import Report, html, model_card
 from modules.report.evaluation import evaluation_report
 from modules.splits import load_splits, load_test_rows
 from modules.tasks.baselines import NEEDS_TRAINING_ROWS
@@ -76,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def write_card(name: str, folder: Path, report: Report) -> None:
-    origin = training.made_by(folder)
+    origin = how_made(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
     draft = draft_of(folder / "README.md")

@@ -42,6 +42,7 @@ def main(config: MainConfig) -> None:
                 f"register look for it: `python -m pipelines.sync` sends it; it stands in {finetuned.model} until then"
             )
         made["finetune"] = finetuned.model_uri  # what MLflow holds already, so that register logs no second copy
+        made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
         evaluated = evaluate(wire(config.evaluate, made))
         registered = register(wire(config.register, made))
         assert registered is not None
@@ -90,8 +91,8 @@ def summarize(config: MainConfig, evaluated: EvaluateResult, registered: Registe
         best = min(floor, key=lambda name: floor[name])
         side = "below" if after < floor[best] else "above"
         console.print(
-            f"  The model is {side} the best floor, the {best}: it has learnt "
-            f"{'more' if side == 'below' else 'less'} than counting does on these rows.\n"
+            f"  The model is {side} the best floor, the {best}: it predicts these rows "
+            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
         )
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
     name, alias = config.model_name, config.register.alias

@@ -13,8 +13,8 @@ from browser import Page, page
 from server_tools import served
 
 from modules.checkpoint import load_model
+from modules.making import how_made
 from modules.places import is_registered, model_folder
-from modules.server.page import read_run
 from modules.tokenizer import load_tokenizer
 from pipelines import registered_model
 
@@ -44,7 +44,7 @@ def main(model: str = "models:/moyun@champion", target: str = "docs/pictures") -
     folder = registered_model(model) if is_registered(model) else model_folder(model)
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
     with served(decoder, tokenizer, name="moyun") as running, page() as tab:
-        running.service.serve_with(running.engine, tokenizer, read_run(folder))
+        running.service.serve_with(running.engine, tokenizer, how_made(folder))
         take(tab, running.url, Path(target))
 
 

@@ -15,6 +15,8 @@ INLINE = re.compile(r"`((?:python|mlflow|make) [^`]+)`")
 PROGRAM = re.compile(
     r"(?:export )?\w+=|(?:\S*/)?(?:python|pip|mlflow|make|curl|source|srun|torchrun|llama-server|rm|git|vllm)\s"
 )
+BREAKS = re.compile(r"\$('[^']*')")
+"""Quotes between which a shell takes \\n for a line break."""
 ENDS = {"|", ">", ">>", "2>", "&&", ";", "&", "<"}
 ELISION = "…"
 
@@ -92,7 +94,7 @@ def is_python(lines: list[str]) -> bool:
 
 def words(command: str) -> list[str]:
     """The first of a line's commands, without what it is piped or written to, comments and environment variables."""
-    found = shlex.split(command, comments=True)
+    found = shlex.split(BREAKS.sub(lambda quoted: quoted[1].replace("\\n", "\n"), command), comments=True)
     end = next((place for place, word in enumerate(found) if word in ENDS), len(found))
     start = next((place for place, word in enumerate(found) if not re.match(r"[A-Z_]+=", word)), end)
     return found[start:end]

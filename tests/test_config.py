@@ -174,6 +174,16 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
             "finetune.data.sequence_length (300) is over model.max_position",
         ),
         ("main", ["pretrain.train.max_steps=0"], "pretrain.train.max_steps (0) must be at least 1"),
+        (
+            "main",
+            ["finetune.train.init_from=models:/moyun@champion", "from_scratch=true"],
+            "finetune.train.init_from=models:/moyun@champion: from_scratch=true fine-tunes what it pretrains; drop one",
+        ),
+        (
+            "main",
+            ["finetune.train.init_from=null", "finetune.model=tiny"],
+            "finetune.train.init_from must name a model; from_scratch=true makes one",
+        ),
     ],
 )
 def test_impossible_values_and_combinations_are_refused(stage: str, arguments: list[str], complaint: str) -> None:

@@ -25,6 +25,7 @@ from pipelines.command_line import with_positions
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.generate import generate
+from pipelines.main import refuse_unused
 from pipelines.prepare import prepare
 
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,6 +57,7 @@ def test_every_command_is_one_that_is_taken(snippet: Snippet, tmp_path: Path, mo
         ("python -m pipelines.fine model=a", "no stage fine"),
         ("mlflow run . -e finetune -P data.paht=a -P init_from=b", "did you mean data.path?"),
         ("mlflow run . -e tune", "no entry point tune"),
+        ("mlflow run . -P pretrain.output_dir=… -P finetune.output_dir=…", "give from_scratch=true with it"),
         ("python tests/nothing.py", "tests/nothing.py isn't there"),
         ("python -m pytest tests/test_nothing.py -k x", "tests/test_nothing.py isn't there"),
         ("curl -s localhost:8000/v1/completions -d '{\"prompt\": }'", "no JSON"),
@@ -65,6 +67,12 @@ def test_a_wrong_command_would_be_found(text: str, complaint: str) -> None:
     found = complaints(Snippet("some.md", 1, "command", text))
     assert len(found) == 1
     assert complaint in found[0]
+
+
+def test_a_line_break_in_a_command_reaches_it_as_one() -> None:
+    typed = [word for snippet in COMMANDS for word in words(snippet.text) if "template=" in word]
+    assert sum("\n" in word for word in typed) >= 2
+    assert not any("\\n" in word for word in typed)
 
 
 def complaints(snippet: Snippet) -> list[str]:
@@ -88,10 +96,14 @@ def of_stage(stage: str, arguments: list[str], snippet: Snippet) -> list[str]:
         return [f"no stage {stage}"]
     given = [argument for argument in arguments if argument != ELISION or stage == "generate"]
     try:
-        load_config(stage, with_positions(given, *POSITIONS.get(stage, ())))
+        config = load_config(stage, with_positions(given, *POSITIONS.get(stage, ())))
+        if stage == "main":
+            refuse_unused(config)
     except ConfigError as error:
         partial = snippet.kind == "inline" or ELISION in arguments
         return [text for text in error.complaints if not (partial and "must be given" in text)]
+    except ValueError as error:
+        return [str(error)]
     return []
 
 
@@ -102,12 +114,23 @@ def of_project(arguments: list[str], snippet: Snippet) -> Iterator[str]:
     if name not in ENTRY_POINTS:
         yield f"no entry point {name}"
         return
-    entry = ENTRY_POINTS[name]
     given = [word for before, word in pairwise(arguments) if before == "-P"]
-    values = dict(argument.split("=", 1) for argument in given)
-    declared = {key: values.pop(key, about.get("default", "")) for key, about in entry["parameters"].items()}
+    yield from of_stage(name, of_entry(name, dict(argument.split("=", 1) for argument in given)), snippet)
+
+
+def of_entry(name: str, values: dict[str, str]) -> list[str]:
+    """The arguments that `mlflow run` gives to the stage."""
+    entry = ENTRY_POINTS[name]
+    declared = {key: values.get(key, about.get("default", "")) for key, about in entry["parameters"].items()}
     command = [word.format(**declared) for word in entry["command"].split()]
-    yield from of_stage(name, [*command[3:], *(f"{key}={value}" for key, value in values.items())], snippet)
+    return [*command[3:], *(f"{key}={value}" for key, value in values.items() if key not in declared)]
+
+
+@pytest.mark.parametrize("name", sorted(set(ENTRY_POINTS) - {"rehearse"}))  # which has a big example
+def test_an_entry_point_does_by_itself_what_its_command_does(name: str) -> None:
+    needed = [f"{key}=given" for key, about in ENTRY_POINTS[name]["parameters"].items() if "default" not in about]
+    needed += ["train.init_from=given"] if name == "finetune" else []
+    assert load_config(name, [*of_entry(name, {}), *needed]) == load_config(name, needed)
 
 
 def is_json(text: str) -> bool:

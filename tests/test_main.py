@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import pytest
 
 from modules.config import load_config
-from pipelines.main import refuse_unused, wire
+from pipelines.main import main, refuse_unused
 
 
 @pytest.mark.parametrize(
@@ -21,9 +25,28 @@ def test_what_is_said_of_a_pretraining_needs_one(argument: str, key: str | None)
         refuse_unused(load_config("main", [argument]))
 
 
-def test_the_same_model_is_fine_tuned_and_compared_with() -> None:
-    config = load_config("main")
-    made = {"prepare": "data", "start": "models/poems", "finetune": "models:/m-1"}
-    assert wire(config.finetune, made).train.init_from == "models/poems"
-    assert wire(config.evaluate, made).baseline == "models/poems"
-    assert config.evaluate.model == "models:/m-1"
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ([], "models/poems"),
+        (["from_scratch=true"], "pretrained"),
+        (["finetune.train.init_from=models:/moyun@champion"], "models:/moyun@champion"),
+    ],
+)
+def test_the_same_model_is_fine_tuned_and_compared_with(
+    arguments: list[str], start: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        "prepare": SimpleNamespace(folder=Path("data")),
+        "pretrain": SimpleNamespace(model=Path("pretrained")),
+        "finetune": SimpleNamespace(model_uri="models:/m-1"),
+    }
+    stages = {name: Mock(return_value=made.get(name)) for name in (*made, "evaluate", "register", "summarize")}
+    for name, stage in stages.items():
+        monkeypatch.setattr(f"pipelines.main.{name}", stage)
+    stages["register"].return_value = "version"
+    main(load_config("main", [*arguments, "tracking.log_system_metrics=false"]))
+    (tuned,), (evaluated,) = stages["finetune"].call_args.args, stages["evaluate"].call_args.args
+    assert tuned.train.init_from == start
+    assert (evaluated.model, evaluated.baseline) == ("models:/m-1", start)
+    assert stages["pretrain"].called == (start == "pretrained")

@@ -10,12 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import Page, page
-from conftest import make_config, make_decoder
+from conftest import ROOT, make_config, make_decoder
 from server_tools import Served, served, until
 
 from modules.checkpoint import save_model
 from modules.config import LimitsConfig
-from modules.server.page import FILES, model_facts, read_run
+from modules.making import how_made
+from modules.server.page import FILES, model_facts
 from modules.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.server
@@ -193,7 +194,7 @@ def test_the_card_says_where_the_model_comes_from(tokenizer: Tokenizer, tmp_path
     }  # fmt: skip
     folder = save_model(tmp_path / "model", decoder, tokenizer, run)
     with served(decoder, tokenizer) as running:
-        running.service.serve_with(running.engine, tokenizer, read_run(folder))
+        running.service.serve_with(running.engine, tokenizer, how_made(folder))
         card = httpx.get(f"{running.url}/card").json()
     assert card["name"] == "small"
     assert card["examples"] == ["春"]
@@ -202,6 +203,16 @@ def test_the_card_says_where_the_model_comes_from(tokenizer: Tokenizer, tmp_path
         "rows": {"train": 8139}, "scores": {"val/loss": 5.25},
     }  # fmt: skip
     assert "somebody" not in json.dumps(card)
+
+
+def test_the_card_of_a_converted_model_is_that_of_its_training(tokenizer: Tokenizer) -> None:
+    run = how_made(ROOT / "models" / "poems")
+    facts = model_facts("poems", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, LimitsConfig(), run)
+    card = facts["run"]
+    assert (card["data"], card["parent"], len(card["run_id"]), len(card["commit"])) == ("poems", None, 32, 40)
+    assert card["rows"] == {"train": 306_336, "validation": 1_460, "test": 1_573}
+    assert 80 < card["scores"]["val/perplexity_per_char"] < 85
+    assert facts["examples"] == ["春", "白日依山尽，"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +225,6 @@ def test_the_card_says_where_the_model_comes_from(tokenizer: Tokenizer, tmp_path
 def test_a_run_yaml_that_says_little_costs_the_card_only_that(tokenizer: Tokenizer, tmp_path: Path, run: str) -> None:
     (tmp_path / "run.yaml").write_text(run, encoding="utf-8")
     decoder = make_decoder(make_config(tokenizer.vocab_size))
-    facts = model_facts("small", decoder, tokenizer, LimitsConfig(), read_run(tmp_path))
+    facts = model_facts("small", decoder, tokenizer, LimitsConfig(), how_made(tmp_path))
     assert json.dumps(facts, allow_nan=False)
     assert facts["examples"]

@@ -124,7 +124,10 @@ def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClien
 
 
 def test_the_summary_says_what_matters(first: str) -> None:
-    for text in ("before fine-tuning", "after fine-tuning", "floor: trigram", "白日依山尽，", "moyun version 1"):
+    for text in (
+        "before fine-tuning", "after fine-tuning", "floor: trigram", "n-grams of its fine-tuning rows", "白日依山尽，",
+        "moyun version 1",
+    ):  # fmt: skip
         assert text in first
     for command in ("mlflow ui", "python -m pipelines.generate", "mlflow models serve"):
         assert command in first
@@ -173,13 +176,28 @@ def test_the_registered_model_is_complete_and_sound(first: str, client: MlflowCl
     assert text.startswith("春")
 
 
+def pictures_of(executed: nbformat.NotebookNode) -> list[Any]:
+    return [out for cell in executed.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without outputs
     executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
-    pictures = [out for cell in executed.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
-    assert len(pictures) == {"data": 3, "evaluation": 3, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
+    assert (
+        len(pictures_of(executed)) == {"data": 3, "evaluation": 3, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
+    )
+
+
+def test_runs_are_shown_where_nothing_was_pretrained(first: str, workplace: Workplace, client: MlflowClient) -> None:
+    """What `make demo` leaves."""
+    notebook = nbformat.read(ROOT / "notebooks" / "runs.ipynb", as_version=4)
+    (sweep,) = [at for at, cell in enumerate(notebook.cells) if cell.source.startswith("## A sweep")]
+    without = nbformat.v4.new_code_cell('runs = runs[runs["tags.stage"] != "pretrain"]')
+    notebook.cells = [*notebook.cells[:2], without, *notebook.cells[2:sweep]]
+    executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
+    assert len(pictures_of(executed)) == 2  # the fine-tuning's loss, and scores
 
 
 @pytest.fixture(scope="module")

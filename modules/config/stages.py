@@ -209,8 +209,12 @@ class MainConfig(StageConfig):
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
-        length, limit = self.finetune.data.sequence_length, self.model.max_position_embeddings
-        if self.from_scratch and self.finetune.train.init_from == "<start>" and length > limit:
+        start, length = self.finetune.train.init_from, self.finetune.data.sequence_length
+        if self.from_scratch and start != "<start>":
+            yield f"finetune.train.init_from={start}: from_scratch=true fine-tunes what it pretrains; drop one of them"
+        elif not start:
+            yield "finetune.train.init_from must name a model; from_scratch=true makes one"
+        if self.from_scratch and length > (limit := self.model.max_position_embeddings):
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
         for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
             if getattr(self, name).dry_run:
@@ -235,4 +239,4 @@ class MainConfig(StageConfig):
 
 
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
-"""In main: what that stage made, or a folder in it; <start>: the pretrained model."""
+"""In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""

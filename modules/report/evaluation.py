@@ -11,12 +11,13 @@ from typing import Any
 import datasets
 
 from ..config import EvaluateConfig
+from ..making import how_made
 from ..measures import Comparison, Measure, compare, rows_in_words
 from ..poetry.form import line_lengths
 from ..tasks.evaluation import Evaluation, ScoredRow
 from .contents import Column, Example, Report, Sample
 from .texts import label
-from .training import made_by, training_curves
+from .training import training_curves
 
 COMPARED = ("champion", "baseline")
 """Models that the first one is tested against, row by row."""
@@ -42,7 +43,7 @@ def evaluation_report(
     """
     model = evaluations["model"]
     ranked_by = next((name for name in RANKED_BY if name in model), model.measures[0].name)
-    origin = made_by(folder)
+    origin = how_made(folder)
     return Report(
         title=f"{label(config.task.name or 'evaluation')}: {config.model}",
         facts=described(config, test, model),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Any
 
-import yaml
 from mlflow.exceptions import MlflowException
 
 from ..tracking import metric_history
@@ -21,15 +18,6 @@ CURVES = {
     },
 }
 """Title of a picture → metric → what its line is called."""
-
-
-def made_by(folder: Path) -> dict[str, Any]:
-    """What run.yaml in a model folder says of how it was trained, through conversions; empty where nothing is known."""
-    path = folder / "run.yaml"
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    while isinstance(found, dict) and found.get("stage") == "convert" and "run" in found.get("source", {}):
-        found = found["source"]["run"]
-    return found if isinstance(found, dict) else {}
 
 
 def training_curves(run_id: str | None) -> dict[str, dict[str, Series]]:

@@ -65,7 +65,7 @@ class Service:
         self.created = int(time.time())
 
     def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """From here on requests are taken; run: what the model's run.yaml says."""
+        """From here on requests are taken; run: how_made of its folder."""
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
         self.prompt_tokens = prompt_limit(self.limits, engine.decoder.config.max_position_embeddings)

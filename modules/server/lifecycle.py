@@ -22,12 +22,12 @@ from ..checkpoint import load_for_inference, verify_model
 from ..config import GenerationConfig, ServeConfig
 from ..decoder import Decoder
 from ..generation import generate
+from ..making import how_made
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..verification import GOLDEN_PROMPT
 from .app import Service, create_app
 from .connection import Connection
 from .engine import Engine
-from .page import read_run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANG_UP_SECONDS = 2
@@ -100,7 +100,7 @@ class Lifecycle:
         engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
         engine.start()
         try:
-            self.service.serve_with(engine, tokenizer, read_run(self.folder))
+            self.service.serve_with(engine, tokenizer, how_made(self.folder))
             ready(self.address)
             await stopped
             await self.drain()

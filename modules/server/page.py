@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,7 +11,6 @@ from starlette.responses import Response
 
 from ..config import LimitsConfig
 from ..decoder import Decoder, parameter_count
-from ..small_files import read_plain_yaml
 from ..tokenizer import Tokenizer
 
 WEB = Path(__file__).parent / "web"
@@ -55,7 +53,7 @@ def page_file(path: str) -> Response:
 def model_facts(
     name: str, decoder: Decoder, tokenizer: Tokenizer, limits: LimitsConfig, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The card: what the model is, and where it comes from as far as `run` (read_run) says."""
+    """The card: what the model is, and where it comes from as far as `run` (how_made) says."""
     architecture = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
     return {
         "name": name,
@@ -75,13 +73,6 @@ def model_facts(
             "scores": {key: value for key, value in mapping(run.get("metrics")).items() if finite(value)},
         },
     }
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """A model folder's run.yaml; empty where there is none that can be read: a model is served without it too."""
-    with suppress(OSError, ValueError):
-        return mapping(read_plain_yaml(folder / "run.yaml"))
-    return {}
 
 
 def examples(run: Mapping[str, Any]) -> list[str]:
