@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from modules.config import load_config  # noqa: E402
+from modules.making import how_made  # noqa: E402
 from modules.report.card import in_words, table  # noqa: E402
 from modules.report.texts import label  # noqa: E402
 from modules.tasks.evaluation import Evaluation  # noqa: E402
@@ -43,8 +44,11 @@ def main(*chosen: str) -> None:
         for name in chosen or names:
             results[name] = run(section(name))
     finally:  # not before: from the first line written on, the tree has changes
-        for name, result in results.items():
-            write(name, result.evaluations, f"Run `{result.run_id}`, commit `{state['git.commit'][:7]}`.")
+        for name, (result, model) in results.items():
+            origin = how_made(Path(model))
+            trained = f"trained by run `{origin['run_id']}`, commit `{origin['git.commit'][:7]}`"
+            scored = f"Scored by run `{result.run_id}`, commit `{state['git.commit'][:7]}`"
+            write(name, result.evaluations, f"{scored}; {trained}.")
 
 
 def section(name: str) -> str:
@@ -52,13 +56,14 @@ def section(name: str) -> str:
     return next(found[0] for found in SECTION.finditer(text) if found[1] == name)
 
 
-def run(text: str) -> Any:
-    """The result of the last command, which is an evaluation."""
-    result = None
+def run(text: str) -> tuple[Any, str]:
+    """The result of the last command, which is an evaluation, and its model."""
+    result = config = None
     for stage, arguments in COMMAND.findall(text.replace("\\\n", " ")):
-        words = shlex.split(arguments)
-        result = getattr(importlib.import_module(f"pipelines.{stage}"), stage)(load_config(stage, words))
-    return result
+        config = load_config(stage, shlex.split(arguments))
+        result = getattr(importlib.import_module(f"pipelines.{stage}"), stage)(config)
+    assert config
+    return result, config.model
 
 
 def write(name: str, evaluations: Mapping[str, Evaluation], made_by: str) -> None:
@@ -95,8 +100,11 @@ def summarized(line: str, name: str, evaluations: Mapping[str, Evaluation], made
               if measure.name == row[2]}  # fmt: skip
     tuned = values.pop("model", "") if "baseline" in evaluations else ""
     before = values.pop("baseline" if "baseline" in evaluations else "model", "")
-    without = ", ".join(f"{who} {value.split(' ')[0]}" for who, value in values.items() if who not in NGRAMS[:2])
-    run, commit = re.findall(r"`(\w+)`", made_by)
+    counted = [who for who in NGRAMS if who in values]
+    best = min(counted, key=lambda who: evaluations[who][row[2]].value, default=None)
+    shown = {who: value.split(" ")[0] for who, value in values.items() if who not in counted or who == best}
+    without = ", ".join(f"{'people' if who == 'reference' else who} {value}" for who, value in shown.items())
+    run, commit = re.findall(r"`(\w+)`", made_by)[:2]
     return " ".join([row[1], tuned, "|", before, "|", without, "|", f"`{run[:8]}` of `{commit}`", "|"])
 
 

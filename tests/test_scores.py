@@ -44,18 +44,21 @@ def found(**values: float) -> Evaluation:
 def test_results_stand_in_their_section_and_in_both_readmes(scores: ModuleType) -> None:
     before = sections(scores)
     evaluations = {"model": found(rougeL=0.25, choice_accuracy=0.5), "baseline": found(rougeL=0.125),
-                   "lead": found(rougeL=0.0625), "bigram": found(perplexity_per_char=9)}  # fmt: skip
+                   "lead": found(rougeL=0.0625), "trigram": found(rougeL=3), "bigram": found(rougeL=2)}  # fmt: skip
     scores.write("summarization", evaluations, "Run `0123456789abcdef`, commit `fedcba9`.")
     after = sections(scores)
     assert {name for name, text in after.items() if text != before[name]} == {"summarization"}
     assert (
-        "| ROUGE-L | 0.25 [0.25, 0.25] | 0.125 [0.125, 0.125] | 0.0625 [0.0625, 0.0625] |  |" in after["summarization"]
+        "| ROUGE-L | 0.25 [0.25, 0.25] | 0.125 [0.125, 0.125] | 0.0625 [0.0625, 0.0625] | 3 [3, 3] |"
+        in after["summarization"]
     )
     assert "Run `0123456789abcdef`, commit `fedcba9`." in after["summarization"]
     for page in scores.SUMMARIES:
         rows = re.findall(r"scores\.md#summarization\) \| [^|]*-->(.*)", page.read_text(encoding="utf-8"))
-        assert rows == [" | 0.25 [0.25, 0.25] | 0.125 [0.125, 0.125] | lead 0.0625 | `01234567` of `fedcba9` |",
-                        " | 0.5 [0.5, 0.5] |  |  | `01234567` of `fedcba9` |"]  # fmt: skip
+        assert rows == [
+            " | 0.25 [0.25, 0.25] | 0.125 [0.125, 0.125] | lead 0.0625, bigram 2 | `01234567` of `fedcba9` |",
+            " | 0.5 [0.5, 0.5] |  |  | `01234567` of `fedcba9` |",
+        ]
 
 
 def test_no_command_is_passed_over(scores: ModuleType) -> None:
@@ -67,7 +70,7 @@ def test_no_command_is_passed_over(scores: ModuleType) -> None:
 def test_a_model_without_baseline_is_the_one_that_comes(scores: ModuleType) -> None:
     scores.write("poetry", {"model": found(rhyme=0.5), "reference": found(rhyme=0.75)}, "Run `01`, commit `02`.")
     assert "|  | as it comes | reference |" in sections(scores)["poetry"]
-    row = "<!-- rhyme --> |  | 0.5 [0.5, 0.5] | reference 0.75 | `01` of `02` |"
+    row = "<!-- rhyme --> |  | 0.5 [0.5, 0.5] | people 0.75 | `01` of `02` |"
     assert all(row in page.read_text(encoding="utf-8") for page in scores.SUMMARIES)
 
 
