@@ -247,7 +247,7 @@ def test_served_text_equals_that_of_the_command(server: str, workplace: Workplac
     assert status == 200, answer
     for prompt, served in zip(["白日依山尽，", "春"], answer["predictions"], strict=True):
         arguments = ["generation.temperature=0", "generation.max_new_tokens=12", "generation.top_p=1"]
-        done = workplace.python("pipelines.generate", prompt, *arguments)
+        done = workplace.python("pipelines.generate", prompt, "model=models:/moyun@champion", *arguments)
         assert done.stdout == served["text"] + "\n", done.stderr
 
 
