@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from .making import how_made
 from .places import is_registered, model_folder
 from .redaction import redact_text
 from .registry import resolve_model
@@ -57,9 +58,7 @@ def read_run(name: str) -> RunFacts:
             f"{name} is no run id (32 hexadecimal digits, as `mlflow ui` shows them), no models:/ URI and no folder"
         )
     folder = resolve_model(name) if is_registered(name) else model_folder(path)
-    described = folder / "run.yaml"
-    if described.is_file():
-        facts = yaml.safe_load(described.read_text(encoding="utf-8"))
+    if facts := how_made(folder):
         run = run_of(str(facts.get("run_id")), needed=False)
         return of_store(name, run) if run else of_model(name, facts)
     if origin := read_origin(path / CHECKPOINTS):

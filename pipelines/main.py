@@ -60,7 +60,7 @@ def refuse_unused(config: MainConfig) -> None:
     for key in (key for key, given in unused.items() if given and not config.from_scratch):
         raise ValueError(
             f"{key}: what is given there is for a model that is pretrained first: give from_scratch=true with it; "
-            f"without it {EMBEDDED} is fine-tuned"
+            "without it nothing is pretrained"
         )
 
 

@@ -21,7 +21,7 @@ def test_what_is_said_of_a_pretraining_needs_one(argument: str, key: str | None)
     if key is None:
         refuse_unused(load_config("main", [argument]))  # seeds are for all stages at once
         return
-    with pytest.raises(ValueError, match=rf"^{key}: .*from_scratch=true .*models/poems is fine-tuned$"):
+    with pytest.raises(ValueError, match=rf"^{key}: .*from_scratch=true .*without it nothing is pretrained$"):
         refuse_unused(load_config("main", [argument]))
 
 
