@@ -207,6 +207,7 @@ def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
 
 def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer]:
     """`load_for_inference` with the tokenizer; CheckpointError where either isn't what was saved."""
+    require_folder(folder)
     tokenizer = load_tokenizer(folder)
     require_unchanged(folder, tokenizer)
     return load_for_inference(folder, dtype), tokenizer

@@ -276,6 +276,12 @@ def test_one_changed_weight_is_noticed(folder: Path, place: tuple[str, tuple[int
 
 
 @pytest.mark.parametrize("check", [verify_model, load_verified])
+def test_a_folder_that_is_not_there_is_no_missing_tokenizer(tmp_path: Path, check: Callable[[Path], Any]) -> None:
+    with pytest.raises(CheckpointError, match="modell: no such model folder; a registered model is models:/NAME@ALIAS"):
+        check(tmp_path / "modell")
+
+
+@pytest.mark.parametrize("check", [verify_model, load_verified])
 def test_a_changed_architecture_is_noticed(folder: Path, check: Callable[[Path], Any]) -> None:
     path = folder / "model.yaml"
     path.write_text(path.read_text().replace("layer_norm_eps: 1.0e-05", "layer_norm_eps: 2.0e-05"))
