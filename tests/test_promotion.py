@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import datasets
 import numpy as np
 from conftest import make_config, make_decoder
 
+from modules.checkpoint import save_model
+from modules.config import load_config
 from modules.evaluation import score
 from modules.measures import Measure, perplexity
 from modules.promotion import decide
 from modules.tokenizer import Tokenizer, train_tokenizer
+from pipelines.register import register
 
 
 def test_models_with_other_tokenizers_are_measured_on_the_same_characters(
@@ -19,6 +25,21 @@ def test_models_with_other_tokenizers_are_measured_on_the_same_characters(
     measures = [score(make_decoder(make_config(t.vocab_size)), t, rows).perplexity_per_char for t in (tokenizer, other)]
     assert (measures[0].statistics[:, 1] == measures[1].statistics[:, 1]).all()
     assert decide(measures[0], measures[1], "1").comparison
+
+
+def test_a_registration_tests_groups_of_rows(store: Path, tokenizer: Tokenizer) -> None:
+    """Two rows of each of three poems are three poems to the test."""
+    rows = [
+        {"src_txt": text, "group": number // 2}
+        for number, text in enumerate(["春眠", "不觉", "晓处", "处闻", "啼鸟", "夜来"])
+    ]
+    (store / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for seed in (1, 2):
+        folder = save_model(store / f"{seed}", make_decoder(make_config(tokenizer.vocab_size), seed), tokenizer, {})
+        arguments = [f"model={folder}", "data.path=null", "data.test_path=rows.jsonl"]
+        done = register(load_config("register", [*arguments, "tracking.log_system_metrics=false"]))
+        assert done
+        assert "6 test rows in 3 groups" in done.reason
 
 
 def measure(shift: float = 0.0, noise: float = 0.0, rows: int = 300) -> Measure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -152,7 +151,7 @@ def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace,
     )
     assert again.returncode == 0, again.stderr
     assert champion(client) == "1"  # equal isn't better
-    assert re.search(r"undecided.* test rows in \d+ groups", client.get_model_version("moyun", "3").tags["promotion"])
+    assert "undecided" in client.get_model_version("moyun", "3").tags["promotion"]
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:
