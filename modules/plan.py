@@ -28,6 +28,7 @@ class TrainingPlan:
     total_steps: int
     learning_rate: float
     """The schedule's peak factor."""
+    warmup_steps: int
     demand: MemoryDemand
     """What the memory of a step depends on."""
     memory: TrainingMemory
@@ -36,6 +37,11 @@ class TrainingPlan:
     def adapters(self) -> str:
         trained = self.demand.adapter_parameters
         return "" if trained is None else f", frozen; {trained:,} in adapters are trained"
+
+    def unreached(self) -> str:
+        if self.warmup_steps <= self.total_steps:
+            return ""
+        return f", not reached: the run ends in its {self.warmup_steps:,} steps of warm-up (train.warmup_steps)"
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -47,7 +53,7 @@ class TrainingPlan:
             "tokens an epoch": f"{self.tokens_per_epoch:,}",
             "tokens a step": f"{self.tokens_per_step:,.0f}",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
-            "learning rate": f"{self.learning_rate:g}",
+            "learning rate": f"{self.learning_rate:g}{self.unreached()}",
             "memory a device": f"{in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": in_words(memory.weights),
             "  gradients": in_words(memory.gradients),
@@ -84,6 +90,7 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         steps_per_epoch=steps_per_epoch,
         total_steps=int(total_steps),
         learning_rate=peak_learning_rate(config),
+        warmup_steps=config.train.warmup_steps,
         demand=demand,
         memory=demand.memory(),
     )
