@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modules.places import EMBEDDED, is_registered, model_folder
+from modules.checkpoint.loading import is_registered, model_folder
+from modules.config.base import EMBEDDED
 
 if TYPE_CHECKING:
-    from modules.text_generation import TextGenerator
+    from modules.inference.text_generator import TextGenerator
 
 
 def pipeline(
@@ -27,13 +28,13 @@ def pipeline(
     backend="llama_cpp" takes a folder that convert wrote with format=gguf, whose number format was chosen then.
     Raises ValueError for another task, an unknown model or a bad parameter.
     """
-    from modules.checkpoint import load_verified
-    from modules.text_generation import TextGenerator, generation_config
+    from modules.checkpoint.loading import load_verified
+    from modules.inference.text_generator import TextGenerator, generation_config
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
     if backend == "llama_cpp":
-        from modules.llama_cpp import load_llama_cpp
+        from modules.inference.llama_cpp import load_llama_cpp
 
         return TextGenerator(*load_llama_cpp(model), generation_config(**defaults))
     if backend != "torch":
@@ -43,8 +44,8 @@ def pipeline(
 
 
 def registered_model(uri: str) -> Path:
-    from modules.registry import resolve_model
-    from modules.tracking import connect  # MLflow takes longer to import than a small model to load
+    from modules.tracking.registry import resolve_model
+    from modules.tracking.stage_run import connect  # MLflow takes longer to import than a small model to load
 
     connect()
     return resolve_model(uri)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from modules.config import CompareConfig
-from modules.run_comparison import SECTIONS, Parting, RunComparison, compare_runs
-from modules.run_facts import RunFacts, read_run
-from modules.tracking import connect
+from modules.config.commands import CompareConfig
+from modules.tracking.comparison import SECTIONS, Parting, RunComparison, compare_runs
+from modules.tracking.run_facts import RunFacts, read_run
+from modules.tracking.stage_run import connect
 
-from .command_line import run_stage, show, with_positions
+from .cli.command_line import run_stage, show, with_positions
 
 SHOWN = 8
 """Differences of a section."""

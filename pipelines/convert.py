@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from modules import interop
-from modules.adapter import apply_adapter, read_adapter
-from modules.checkpoint import new_folder, open_model, write_model
-from modules.config import ConvertConfig
-from modules.decoder import parameter_count
-from modules.registry import resolve_model
-from modules.small_files import read_plain_yaml
-from modules.tokenizer import Tokenizer, load_tokenizer
-from modules.tracking import connect, provenance
-from modules.verification import sound_hash
-from modules.weights import StoredModel, in_dtype
+from modules.checkpoint import formats as interop
+from modules.checkpoint.adapter import apply_adapter, read_adapter
+from modules.checkpoint.loading import open_model, sound_hash
+from modules.checkpoint.model_folder import write_model
+from modules.checkpoint.weights import StoredModel, in_dtype
+from modules.config.commands import ConvertConfig
+from modules.model.decoder import parameter_count
+from modules.system.atomic import new_folder
+from modules.system.bounded_read import read_plain_yaml
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from modules.tracking.provenance import provenance
+from modules.tracking.registry import resolve_model
+from modules.tracking.stage_run import connect
 
-from .command_line import run_stage, show
+from .cli.command_line import run_stage, show
 
 NEXT = {
     "moyun": 'python -m pipelines.generate model={target} "白日依山尽，"',

@@ -8,29 +8,31 @@ from typing import Any
 
 import datasets
 
-from modules.checkpoint import load_verified, open_model
-from modules.config import EvaluateConfig
-from modules.decoder import parameter_count
-from modules.drafts import draft_of
-from modules.evaluation import score
-from modules.making import how_made
-from modules.measures import Measure, grouped
-from modules.preparation import source_of
-from modules.registry import resolve_model
-from modules.report import Report, html, model_card
-from modules.report.evaluation import evaluation_report
-from modules.splits import load_splits, load_test_rows
-from modules.tasks.baselines import NEEDS_TRAINING_ROWS
-from modules.tasks.evaluation import Evaluation, Task
-from modules.tasks.rows import columns_of, groups_of, with_targets
-from modules.text_generation import TextGenerator
-from modules.tokenizer import load_tokenizer
-from modules.tracking import log_rows, stage_run
+from modules.checkpoint.loading import load_verified, open_model
+from modules.checkpoint.model_folder import how_made
+from modules.config.evaluation import EvaluateConfig
+from modules.data.corpora.folders import source_of
+from modules.data.splits import load_splits, load_test_rows
+from modules.evaluation.baselines import NEEDS_TRAINING_ROWS
+from modules.evaluation.likelihood import score
+from modules.evaluation.report.build import evaluation_report
+from modules.evaluation.report.card import model_card
+from modules.evaluation.report.contents import Report
+from modules.evaluation.report.page import html
+from modules.evaluation.statistics import Measure, grouped
+from modules.evaluation.task_evaluation import Evaluation, Task
+from modules.evaluation.task_rows import columns_of, groups_of, with_targets
+from modules.inference.text_generator import TextGenerator
+from modules.model.decoder import parameter_count
+from modules.system.atomic import draft_of
+from modules.tokenizer.tokenizer import load_tokenizer
+from modules.tracking.registry import resolve_model
+from modules.tracking.stage_run import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
 
-from .command_line import console, progress_of, run_stage, show
-from .evaluation_results import REPORT, log_results, made_by, place_of, show_results
-from .quarantine import report_quarantine, start_quarantine
+from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.command_line import console, progress_of, run_stage, show
+from .cli.results import REPORT, log_results, made_by, place_of, show_results
 
 
 @dataclass(frozen=True)

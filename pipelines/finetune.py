@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modules.config import TrainingConfig
+from modules.config.training import TrainingConfig
 
-from .command_line import run_stage
+from .cli.command_line import run_stage
 
 if TYPE_CHECKING:
-    from modules.rows import RowSource
+    from modules.data.sources import RowSource
 
     from .train import TrainResult
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-from modules.config import GenerateConfig
-from modules.places import is_registered
+from modules.checkpoint.loading import is_registered
+from modules.config.generation import GenerateConfig
+from pipelines import pipeline
 
-from . import pipeline
-from .command_line import run_stage, with_positions
+from .cli.command_line import run_stage, with_positions
 
 
 def generate(config: GenerateConfig) -> str:
     """Prints the prompt and its continuation as it comes (of a task model: the answer alone); returns it."""
     if is_registered(config.model):
-        from modules.tracking import connect  # MLflow takes seconds to import, and a folder needs none of it
+        from modules.tracking.stage_run import connect  # MLflow takes seconds to import, and a folder needs none of it
 
         connect(config.tracking)
     generator = pipeline(

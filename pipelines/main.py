@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from modules.config import MADE_BY_STAGE, MainConfig, load_config
-from modules.ngram import NAMES
-from modules.places import EMBEDDED
-from modules.redaction import redact_text
-from modules.tracking import connect, stage_run
+from modules.config.base import EMBEDDED
+from modules.config.commands import MADE_BY_STAGE, MainConfig
+from modules.config.loader import load_config
+from modules.evaluation.baselines import NAMES
+from modules.system.redaction import redact_text
+from modules.tracking.stage_run import connect, stage_run
 
-from .command_line import console, run_stage, show
+from .cli.command_line import console, run_stage, show
 from .evaluate import EvaluateResult, evaluate
 from .finetune import finetune
 from .prepare import prepare

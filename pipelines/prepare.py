@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.bad_rows import Quarantine
-from modules.config import PrepareConfig
-from modules.corpora import CORPORA, prepare_corpus
-from modules.poetry import build_corpus, find_or_fetch_archive
-from modules.preparation import prepare_rows, prepare_sample
-from modules.tracking import stage_run
+from modules.config.data import PrepareConfig
+from modules.data.corpora import CORPORA
+from modules.data.corpora.folders import prepare_rows, prepare_sample
+from modules.data.corpora.poem_archive import find_or_fetch_archive
+from modules.data.corpora.poems import build_corpus
+from modules.data.corpora.task_corpus import prepare_corpus
+from modules.data.quarantine import Quarantine
+from modules.tracking.stage_run import stage_run
 
-from .command_line import progress_of, run_stage, show
-from .quarantine import report_quarantine, start_quarantine
+from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.command_line import progress_of, run_stage, show
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 import datasets
 from mlflow.entities.model_registry import ModelVersion
 
-from modules.checkpoint import open_model, verify_model
-from modules.config import RegisterConfig
-from modules.measures import Comparison, Measure
-from modules.promotion import Promotion, decide
-from modules.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
-from modules.splits import load_test_rows
-from modules.tasks.rows import GROUP
-from modules.tracking import log_rows, stage_run
+from modules.checkpoint.loading import open_model, verify_model
+from modules.config.evaluation import RegisterConfig
+from modules.data.splits import load_test_rows
+from modules.evaluation.promotion import Promotion, decide
+from modules.evaluation.statistics import Comparison, Measure
+from modules.evaluation.task_rows import GROUP
+from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
+from modules.tracking.stage_run import log_rows, stage_run
 
-from .command_line import run_stage, show
+from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.command_line import run_stage, show
 from .evaluate import score_folder
-from .quarantine import report_quarantine, start_quarantine
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.config import ModelConfig, RehearseConfig
-from modules.rehearsal import elements, expected_shapes, narrow, rehearse_numbers, rehearse_shapes
-from modules.weights import differences
+from modules.checkpoint.weights import differences
+from modules.config.commands import RehearseConfig
+from modules.config.model import ModelConfig
+from modules.training.planning.rehearsal import elements, expected_shapes, narrow, rehearse_numbers, rehearse_shapes
 
-from .command_line import console, run_stage, show
+from .cli.command_line import console, run_stage, show
 
 
 class RehearsalError(ValueError):

@@ -6,20 +6,19 @@ import logging
 import os
 from pathlib import Path
 
-from modules.checkpoint import require_folder
-from modules.config import ServeConfig
-from modules.places import is_registered, model_folder
-from modules.server.lifecycle import Lifecycle, is_loading
+from modules.checkpoint.loading import is_registered, model_folder, require_folder
+from modules.config.generation import ServeConfig
+from modules.inference.server.lifecycle import Lifecycle, is_loading
 
-from .command_line import run_stage
+from .cli.command_line import run_stage
 
 
 def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     if is_registered(config.model):
-        from modules.registry import resolve_model
-        from modules.tracking import connect  # MLflow takes seconds to import, a folder needs none of it
+        from modules.tracking.registry import resolve_model
+        from modules.tracking.stage_run import connect  # MLflow takes seconds to import, a folder needs none of it
 
         connect(config.tracking)
         folder = resolve_model(config.model)

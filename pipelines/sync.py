@@ -6,15 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.config import SyncConfig, TrackingConfig
-from modules.redaction import redact_text
-from modules.tracking import connect
-from modules.tracking.delivery import Delivery
-from modules.tracking.run_life import END, GONE, is_there, require_store
-from modules.tracking.spool import Spool, SpoolInUseError, has_refused, last_record, unsent
-from modules.tracking.store_errors import why
+from modules.config.base import TrackingConfig
+from modules.config.commands import SyncConfig
+from modules.system.redaction import redact_text
+from modules.tracking.outbox.delivery import Delivery
+from modules.tracking.outbox.spool import Spool, SpoolInUseError, has_refused, last_record, unsent
+from modules.tracking.outbox.store import is_there, require_store, why
+from modules.tracking.run_lifecycle import END, GONE
+from modules.tracking.stage_run import connect
 
-from .command_line import run_stage, show
+from .cli.command_line import run_stage, show
 
 
 @dataclass(frozen=True)

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import mlflow
-import pytorch_lightning as pl
 
-from modules.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from modules.callbacks import Samples
-from modules.checkpoint import open_model, write_model
-from modules.config import ModelConfig, TrainingConfig
-from modules.data import TextDataModule
-from modules.interop.training_checkpoint import require_sound, trained_weights
-from modules.memory_limit import require_memory
-from modules.parallel import require_cuttable
-from modules.pictures import loss_curve
-from modules.plan import TrainingPlan, batch_of, make_plan
-from modules.processes import is_main_process
-from modules.registry import resolve_model
-from modules.resume import (
-    CHECKPOINTS,
-    Origin,
-    claimed,
-    differences,
-    write_origin,
-)
-from modules.rows import RowSource
-from modules.splits import load_splits
-from modules.strategies import require_devices
-from modules.tokenizer import Tokenizer
-from modules.tokenizer_choice import choose_tokenizer
-from modules.tracking import connect, log_rows, provenance, stage_run
-from modules.tracking.run_logger import RunLogger
+from modules.checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
+from modules.checkpoint.dcp import require_sound, trained_weights
+from modules.checkpoint.loading import open_model, sound_hash
+from modules.checkpoint.model_folder import write_model
+from modules.checkpoint.weights import StoredWeights
+from modules.config.training import TrainingConfig
+from modules.data.sources import RowSource
+from modules.evaluation.report.figures import loss_curve
+from modules.system.signals import is_main_process
+from modules.tracking.lightning_logger import RunLogger
+from modules.tracking.provenance import provenance
+from modules.tracking.registry import resolve_model
+from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
-from modules.verification import sound_hash
-from modules.weights import StoredWeights
+from modules.training.callbacks import Samples
+from modules.training.fit import fit
+from modules.training.origin import CHECKPOINTS, Origin, differences, write_origin
+from modules.training.planning.memory_limit import require_memory
+from modules.training.planning.plan import TrainingPlan
+from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
+from modules.training.setup import Training, describe_origin, set_up
+from modules.training.strategies import read_progress
 
-from .beginning import describe_checkpoints, describe_origin, followed, known_folder, tell_changes, where_to_start
-from .command_line import show
-from .fitting import Training, fit
-from .quarantine import keep_quarantine, report_quarantine, start_quarantine
+from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
+from .cli.command_line import show
+
+
+def known_folder(stage: str, config: TrainingConfig) -> str | None:
+    """Where the run will write, as far as it is known before there is a run; a dry run writes nowhere."""
+    if config.dry_run or config.output_dir:
+        return None if config.dry_run else config.output_dir
+    # What `mlflow run` made, or whoever starts the same job again.
+    given = None if mlflow.active_run() else os.environ.get("MLFLOW_RUN_ID")
+    return f"outputs/{stage}-{given}" if given else None
+
+
+def tell_changes(run: TrackedRun, before: Origin | None, now: Origin, start: Path | None) -> None:
+    """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
+    if before and (changes := differences(before, now)):
+        step = read_progress(start)["global_step"] if start else 0
+        run.set_tags({f"moyun.changed-{run.resumed}": f"after step {step}: {'; '.join(changes.values())}"})
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,17 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
-        training = set_up(config, rows)
+        training = prepare(config, rows)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
         made_from = describe_origin(stage, run.info.run_id, config, training, parent)
-        start, origin = where_to_start(config, before, made_from, training.plan.total_steps)
+        start, origin = where_to_start(
+            config, known_folder(stage, config), before, made_from, training.plan.total_steps
+        )
+        if origin.resumed_from or before:
+            show(f"{stage}: goes on", describe_start(start))
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         tell_changes(run, before, made_from, start)
@@ -98,11 +108,16 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
+def prepare(config: TrainingConfig, rows: RowSource | None) -> Training:
+    start = resolve_model(config.train.init_from) if config.train.init_from else None
+    return set_up(config, start, rows, start_quarantine(config.data))
+
+
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: Origin) -> TrainResult:
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
     if not mlflow.active_run():
         connect(config.tracking)
-    training = set_up(config, rows)
+    training = prepare(config, rows)
     now = describe_origin(stage, before.run_id, config, training, parent_of(config, training.start))
     folder = Path(known_folder(stage, config) or ".")
     if changes := differences(before, now):
@@ -122,11 +137,16 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
     """What the processes beside the first do."""
     connect(config.tracking)
-    training = set_up(config, rows)
+    training = prepare(config, rows)
     if not config.dry_run:
         require_memory(training.plan.demand)
         fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
     return TrainResult("", training.plan)
+
+
+def spelled(stage: str, key: str) -> str:
+    """A key as the command line has it: in main it stands under the stage's name."""
+    return f"{stage}.{key}" if len(open_runs) > 1 else key
 
 
 def tracked_fit(
@@ -136,7 +156,7 @@ def tracked_fit(
     logger = RunLogger(run)
     samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
     try:
-        return fit(stage, config, training, folder, logger, samples, start)
+        return fit(stage, config, training, folder, logger, samples, start, spelled(stage, "output_dir"))
     finally:
         broken_off = sys.exc_info()[0] is not None
         with suppress(OSError) if broken_off else nullcontext():  # or a full disk would hide why
@@ -162,18 +182,6 @@ def write_result(
     return write_model(folder / "model", training.model, tensors, training.tokenizer, run), made
 
 
-def set_up(config: TrainingConfig, rows: RowSource | None) -> Training:
-    require_devices(config.trainer)
-    pl.seed_everything(config.seed, verbose=False)
-    start = resolve_model(config.train.init_from) if config.train.init_from else None
-    quarantine = start_quarantine(config.data)
-    splits = load_splits(config.data, config.seed, rows, quarantine)
-    tokenizer = choose_tokenizer(config, start, splits["train"])
-    model = architecture(config, start, tokenizer)
-    data = data_module(config, splits, tokenizer)
-    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
-
-
 def merge_adapter(
     config: TrainingConfig, training: Training, trained: StoredWeights, folder: Path, parent: dict[str, str] | None
 ) -> StoredWeights:
@@ -191,33 +199,6 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
     if start is None:
         return None
     return {"init_from": str(config.train.init_from), "weights_sha256": sound_hash(start)}
-
-
-def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
-    """What the start folder says, else config.model with the tokenizer's vocabulary. ValueError if they don't fit."""
-    model = open_model(start).config if start else config.model
-    assert model is not None
-    model.vocab_size = model.vocab_size or tokenizer.vocab_size
-    if model.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries")
-    if config.data.sequence_length > model.max_position_embeddings:
-        raise ValueError(
-            f"data.sequence_length={config.data.sequence_length} is over the model's "
-            f"max_position_embeddings ({model.max_position_embeddings}): give a shorter one"
-        )
-    require_cuttable(model, config.trainer.tensor_parallel)
-    return model
-
-
-def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tokenizer: Tokenizer) -> TextDataModule:
-    return TextDataModule(
-        splits,
-        tokenizer,
-        config.data,
-        **batch_of(config.train, config.model),
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        seed=config.seed,
-    )
 
 
 def log_samples(run: TrackedRun, samples: Samples) -> None:

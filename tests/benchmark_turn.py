@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from modules.benchmark.harness import WATCH_SECONDS
-from modules.benchmark.work import Work
+from benchmarks.harness import WATCH_SECONDS
+from benchmarks.work import Work
 
 
 def half_a_gibibyte(work: Work) -> dict[str, Any]:

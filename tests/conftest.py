@@ -15,11 +15,11 @@ import torch
 from hypothesis import settings
 from mlflow import MlflowClient
 
-from modules.config import ModelConfig
-from modules.decoder import Decoder
-from modules.poetry import split_of
-from modules.row_files import read_rows
-from modules.tokenizer import Tokenizer, train_tokenizer
+from modules.config.model import ModelConfig
+from modules.data.corpora.verse import split_of
+from modules.model.decoder import Decoder
+from modules.system.jsonl import read_rows
+from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 

@@ -33,15 +33,15 @@ from damage import damage, request_body
 from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 
-from modules import interop
-from modules.adapter import read_adapter, save_adapter
-from modules.checkpoint import open_model, save_model, verify_model, write_architecture
-from modules.config import LoraConfig
-from modules.interop.pickles import write_pickle
-from modules.lora import add_lora
-from modules.tokenizer import load_tokenizer, train_tokenizer
-from modules.verification import sound_hash
-from modules.weights import StoredModel, stored, weights_hash, write_weights
+from modules.checkpoint import formats as interop
+from modules.checkpoint.adapter import read_adapter, save_adapter
+from modules.checkpoint.loading import open_model, sound_hash, verify_model
+from modules.checkpoint.model_folder import save_model, write_architecture
+from modules.checkpoint.pickles import write_pickle
+from modules.checkpoint.weights import StoredModel, stored, weights_hash, write_weights
+from modules.config.model import LoraConfig
+from modules.model.lora import add_lora
+from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
 
 SECONDS, BYTES = 10, 3_000_000_000
 DATA = Path(__file__).parent / "data" / "modelscope"
@@ -169,9 +169,9 @@ class Fuzzer:
 
     def served(self) -> Any:
         if self.model is None:
-            from modules.checkpoint import load_for_inference
-            from modules.serving import ServedModel
-            from modules.text_generation import TextGenerator
+            from modules.checkpoint.loading import load_for_inference
+            from modules.inference.pyfunc import ServedModel
+            from modules.inference.text_generator import TextGenerator
 
             folder = self.sound / "moyun"
             self.model = ServedModel()

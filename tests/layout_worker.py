@@ -9,12 +9,11 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from modules.config import load_config
-from modules.processes import is_main_process
-from pipelines.beginning import followed
-from pipelines.command_line import quieten_libraries
-from pipelines.fitting import fit
-from pipelines.train import set_up
+from modules.config.loader import load_config
+from modules.system.signals import is_main_process
+from modules.training.fit import fit, set_up
+from modules.training.resume import followed
+from pipelines.cli.command_line import quieten_libraries
 
 
 class Recorder(Logger):

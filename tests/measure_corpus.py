@@ -20,8 +20,8 @@ POEMS_A_ROW = 10
 
 def generate(path: Path, gigabytes: float) -> None:
     """Rows of ten bundled poems each, about 1.8 KB, drawn at random."""
-    from modules.preparation import SAMPLE
-    from modules.row_files import read_rows
+    from modules.data.corpora.folders import SAMPLE
+    from modules.system.jsonl import read_rows
 
     poems = [row["src_txt"].encode() for row in read_rows(SAMPLE)]
     draw = random.Random(1)
@@ -59,10 +59,10 @@ class Watch:
 def measure(text: Path, cache: Path) -> None:
     import torch  # noqa: F401  # so that it isn't counted as the corpus's
 
-    from modules.config import DataConfig, TokenizerConfig
-    from modules.data import TextDataModule
-    from modules.splits import load_splits
-    from modules.tokenizer_choice import trained_on
+    from modules.config.data import DataConfig, TokenizerConfig
+    from modules.data.datamodule import TextDataModule
+    from modules.data.splits import load_splits
+    from modules.training.fit import trained_on
 
     watch = Watch()
     watch.say("imports")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from modules.measures import mean
-from modules.poetry.copying import TrainingText
-from modules.poetry.form import couplet_form, form_of
-from modules.poetry.rhymes import rhymes_of, tone_of
-from modules.poetry.verse import han_only
-from modules.row_files import read_rows
+from modules.data.corpora.verse import han_only
+from modules.evaluation.statistics import mean
+from modules.evaluation.verse.copying import TrainingText
+from modules.evaluation.verse.form import couplet_form, form_of
+from modules.evaluation.verse.rhymes import rhymes_of, tone_of
+from modules.system.jsonl import read_rows
 
 
 def shuffled(text: str, letters: random.Random) -> str:

@@ -23,20 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules import interop
-from modules.checkpoint import load_model, open_model
-from modules.config import GenerationConfig
-from modules.decoder import Decoder
-from modules.encoding import Documents, encode_rows
-from modules.generation import generate
-from modules.llama_cpp import LlamaCpp
-from modules.llama_library import LlamaContext
-from modules.places import EMBEDDED, model_folder
-from modules.poetry import split_of
-from modules.preparation import SAMPLE
-from modules.row_files import read_rows
-from modules.tasks.rows import read_rows as read_task_rows
-from modules.tokenizer import load_tokenizer
+from modules.checkpoint import formats as interop
+from modules.checkpoint.loading import load_model, model_folder, open_model
+from modules.config.base import EMBEDDED
+from modules.config.generation import GenerationConfig
+from modules.data.corpora.folders import SAMPLE
+from modules.data.corpora.verse import split_of
+from modules.data.encoding import Documents, encode_rows
+from modules.evaluation.task_rows import read_rows as read_task_rows
+from modules.inference.llama_bindings import LlamaContext
+from modules.inference.llama_cpp import LlamaCpp
+from modules.model.decoder import Decoder
+from modules.model.sampling import generate
+from modules.system.jsonl import read_rows
+from modules.tokenizer.tokenizer import load_tokenizer
 
 GREEDY = GenerationConfig(max_new_tokens=64, temperature=0)
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from modules.config import ModelConfig, TrainerConfig
-from modules.decoder import Decoder
-from modules.loss import linear_cross_entropy
-from modules.memory import training_memory
+from modules.config.model import ModelConfig
+from modules.config.training import TrainerConfig
+from modules.model.decoder import Decoder
+from modules.model.loss import linear_cross_entropy
+from modules.training.planning.memory import training_memory
 
 MIB = 2**20
 TINY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 1024}

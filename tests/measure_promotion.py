@@ -30,11 +30,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.config import DataConfig, load_config
-from modules.measures import Measure, compare, grouped, perplexity, rows_in_words
-from modules.places import EMBEDDED, model_folder
-from modules.splits import load_splits
-from modules.tasks.rows import GROUP
+from modules.checkpoint.loading import model_folder
+from modules.config.base import EMBEDDED
+from modules.config.data import DataConfig
+from modules.config.loader import load_config
+from modules.data.splits import load_splits
+from modules.evaluation.statistics import Measure, compare, grouped, perplexity, rows_in_words
+from modules.evaluation.task_rows import GROUP
 from pipelines.evaluate import score_folder
 from pipelines.finetune import finetune
 from pipelines.prepare import prepare

@@ -25,10 +25,11 @@ from typing import Any
 
 import psutil
 
-from modules.checkpoint import build_decoder, save_model
-from modules.config import load_config
-from modules.row_files import read_rows
-from modules.tokenizer import train_tokenizer
+from modules.checkpoint.model_folder import save_model
+from modules.config.loader import load_config
+from modules.model.decoder import build_decoder
+from modules.system.jsonl import read_rows
+from modules.tokenizer.tokenizer import train_tokenizer
 from pipelines import pipeline
 
 ROOT = Path(__file__).parents[1]

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from modules.allocator import keep_freed_memory
-from modules.benchmark.work import make_work
-from modules.config import load_config
-from modules.parallel import clip_gradients
-from pipelines.benchmark_turns import epochs, training_arguments
-from pipelines.fitting import make_module
-from pipelines.train import set_up
+from benchmarks.moyun_turns import epochs, training_arguments
+from benchmarks.work import make_work
+from modules.config.loader import load_config
+from modules.system.hardware import keep_freed_memory
+from modules.training.fit import make_module, set_up
+from modules.training.optimizer import clip_gradients
 
 KINDS = {
     "matrix products": ("_linear_pointwise", "::mm", "::addmm"),

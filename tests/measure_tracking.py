@@ -30,8 +30,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from servers import TrackingServer, postgresql_cluster, tracking_server
 
-from modules.config import SyncConfig, TrackingConfig
-from modules.tracking.patience import be_brief
+from modules.config.base import TrackingConfig
+from modules.config.commands import SyncConfig
+from modules.tracking.outbox.store import be_brief
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync
 

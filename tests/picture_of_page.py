@@ -12,10 +12,9 @@ from pathlib import Path
 from browser import Page, page
 from server_tools import served
 
-from modules.checkpoint import load_model
-from modules.making import how_made
-from modules.places import is_registered, model_folder
-from modules.tokenizer import load_tokenizer
+from modules.checkpoint.loading import is_registered, load_model, model_folder
+from modules.checkpoint.model_folder import how_made
+from modules.tokenizer.tokenizer import load_tokenizer
 from pipelines import registered_model
 
 LOOKS = {

@@ -22,14 +22,13 @@ import pytest
 import uvicorn
 from conftest import ROOT
 
-from modules.config import LimitsConfig
-from modules.decoder import Decoder
-from modules.server.app import Service, create_app
-from modules.server.connection import Connection
-from modules.server.engine import Engine
-from modules.server.lifecycle import QuietServer, address_of, listen
-from modules.text_generation import TextGenerator
-from modules.tokenizer import Tokenizer
+from modules.config.generation import LimitsConfig
+from modules.inference.server.app import Service, create_app
+from modules.inference.server.engine import Engine
+from modules.inference.server.lifecycle import Connection, QuietServer, address_of, listen
+from modules.inference.text_generator import TextGenerator
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass

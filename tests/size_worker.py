@@ -29,10 +29,11 @@ def write(folder: str, size: str, ids: str, dtype: str) -> dict[str, Any]:
     import torch
     from conftest import ROOT
 
-    from modules.checkpoint import fresh_tensors, write_model
-    from modules.config import load_config
-    from modules.row_files import read_rows
-    from modules.tokenizer import train_tokenizer
+    from modules.checkpoint.model_folder import write_model
+    from modules.config.loader import load_config
+    from modules.model.decoder import fresh_tensors
+    from modules.system.jsonl import read_rows
+    from modules.tokenizer.tokenizer import train_tokenizer
 
     config = load_config("pretrain", [f"model={size}", f"model.vocab_size={ids}"]).model
     tokenizer = train_tokenizer(row["src_txt"] for row in read_rows(ROOT / "data" / "poems.jsonl.gz"))
@@ -44,9 +45,9 @@ def write(folder: str, size: str, ids: str, dtype: str) -> dict[str, Any]:
 def generate(folder: str, tokens: str, dtype: str) -> dict[str, Any]:
     """Greedy; counts ids, as most ids of random weights have no character."""
     started = time.perf_counter()
-    from modules import checkpoint, registry  # noqa: F401 (pipeline imports them when it is called)
-    from modules.config import GenerationConfig
-    from modules.generation import generate as generate_ids
+    from modules.config.generation import GenerationConfig
+    from modules.model.sampling import generate as generate_ids
+    from modules.tracking import registry  # noqa: F401 (pipeline imports them when it is called)
     from pipelines import pipeline
 
     imported, before = time.perf_counter(), resident("VmRSS")
@@ -69,7 +70,7 @@ def generate(folder: str, tokens: str, dtype: str) -> dict[str, Any]:
 def forward(folder: str, tokens: str) -> dict[str, Any]:
     import torch
 
-    from modules.checkpoint import load_for_inference
+    from modules.checkpoint.loading import load_for_inference
 
     before, started = resident("VmRSS"), time.perf_counter()
     decoder = load_for_inference(folder)

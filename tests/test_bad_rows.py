@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modules import bad_rows
-from modules.bad_rows import Quarantine
-from modules.config import DataConfig, load_config
-from modules.preparation import prepare_rows
-from modules.row_files import read_rows, sha256_of
-from modules.rows import DataError, load_rows
-from modules.splits import load_splits
+from modules.config.data import DataConfig
+from modules.config.loader import load_config
+from modules.data import quarantine as bad_rows
+from modules.data.corpora.folders import prepare_rows
+from modules.data.quarantine import DataError, Quarantine
+from modules.data.rows import load_rows
+from modules.data.splits import load_splits
+from modules.system.checksums import sha256_of
+from modules.system.jsonl import read_rows
 from pipelines.prepare import prepare
 
 GOOD = [{"src_txt": f"第{number}行"} for number in range(97)]

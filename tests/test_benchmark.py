@@ -16,18 +16,20 @@ import pytest
 import torch
 from conftest import ROOT
 
-from modules import products
-from modules.benchmark import comparisons, harness, machine, report
-from modules.benchmark.harness import BenchmarkError, Result, Row, Spread, measure, take_turn
-from modules.benchmark.picture import picture
-from modules.benchmark.scaling import Curve
-from modules.benchmark.subjects import Comparison, Subject
-from modules.benchmark.work import Work, make_work
-from modules.config import ConfigError, ModelConfig, load_config
-from modules.config.benchmark import PARTS
-from modules.decoder import Decoder
-from pipelines.benchmark import benchmark
-from pipelines.benchmark_turns import joined
+from benchmarks import comparisons, harness, machine
+from benchmarks import tables as report
+from benchmarks.__main__ import benchmark
+from benchmarks.config import PARTS
+from benchmarks.harness import BenchmarkError, Result, Row, Spread, measure, take_turn
+from benchmarks.moyun_turns import joined
+from benchmarks.picture import picture
+from benchmarks.scaling import Curve
+from benchmarks.subjects import Comparison, Subject
+from benchmarks.work import Work, make_work
+from modules.config.loader import ConfigError, load_config
+from modules.config.model import ModelConfig
+from modules.model import linear as products
+from modules.model.decoder import Decoder
 
 SMALLEST = [
     "model=tiny",
@@ -144,7 +146,7 @@ def test_an_interrupted_benchmark_leaves_no_process(work: Work, monkeypatch: pyt
 
 
 def test_all_layouts_train_on_the_tokens_they_say(work: Work) -> None:
-    from modules.benchmark.peer_hugging_face import IGNORED, batches
+    from benchmarks.peer_hugging_face import IGNORED, batches
 
     for layout in ("padded", "longest", "packed"):
         for batch, tokens in batches(work, layout, 32, 128, 3):  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from modules import readers
-from modules.rows import DataError, load_rows
+from modules.data import readers
+from modules.data.quarantine import DataError
+from modules.data.rows import load_rows
 
 FOLDER = Path(__file__).parent / "data" / "broken"
 MESSAGES = FOLDER / "messages.txt"

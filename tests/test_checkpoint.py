@@ -15,20 +15,15 @@ from conftest import make_config, make_decoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modules import checkpoint
-from modules.checkpoint import (
-    FILES,
-    CheckpointError,
-    build_decoder,
-    load_model,
-    load_verified,
-    save_model,
-    verify_model,
-)
-from modules.config import ConfigError, ModelConfig
-from modules.decoder import Decoder, Head
-from modules.tokenizer import Tokenizer, load_tokenizer
-from modules.verification import GOLDEN_PROMPT
+from modules.checkpoint import model_folder as checkpoint
+from modules.checkpoint.loading import load_model, load_verified, verify_model
+from modules.checkpoint.model_folder import FILES, save_model
+from modules.checkpoint.verification import GOLDEN_PROMPT
+from modules.checkpoint.weights import CheckpointError
+from modules.config.loader import ConfigError
+from modules.config.model import ModelConfig
+from modules.model.decoder import Decoder, Head, build_decoder
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 RUN = {"run_id": "abc", "note": "春", "data": {"train": None}}
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from modules.config import GenerateConfig
-from modules.processes import Stopped
-from pipelines.command_line import run_stage, with_positions
+from modules.config.generation import GenerateConfig
+from modules.system.signals import Stopped
+from pipelines.cli.command_line import run_stage, with_positions
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:

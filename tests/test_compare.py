@@ -11,10 +11,10 @@ import datasets
 import pytest
 from test_training_checkpoint import QUICK
 
-from modules.config import ConfigError, load_config
-from modules.run_comparison import Difference, compare_runs, parting
-from modules.run_facts import RunFacts, read_run
-from pipelines.command_line import with_positions
+from modules.config.loader import ConfigError, load_config
+from modules.tracking.comparison import Difference, compare_runs, parting
+from modules.tracking.run_facts import RunFacts, read_run
+from pipelines.cli.command_line import with_positions
 from pipelines.compare import compare
 from pipelines.train import TrainResult, train
 

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 
-from modules.config import (
-    STAGES,
-    ConfigError,
-    load_config,
-)
+from modules.config.commands import STAGES
+from modules.config.loader import ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -12,20 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config import NEEDED, ROOT, complaint_of
 
-from modules.config import (
-    STAGES,
-    ConfigError,
-    GenerateConfig,
-    MainConfig,
-    ModelConfig,
-    TrainingConfig,
-    help_text,
-    load_config,
-    load_model_config,
-    to_dict,
-    to_yaml,
-)
+from modules.config.commands import STAGES, MainConfig
+from modules.config.generation import GenerateConfig
+from modules.config.help import help_text
+from modules.config.loader import ConfigError, load_config, load_model_config, to_dict, to_yaml
+from modules.config.model import ModelConfig
 from modules.config.schema import keys
+from modules.config.training import TrainingConfig
 
 # --- precedence ---
 
@@ -281,4 +274,4 @@ def test_only_loading_imports_omegaconf() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             importing |= {path.relative_to(ROOT)} if any(n.split(".")[0] == "omegaconf" for n in names) else set()
-    assert importing == {Path("modules/config/loading.py")}
+    assert importing == {Path("modules/config/loader.py")}

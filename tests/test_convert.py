@@ -16,13 +16,14 @@ import torch
 import yaml
 from conftest import ROOT
 
-from modules import interop
-from modules.checkpoint import load_model, open_model, save_model, verify_model
-from modules.config import ModelConfig, load_config
-from modules.decoder import Decoder
-from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from modules.verification import model_hash
-from modules.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
+from modules.checkpoint import formats as interop
+from modules.checkpoint.loading import load_model, model_hash, open_model, verify_model
+from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
+from modules.config.loader import load_config
+from modules.config.model import ModelConfig
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.register import register

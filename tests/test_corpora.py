@@ -17,15 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.bad_rows import DataError
-from modules.config.stages import TASK_DATA
-from modules.corpora import CORPORA, prepare_corpus
-from modules.corpora.data_to_text import read_templates
-from modules.corpora.packages import Package, find_or_fetch, read_members
-from modules.corpora.question_generation import place_of, window
-from modules.poetry.dedup import shingles
-from modules.preparation import SPLITS
-from modules.row_files import read_rows, sha256_of
+from modules.config.data import TASK_DATA
+from modules.data.corpora import CORPORA
+from modules.data.corpora.dedup import shingles
+from modules.data.corpora.folders import SPLITS
+from modules.data.corpora.packages import Package, find_or_fetch, read_members
+from modules.data.corpora.task_corpus import prepare_corpus
+from modules.data.corpora.task_sets import place_of, read_templates, window
+from modules.data.quarantine import DataError
+from modules.system.checksums import sha256_of
+from modules.system.jsonl import read_rows
 
 PACKAGE_ROWS = 200
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, make_config, make_decoder
 
-from modules.config import load_config
-from modules.decoder import Decoder, KVCache, parameter_count
+from modules.config.loader import load_config
+from modules.model.decoder import Decoder, parameter_count
+from modules.model.kv_cache import KVCache
 
 SIZES = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 

@@ -17,11 +17,12 @@ import yaml
 from conftest import ROOT, make_config, make_decoder
 from snippets import ELISION, Snippet, snippets, words
 
-from modules.checkpoint import save_model
-from modules.config import STAGES, ConfigError, load_config
-from modules.preparation import prepare_sample
-from modules.tokenizer import Tokenizer
-from pipelines.command_line import with_positions
+from modules.checkpoint.model_folder import save_model
+from modules.config.commands import STAGES
+from modules.config.loader import ConfigError, load_config
+from modules.data.corpora.folders import prepare_sample
+from modules.tokenizer.tokenizer import Tokenizer
+from pipelines.cli.command_line import with_positions
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.generate import generate

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from modules.checkpoint import new_folder
-from modules.drafts import draft_of, remove_abandoned
-from modules.resume import claimed
-from modules.row_files import write_json, write_rows
+from modules.system.atomic import draft_of, new_folder, remove_abandoned, write_json
+from modules.system.jsonl import write_rows
+from modules.training.resume import claimed
 
 KILLED = """
 import os, signal, sys

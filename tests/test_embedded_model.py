@@ -5,11 +5,12 @@ from __future__ import annotations
 import datasets
 from conftest import ROOT
 
-from modules.checkpoint import load_verified, verify_model
-from modules.evaluation import ngram_floor, score
-from modules.places import EMBEDDED, model_folder
-from modules.poetry import split_of
-from modules.row_files import read_rows
+from modules.checkpoint.loading import load_verified, model_folder, verify_model
+from modules.config.base import EMBEDDED
+from modules.data.corpora.verse import split_of
+from modules.evaluation.baselines import ngram_floor
+from modules.evaluation.likelihood import score
+from modules.system.jsonl import read_rows
 
 FOLDER = model_folder(ROOT / EMBEDDED)
 

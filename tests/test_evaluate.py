@@ -11,11 +11,12 @@ import pytest
 from conftest import make_config, make_decoder
 from mlflow import MlflowClient
 
-from modules.bad_rows import DataError
-from modules.checkpoint import save_model
-from modules.config import DataConfig, load_config
-from modules.splits import load_test_rows
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.model_folder import save_model
+from modules.config.data import DataConfig
+from modules.config.loader import load_config
+from modules.data.quarantine import DataError
+from modules.data.splits import load_test_rows
+from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.evaluate import EvaluateResult, evaluate, score_folder
 
 POEMS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"] * 3

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config, make_decoder
 
-from modules.checkpoint import save_model
-from modules.decoder import Decoder
-from modules.evaluation import ngram_floor, score
-from modules.ngram import NgramModel
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.model_folder import save_model
+from modules.evaluation.baselines import NgramModel, ngram_floor
+from modules.evaluation.likelihood import score
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.register import refuse_non_finite
 
 

@@ -11,10 +11,9 @@ import mlflow
 import pytest
 from test_training_checkpoint import QUICK
 
-from modules.config import load_config
-from modules.report.evaluation import lengths, tally
-from modules.report.training import training_curves
-from modules.row_files import write_rows
+from modules.config.loader import load_config
+from modules.evaluation.report.build import lengths, tally, training_curves
+from modules.system.jsonl import write_rows
 from pipelines.evaluate import evaluate
 from pipelines.train import train
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from modules.exploration import describe_texts
-from modules.pictures import histogram, interval_bars, line, points
-from modules.tokenizer import Tokenizer
+from modules.evaluation.report.figures import histogram, interval_bars, line, points
+from modules.tokenizer.text_statistics import describe_texts
+from modules.tokenizer.tokenizer import Tokenizer
 
 
 def test_lengths_and_coverage_of_known_and_unknown_characters(tokenizer: Tokenizer) -> None:

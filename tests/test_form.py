@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measure_form import shuffled
 
-from modules.measures import mean
-from modules.poetry import cut_couplets, cut_quatrains
-from modules.poetry.copying import TrainingText
-from modules.poetry.form import couplet_form, form_of, line_lengths, repetition
-from modules.poetry.rhymes import rhyme, rhymes_of, tone_of
-from modules.poetry.verse import split_of
-from modules.row_files import read_rows
+from modules.data.corpora.verse import cut_couplets, cut_quatrains, split_of
+from modules.evaluation.statistics import mean
+from modules.evaluation.verse.copying import TrainingText
+from modules.evaluation.verse.form import couplet_form, form_of, line_lengths, repetition
+from modules.evaluation.verse.rhymes import rhyme, rhymes_of, tone_of
+from modules.system.jsonl import read_rows
 
 STORKS = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 """王之涣, 登鹳雀楼: keeps every rule."""

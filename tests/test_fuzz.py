@@ -9,9 +9,9 @@ import yaml
 from conftest import make_config
 from fuzz import Fuzzer
 
-from modules.config import ConfigError, load_model_config, to_dict
-from modules.tokenizer import load_tokenizer
-from modules.weights import CheckpointError, safetensors_files
+from modules.checkpoint.weights import CheckpointError, safetensors_files
+from modules.config.loader import ConfigError, load_model_config, to_dict
+from modules.tokenizer.tokenizer import load_tokenizer
 
 KINDS = [
     "adapter", "huggingface", "huggingface_bin", "megatron", "megatron_tp2", "modelscope", "moyun", "moyun_shards",

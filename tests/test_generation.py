@@ -10,10 +10,10 @@ from conftest import make_config, make_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.decoder import Decoder
-from modules.generation import Rows, filtered, generate, penalize, sample
-from modules.text_generation import TextGenerator, Writer, generation_config
-from modules.tokenizer import Tokenizer
+from modules.inference.text_generator import TextGenerator, Writer, generation_config
+from modules.model.decoder import Decoder
+from modules.model.sampling import Rows, filtered, generate, penalize, sample
+from modules.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春"]
 

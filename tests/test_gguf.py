@@ -16,18 +16,19 @@ import torch
 from conftest import make_config, make_decoder
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from modules import interop
-from modules.checkpoint import save_model
-from modules.config import ConfigError, GenerationConfig, load_config
-from modules.decoder import Decoder
-from modules.generation import generate as generate_ids
-from modules.generation import penalize
-from modules.llama_cpp import LlamaCpp, decode, load_llama_cpp
-from modules.llama_library import LlamaContext, LlamaModel, library
-from modules.registry import log_model
-from modules.text_generation import TextGenerator
-from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from modules.weights import CheckpointError, StoredModel, stored
+from modules.checkpoint import formats as interop
+from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.weights import CheckpointError, StoredModel, stored
+from modules.config.generation import GenerationConfig
+from modules.config.loader import ConfigError, load_config
+from modules.inference.llama_bindings import LlamaContext, LlamaModel, library
+from modules.inference.llama_cpp import LlamaCpp, decode, load_llama_cpp
+from modules.inference.text_generator import TextGenerator
+from modules.model.decoder import Decoder
+from modules.model.sampling import generate as generate_ids
+from modules.model.sampling import penalize
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.tracking.registry import log_model
 from pipelines import pipeline
 from pipelines.convert import convert
 from pipelines.generate import generate

@@ -9,13 +9,15 @@ import pytest
 import torch
 from conftest import make_config, make_decoder
 
-from modules.checkpoint import load_for_inference, load_model, save_model
-from modules.decoder import Decoder, KVCache
-from modules.evaluation import score
-from modules.inference import Int8Linear, PackedLinear, packs, prepare_for_inference
-from modules.loss import linear_cross_entropy
-from modules.text_generation import TextGenerator
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.loading import load_for_inference, load_model
+from modules.checkpoint.model_folder import save_model
+from modules.evaluation.likelihood import score
+from modules.inference.text_generator import TextGenerator
+from modules.model.decoder import Decoder
+from modules.model.kv_cache import KVCache
+from modules.model.loss import linear_cross_entropy
+from modules.model.quantization import Int8Linear, PackedLinear, packs, prepare_for_inference
+from modules.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春"]
 

@@ -13,15 +13,17 @@ import pytest
 import torch
 from conftest import make_config, make_decoder
 
-from modules import interop
-from modules.checkpoint import load_for_inference, load_model, new_folder, open_model, write_model
-from modules.config import ModelConfig, load_config
-from modules.decoder import Decoder
-from modules.interop.pickles import read_pickle, write_pickle
-from modules.registry import resolve_model
-from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from modules.verification import model_hash
-from modules.weights import CheckpointError, StoredModel, in_dtype, stored
+from modules.checkpoint import formats as interop
+from modules.checkpoint.loading import load_for_inference, load_model, model_hash, open_model
+from modules.checkpoint.model_folder import write_model
+from modules.checkpoint.pickles import read_pickle, write_pickle
+from modules.checkpoint.weights import CheckpointError, StoredModel, in_dtype, stored
+from modules.config.loader import load_config
+from modules.config.model import ModelConfig
+from modules.model.decoder import Decoder
+from modules.system.atomic import new_folder
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.tracking.registry import resolve_model
 from pipelines import pipeline
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate

@@ -12,12 +12,13 @@ import torch
 from conftest import make_config, make_decoder
 from safetensors.torch import load_file, save_file
 
-from modules.config import GenerationConfig, ModelConfig
-from modules.decoder import Decoder
-from modules.generation import generate
-from modules.interop import huggingface
-from modules.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from modules.weights import CheckpointError, StoredModel, stored
+from modules.checkpoint.formats import huggingface
+from modules.checkpoint.weights import CheckpointError, StoredModel, stored
+from modules.config.generation import GenerationConfig
+from modules.config.model import ModelConfig
+from modules.model.decoder import Decoder
+from modules.model.sampling import generate
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).parent / "data" / "modelscope"
 CORPUS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "the quick brown fox, the quick brown dog\n"] * 3

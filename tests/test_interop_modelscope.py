@@ -17,13 +17,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules import interop
-from modules.checkpoint import load_model, new_folder, open_model, verify_model
-from modules.config import ModelConfig
-from modules.generation import generate
-from modules.text_generation import generation_config
-from modules.tokenizer import load_tokenizer
-from modules.weights import CheckpointError
+from modules.checkpoint import formats as interop
+from modules.checkpoint.loading import load_model, open_model, verify_model
+from modules.checkpoint.weights import CheckpointError
+from modules.config.model import ModelConfig
+from modules.inference.text_generator import generation_config
+from modules.model.sampling import generate
+from modules.system.atomic import new_folder
+from modules.tokenizer.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data" / "modelscope"
 SAMPLES = ["base", "base_prefixed", "megatron_tp1", "megatron_tp2"]

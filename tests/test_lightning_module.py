@@ -15,20 +15,21 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config, make_decoder
 
-from modules.checkpoint import build_decoder, meta_decoder
-from modules.config import DataConfig, TrainConfig, load_config
-from modules.data import TextDataModule
-from modules.encoding import encode_rows
-from modules.interop.training_checkpoint import trained_weights
-from modules.lightning_module import LanguageModel
-from modules.loss import CHUNK, linear_cross_entropy
-from modules.metrics import perplexity_per_character
-from modules.nonfinite import NonFiniteLossError
-from modules.packing import IGNORED, make_step
-from modules.plan import make_plan
-from modules.schedule import learning_rate_factor, noam
-from modules.steps import ShuffledSteps
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.dcp import trained_weights
+from modules.config.data import DataConfig
+from modules.config.loader import load_config
+from modules.config.training import TrainConfig
+from modules.data.datamodule import TextDataModule
+from modules.data.encoding import encode_rows
+from modules.data.packing import ShuffledSteps, make_step
+from modules.model.decoder import build_decoder, meta_decoder
+from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.lightning_module import LanguageModel
+from modules.training.nonfinite import NonFiniteLossError
+from modules.training.optimizer import learning_rate_factor, noam
+from modules.training.planning.plan import make_plan
+from modules.training.validation import perplexity_per_character
 from pipelines import train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.txt"

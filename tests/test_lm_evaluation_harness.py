@@ -16,11 +16,11 @@ import pytest
 import torch
 from conftest import make_config, make_decoder
 
-from modules.checkpoint import open_model, save_model
-from modules.evaluation import score_documents
-from modules.interop import huggingface
-from modules.tasks.choices import choice_accuracy, encode_question, lay_out
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.formats import huggingface
+from modules.checkpoint.loading import open_model
+from modules.checkpoint.model_folder import save_model
+from modules.evaluation.likelihood import choice_accuracy, encode_question, lay_out, score_documents
+from modules.tokenizer.tokenizer import Tokenizer
 
 QUESTIONS = [
     ("白日依山尽，", ["黄河入海流。", "春", "the fox"]),

@@ -13,18 +13,21 @@ import yaml
 from conftest import make_config, make_decoder
 from safetensors.torch import load_file
 
-from modules.adapter import Adapter, apply_adapter, read_adapter, save_adapter
-from modules.checkpoint import load_model, meta_decoder, open_model, save_model, verify_model
-from modules.config import ConfigError, DataConfig, LoraConfig, TrainConfig, load_config
-from modules.data import TextDataModule
-from modules.decoder import Decoder
-from modules.lightning_module import LanguageModel
-from modules.lora import adapted, add_lora, initial_adapters, lora_parameter_count
-from modules.tokenizer import Tokenizer
-from modules.weights import CheckpointError, StoredModel, heads_to_blocks, stored, weights_hash
+from modules.checkpoint.adapter import Adapter, apply_adapter, read_adapter, save_adapter
+from modules.checkpoint.loading import load_model, open_model, verify_model
+from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.weights import CheckpointError, StoredModel, heads_to_blocks, stored, weights_hash
+from modules.config.data import DataConfig
+from modules.config.loader import ConfigError, load_config
+from modules.config.model import LoraConfig
+from modules.config.training import TrainConfig
+from modules.data.datamodule import TextDataModule
+from modules.model.decoder import Decoder, meta_decoder
+from modules.model.lora import adapted, add_lora, initial_adapters, lora_parameter_count
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.fit import make_module, set_up
+from modules.training.lightning_module import LanguageModel
 from pipelines.finetune import finetune
-from pipelines.fitting import make_module
-from pipelines.train import set_up
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 IDS = torch.arange(1, 25)[None]

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from modules.config import load_config
+from modules.config.loader import load_config
 from pipelines.main import main, refuse_unused
 
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from fuzz import make_folders
 
-from modules.config import load_config
-from modules.file_list import FILE_LIST, describe_files, write_file_list
-from modules.token_store import open_documents
-from modules.tokenizer import load_tokenizer
+from modules.config.loader import load_config
+from modules.data.encoding import open_documents
+from modules.system.checksums import FILE_LIST, describe_files, write_file_list
+from modules.tokenizer.tokenizer import load_tokenizer
 from pipelines import pipeline
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from modules.measures import compare, grouped, mean, perplexity, rows_in_words
+from modules.evaluation.statistics import compare, grouped, mean, perplexity, rows_in_words
 
 
 def losses(rng: np.random.Generator, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from measure_memory import BASE, BASE_CASES, SHORT, TINY, TINY_CASES, Case, estimated, measured
 
-from modules.checkpoint import meta_decoder
-from modules.config import ModelConfig, TrainerConfig
-from modules.memory import TrainingMemory, training_memory
+from modules.config.model import ModelConfig
+from modules.config.training import TrainerConfig
+from modules.model.decoder import meta_decoder
+from modules.training.planning.memory import TrainingMemory, training_memory
 
 
 @pytest.mark.parametrize("case", TINY_CASES, ids=str)

@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modules.config import ModelConfig, TrainerConfig, load_config
-from modules.memory_limit import GIB, MemoryDemand, device_memory, in_words, largest_micro_batch, require_memory
-from modules.packing import plan_steps, split_step
+from modules.config.loader import load_config
+from modules.config.model import ModelConfig
+from modules.config.training import TrainerConfig
+from modules.data.packing import plan_steps, split_step
+from modules.training.planning.memory_limit import (
+    GIB,
+    MemoryDemand,
+    device_memory,
+    in_words,
+    largest_micro_batch,
+    require_memory,
+)
 
 BASE = ModelConfig(vocab_size=16384, hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
 HUGE = ModelConfig(vocab_size=51200, hidden_size=12288, num_hidden_layers=96, num_attention_heads=96)

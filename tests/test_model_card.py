@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.config import load_config
+from modules.config.loader import load_config
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -47,6 +47,7 @@ def test_a_card_tells_how_the_model_was_made_and_what_it_scores(store: Path) -> 
 
 
 def test_a_card_of_a_model_whose_making_is_unknown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from modules.report import Report, model_card
+    from modules.evaluation.report.card import model_card
+    from modules.evaluation.report.contents import Report
 
     assert model_card("m", Report("t"), {}, 1_400_000).count("##") == 0  # no scores, learning, data or settings

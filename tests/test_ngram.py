@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.metrics import perplexity_per_character
-from modules.ngram import NgramModel, ngram_floors
+from modules.evaluation.baselines import NgramModel, ngram_floors
+from modules.training.validation import perplexity_per_character
 
 POEMS = ["白日依山尽，黄河入海流。", "欲穷千里目，更上一层楼。", "白发三千丈，缘愁似个长。"]
 

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.config import DataConfig
-from modules.data import TextDataModule
-from modules.encoding import Documents, encode_rows
-from modules.packing import IGNORED, collate, make_step, plan_steps, split_step
-from modules.rows import DataError
-from modules.splits import hold_out, load_splits
-from modules.tokenizer import Tokenizer
+from modules.config.data import DataConfig
+from modules.data.datamodule import TextDataModule
+from modules.data.encoding import Documents, encode_rows
+from modules.data.packing import collate, make_step, plan_steps, split_step
+from modules.data.quarantine import DataError
+from modules.data.splits import hold_out, load_splits
+from modules.model.loss import IGNORED
+from modules.tokenizer.tokenizer import Tokenizer
 
 TEXTS = st.lists(st.text("山水春风，。ab", min_size=1, max_size=40), min_size=1, max_size=30)
 

@@ -6,12 +6,14 @@ from typing import Any
 import datasets
 import pytest
 
-from modules.config import ConfigError, SizeConfig, TrainConfig, TrainingConfig, load_config
-from modules.data import TextDataModule
-from modules.decoder import Decoder
-from modules.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
-from modules.splits import load_splits
-from modules.tokenizer import Tokenizer, train_tokenizer
+from modules.config.loader import ConfigError, load_config
+from modules.config.model import SizeConfig
+from modules.config.training import TrainConfig, TrainingConfig
+from modules.data.datamodule import TextDataModule
+from modules.data.splits import load_splits
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modules.training.planning.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
 
 TEXTS = [f"春夏秋{digit}" for digit in "零一二三四五六七八九"]
 """Ten rows of four characters: with start and end six ids, five inputs, five of them trained on."""

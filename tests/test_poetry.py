@@ -11,20 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.poetry import (
-    build_corpus,
-    cut_couplets,
-    cut_quatrains,
-    find_or_fetch_archive,
-    split_of,
-    write_derived_sets,
-)
-from modules.poetry.archive import ARCHIVE_NAME
-from modules.poetry.cleaning import clean_text, reason_to_drop
-from modules.poetry.dedup import leak_rate
-from modules.poetry.sample import write_sample
-from modules.poetry.verse import SPLITS
-from modules.row_files import read_rows
+from modules.data.corpora.dedup import leak_rate
+from modules.data.corpora.poem_archive import ARCHIVE_NAME, find_or_fetch_archive
+from modules.data.corpora.poem_cleaning import clean_text, reason_to_drop
+from modules.data.corpora.poems import build_corpus, write_derived_sets, write_sample
+from modules.data.corpora.verse import SPLITS, cut_couplets, cut_quatrains, split_of
+from modules.system.jsonl import read_rows
 
 QUATRAIN = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 REGULATED = "国破山河在，城春草木深。感时花溅泪，恨别鸟惊心。烽火连三月，家书抵万金。白头搔更短，浑欲不胜簪。"

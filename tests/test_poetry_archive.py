@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modules.poetry import build_corpus
+from modules.data.corpora.poems import build_corpus
 
 POEMS_OF_SHIJING = json.dumps([{"title": "关雎", "content": ["关关雎鸠，在河之洲。", "窈窕淑女，君子好逑。"]}]).encode()
 

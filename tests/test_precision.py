@@ -10,13 +10,13 @@ import datasets
 import pytest
 import torch
 
-from modules.adapter import read_adapter
-from modules.checkpoint import load_model
-from modules.config import load_config
-from modules.generation import generate
-from modules.text_generation import generation_config
-from pipelines.fitting import make_module
-from pipelines.train import TrainResult, set_up, train
+from modules.checkpoint.adapter import read_adapter
+from modules.checkpoint.loading import load_model
+from modules.config.loader import load_config
+from modules.inference.text_generator import generation_config
+from modules.model.sampling import generate
+from modules.training.fit import make_module, set_up
+from pipelines.train import TrainResult, train
 
 SMALL = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
 

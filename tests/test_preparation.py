@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.config import DataConfig
-from modules.poetry import split_of
-from modules.preparation import SPLITS, hash_share, prepare_rows, prepare_sample, split_by_hash
-from modules.row_files import Row, read_rows, sha256_of
-from modules.rows import DataError
-from modules.splits import load_splits
+from modules.config.data import DataConfig
+from modules.data.corpora.folders import SPLITS, hash_share, prepare_rows, prepare_sample, split_by_hash
+from modules.data.corpora.verse import split_of
+from modules.data.quarantine import DataError
+from modules.data.splits import load_splits
+from modules.system.checksums import sha256_of
+from modules.system.jsonl import Row, read_rows
 
 SAMPLE = Path(__file__).parents[1] / "data" / "poems-300.jsonl.gz"
 

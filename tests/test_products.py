@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules import products
-from modules.products import Linear, product
+from modules.model import linear as products
+from modules.model.linear import Linear, product
 
 
 @pytest.fixture

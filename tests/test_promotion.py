@@ -9,12 +9,12 @@ import datasets
 import numpy as np
 from conftest import make_config, make_decoder
 
-from modules.checkpoint import save_model
-from modules.config import load_config
-from modules.evaluation import score
-from modules.measures import Measure, perplexity
-from modules.promotion import decide
-from modules.tokenizer import Tokenizer, train_tokenizer
+from modules.checkpoint.model_folder import save_model
+from modules.config.loader import load_config
+from modules.evaluation.likelihood import score
+from modules.evaluation.promotion import decide
+from modules.evaluation.statistics import Measure, perplexity
+from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from pipelines.register import register
 
 

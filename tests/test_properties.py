@@ -17,11 +17,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modules.bad_rows import Quarantine
-from modules.encoding import encode_rows
-from modules.packing import IGNORED, make_step, plan_steps
-from modules.rows import DataError, load_rows
-from modules.tokenizer import Tokenizer, train_tokenizer
+from modules.data.encoding import encode_rows
+from modules.data.packing import make_step, plan_steps
+from modules.data.quarantine import DataError, Quarantine
+from modules.data.rows import load_rows
+from modules.model.loss import IGNORED
+from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(CHARACTERS).filter(lambda text: bool(text) and not text.isspace())

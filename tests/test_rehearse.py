@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from modules import rehearsal
-from modules.config import ConfigError, load_config
-from modules.decoder import parameter_count
-from modules.rehearsal import elements, expected_shapes
+from modules.config.loader import ConfigError, load_config
+from modules.model.decoder import parameter_count
+from modules.training.planning import rehearsal
+from modules.training.planning.rehearsal import elements, expected_shapes
 from pipelines import rehearse as pipeline
 from pipelines.rehearse import RehearsalError, rehearse
 

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from modules.measures import compare, mean, perplexity
-from modules.report import Column, Example, Report, Sample, html
-from modules.report.charts import BINS, POINTS, bar_chart, histogram, line_chart
-from modules.report.scales import number, ticks
+from modules.evaluation.report.charts import BINS, POINTS, bar_chart, histogram, line_chart, number, ticks
+from modules.evaluation.report.contents import Column, Example, Report, Sample
+from modules.evaluation.report.page import html
+from modules.evaluation.statistics import compare, mean, perplexity
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\x00\ud800"
 

@@ -20,12 +20,14 @@ import torch
 from conftest import ROOT
 from test_training_checkpoint import QUICK
 
-from modules.checkpoint_callback import by_loss, checkpoints_in
-from modules.config import TrainingConfig, load_config
-from modules.file_list import describe_files, write_file_list
-from modules.processes import Stopped, StopRequest
-from modules.resume import CHECKPOINTS, Origin, claimed, differences, newest_sound, origin_of, read_origin, write_origin
-from modules.weights import CheckpointError
+from modules.checkpoint.weights import CheckpointError
+from modules.config.loader import load_config
+from modules.config.training import TrainingConfig
+from modules.system.checksums import describe_files, write_file_list
+from modules.system.signals import Stopped, StopRequest
+from modules.training.callbacks import by_loss, checkpoints_in
+from modules.training.origin import CHECKPOINTS, Origin, differences, origin_of, read_origin, write_origin
+from modules.training.resume import claimed, newest_sound
 from pipelines.train import train
 
 
@@ -265,7 +267,7 @@ def test_a_step_that_is_not_finite_can_be_skipped(
     rows: datasets.Dataset, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if its rows had never been: neither weights nor moments move."""
-    from modules.lightning_module import LanguageModel
+    from modules.training.lightning_module import LanguageModel
 
     step_of = LanguageModel._step
 

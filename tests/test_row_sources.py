@@ -10,7 +10,9 @@ from typing import ClassVar
 import datasets
 import pytest
 
-from modules.rows import DataError, find_split_file, has_split, load_rows
+from modules.data.quarantine import DataError
+from modules.data.rows import load_rows
+from modules.data.sources import find_split_file, has_split
 
 ROWS = [{"src_txt": "a"}, {"src_txt": "b"}, {"src_txt": "c"}]
 

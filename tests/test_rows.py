@@ -14,8 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules import readers
-from modules.rows import DataError, fingerprint, has_split, load_rows
+from modules.data import readers
+from modules.data.arrow import fingerprint
+from modules.data.quarantine import DataError
+from modules.data.rows import load_rows
+from modules.data.sources import has_split
 
 # Each of these is turned into something else, or dropped, by a reader that infers types.
 SRC = ["NA", "null", "007", "1e5", "2024-01-02", "  白日依山尽，\u3000", 'say "hi", ok', "a\u2028b", "true", "\ufeffx"]

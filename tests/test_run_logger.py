@@ -19,12 +19,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_tracking import all_runs, quiet
 
-from modules.config import StageConfig, TrackingConfig
-from modules.redaction import redact_text
-from modules.tracking import run_life, stage_run
-from modules.tracking.run_life import END, GONE, RUNNING, end_of, owner_tags, run_tags
-from modules.tracking.run_logger import RunLogger
-from modules.tracking.spool import Spool
+from modules.config.base import StageConfig, TrackingConfig
+from modules.system.redaction import redact_text
+from modules.tracking import run_lifecycle as run_life
+from modules.tracking.lightning_logger import RunLogger
+from modules.tracking.outbox.spool import Spool
+from modules.tracking.run_lifecycle import END, GONE, RUNNING, end_of, owner_tags, run_tags
+from modules.tracking.stage_run import stage_run
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
@@ -160,7 +161,7 @@ with stage_run("pretrain", StageConfig(tracking=TrackingConfig(log_system_metric
 def test_a_killed_runs_process_is_missed_by_the_next_stage_and_sync_sends_its_rest(
     store: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from modules.config import SyncConfig
+    from modules.config.commands import SyncConfig
     from pipelines.sync import sync
 
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from modules.measures import mean
-from modules.tasks.evaluation import Evaluation
+from modules.evaluation.statistics import mean
+from modules.evaluation.task_evaluation import Evaluation
 
 READMES = ("README.md", "README.zh.md")
 

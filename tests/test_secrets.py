@@ -12,10 +12,11 @@ import pytest
 from servers import tracking_server
 from test_tracking_server import POEMS
 
-from modules import redaction
-from modules.config import load_config, loading, to_dict
-from modules.redaction import redact, redact_text
-from pipelines.command_line import run_stage
+from modules.config import loader as loading
+from modules.config.loader import load_config, to_dict
+from modules.system import redaction
+from modules.system.redaction import redact, redact_text
+from pipelines.cli.command_line import run_stage
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate
 from pipelines.finetune import finetune

@@ -10,14 +10,15 @@ import torch
 from conftest import make_config, make_decoder
 from server_tools import Pace, until
 
-from modules.config import LimitsConfig
-from modules.decoder import Decoder, KVCache
-from modules.generation import decode_step, moved_up, prefill, start
-from modules.server import engine
-from modules.server.engine import Engine, Event, Job, QueueFullError
-from modules.server.metrics import Metrics
-from modules.text_generation import TextGenerator, Writer, generation_config
-from modules.tokenizer import Tokenizer
+from modules.config.generation import LimitsConfig
+from modules.inference.server import engine
+from modules.inference.server.engine import Engine, Event, Job, QueueFullError
+from modules.inference.server.prometheus import Metrics
+from modules.inference.text_generator import TextGenerator, Writer, generation_config
+from modules.model.decoder import Decoder
+from modules.model.kv_cache import KVCache
+from modules.model.sampling import decode_step, moved_up, prefill, start
+from modules.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春眠不觉晓，处处闻啼鸟。"]
 PARAMETERS: list[dict[str, Any]] = [

@@ -17,12 +17,13 @@ from mlflow.pyfunc.scoring_server import invocations
 from safetensors.torch import load_file, save_file
 from server_tools import address_in, process
 
-from modules.checkpoint import CheckpointError, save_model
-from modules.config import load_config
-from modules.registry import log_model
-from modules.server.lifecycle import Lifecycle
-from modules.tokenizer import Tokenizer, load_tokenizer
-from modules.tracking import connect
+from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.weights import CheckpointError
+from modules.config.loader import load_config
+from modules.inference.server.lifecycle import Lifecycle
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from modules.tracking.registry import log_model
+from modules.tracking.stage_run import connect
 from pipelines.register import register
 
 

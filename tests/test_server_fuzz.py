@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from server_tools import Pace
 from starlette.types import ASGIApp, Message
 
-from modules.config import LimitsConfig
-from modules.server.app import Service, create_app
-from modules.server.engine import Engine
-from modules.tokenizer import Tokenizer
+from modules.config.generation import LimitsConfig
+from modules.inference.server.app import Service, create_app
+from modules.inference.server.engine import Engine
+from modules.tokenizer.tokenizer import Tokenizer
 
 texts = st.text(st.characters(), max_size=12) | st.sampled_from(["春", "\ud800", "\x00", "<|endoftext|>", "𠮷" * 40])
 numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, -1, 0.5, 2**63, 2**64, 1e308, 10**400])

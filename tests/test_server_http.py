@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, make_config, make_decoder
 from server_tools import Served, served
 
-from modules.text_generation import generation_config
-from modules.tokenizer import Tokenizer
+from modules.inference.text_generator import generation_config
+from modules.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.server
 

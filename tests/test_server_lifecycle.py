@@ -13,11 +13,12 @@ import pytest
 from conftest import make_config, make_decoder
 from server_tools import address_in, process, send_and_keep, until
 
-from modules.checkpoint import CheckpointError, save_model
-from modules.config import ConfigError, load_config
-from modules.server import lifecycle
-from modules.server.lifecycle import Lifecycle, listen
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.weights import CheckpointError
+from modules.config.loader import ConfigError, load_config
+from modules.inference.server import lifecycle
+from modules.inference.server.lifecycle import Lifecycle, listen
+from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.serve import name_of, serve
 
 

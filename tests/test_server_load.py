@@ -14,8 +14,8 @@ import pytest
 from conftest import make_config, make_decoder
 from server_tools import Served, send_and_keep, served, until
 
-from modules.server import connection
-from modules.tokenizer import Tokenizer
+from modules.inference.server import lifecycle as connection
+from modules.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.server
 

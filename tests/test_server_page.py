@@ -13,11 +13,10 @@ from browser import Page, page
 from conftest import ROOT, make_config, make_decoder
 from server_tools import Served, served, until
 
-from modules.checkpoint import save_model
-from modules.config import LimitsConfig
-from modules.making import how_made
-from modules.server.page import FILES, model_facts
-from modules.tokenizer import Tokenizer
+from modules.checkpoint.model_folder import how_made, save_model
+from modules.config.generation import LimitsConfig
+from modules.inference.server.web_page import FILES, model_facts
+from modules.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.server
 

@@ -20,12 +20,13 @@ import pytest
 import torch
 from conftest import ROOT, make_config, make_decoder
 
-from modules.callbacks import SameOnAllRanks
-from modules.checkpoint import load_model, open_model, save_model, verify_model
-from modules.config import ConfigError, load_config
-from modules.parallel import require_cuttable
-from modules.tokenizer import load_tokenizer, train_tokenizer
-from pipelines.launch import require_processes
+from modules.checkpoint.loading import load_model, open_model, verify_model
+from modules.checkpoint.model_folder import save_model
+from modules.config.loader import ConfigError, load_config
+from modules.model.parallel import require_cuttable
+from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
+from modules.training.callbacks import SameOnAllRanks
+from pipelines.cli.launch import require_processes
 from pipelines.pretrain import pretrain
 
 LAYOUTS = {

@@ -20,9 +20,9 @@ import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
 
-from modules.checkpoint import verify_model
-from modules.config import load_config
-from modules.decoder import parameter_count
+from modules.checkpoint.loading import verify_model
+from modules.config.loader import load_config
+from modules.model.decoder import parameter_count
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GIB = 2**30

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from modules.tracking.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
+from modules.tracking.outbox.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
 
 
 def test_the_log_survives_its_writer_bit_by_bit(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 from sacrebleu.metrics.bleu import BLEU
 
-from modules.measures import Measure
-from modules.tasks.baselines import nearest, trivial_answers
-from modules.tasks.metrics import bleu, exact_match, length, repetition, rouge, slots
-from modules.tasks.rows import TaskRow, first_sentence
+from modules.evaluation.baselines import nearest, trivial_answers
+from modules.evaluation.metrics import bleu, exact_match, length, repetition, rouge, slots
+from modules.evaluation.statistics import Measure
+from modules.evaluation.task_rows import TaskRow, first_sentence
 
 LINES = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。 the quick brown fox 2026"
 ROUGE = ["rouge1", "rouge2", "rougeL"]

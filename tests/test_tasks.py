@@ -12,17 +12,20 @@ import pytest
 import torch
 from conftest import make_config, make_decoder
 
-from modules.config import DataConfig, GenerationConfig, TaskConfig, load_config
-from modules.decoder import Decoder
-from modules.evaluation import score
-from modules.rows import DataError, load_rows
-from modules.tasks.answers import batches, write_answers
-from modules.tasks.choices import chance, choice_accuracy
-from modules.tasks.evaluation import Task
-from modules.tasks.prompts import ask
-from modules.tasks.rows import columns_of, read_choices, read_rows, with_targets
-from modules.text_generation import TextGenerator
-from modules.tokenizer import Tokenizer
+from modules.config.data import DataConfig
+from modules.config.evaluation import TaskConfig
+from modules.config.generation import GenerationConfig
+from modules.config.loader import load_config
+from modules.data.quarantine import DataError
+from modules.data.rows import load_rows
+from modules.evaluation.answers import batches, write_answers
+from modules.evaluation.likelihood import chance, choice_accuracy, score
+from modules.evaluation.prompts import ask
+from modules.evaluation.task_evaluation import Task
+from modules.evaluation.task_rows import columns_of, read_choices, read_rows, with_targets
+from modules.inference.text_generator import TextGenerator
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
 
 PAIRS = {"src_txt": ["白日依山尽", "欲穷千里目", "春眠不觉晓"], "tgt_txt": ["黄河入海流", "更上一层楼", "处处闻啼鸟"]}
 GREEDY = GenerationConfig(max_new_tokens=12, temperature=0)

@@ -18,16 +18,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.cache import LEFT_OVER, CacheError, cached
-from modules.config import DataConfig, TokenizerConfig
-from modules.data import TextDataModule
-from modules.encoding import Documents, encode_rows
-from modules.row_tables import BATCH_ROWS, fingerprint, text_batches
-from modules.rows import DataError, load_rows
-from modules.splits import load_splits
-from modules.token_store import ARRAYS, stored_documents
-from modules.tokenizer import EncodedExample, Tokenizer, load_tokenizer
-from modules.tokenizer_choice import trained_on
+from modules.config.data import DataConfig, TokenizerConfig
+from modules.data.arrow import BATCH_ROWS, fingerprint, text_batches
+from modules.data.datamodule import TextDataModule
+from modules.data.encoding import ARRAYS, Documents, encode_rows, stored_documents
+from modules.data.quarantine import DataError
+from modules.data.rows import load_rows
+from modules.data.splits import load_splits
+from modules.system.cache import LEFT_OVER, CacheError, cached
+from modules.tokenizer.tokenizer import EncodedExample, Tokenizer, load_tokenizer
+from modules.training.fit import trained_on
 
 USUAL = st.sampled_from("白日依山尽，。a1 \n\u0301\u3000𠮷<|endoftext|>")
 ODD = st.text(USUAL | st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules import tokenizer_backends
-from modules.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer, train_tokenizer
+from modules.tokenizer import vocabulary as tokenizer_backends
+from modules.tokenizer.streaming import IncrementalDecoder
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).parent / "data"
 MODELSCOPE = {"bert": DATA / "modelscope" / "base", "jieba_bpe": DATA / "modelscope" / "megatron_tp1"}

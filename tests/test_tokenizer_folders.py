@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from modules.tokenizer import IncrementalDecoder, Tokenizer, load_tokenizer, train_tokenizer
-from modules.tokenizer_backends import byte_characters, byte_level_backend
+from modules.tokenizer.pretrained import byte_level_backend
+from modules.tokenizer.streaming import IncrementalDecoder
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.tokenizer.vocabulary import byte_characters
 
 CORPUS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "the quick brown fox, the quick brown dog\n"] * 3
 SPELT = ["<|endoftext|>", "<s>", "<pad>", "Ġ", "ä", "<0x41>", "\u00ad\u0120", "龘", "\ufffd"]

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from modules.config import StageConfig, TrackingConfig, load_config
-from modules.redaction import redact, redact_text
-from modules.registry import resolve_model
-from modules.rows import fingerprint
-from modules.tracking import connect, git_state, lineage, log_rows, provenance, stage_run
-from modules.tracking.lineage import flatten
+from modules.config.base import StageConfig, TrackingConfig
+from modules.config.loader import flatten, load_config
+from modules.data.arrow import fingerprint
+from modules.system.redaction import redact, redact_text
+from modules.tracking import provenance as lineage
+from modules.tracking.provenance import git_state, provenance
+from modules.tracking.registry import resolve_model
+from modules.tracking.stage_run import connect, log_rows, stage_run
 from modules.tracking.tracked_run import PARAMS_AT_ONCE
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,11 @@ import sqlalchemy
 from faulty_store import Fault, FaultyStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from modules.config import SyncConfig, TrackingConfig
-from modules.tracking import connect, sender, spool
-from modules.tracking.patience import BRIEF, TIMEOUT, be_brief, patient
-from modules.tracking.run_life import require_store
+from modules.config.base import TrackingConfig
+from modules.config.commands import SyncConfig
+from modules.tracking.outbox import sender, spool
+from modules.tracking.outbox.store import BRIEF, TIMEOUT, be_brief, patient, require_store
+from modules.tracking.stage_run import connect
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync
 

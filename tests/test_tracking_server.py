@@ -14,12 +14,15 @@ import sqlalchemy
 from mlflow import MlflowClient
 from servers import PASSWORD, TrackingServer, postgresql_binaries, postgresql_cluster, tracking_server
 
-from modules.checkpoint import verify_model
-from modules.config import StageConfig, SyncConfig, TrackingConfig, load_config
-from modules.registry import move_alias, register_version, resolve_model, version_with_alias
-from modules.row_files import sha256_of
-from modules.tracking import sender, stage_run
-from modules.tracking.run_logger import RunLogger
+from modules.checkpoint.loading import verify_model
+from modules.config.base import StageConfig, TrackingConfig
+from modules.config.commands import SyncConfig
+from modules.config.loader import load_config
+from modules.system.checksums import sha256_of
+from modules.tracking.lightning_logger import RunLogger
+from modules.tracking.outbox import sender
+from modules.tracking.registry import move_alias, register_version, resolve_model, version_with_alias
+from modules.tracking.stage_run import stage_run
 from pipelines.pretrain import pretrain
 from pipelines.sync import sync
 from pipelines.train import TrainResult

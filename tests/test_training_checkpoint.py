@@ -13,15 +13,15 @@ import pytest
 from conftest import make_config
 from layout_worker import Recorder
 
-from modules.checkpoint import open_model, write_architecture
-from modules.config import load_config
-from modules.interop import format_of
-from modules.resume import given_checkpoint
-from modules.strategies import PROGRESS
-from modules.tokenizer import Tokenizer
-from modules.weights import CheckpointError
-from pipelines.fitting import fit
-from pipelines.train import set_up
+from modules.checkpoint.formats import format_of
+from modules.checkpoint.loading import open_model
+from modules.checkpoint.model_folder import write_architecture
+from modules.checkpoint.weights import CheckpointError
+from modules.config.loader import load_config
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.fit import fit, set_up
+from modules.training.resume import given_checkpoint
+from modules.training.strategies import PROGRESS
 
 QUICK = [
     "model.num_hidden_layers=1", "model.hidden_size=16", "model.hidden_dropout_prob=0.1", "data.sequence_length=64",

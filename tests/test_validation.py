@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from test_lightning_module import fit, short_training
 
-from modules.loss import CHUNK, linear_cross_entropy, stopping_cross_entropy
-from modules.packing import IGNORED
-from modules.tokenizer import Tokenizer
+from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy, stopping_cross_entropy
+from modules.tokenizer.tokenizer import Tokenizer
 
 END = 3
 

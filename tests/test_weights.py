@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.weights import CheckpointError, read_weights, write_weights
+from modules.checkpoint.weights import CheckpointError, read_weights, write_weights
 
 
 def test_no_more_than_a_file_is_in_memory(tmp_path: Path) -> None:

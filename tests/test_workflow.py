@@ -22,8 +22,8 @@ import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
 
-from modules.checkpoint import verify_model
-from modules.registry import resolve_model
+from modules.checkpoint.loading import verify_model
+from modules.tracking.registry import resolve_model
 from pipelines import pipeline
 
 SMALL = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2"]

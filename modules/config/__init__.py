@@ -1,37 +1,20 @@
 """Configuration: sections.py, stages.py and commands.py say what can be set, loading.py reads it, help.py prints it."""
 
-from .benchmark import BenchmarkConfig, GenerationBenchmark, ScalingBenchmark, TrainingBenchmark
-from .commands import STAGES, CompareConfig, ConvertConfig, GenerateConfig, RehearseConfig, SyncConfig
+from __future__ import annotations
+
+from .base import CommandConfig, StageConfig, TrackingConfig
+from .commands import MADE_BY_STAGE, STAGES, CompareConfig, ConvertConfig, MainConfig, RehearseConfig, SyncConfig
+from .data import DataConfig, PrepareConfig, TokenizerConfig
+from .evaluation import EvaluateConfig, RegisterConfig, TaskConfig
+from .generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from .help import help_text
-from .loading import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
-from .lora import LoraConfig
-from .sections import (
-    DataConfig,
-    GenerationConfig,
-    ModelConfig,
-    SizeConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainConfig,
-    TrainerConfig,
-)
-from .serve import LimitsConfig, ServeConfig
-from .stages import (
-    MADE_BY_STAGE,
-    CommandConfig,
-    EvaluateConfig,
-    MainConfig,
-    PrepareConfig,
-    RegisterConfig,
-    StageConfig,
-    TrainingConfig,
-)
-from .task import TaskConfig
+from .loader import ConfigError, load_config, load_model_config, to_dict, to_yaml, validate
+from .model import LoraConfig, ModelConfig, SizeConfig
+from .training import TrainConfig, TrainerConfig, TrainingConfig
 
 __all__ = [
     "MADE_BY_STAGE",
     "STAGES",
-    "BenchmarkConfig",
     "CommandConfig",
     "CompareConfig",
     "ConfigError",
@@ -39,7 +22,6 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "GenerateConfig",
-    "GenerationBenchmark",
     "GenerationConfig",
     "LimitsConfig",
     "LoraConfig",
@@ -48,7 +30,6 @@ __all__ = [
     "PrepareConfig",
     "RegisterConfig",
     "RehearseConfig",
-    "ScalingBenchmark",
     "ServeConfig",
     "SizeConfig",
     "StageConfig",
@@ -58,7 +39,6 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",
-    "TrainingBenchmark",
     "TrainingConfig",
     "help_text",
     "load_config",

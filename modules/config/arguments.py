@@ -13,6 +13,8 @@ Assignment = tuple[str, Any, str]
 """(dotted key, value, where it was written)"""
 
 COMMAND_LINE = "command line"
+
+
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 

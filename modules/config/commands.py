@@ -1,37 +1,18 @@
-"""What each command beside the stages can be told, and the list of all."""
+"""What each stage can be told: the sections it has, and the keys of its own."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..places import EMBEDDED
-from .benchmark import BenchmarkConfig
-from .sections import MISSING, GenerationConfig, SizeConfig, TrainerConfig, too_small
-from .serve import ServeConfig
-from .stages import CommandConfig, EvaluateConfig, MainConfig, PrepareConfig, RegisterConfig, TrainingConfig
-
-
-@dataclass
-class GenerateConfig(CommandConfig):
-    """Text from a model, to the terminal."""
-
-    model: str = EMBEDDED
-    """A model folder or a models:/ URI; models/poems comes with moyun."""
-    prompt: str = ""
-    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
-    backend: Literal["torch", "llama_cpp"] = "torch"
-    """What computes; llama_cpp: for a folder that convert wrote with format=gguf (extra llama_cpp)."""
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
-
-    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-
-    def complaints(self) -> Iterator[str]:
-        if self.backend == "llama_cpp" and self.dtype != "auto":
-            yield f"dtype={self.dtype} is for backend=torch; a GGUF file's number format is chosen when it is converted"
+from .base import MISSING, CommandConfig, StageConfig, too_small
+from .data import PrepareConfig
+from .evaluation import EvaluateConfig, RegisterConfig
+from .generation import GenerateConfig, ServeConfig
+from .model import SizeConfig
+from .training import TrainerConfig, TrainingConfig
 
 
 @dataclass
@@ -109,6 +90,53 @@ class SyncConfig(CommandConfig):
     """What runs couldn't send to the tracking store (tracking.spool_dir), now."""
 
 
+@dataclass
+class MainConfig(StageConfig):
+    """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
+
+    from_scratch: bool = False
+    """Pretrain a model of the size `model` and fine-tune that one, rather than the model that comes with moyun."""
+    model: SizeConfig = field(default_factory=SizeConfig)
+    """Size to pretrain, with from_scratch."""
+    model_name: str = "moyun"
+    """Name in the registry."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    pretrain: TrainingConfig = field(default_factory=TrainingConfig)
+    finetune: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        start, length = self.finetune.train.init_from, self.finetune.data.sequence_length
+        if self.from_scratch and start != "<start>":
+            yield f"finetune.train.init_from={start}: from_scratch=true fine-tunes what it pretrains; drop one of them"
+        elif not start:
+            yield "finetune.train.init_from must name a model; from_scratch=true makes one"
+        if self.from_scratch and length > (limit := self.model.max_position_embeddings):
+            yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
+        for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
+            if getattr(self, name).dry_run:
+                yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
+        for name in ("pretrain", "finetune"):
+            trainer = getattr(self, name).trainer
+            if trainer.devices * trainer.nodes > 1:
+                yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
+        places = {
+            "pretrain.data.path": self.pretrain.data.path,
+            "finetune.data.path": self.finetune.data.path,
+            "finetune.train.init_from": self.finetune.train.init_from,
+            "evaluate.model": self.evaluate.model,
+            "evaluate.baseline": self.evaluate.baseline,
+            "evaluate.data.path": self.evaluate.data.path,
+            "register.model": self.register.model,
+            "register.data.path": self.register.data.path,
+        }
+        for name, value in places.items():
+            if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
+                yield f"{name}={value}: must be <prepare>, <start> or <finetune>, a path or a models:/ URI"
+
+
 STAGES: dict[str, type[CommandConfig]] = {
     "main": MainConfig,
     "prepare": PrepareConfig,
@@ -122,5 +150,8 @@ STAGES: dict[str, type[CommandConfig]] = {
     "convert": ConvertConfig,
     "compare": CompareConfig,
     "sync": SyncConfig,
-    "benchmark": BenchmarkConfig,
 }
+
+
+MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
+"""In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .base import MISSING
 from .commands import STAGES
-from .loading import group_names, stage_defaults
+from .loader import group_names, stage_defaults
 from .schema import Key, keys, type_name
-from .sections import MISSING
 
 
 def help_text(stage: str) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .sections import DataConfig, SizeConfig
-from .stages import StageConfig
-from .task import TaskConfig
+from .base import StageConfig
+from .data import DataConfig
+from .evaluation import TaskConfig
+from .model import SizeConfig
 
 GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""

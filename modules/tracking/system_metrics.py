@@ -15,7 +15,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 if TYPE_CHECKING:
     from .tracked_run import TrackedRun
 
+
 PREFIX = "system/"
+
+
 SECONDS = 2.0
 """Between samples; MLflow's 10 miss short stages."""
 

@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Run, RunInfo
 
-from ..redaction import redact_text
-from .active_run import leave
-from .delivery import Delivery, table_tag
-from .sender import Sender
-from .spool import PRIVATE, Spool
+from ..system.redaction import redact_text
+from .outbox.delivery import Delivery, table_tag
+from .outbox.sender import Sender
+from .outbox.spool import PRIVATE, Spool
+from .run_lifecycle import leave
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.data.dataset import Dataset
 
+
 logger = logging.getLogger("moyun.tracking")
 
 PARAMS_AT_ONCE = 100
 """MLflow's limit for one call."""
+
+
 SECONDS_WHEN_STOPPED = 10.0
 """What a run may still spend on sending after SIGTERM or Ctrl-C: who stops it may not wait longer."""
 

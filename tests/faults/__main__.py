@@ -18,9 +18,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from modules.checkpoint_callback import checkpoints_in
-from modules.resume import CHECKPOINTS
-from pipelines.command_line import quieten_libraries
+from modules.training.callbacks import checkpoints_in
+from modules.training.origin import CHECKPOINTS
+from pipelines.cli.command_line import quieten_libraries
 
 from .injection import FILLER, PLACES, STRUCK, Fault
 from .runs import (

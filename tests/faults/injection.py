@@ -14,10 +14,14 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from modules import checkpoint_callback, file_list, steps, strategies
-from modules.lightning_module import LanguageModel
+from modules.data import packing as steps
+from modules.system import checksums as file_list
 from modules.tracking.tracked_run import TrackedRun
-from pipelines import beginning, train
+from modules.training import callbacks as checkpoint_callback
+from modules.training import strategies
+from modules.training.lightning_module import LanguageModel
+from pipelines import train
+from pipelines import train as beginning
 
 PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a step": [(LanguageModel, "_step")],

@@ -23,15 +23,16 @@ from typing import Any
 import psutil
 import torch
 
-from modules.checkpoint_callback import checkpoints_in
-from modules.file_list import damage
-from modules.interop.safe_dcp import SafeReader
-from modules.lightning_module import LanguageModel
-from modules.packing import StepBatch
-from modules.resume import CHECKPOINTS, LOCK
-from modules.strategies import read_progress
-from modules.weights import weights_hash
-from pipelines.command_line import run_stage
+from modules.checkpoint.dcp import SafeReader
+from modules.checkpoint.weights import weights_hash
+from modules.data.packing import StepBatch
+from modules.system.checksums import damage
+from modules.training.callbacks import checkpoints_in
+from modules.training.lightning_module import LanguageModel
+from modules.training.origin import CHECKPOINTS
+from modules.training.resume import LOCK
+from modules.training.strategies import read_progress
+from pipelines.cli.command_line import run_stage
 from pipelines.pretrain import pretrain
 
 from .injection import SIGNALS, Fault, Injector
@@ -237,7 +238,7 @@ def values(store: Path, query: str) -> list[Any]:
 def tensors_of(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from modules.interop.training_checkpoint import stored_tensor
+    from modules.checkpoint.dcp import stored_tensor
 
     for name, tensor in SafeReader(checkpoint).read_metadata().state_dict_metadata.items():
         if isinstance(tensor, TensorStorageMetadata):

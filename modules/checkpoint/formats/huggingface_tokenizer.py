@@ -1,0 +1,105 @@
+"""Our tokenizers in the files that transformers' AutoTokenizer reads, giving the same ids and texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, processors
+
+from ...system.bounded_read import read_json_object
+from ...tokenizer.pretrained import OWN_FOLDER, read_backend
+from ...tokenizer.streaming import NO_SPACE_AFTER, NO_SPACE_BEFORE, is_wide
+from ...tokenizer.tokenizer import Tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> tuple[dict[str, int | None], list[str]]:
+    """Returns the ids of bos, eos and pad for config.json, and notes for whoever exports.
+
+    Our own keys stay in tokenizer_config.json, so that `load_tokenizer` gives back the same tokenizer.
+    """
+    notes = []
+    if tokenizer.prompt_template is not None:
+        notes.append(
+            f"the prompt template {tokenizer.prompt_template!r} is kept for moyun, but transformers and vLLM don't "
+            "apply it: write prompts out with it there"
+        )
+    start, end = tokenizer.start_ids, tokenizer.end_of_text_id
+    ids: dict[str, int | None] = {"bos_token_id": start[0] if start else None, "eos_token_id": end}
+    if tokenizer.kind == "jieba_bpe":
+        tokenizer.save(folder / OWN_FOLDER)
+        # A class that doesn't exist: for a folder without one AutoTokenizer makes an empty GPT-2 tokenizer.
+        write_config(folder, {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length})
+        notes.append(
+            f"transformers has no tokenizer that cuts words with jieba, so AutoTokenizer refuses the folder: moyun's "
+            f"is in {OWN_FOLDER}/; encode with moyun and hand over ids"
+        )
+        return ids | {"pad_token_id": end}, notes
+    tokenizer.save(folder)
+    backend = read_backend(folder / "tokenizer.json")
+    own = read_json_object(folder / "tokenizer_config.json")
+    add_start(backend, own["start"])
+    if tokenizer.kind == "bert":
+        backend.decoder = wordpiece_decoder()
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    tokens = special_tokens(backend, own)
+    write_config(folder, own | tokens | OPTIONS | {"model_max_length": max_length})
+    return ids | {"pad_token_id": backend.token_to_id(tokens["pad_token"])}, notes
+
+
+OPTIONS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",  # both transformers 4 and 5 know it
+    "split_special_tokens": True,  # "<|endoftext|>" in a text is text
+    "clean_up_tokenization_spaces": False,
+    "padding_side": "left",
+    "model_input_names": ["input_ids", "attention_mask"],  # token_type_ids would be added to GPT-2's embeddings
+}
+
+
+def special_tokens(backend: tokenizers.Tokenizer, own: dict[str, Any]) -> dict[str, str]:
+    """bos, eos, pad and unk by transformers' names; a vocabulary without [PAD] pads with end-of-text."""
+    tokens = {"eos_token": own["end_of_text"], "pad_token": own["end_of_text"]}
+    if own["start"]:
+        tokens["bos_token"] = own["start"][0]
+    if own["kind"] == "bert":
+        tokens["unk_token"] = backend.model.unk_token
+        if backend.token_to_id("[PAD]") is not None:
+            tokens["pad_token"] = "[PAD]"
+    return tokens
+
+
+def add_start(backend: tokenizers.Tokenizer, start: list[str]) -> None:
+    """Every text begins with the start tokens; none ends, as it is a prompt."""
+    text = " ".join([*start, "$A"])
+    backend.post_processor = processors.TemplateProcessing(
+        single=text, pair=f"{text} $B", special_tokens=[(token, backend.token_to_id(token)) for token in start]
+    )
+
+
+def wordpiece_decoder() -> decoders.Decoder:
+    """IncrementalDecoder's joining of words as a decoder of the library, which would part all Chinese characters."""
+    wide = "".join(
+        f"\\x{{{group[0]:X}}}-\\x{{{group[-1]:X}}}"
+        for is_so, codes in groupby(range(0x80, sys.maxunicode + 1), lambda code: is_wide(chr(code)))
+        if is_so and (group := list(codes))
+    )
+    after, before = (re.escape("".join(sorted(signs))) for signs in (NO_SPACE_AFTER, NO_SPACE_BEFORE))
+    left, right = f"[{wide}{after}\\p{{Ps}}\\p{{Pi}}]", f"[{wide}{before}\\p{{Pe}}\\p{{Pf}}]"
+    return decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="##", cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(tokenizers.Regex("^##(?=\\S)"), ""),  # the library leaves it on a first piece
+            decoders.Replace(tokenizers.Regex(f"(?<={left}) | (?={right})"), ""),
+        ]
+    )
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,206 @@
+"""ModelScope's GPT-3 from 1.3B up: Megatron's shards, one file a tensor-parallel rank, and a jieba + BPE tokenizer.
+
+The tanh GELU unless bias_gelu_fusion is off; query_key_value's rows go head by head, as in our memory.
+(modelscope/models/nlp/gpt3/distributed_gpt3.py)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...config.model import ModelConfig
+from ...system.bounded_read import read_json_object
+from ...tokenizer.tokenizer import Tokenizer
+from ...tokenizer.vocabulary import END_OF_TEXT
+from ..pickles import read_pickle, write_pickle
+from ..weights import CheckpointError, StoredModel, StoredTensor, differences, shapes_of
+from .modelscope import (
+    PREFIXES,
+    config_json,
+    configuration_json,
+    read_architecture,
+    write_configuration,
+    write_tokenizer,
+)
+
+THEIR_NAMES = {
+    "word_embeddings": "embedding.word_embeddings",
+    "position_embeddings": "embedding.position_embeddings",
+    "transformer.": "encoder.",
+    ".attention.": ".self_attention.",
+}
+
+
+CUT_ROWS = ("word_embeddings", "query_key_value", "dense_h_to_4h")
+
+
+CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
+
+Shard = Mapping[str, Tensor]
+
+
+def their_name(name: str) -> str:
+    for ours, theirs in THEIR_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def our_name(name: str) -> str:
+    for ours, theirs in THEIR_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def cut_dimension(name: str) -> int | None:
+    """Along which dimension our tensor `name` is cut among the ranks; None: each rank has the whole."""
+    if any(part in name for part in CUT_ROWS):
+        return 0
+    return 1 if name.endswith(CUT_COLUMNS) else None
+
+
+def shard_path(folder: Path, rank: int) -> Path:
+    return folder / "model" / f"mp_rank_{rank:02}_model_states.pt"
+
+
+def read(folder: Path) -> StoredModel:
+    """Raises CheckpointError naming file and tensor where the folder isn't whole and sound.
+
+    That what each rank has whole is the same everywhere is only seen when that tensor is read.
+    """
+    paths = shard_paths(folder)
+    shards = [read_pickle(path, PREFIXES) for path in paths]
+    content = read_json_object(folder / "config.json")
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu_new" if content.get("bias_gelu_fusion", True) else "gelu"
+    config = read_architecture(folder / "config.json", whole_shapes(shards[0], len(shards)), hidden_act)
+    refuse_uncuttable(config, len(paths), f"{folder / 'model'}: the number of shards")
+    expected = shapes_of(config)
+    check(paths, shards, expected)
+    return StoredModel(config, {name: joined(name, shape, paths, shards) for name, shape in expected.items()})
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Rank by rank. Raises CheckpointError where one is missing, or there are others than configuration.json says."""
+    configuration = folder / "configuration.json"
+    megatron = read_json_object(configuration).get("megatron")
+    said = megatron.get("checkpoint_tensor_model_parallel_size") if isinstance(megatron, dict) else None
+    found = len(list((folder / "model").glob("mp_rank_*_model_states.pt")))
+    for rank in range(max(found, said if isinstance(said, int) else 1)):
+        if not shard_path(folder, rank).is_file():
+            raise CheckpointError(f"{shard_path(folder, rank)} is missing; copy it from where the checkpoint came from")
+    if said is not None and said != found:
+        raise CheckpointError(
+            f"{folder / 'model'} holds {found} shards, but {configuration} says "
+            f"checkpoint_tensor_model_parallel_size={said}; copy the checkpoint again"
+        )
+    return [shard_path(folder, rank) for rank in range(found)]
+
+
+def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
+    """Our names → shapes of the tensors put together, going by the first shard."""
+    shapes = {}
+    for theirs, tensor in first.items():
+        name, shape = our_name(theirs), list(tensor.shape)
+        dimension = cut_dimension(name)
+        if dimension is not None and dimension < len(shape):
+            shape[dimension] *= parts
+        shapes[name] = tuple(shape)
+    return shapes
+
+
+def check(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
+    """Every shard has just its part of every tensor, and all have it in one number format."""
+    expected = {their_name(name): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
+    for path, shard in zip(paths, shards, strict=True):
+        shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+        if complaints := list(differences(expected, shapes)):
+            raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
+        for name in expected:
+            if shard[name].dtype != shards[0][name].dtype:
+                raise CheckpointError(
+                    f"{path}: {name} is {shard[name].dtype}, but {shards[0][name].dtype} in {paths[0].name}"
+                )
+
+
+def part_shape(name: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    dimension = cut_dimension(name)
+    if dimension is None:
+        return shape
+    return (*shape[:dimension], shape[dimension] // parts, *shape[dimension + 1 :])
+
+
+def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Sequence[Shard]) -> StoredTensor:
+    parts = [shard[their_name(name)] for shard in shards]
+    dimension = cut_dimension(name)
+
+    def read_whole() -> Tensor:
+        if len(parts) == 1 or dimension is not None:
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dimension or 0)
+        for path, part in zip(paths, parts, strict=True):
+            if not torch.equal(bits(part), bits(parts[0])):
+                raise CheckpointError(
+                    f"{path}: {their_name(name)} differs from that in {paths[0].name}, though every rank has it whole; "
+                    "the shards are of different checkpoints"
+                )
+        return parts[0]
+
+    return StoredTensor(shape, parts[0].dtype, read_whole)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """As bytes, so that NaN equals NaN and 0 isn't -0."""
+    return tensor.contiguous().view(torch.uint8)
+
+
+def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_parallel: int = 1) -> None:
+    """One file a rank, one rank at a time in memory. Raises CheckpointError where `tensor_parallel` can't cut it."""
+    refuse_uncuttable(model.config, tensor_parallel, "tensor_parallel")
+    (folder / "model").mkdir()
+    for rank in range(tensor_parallel):
+        write_pickle(shard_path(folder, rank), {"module": shard_of(model, rank, tensor_parallel)})
+    vocab = write_tokenizer(folder, tokenizer)
+    config = config_json(model, tokenizer)
+    # Not what ends a text there: ModelScope fills rows up with it, and cuts what was generated at <sep>.
+    config["eod_id"] = vocab.get(END_OF_TEXT, config["eod_id"])
+    config["bias_gelu_fusion"] = model.config.hidden_act == "gelu_new"
+    configuration = configuration_json(
+        "text-gen-jieba-tokenizer", "gpt3-generation", model.config.max_position_embeddings
+    )
+    sizes = ("checkpoint_tensor_model_parallel_size", "world_size", "tensor_model_parallel_size")
+    write_configuration(folder, config, configuration | {"megatron": dict.fromkeys(sizes, tensor_parallel)})
+
+
+def refuse_uncuttable(config: ModelConfig, parts: int, place: str) -> None:
+    """Whole heads and equal shares of the vocabulary; what divides the heads divides every width too."""
+    for name in ("num_attention_heads", "vocab_size"):
+        if getattr(config, name) % parts:
+            raise CheckpointError(
+                f"{place} ({parts}) must divide {name} ({getattr(config, name)}); "
+                f"up to {parts} these would do: {divisors(config, parts)}"
+            )
+
+
+def divisors(config: ModelConfig, limit: int) -> str:
+    assert config.vocab_size
+    common = math.gcd(config.num_attention_heads, config.vocab_size)
+    return ", ".join(str(number) for number in range(1, limit + 1) if common % number == 0)
+
+
+def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
+    return {
+        "language_model." + their_name(name): part_of(name, tensor.read(), rank, parts)
+        for name, tensor in model.weights.items()
+    }
+
+
+def part_of(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
+    dimension = cut_dimension(name)
+    if dimension is None or parts == 1:
+        return tensor
+    # A copy: a view would keep the whole tensor in memory until the shard is written.
+    return tensor.chunk(parts, dimension)[rank].clone()

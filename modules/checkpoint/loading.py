@@ -1,0 +1,155 @@
+"""Where a model is: a folder, or a URI that MLflow knows."""
+
+from __future__ import annotations
+
+import re
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from ..config.base import EMBEDDED
+from ..model.decoder import Decoder, meta_decoder
+from ..model.quantization import prepare_for_inference
+from ..system.checksums import sha256_of
+from ..system.hardware import default_device
+from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
+from . import formats as interop
+from .model_folder import FILES, read_model
+from .verification import CHANGED, golden_difference, saved_hashes
+from .weights import CheckpointError, StoredModel, files_hash, weights_hash
+
+
+def require_folder(folder: Path) -> None:
+    """CheckpointError for what can't be a model folder, of whatever format."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder; a registered model is models:/NAME@ALIAS")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is empty, and no model folder")
+
+
+def open_model(folder: str | Path) -> StoredModel:
+    """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
+
+    Raises CheckpointError for what it lacks.
+    """
+    folder = Path(folder)
+    require_folder(folder)
+    if (foreign := interop.format_of(folder)) != "moyun":
+        return interop.read(folder, foreign)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        hint = "; nor has it a config.json, as other formats do" if "model.yaml" in missing else ""
+        if checkpoints := sorted(folder.glob("*.ckpt")):
+            hint = f"; one of its checkpoints would do: {checkpoints[-1]}"
+        raise CheckpointError(f"{folder} is no complete model folder: {', '.join(missing)} missing{hint}")
+    return read_model(folder)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+    """A model folder's decoder in eval mode, by default in the number format that it is stored in.
+
+    Raises CheckpointError naming what is missing, extra or misshapen.
+    """
+    model = open_model(folder)
+    decoder = meta_decoder(model.config)
+    weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
+    decoder.load_state_dict(weights, strict=True, assign=True)
+    return decoder.requires_grad_(True).eval()
+
+
+def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
+    """A decoder to read from, on the accelerator where there is one; on a CPU laid out for speed (inference.py).
+
+    dtype: float32, bfloat16, int8 (on a CPU: weights and products in 8 bits, the rest in float32), or auto: as it is
+    stored, but float32 for float16 on a CPU, where it is slow and coarse.
+    """
+    device = default_device()
+    if dtype not in ("auto", "float32", "bfloat16", "int8"):
+        raise ValueError(f"dtype={dtype} must be auto, float32, bfloat16 or int8")
+    on_cpu = device.type == "cpu"
+    if dtype == "int8" and not on_cpu:
+        raise ValueError(f"dtype=int8 is for CPUs, but this process uses {device}; use dtype=bfloat16 there")
+    if dtype in ("auto", "int8"):
+        stored = reduce(torch.promote_types, {tensor.dtype for tensor in open_model(folder).weights.values()})
+        number_format = torch.float32 if stored == torch.float16 and on_cpu and dtype == "auto" else stored
+    else:
+        number_format = getattr(torch, dtype)
+    decoder = load_model(folder, device, number_format)
+    return prepare_for_inference(decoder, dtype == "int8") if on_cpu else decoder
+
+
+def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer]:
+    """`load_for_inference` with the tokenizer; CheckpointError where either isn't what was saved."""
+    require_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    require_unchanged(folder, tokenizer)
+    return load_for_inference(folder, dtype), tokenizer
+
+
+def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
+    """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large.
+
+    One prompt doesn't touch every weight and token, so their hashes are compared too.
+    """
+    folder = Path(folder)
+    model, tokenizer = open_model(folder), load_tokenizer(folder)
+    if (foreign := interop.format_of(folder)) != "moyun":
+        raise CheckpointError(
+            f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
+            f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
+        )
+    require_unchanged(folder, tokenizer)
+    difference = golden_difference(folder, model, tokenizer)
+    if not difference <= tolerance:  # also catches NaN
+        raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")
+    return difference
+
+
+URL = re.compile(r"[A-Za-z][\w+.-]*://")
+
+
+def is_registered(place: str) -> bool:
+    """Whether MLflow has to be asked where the model is."""
+    return place.startswith(("models:/", "runs:/"))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder itself; of a training stage's output folder, the model in it. ValueError for a URL."""
+    if URL.match(str(path)):
+        raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
+    folder = Path(path)
+    if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
+        folder = Path(__file__).parents[2] / EMBEDDED
+    return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
+    foreign = interop.format_of(folder)
+    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
+
+
+def sound_hash(folder: Path) -> str:
+    """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
+
+    A new model made of a damaged one would get hashes and golden logits of its own, and seem sound.
+    """
+    found = model_hash(folder)
+    if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
+        raise CheckpointError(f"{folder}: {CHANGED}")
+    return found
+
+
+def require_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
+    """CheckpointError where a moyun folder's tokenizer, architecture or weights don't hash to what was saved."""
+    if interop.format_of(folder) != "moyun":
+        return
+    saved, architecture = saved_hashes(folder), sha256_of(folder / "model.yaml")
+    if saved.get("tokenizer") != tokenizer.fingerprint:
+        raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
+    if saved.get("architecture", architecture) != architecture:  # folders of before have no such hash
+        raise CheckpointError(f"{folder}: model.yaml differs from what was saved; copy the folder again")
+    sound_hash(folder)

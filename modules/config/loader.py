@@ -1,0 +1,315 @@
+"""Reading a configuration: YAML files and `key=value` arguments → a validated dataclass.
+
+Later wins over earlier: the dataclasses' defaults; conf/model/NAME.yaml and conf/data/NAME.yaml where such a
+section is given a name; conf/STAGE.yaml; conf/task/NAME.yaml, which speaks of the whole stage; the user's own file
+(`config=FILE`); the command line. Every complaint is gathered and raised at once. This is the only file that imports
+omegaconf: past it, only dataclasses travel.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from ..system.bounded_read import read_plain_yaml
+from ..system.redaction import FROM_ENVIRONMENT
+from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
+from .base import CommandConfig
+from .commands import STAGES
+from .evaluation import TaskConfig
+from .model import ModelConfig
+from .schema import Key, keys, type_name
+
+
+def from_environment(name: str, *default: str | None) -> str | None:
+    """OmegaConf's oc.env, which also sees to it that the value isn't written down."""
+    value: str | None = oc.env(name, *default)
+    if value and name in os.environ:
+        FROM_ENVIRONMENT[value] = f"${{oc.env:{name}}}"
+    return value
+
+
+OmegaConf.register_resolver("oc.env", from_environment, replace=True)
+
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one complaint a line."""
+
+    def __init__(self, complaints: Sequence[str]) -> None:
+        self.complaints = list(complaints)
+        super().__init__("\n".join(f"  - {complaint}" for complaint in self.complaints))
+
+
+def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
+    """A stage's configuration (an instance of STAGES[stage]) from conf/STAGE.yaml and `key=value` arguments.
+
+    Arguments may also be written `--key value`, as MLflow Projects pass undeclared parameters. `key=` (empty)
+    counts as not given; `key=null` unsets; lists and mappings are YAML: `train.sample_prompts=[春,秋]`.
+    Raises ConfigError with everything that is wrong, before any work starts.
+    """
+    config_class = STAGES[stage]
+    complaints: list[str] = []
+    given = list(parse_arguments(arguments, complaints))
+    files = [*stage_files(stage, config_class, complaints)]
+    users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
+    users += [(k, v, where) for k, v, where in given if k != "config"]
+    config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
+    return finish(config, complaints)
+
+
+def finish(config: DictConfig, complaints: list[str]) -> Any:
+    """The dataclass, checked; ConfigError for the complaints so far, missing keys, or broken rules between fields."""
+    if not complaints:
+        try:
+            complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
+            result = OmegaConf.to_object(config)
+        except OmegaConfBaseException as error:  # ${…} to a key that isn't there, or of another type
+            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}"]
+    if complaints:
+        raise ConfigError(complaints)
+    validate(result)
+    return result
+
+
+def stage_defaults(stage: str) -> dict[str, Any]:
+    """What a stage's keys are when nothing is given, as plain nested dicts; MISSING where something must be."""
+    complaints: list[str] = []
+    files = list(stage_files(stage, STAGES[stage], complaints))
+    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, [], complaints), complaints)
+    assert not complaints, complaints
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def load_model_config(path: Path) -> ModelConfig:
+    """The architecture that a model folder's model.yaml describes; strict, like everything else."""
+    complaints: list[str] = []
+    try:
+        content = read_plain_yaml(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError([str(error)]) from error
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path} must hold `key: value` lines"])
+    config = assign(ModelConfig, [(str(key), value, path.name) for key, value in content.items()], complaints)
+    try:
+        result = finish(config, complaints)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {complaint}" for complaint in error.complaints]) from error
+    assert isinstance(result, ModelConfig)
+    return result
+
+
+def validate(config: Any) -> None:
+    """Checks the rules between fields, in every section; raises ConfigError."""
+    complaints = list(complaints_of(config))
+    if complaints:
+        raise ConfigError(complaints)
+
+
+def complaints_of(config: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from complaints_of(value, f"{prefix}{field.name}.")
+    if hasattr(config, "complaints"):
+        yield from (f"{prefix}{complaint}" for complaint in config.complaints())
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain nested dicts: what may be written to checkpoints and files."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    return OmegaConf.to_yaml(config if isinstance(config, Mapping) else to_dict(config))
+
+
+def stage_files(stage: str, config_class: type[CommandConfig], complaints: list[str]) -> Iterator[Assignment]:
+    """conf/STAGE.yaml, and for a stage made of stages (main) theirs first."""
+    for key in keys(config_class):
+        if key.stage and "." not in key.name:
+            yield from read_yaml(CONF / f"{key.name}.yaml", config_class, f"{key.name}.", complaints)
+    yield from read_yaml(CONF / f"{stage}.yaml", config_class, "", complaints)
+
+
+def with_tasks(
+    config_class: type[CommandConfig], files: list[Assignment], users: list[Assignment], complaints: list[str]
+) -> list[Assignment]:
+    """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
+    tasks = {key.name: key for key in keys(config_class) if key.section is TaskConfig}
+    names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
+    between: list[Assignment] = []
+    for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
+        path = group_file(tasks[name], value, where, complaints)
+        if path:
+            between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
+            between.append((f"{name}.name", path.stem, path.name))
+    return [leaf for leaf in (*files, *between, *users) if leaf not in names]
+
+
+def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]) -> Iterator[Assignment]:
+    """A file's leaves; what stands under a section's name is a leaf of that section."""
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        complaints.append(f"config file {path} doesn't exist")
+        return
+    except Exception as error:
+        complaints.append(f"config file {path} isn't YAML: {error}")
+        return
+    if not isinstance(content, DictConfig):
+        complaints.append(f"config file {path} must hold `key: value` lines")
+        return
+    sections = {key.name for key in keys(config_class) if key.section}
+    plain = OmegaConf.to_container(content, resolve=False)
+    assert isinstance(plain, dict)
+    yield from leaves(plain, prefix, sections, path.name)
+
+
+def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: str) -> Iterator[Assignment]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and prefix + str(name) in sections:
+            yield from leaves(value, f"{prefix}{name}.", sections, where)
+        else:
+            yield f"{prefix}{name}", value, where
+
+
+def assign(config_class: type, assignments: list[Assignment], complaints: list[str]) -> DictConfig:
+    """Whole sections first, so that a leaf given anywhere survives a change of group; then leaf by leaf."""
+    config: DictConfig = OmegaConf.structured(config_class)
+    known = {key.name: key for key in keys(config_class)}
+    groups: dict[str, Assignment] = {}
+    single: list[Assignment] = []
+    for assignment in assignments:
+        key = known.get(assignment[0])
+        if key and key.section and (isinstance(assignment[1], str) or assignment[1] is None):
+            groups[key.name] = assignment
+        else:
+            single.append(assignment)
+    for name, (_, value, where) in groups.items():
+        set_group(config, known[name], value, where, complaints)
+    # A leaf of a section that is still ${another} comes last: it must find that other one complete.
+    for name, value, where in sorted(single, key=lambda leaf: linked_section(config, known, leaf[0]) is not None):
+        section = linked_section(config, known, name)
+        if section:  # from here on it is a section of its own: the change must not reach the one it pointed to
+            OmegaConf.update(config, section, copy.deepcopy(OmegaConf.select(config, section)), merge=False)
+        set_leaf(config, known, name, value, where, complaints)
+    return config
+
+
+def linked_section(config: DictConfig, known: Mapping[str, Key], name: str) -> str | None:
+    """The section around a key that stands as ${another section}."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        section = ".".join(parts[:length])
+        parent = OmegaConf.select(config, ".".join(parts[: length - 1])) if length > 1 else config
+        if (
+            section in known
+            and isinstance(parent, DictConfig)
+            and OmegaConf.is_interpolation(parent, parts[length - 1])
+        ):
+            return section
+    return None
+
+
+def set_group(config: DictConfig, key: Key, value: str | None, where: str, complaints: list[str]) -> None:
+    if value in (None, "null") or not key.group or value.startswith("${"):
+        set_leaf(config, {key.name: key}, key.name, None if value == "null" else value, where, complaints)
+        return
+    path = group_file(key, value, where, complaints)
+    if path is None:
+        return
+    assert key.section
+    OmegaConf.update(config, key.name, OmegaConf.structured(key.section))
+    known = {k.name: k for k in keys(key.section, f"{key.name}.")}
+    for name, leaf, file in read_yaml(path, key.section, f"{key.name}.", complaints):
+        set_leaf(config, known, name, leaf, file, complaints)
+
+
+def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path | None:
+    """conf/GROUP/NAME.yaml, or the file itself that is named; None, and a complaint, where there is no such."""
+    assert key.group
+    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
+    if path.exists():
+        return path
+    hint = suggestion(value, group_names(key.group))
+    complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
+    return None
+
+
+def set_leaf(
+    config: DictConfig, known: Mapping[str, Key], name: str, value: Any, where: str, complaints: list[str]
+) -> None:
+    mappings = (key for key in known if name.startswith(f"{key}.") and typing.get_origin(known[key].type) is dict)
+    mapping = next(mappings, None)
+    if name in known:
+        key = known[name]
+    elif mapping:  # data.columns.ANYTHING, dots and brackets too
+        key, value = known[mapping], {name.removeprefix(f"{mapping}."): value}
+    else:
+        complaints.append(f"{name} ({where}): no such key{suggestion(name, known)}")
+        return
+    shown = "null" if value is None else value
+    parent = known.get(name.rpartition(".")[0])
+    if parent and parent.section and OmegaConf.select(config, parent.name) is None:
+        complaints.append(f"{name}={shown} ({where}): {parent.name} is unset; give {parent.name}=NAME too")
+        return
+    try:
+        if where == COMMAND_LINE and name in known:
+            value = parse_value(value, key.type)
+        if not_text(value, key.type):
+            complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
+            return
+        OmegaConf.update(config, key.name, value)
+    except (OmegaConfBaseException, yaml.YAMLError):
+        complaints.append(f"{name}={shown} ({where}): {wanted(key)}")
+
+
+def not_text(value: Any, hint: Any) -> bool:
+    """Whether YAML made something else (007: 7; no: False) of what has to be text."""
+    if hint in (str, str | None):
+        return isinstance(value, (bool, int, float))
+    parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    of_text = typing.get_origin(hint) in (list, dict) and typing.get_args(hint)[-1] is str
+    return of_text and not all(isinstance(part, str) for part in parts)
+
+
+def wanted(key: Key) -> str:
+    if key.group:
+        return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
+    if key.section:
+        return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
+    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
+    return f"must be {type_name(key.type)}{example}"
+
+
+def group_names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def suggestion(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,170 @@
+"""DOCSTRING"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .base import StageConfig, not_positive, out_of_range, too_small
+from .data import DataConfig, TokenizerConfig
+from .generation import GenerationConfig
+from .model import LoraConfig, SizeConfig
+
+
+@dataclass
+class TrainConfig:
+    """What is optimized, for how long, and what is watched meanwhile."""
+
+    init_from: str | None = None
+    """A model folder or a models:/ URI to start from; unset: fresh weights."""
+    resume_from: str | None = "auto"
+    """auto: go on where an interrupted run in output_dir stopped; a checkpoint (…/checkpoints/last.ckpt): go on from
+    it in a run and a folder of its own; null: never. All on any number of devices."""
+    allow_changed: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too."""
+    batch_size: int | None = None
+    """Rows an optimizer step."""
+    batch_tokens: int | None = None
+    """Tokens an optimizer step (give this or batch_size)."""
+    micro_batch_tokens: int = 2048
+    """The most tokens in one forward pass: it bounds memory. A step of more is accumulated exactly; GPUs want more."""
+    max_epochs: int | None = None
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Optimizer steps (with max_epochs: whichever comes first)."""
+    learning_rate: float | None = None
+    """Peak learning rate (noam: its factor); unset: the model size's own."""
+    schedule: Literal["noam", "cosine", "constant"] = "cosine"
+    """noam: lr·min((s+1)^-0.5, (s+1)·warmup^-1.5); cosine and constant after a linear warm-up."""
+    warmup_steps: int = 100
+    """Steps until the schedule's peak."""
+    min_learning_rate_ratio: float = 0.1
+    """Where cosine ends, as a share of the peak."""
+    weight_decay: float = 0.1
+    """AdamW's decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: float = 0.95
+    """AdamW's decay of the gradient's square."""
+    epsilon: float = 1e-8
+    """AdamW's ε."""
+    gradient_clip_val: float = 1.0
+    """Largest global gradient norm; 0: unclipped."""
+    validate_every_n_steps: int | None = None
+    """Steps between validations; unset: once an epoch."""
+    early_stopping_patience: int | None = None
+    """Validations without a better val/loss before training stops; unset: never."""
+    save_every_n_steps: int | None = None
+    """Steps between checkpoints; there is one before each validation anyway, at the end, and when a run is stopped."""
+    save_top_k: int = 1
+    """Checkpoints kept by val/loss, beside the last one; -1: all."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite ends the run, or is left out and counted."""
+    log_every_n_steps: int = 1
+    """Steps between logged metrics."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts continued at every validation; they end up in the run's sample table."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.batch_size and self.batch_tokens:
+            yield f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens} exclude each other: set one null"
+        if self.max_epochs is None and self.max_steps is None:
+            yield "max_epochs or max_steps must be given: when should training end?"
+        yield from too_small(self, 1, "batch_size", "batch_tokens", "micro_batch_tokens", "max_epochs", "max_steps")
+        yield from too_small(self, 1, "warmup_steps", "log_every_n_steps", "validate_every_n_steps")
+        yield from too_small(self, 1, "early_stopping_patience", "save_every_n_steps")
+        yield from too_small(self, 0, "weight_decay", "gradient_clip_val")
+        yield from too_small(self, -1, "save_top_k")  # Lightning's -1: all
+        yield from not_positive(self, "learning_rate", "epsilon")
+        yield from out_of_range(self, "beta1", "beta2")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            yield f"min_learning_rate_ratio ({self.min_learning_rate_ratio}) must be from 0 to 1"
+
+
+@dataclass
+class TrainerConfig:
+    """The machine: handed to Lightning's Trainer."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to run."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    """Number format; bf16 pays on GPUs and on CPUs with AVX-512-bf16 or AMX."""
+    devices: int = 1
+    """GPUs (or CPU processes) on each machine."""
+    nodes: int = 1
+    """Machines; each runs the same command under torchrun or SLURM."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Several devices: ddp keeps the whole model on each, fsdp spreads weights, gradients and optimizer over them."""
+    tensor_parallel: int = 1
+    """Devices that share each matrix, where even one layer is too large (needs fsdp); the rest share the rows."""
+    process_group_timeout: int = 60
+    """Seconds until a rank that has died or hangs ends the job."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass instead of kept: cheap ones (selective), or whole layers."""
+    device_memory: float | None = None
+    """GiB a device may fill, which the plan is held against; unset: what this machine has."""
+    progress_bar: bool = True
+    """Show one."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that each take a share of a step's rows."""
+        return self.devices * self.nodes // self.tensor_parallel
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "devices", "nodes", "tensor_parallel", "process_group_timeout")
+        yield from not_positive(self, "device_memory")
+        world = self.devices * self.nodes
+        if self.tensor_parallel > 0 and world % self.tensor_parallel:
+            yield (
+                f"tensor_parallel ({self.tensor_parallel}) must divide devices × nodes ({self.devices} × {self.nodes})"
+            )
+        if self.tensor_parallel > 1 and self.strategy != "fsdp":
+            yield f"tensor_parallel={self.tensor_parallel} needs strategy=fsdp"
+
+
+@dataclass
+class TrainingConfig(StageConfig):
+    """pretrain and finetune."""
+
+    output_dir: str | None = None
+    """Folder for what the stage makes, empty or new; unset: outputs/STAGE-RUN_ID."""
+    model: SizeConfig | None = None
+    """A size by name (model=base); with train.init_from the folder says it, and this must stay unset."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
+        if self.train.init_from and self.model:
+            yield (
+                f"model and train.init_from ({self.train.init_from}) exclude each other: the folder says its size; "
+                "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
+            )
+        if self.train.init_from and self.train.learning_rate is None:
+            yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
+        if self.train.init_from and not self.train.batch_size and not self.train.batch_tokens:
+            yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
+        if not self.train.init_from and not self.model:
+            yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
+        if self.lora.rank and not self.train.init_from:
+            yield f"lora.rank={self.lora.rank}: adapters need a model to adapt; give train.init_from, or lora.rank=0"
+        if self.lora.rank and self.trainer.tensor_parallel > 1:
+            yield (
+                f"lora.rank={self.lora.rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
+                "other: adapters aren't cut; trainer.strategy=fsdp alone spreads the frozen weights"
+            )
+        parts = self.trainer.tensor_parallel
+        if self.model and parts > 1 and self.model.num_attention_heads % parts:
+            yield (
+                f"trainer.tensor_parallel ({parts}) must divide model.num_attention_heads "
+                f"({self.model.num_attention_heads})"
+            )
+        limit = self.model.max_position_embeddings if self.model else None
+        if limit and self.data.sequence_length > limit:
+            yield f"data.sequence_length ({self.data.sequence_length}) is over model.max_position_embeddings ({limit})"

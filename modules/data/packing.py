@@ -1,0 +1,204 @@
+"""Documents → optimizer steps → micro-batches without padding. Pure functions on numpy arrays.
+
+A micro-batch lays documents end to end: one row of N tokens, plus the documents' lengths. Attention works on each
+document alone (decoder.py), so there is nothing to pad and nothing to mask. Documents are sorted by length within
+a step: neighbours of equal length then share one attention call.
+"""
+# MERGED DOCS:
+# """Optimizer steps by number, for a loader or a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..model.loss import IGNORED
+from .encoding import Documents
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass takes."""
+
+    input_ids: Tensor
+    """(1, N) int64"""
+    labels: Tensor
+    """(1, N) int64, the id that follows each input; IGNORED inside prompts"""
+    document_lengths: list[int]
+    """Sum N."""
+    trained_tokens: int
+    """Labels that aren't IGNORED."""
+    characters: int
+    """Characters that those labels spell."""
+    ends: int
+    """End-of-texts among them."""
+    documents: np.ndarray
+    """Numbers of the documents, (len(document_lengths),); empty where there is but the token of `empty`."""
+
+
+@dataclass
+class StepBatch:
+    """What one optimizer step takes, on this rank."""
+
+    micro_batches: list[MicroBatch]
+    trained_tokens: int
+    """Of the whole step, over all micro-batches and ranks: what its loss is divided by."""
+
+
+def plan_steps(
+    lengths: np.ndarray, order: np.ndarray, batch_size: int | None, batch_tokens: int | None
+) -> list[np.ndarray]:
+    """Document indices of each optimizer step, in the given order; the last step takes what is left.
+
+    Exactly one of batch_size (documents a step) and batch_tokens (inputs a step, met on average) is given.
+    """
+    if batch_size:
+        return np.split(order, range(batch_size, len(order), batch_size))
+    assert batch_tokens
+    step = (lengths[order].cumsum() - 1) // batch_tokens
+    return np.split(order, np.flatnonzero(np.diff(step)) + 1)
+
+
+def count_steps(lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None) -> int:
+    """Steps an epoch (with batch_tokens: in file order; a shuffle may differ where documents are longer than it)."""
+    return len(plan_steps(lengths, np.arange(len(lengths)), batch_size, batch_tokens))
+
+
+def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> list[np.ndarray]:
+    """A step's documents, sorted by length, in groups of at most micro_batch_tokens (or one document).
+
+    As few groups as that takes, and alike in size: a small left-over group would waste a pass.
+    """
+    if not len(documents):
+        return []
+    ordered = documents[np.argsort(lengths[documents], kind="stable")]
+    all_tokens = int(lengths[ordered].sum())
+    count = max(1, -(-all_tokens // micro_batch_tokens))
+    groups: list[np.ndarray] = []
+    start = total = 0
+    for position, length in enumerate(lengths[ordered]):
+        full = total + length > micro_batch_tokens
+        fair = total + length / 2 > all_tokens / count and len(groups) < count - 1
+        if total and (full or fair):
+            groups.append(ordered[start:position])
+            start, total = position, 0
+        total += length
+    return [*groups, ordered[start:]]
+
+
+def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
+    """Lays the chosen documents end to end."""
+    inputs, labels = [], []
+    for index in chosen:
+        ids = documents.ids[documents.offsets[index] : documents.offsets[index + 1]].astype(np.int64)
+        following = ids[1:].copy()
+        following[: documents.prompt_lengths[index] - 1] = IGNORED
+        inputs.append(ids[:-1])
+        labels.append(following)
+    return MicroBatch(
+        input_ids=torch.from_numpy(np.concatenate(inputs))[None],
+        labels=torch.from_numpy(np.concatenate(labels))[None],
+        document_lengths=documents.lengths[chosen].tolist(),
+        trained_tokens=int(documents.trained_tokens[chosen].sum()),
+        characters=int(documents.characters[chosen].sum()),
+        ends=int(documents.ended[chosen].sum()),
+        documents=chosen,
+    )
+
+
+def make_step(
+    documents: Documents, chosen: np.ndarray, micro_batch_tokens: int, rank: int = 0, world_size: int = 1
+) -> StepBatch:
+    """An optimizer step's share of one rank: every world_size-th document by length, so that shares are alike.
+
+    All ranks get as many micro-batches, as those that work on one together have to: who has fewer gets empty ones.
+    """
+    lengths = documents.lengths
+    ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
+    shares = [split_step(ordered[r::world_size], lengths, micro_batch_tokens) for r in range(world_size)]
+    groups = shares[rank]
+    padding = max(map(len, shares)) - len(groups)
+    return StepBatch(
+        micro_batches=[*(collate(documents, group) for group in groups), *[empty(documents)] * padding],
+        trained_tokens=int(documents.trained_tokens[chosen].sum()),
+    )
+
+
+def empty(documents: Documents) -> MicroBatch:
+    """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
+    input_ids = torch.from_numpy(documents.ids[:1].astype(np.int64))[None]
+    labels = torch.full((1, 1), IGNORED)
+    nothing = np.empty(0, np.int64)
+    return MicroBatch(input_ids, labels, [1], trained_tokens=0, characters=0, ends=0, documents=nothing)
+
+
+class Steps(Dataset[StepBatch]):
+    """Item i is made of the i-th group of documents in a plan."""
+
+    def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **ranks: int):
+        self.documents = documents
+        self.plan = plan
+        self.micro_batch_tokens = micro_batch_tokens
+        self.ranks = ranks
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def chosen(self, index: int) -> np.ndarray:
+        """Document numbers of a step."""
+        return self.plan[index]
+
+    def __getitem__(self, index: int) -> StepBatch:
+        return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.ranks)
+
+
+def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
+    """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
+    plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
+    return Steps(documents, plan, max_tokens, **ranks)
+
+
+class ShuffledSteps(Steps):
+    """Item i is the i-th optimizer step of all training: epoch after epoch, each shuffled by (seed, epoch).
+
+    It depends on nothing else, so training goes on from any step as if it had never stopped, on any number of ranks.
+    `plan` is of one epoch, that of the step asked for last.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        seed: int,
+        micro_batch_tokens: int,
+        **ranks: int,
+    ) -> None:
+        super().__init__(documents, [], micro_batch_tokens, **ranks)
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.seed = seed
+        self.begin()
+
+    def begin(self) -> None:
+        self.epoch, self.first = 0, 0
+        self.plan = self.plan_epoch()
+
+    def plan_epoch(self) -> list[np.ndarray]:
+        """Document numbers of each of the epoch's steps."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.documents))
+        return plan_steps(self.documents.lengths, order, self.batch_size, self.batch_tokens)
+
+    def chosen(self, index: int) -> np.ndarray:
+        """How many steps an epoch has depends on its order, so all before it are planned."""
+        if index < self.first:
+            self.begin()
+        while index >= self.first + len(self.plan):
+            self.first += len(self.plan)
+            self.epoch += 1
+            self.plan = self.plan_epoch()
+        return self.plan[index - self.first]

@@ -1,0 +1,145 @@
+"""Rows that can't be used: what is wrong with each, and what becomes of them (refused, or left out and listed)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..system.atomic import draft_of
+from ..system.checksums import sha256_of
+from ..system.redaction import redact_text
+
+QUARANTINE = "quarantine.jsonl"
+"""The list of rows that were left out."""
+
+
+SHOWN = 5
+"""Bad rows that a message quotes."""
+
+
+MAX_BAD_ROWS = 100_000
+"""More of them in one source are not gathered: whoever has so many reads none of them, and they would fill memory."""
+
+
+SHOWN_CHARACTERS = 200
+"""Of a bad row's text in the list of what was left out."""
+
+
+class DataError(ValueError):
+    """A user's data can't be used as it is; the message says what, where, and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class BadRow:
+    position: int
+    """Line or row, from 1."""
+    fault: str
+    """In the same words for the same kind of fault, so that they can be counted."""
+    detail: str = ""
+    """What goes on after the fault, and differs from row to row."""
+    text: str = ""
+    """How the row begins."""
+
+    @property
+    def reason(self) -> str:
+        return self.fault + self.detail
+
+
+@dataclass
+class Findings:
+    """What a reader learns besides the rows: column names as they appear, and rows that can't be used."""
+
+    where: str
+    unit: str = "row"
+    tolerant: bool = False
+    """Whether a row may be left out; then one that isn't UTF-8 doesn't spoil the rest."""
+    columns: dict[str, None] = field(default_factory=dict)
+    bad: list[BadRow] = field(default_factory=list)
+
+    def at(self, position: int) -> str:
+        return f"{self.where}:{position}" if self.unit == "line" else f"{self.where} row {position}"
+
+    def error(self, position: int, reason: str) -> DataError:
+        return DataError(f"{self.at(position)}: {reason}")
+
+    def note(self, position: int, fault: str, detail: str = "", row: object = "") -> None:
+        """One more bad row; `row` is its text, or its values by column. DataError when there are too many."""
+        self.bad.append(BadRow(position, fault, detail, beginning(row)))
+        if len(self.bad) > MAX_BAD_ROWS:
+            raise DataError(self.described(f"over {MAX_BAD_ROWS:,} bad rows", "Correct the file, then start again."))
+
+    def raise_if_bad(self) -> None:
+        """Raises DataError with the first bad rows in file order, their total count and the remedy."""
+        if self.bad:
+            head = f"{len(self.bad)} bad row{'s' if len(self.bad) > 1 else ''}"
+            remedy = "Correct or delete these rows, or leave them out (data.bad_rows=quarantine), then start again."
+            raise DataError(self.described(head, remedy))
+
+    def described(self, head: str, remedy: str) -> str:
+        shown = [f"  {self.at(row.position)}: {row.reason}" for row in sorted(self.bad)[:SHOWN]]
+        more = [f"  … and {len(self.bad) - len(shown)} more"] if len(self.bad) > len(shown) else []
+        return "\n".join([f"{self.where}: {head}", *shown, *more, remedy])
+
+
+def beginning(row: object) -> str:
+    """The first characters of a row, be it a line or values by column."""
+    if isinstance(row, Mapping):
+        row = {name: beginning(value) if isinstance(value, str) else value for name, value in row.items()}
+        row = json.dumps(row, ensure_ascii=False, default=str)
+    text = str(row)
+    return text[:SHOWN_CHARACTERS] + "…" if len(text) > SHOWN_CHARACTERS else text
+
+
+@dataclass
+class Quarantine:
+    """Bad rows of one or several sources that are left out, as long as they are few."""
+
+    max_share: float
+    """Of a source's rows; where more are bad, it is refused."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """file, line or row, reason (a BadRow's fault), detail, text."""
+
+    def admit(self, findings: Findings, good: int) -> None:
+        """Takes in a source's bad rows; DataError where they are too large a share."""
+        bad, total = len(findings.bad), len(findings.bad) + good
+        if bad > self.max_share * total:
+            raise DataError(
+                findings.described(
+                    f"{bad:,} of {total:,} rows are bad ({bad / total:.2%}), over max_bad_rows={self.max_share}",
+                    "Correct or delete these rows, or raise max_bad_rows, then start again.",
+                )
+            )
+        for row in sorted(findings.bad):
+            place = {"file": redact_text(findings.where), findings.unit: row.position}
+            self.rows.append(place | {"reason": row.fault, "detail": row.detail, "text": row.text})
+
+    def counts(self) -> dict[str, int]:
+        """Reason → rows, the most frequent first."""
+        return dict(Counter(row["reason"] for row in self.rows).most_common())
+
+    def text(self) -> str:
+        """One JSON object a line."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        # Half a surrogate pair becomes \udXXX, which is just how JSON writes it.
+        return lines.encode("utf-8", "backslashreplace").decode()
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """The list as a file, there whole or not at all; returns {"rows", "bytes", "sha256"} of it."""
+        temporary = draft_of(path)
+        temporary.write_text(self.text(), encoding="utf-8")
+        temporary.replace(path)
+        return {"rows": len(self.rows), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def to_json(findings: Findings) -> dict[str, Any]:
+    """What a cache has to keep of them."""
+    return {"unit": findings.unit, "bad": [asdict(row) for row in findings.bad]}
+
+
+def from_json(where: str, content: Mapping[str, Any]) -> Findings:
+    rows: Sequence[Mapping[str, Any]] = content["bad"]
+    return Findings(where, content["unit"], bad=[BadRow(**row) for row in rows])

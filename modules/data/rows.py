@@ -1,0 +1,308 @@
+"""Rows: users' own data → a `datasets.Dataset` with string columns src_txt and, if present, tgt_txt.
+
+Every value is the text that stands in the file: nothing is inferred, stripped, normalised or filled in. What
+can't be taken as it stands is refused (or left out, if so asked), all bad rows at once, with file, line and reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+
+from ..system.cache import cached, writing
+from ..system.checksums import sha256_of
+from .arrow import fingerprint, text_batches, write_table
+from .quarantine import DataError, Findings, Quarantine, from_json, to_json
+from .readers import Row
+from .sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
+
+__all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows", "text_batches"]
+
+TEXT_COLUMNS = ("src_txt", "tgt_txt")
+
+
+TABLE = "rows.arrow"
+
+
+BAD_ROWS = "bad_rows.json"
+
+_BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
+
+
+_ABSENT = object()
+
+
+_JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+
+
+_Batches = Iterator[dict[str, list[str]]]
+
+
+T = TypeVar("T")
+
+
+def load_rows(
+    source: RowSource,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    max_rows: int | None = None,
+    cache: Path | None = None,
+    quarantine: Quarantine | None = None,
+    extras: Collection[str] = (),
+) -> datasets.Dataset:
+    """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
+
+    source: a file (.csv .tsv .json .jsonl .ndjson .txt, also with .gz; .parquet), a folder of split files
+        such as train.csv, a folder written by `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a
+        list of dicts, or, where no such path exists, the name of a Hugging Face hub dataset.
+    columns: the user's name → src_txt or tgt_txt, as ModelScope's `remap_columns` takes it.
+    split: which file of a folder or split of a hub dataset; "train" by default. Refused other than as "train"
+        where the source has no splits, so that training rows never pass for validation rows.
+    max_rows: read no further than that many rows; what follows is not checked.
+    cache: where files of any size are kept as a table that is mapped into memory; a file of the same content is
+        not read and checked a second time. None: all rows in memory.
+    quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
+    extras: further columns to keep where there are such; what isn't text in them is kept as JSON.
+
+    Raises DataError naming the file, the line or row, the reason and the remedy.
+    """
+    columns = columns or {}
+    origin = _check_columns(columns)
+    if max_rows is not None and max_rows < 1:
+        raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
+    request = _Request(source, columns, origin, split, max_rows, quarantine is not None, tuple(sorted(extras)))
+    files = files_of(source, split) if cache else None
+    if cache and files:
+        rows, findings = _cached(request, files, cache)
+    elif cache and is_mapped(source, split):
+        rows, findings = _on_disk(request, cache)
+    else:
+        rows, findings = request.read(_in_memory)
+    if quarantine:
+        quarantine.admit(findings, good=len(rows))
+    return rows
+
+
+class _LateColumnError(Exception):
+    """Rows before lack a column that only shows now: they have to be checked anew."""
+
+    def __init__(self, columns: Collection[str]) -> None:
+        self.columns = columns
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What load_rows was asked for, checked."""
+
+    source: RowSource
+    columns: Mapping[str, str]
+    origin: Mapping[str, str]
+    split: str | None
+    max_rows: int | None
+    tolerant: bool
+    extras: tuple[str, ...]
+
+    def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
+        """known: columns that rows have to have, though the first ones may lack them."""
+        findings, rows = open_source(self.source, self.split, {*self.origin.values(), *self.extras})
+        findings.columns.update(dict.fromkeys(known))
+        findings.tolerant = self.tolerant
+        return findings, itertools.islice(rows, self.max_rows)
+
+    def read(self, consume: Callable[[_Batches], T]) -> tuple[T, Findings]:
+        """`consume` of the rows' texts, with what was found on the way; it may be started anew."""
+        known: Collection[str] = ()
+        while True:
+            findings, rows = self.opened(known)
+            try:
+                return consume(_checked(findings, rows, self.columns, self.origin, self.extras)), findings
+            except _LateColumnError as more:
+                known = more.columns
+
+
+def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
+    content = [("".join(path.suffixes), sha256_of(path)) for path in files]
+    key: dict[str, Any] = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
+
+    def build(folder: Path) -> None:
+        _, findings = request.read(functools.partial(write_table, folder / TABLE))
+        if request.tolerant:
+            (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
+
+    key |= {"extras": ",".join(request.extras)} if request.extras else {}
+    entry = cached(cache, "rows", key | ({"tolerant": True} if request.tolerant else {}), build)
+    findings, _ = request.opened()
+    if request.tolerant:
+        findings = from_json(findings.where, json.loads((entry / BAD_ROWS).read_text(encoding="utf-8")))
+    return datasets.Dataset.from_file(str(entry / TABLE)), findings
+
+
+def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
+    """Mapped from a file that is deleted at once: its bytes stay until nobody maps them."""
+    with writing(cache), tempfile.TemporaryDirectory(".rows", ".", cache) as folder:
+        _, findings = request.read(functools.partial(write_table, Path(folder) / TABLE))
+        return datasets.Dataset.from_file(str(Path(folder) / TABLE)), findings
+
+
+def _in_memory(batches: _Batches) -> datasets.Dataset:
+    values: dict[str, list[str]] = {}
+    for batch in batches:
+        for name, texts in batch.items():
+            values.setdefault(name, []).extend(texts)
+    return datasets.Dataset.from_dict(
+        values, features=datasets.Features({name: datasets.Value("string") for name in values})
+    )
+
+
+def _checked(
+    findings: Findings,
+    rows: Iterator[Row],
+    columns: Mapping[str, str],
+    origin: Mapping[str, str],
+    extras: Collection[str],
+) -> _Batches:
+    """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows.
+
+    Where bad rows are tolerated it is raised only if there are no others.
+    """
+    present: dict[str, str] | None = None
+    any_good = False
+    for batch in _in_batches(rows):
+        before = present
+        wanted = {**origin, **{name: name for name in extras}}
+        present = {target: name for target, name in wanted.items() if name in findings.columns}
+        if before not in (None, present):
+            raise _LateColumnError(present.values())
+        values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
+        for name in set(extras) & set(values):
+            values[name] = [as_json(value) for value in values[name]]
+        bad = _note_bad_values(findings, batch, values, wanted)
+        if bad and findings.tolerant:
+            good = [index for index in range(len(batch)) if index not in bad]
+            values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
+        if values and (findings.tolerant or not findings.bad):
+            any_good = True
+            yield values  # type: ignore[misc]  # checked to be texts
+    if not findings.columns and not findings.bad:
+        raise DataError(f"{findings.where} has no rows")
+    if findings.columns:
+        _check_present(findings, columns, origin)
+    if not (findings.tolerant and any_good):
+        findings.raise_if_bad()
+    if present is None:
+        raise DataError(f"{findings.where} has no rows")
+
+
+def as_json(value: object) -> object:
+    """What a file gives for a list or a number, as text; text stays, and what is missing shall be found missing."""
+    return (
+        value if isinstance(value, str) or value is None or value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    )
+
+
+def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """As many rows as make up a few megabytes."""
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(value) for value in row[1].values() if isinstance(value, str))
+        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """{"src_txt": the user's name for it, …}, without regard to what the data holds."""
+    origin: dict[str, str] = {}
+    for name, target in columns.items():
+        if target not in TEXT_COLUMNS:
+            near = difflib.get_close_matches(str(target), TEXT_COLUMNS, 1, 0.3)
+            hint = f"; did you mean data.columns.{name}={near[0]}?" if near else ""
+            raise DataError(f"data.columns.{name}={target}: the target must be src_txt or tgt_txt{hint}")
+        if target in origin:
+            raise DataError(
+                f"data.columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one of them"
+            )
+        origin[target] = name
+    for target in TEXT_COLUMNS:
+        if target not in columns:
+            origin.setdefault(target, target)
+    return {target: origin[target] for target in TEXT_COLUMNS if target in origin}
+
+
+def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str]) -> None:
+    present = list(findings.columns)
+    listed = ", ".join(map(repr, present))
+    for name, target in columns.items():
+        if name not in findings.columns:
+            free = [column for column in present if column not in columns]
+            near = difflib.get_close_matches(name, free, 1)
+            hint = f"did you mean data.columns.{near[0]}={target}?" if near else "name one of these"
+            raise DataError(f"{findings.where} has no column {name!r}; its columns are {listed}; {hint}")
+        if name != target and target in findings.columns and target not in columns:
+            raise DataError(
+                f"{findings.where}: two columns would become {target}: {target!r} itself and {name!r}, by"
+                f" data.columns.{name}={target}; leave that setting out, or rename the column {target!r};"
+                f" the columns are {listed}"
+            )
+    if origin.get("src_txt") not in findings.columns:
+        if len(present) == 1 and (sign := next((sign for sign in ";\t|" if sign in present[0]), None)):
+            raise DataError(
+                f"{findings.where} has no column src_txt but a single one, {listed}: are they separated by {sign!r}?"
+                " Separate them by commas in a .csv, by tabs in a .tsv"
+            )
+        near = difflib.get_close_matches("src_txt", [name for name in present if name not in columns], 1)
+        example = near[0] if near else "YOUR_COLUMN"
+        lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"
+        raise DataError(
+            f"{findings.where} {lack}; its columns are {listed};"
+            f" say which one holds the text with data.columns.{example}=src_txt"
+        )
+
+
+def _note_bad_values(
+    findings: Findings, batch: list[Row], values: Mapping[str, list[object]], origin: Mapping[str, str]
+) -> set[int]:
+    """Notes the rows of a batch that hold something else than text; returns which they are."""
+    faults: dict[int, list[tuple[str, str]]] = {}
+    for target, column in values.items():
+        label = target if origin[target] == target else f"{target} (column {origin[target]!r})"
+        for index, value in enumerate(column):
+            fault = _fault(value)
+            if fault:
+                faults.setdefault(index, []).append((f"{label} {fault[0]}", fault[1]))
+    for index, found in faults.items():
+        position, row = batch[index]
+        findings.note(position, " and ".join(fault for fault, _ in found), "".join(more for _, more in found), row)
+    return set(faults)
+
+
+def _fault(value: object) -> tuple[str, str] | None:
+    """(what is wrong, what more there is to say of this value); None for a text."""
+    if isinstance(value, str):
+        if not value or value.isspace():
+            return ("is only white space" if value else "is empty"), ""
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            if "\udc80" <= half <= "\udcff":  # how readers hand on what they could not decode
+                return "holds bytes that aren't UTF-8, or half a surrogate pair", f" ({half!a})"
+            return "holds half a surrogate pair, which is no character", f" ({half!a})"
+        return None
+    if value is _ABSENT:
+        return "is missing", ""
+    name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
+    return f"is {name}, not a string", "" if value is None else f" ({str(value)[:40]})"

@@ -1,0 +1,74 @@
+"""What a model writes to many prompts, batch by batch, and whether it came to an end by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config.generation import GenerationConfig
+from ..inference.text_generator import Writer, write_pieces
+from ..model.decoder import Decoder
+from ..model.sampling import generate
+from ..tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    stopped: bool
+    """Whether end-of-text (or a stop text) ended it, and not max_new_tokens or the model's last position."""
+    cut: bool
+    """Whether the prompt had to lose the end of its source to fit."""
+
+
+def write_answers(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    sources: Sequence[str],
+    config: GenerationConfig,
+    max_batch_tokens: int = 8192,
+    progress: Callable[[float], None] | None = None,
+) -> list[Answer]:
+    """An answer a source, in order; a batch fills at most max_batch_tokens positions (or is one row)."""
+    positions = decoder.config.max_position_embeddings
+    limit = max(positions - config.max_new_tokens, -(-positions // 4), tokenizer.smallest_limit(pairs=True))
+    prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
+    cut = [
+        len(prompt) == limit and len(tokenizer.encode_prompt(source)) > limit
+        for source, prompt in zip(sources, prompts, strict=True)
+    ]
+    answers: dict[int, Answer] = {}
+    for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
+        found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], config)
+        for row, (text, stopped) in zip(batch, found, strict=True):
+            answers[row] = Answer(text, stopped, cut[row])
+        if progress:
+            progress(len(answers) / len(sources))
+    return [answers[row] for row in range(len(sources))]
+
+
+def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> Iterator[list[int]]:
+    """Row numbers, longest prompts first, so that a batch that is too much for memory is the first one."""
+    batch: list[int] = []
+    for row in np.argsort(-np.array(lengths), kind="stable").tolist():
+        if batch and (len(batch) + 1) * (lengths[batch[0]] + new_tokens) > max_batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def write_batch(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
+) -> list[tuple[str, bool]]:
+    positions = decoder.config.max_position_embeddings
+    writers = [
+        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt))) for prompt in prompts
+    ]
+    texts = [""] * len(prompts)
+    for row, piece in write_pieces(generate(decoder, prompts, config, tokenizer.end_of_text_id), writers):
+        texts[row] += piece
+    return [(text, writer.ended) for text, writer in zip(texts, writers, strict=True)]

@@ -1,0 +1,182 @@
+"""A model on rows of text: how likely it finds each, and the n-gram floor on the same rows."""
+# MERGED DOCS:
+# """Multiple choice by likelihood, as in the GPT-3 paper (Brown et al. 2020, section 2.4): nothing is generated.
+#
+# The choice that the model finds likeliest after the prompt is its answer: by the sum of its tokens' log-probabilities,
+# or by that sum divided by the choice's characters, so that long choices aren't at a disadvantage.
+# """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.encoding import Documents, encode_rows
+from ..data.packing import in_order
+from ..model.decoder import Decoder
+from ..model.loss import CHUNK, IGNORED
+from ..tokenizer.tokenizer import Tokenizer
+from .statistics import Measure, mean, perplexity
+from .task_rows import read_choices
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What a model makes of each row: its summed negative log-likelihood, and over how much text."""
+
+    nll: np.ndarray
+    """(rows,) float64, in nats."""
+    tokens: np.ndarray
+    """(rows,): labels that were scored, end-of-text included."""
+    characters: np.ndarray
+    """(rows,): characters that they spell, and one for each end-of-text."""
+    rows_cut: int
+    """Rows longer than the model's positions whose end wasn't scored (only those with tgt_txt are ever cut)."""
+
+    @property
+    def perplexity(self) -> Measure:
+        """Per token; not comparable between tokenizers."""
+        return perplexity("perplexity", self.nll, self.tokens)
+
+    @property
+    def perplexity_per_char(self) -> Measure:
+        return perplexity("perplexity_per_char", self.nll, self.characters)
+
+
+def score(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    rows: datasets.Dataset,
+    max_batch_tokens: int = 8192,
+    progress: Callable[[float], None] | None = None,
+) -> Likelihoods:
+    """Scores every token of src_txt, or of tgt_txt given src_txt, and each end-of-text; nothing is padded.
+
+    A row that is longer than the model's positions is scored in pieces, and counts as one all the same.
+    """
+    documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
+    losses = score_documents(decoder, documents, max_batch_tokens, progress)
+    row = row_of_document(documents)
+    return Likelihoods(
+        nll=np.bincount(row, losses, len(rows)),
+        tokens=np.bincount(row, documents.trained_tokens, len(rows)),
+        characters=np.bincount(row, documents.characters + documents.ended, len(rows)),
+        rows_cut=documents.rows_cut,
+    )
+
+
+def row_of_document(documents: Documents) -> np.ndarray:
+    """(documents,): only plain text is split, into neighbours of which the last alone ends with end-of-text."""
+    if len(documents) == documents.rows:
+        return np.arange(documents.rows)
+    result: np.ndarray = np.cumsum(documents.ended) - documents.ended
+    return result
+
+
+@torch.inference_mode()
+def score_documents(
+    decoder: Decoder,
+    documents: Documents,
+    max_batch_tokens: int = 8192,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """The summed negative log-likelihood of each document's labels, (documents,) float64, in nats."""
+    decoder.eval()
+    device = decoder.word_embeddings.weight.device
+    losses = np.zeros(len(documents))
+    steps = in_order(documents, max_batch_tokens)
+    for index in range(len(steps)):
+        for batch in steps[index].micro_batches:
+            head = partial(token_losses, decoder.head, labels=batch.labels.to(device))
+            found = decoder(batch.input_ids.to(device), batch.document_lengths, head=head).cpu().numpy()
+            document = np.arange(len(batch.documents)).repeat(documents.trained_tokens[batch.documents])
+            losses[batch.documents] = np.bincount(document, found, len(batch.documents))
+        if progress:
+            progress((index + 1) / len(steps))
+    return losses
+
+
+def token_losses(head: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """By the head that the decoder also writes with: hidden (…, C), weight (V, C), labels (…) → (scored labels,)."""
+    found = []
+    for rows, targets in zip(hidden.flatten(0, -2).split(CHUNK), labels.flatten().split(CHUNK), strict=True):
+        trained = targets != IGNORED
+        found.append(F.cross_entropy(head(rows[trained], weight).float(), targets[trained], reduction="none"))
+    return torch.cat(found)
+
+
+ROWS = 512
+"""Whose choices are laid out at once: memory stays flat however many rows there are."""
+
+
+def choice_accuracy(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    rows: datasets.Dataset,
+    max_batch_tokens: int = 8192,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[list[Measure], int]:
+    """(choice_accuracy and choice_accuracy_per_char, rows whose source was cut). DataError as of read_choices."""
+    questions = read_choices(rows)
+    limit = decoder.config.max_position_embeddings
+    right: list[tuple[bool, bool]] = []
+    cut = 0
+    for start in range(0, len(questions), ROWS):
+        some = questions[start : start + ROWS]
+        sources = rows["src_txt"][start : start + ROWS]
+        encoded = [
+            encode_question(source, choices, tokenizer, limit)
+            for source, (choices, _) in zip(sources, some, strict=True)
+        ]
+        cut += sum(shortened for _, _, shortened in encoded)
+        losses = iter(score_documents(decoder, lay_out(encoded), max_batch_tokens))
+        for choices, answer in some:
+            found = np.array([next(losses) for _ in choices])
+            lengths = np.array([len(choice) for choice in choices])
+            right.append((found.argmin() == answer, (found / lengths).argmin() == answer))
+        if progress:
+            progress(len(right) / len(questions))
+    names = ("choice_accuracy", "choice_accuracy_per_char")
+    return [mean(name, np.array(right, float)[:, index]) for index, name in enumerate(names)], cut
+
+
+def chance(rows: datasets.Dataset) -> list[Measure]:
+    """What guessing gives."""
+    expected = [1 / len(choices) for choices, _ in read_choices(rows)]
+    return [mean(name, expected) for name in ("choice_accuracy", "choice_accuracy_per_char")]
+
+
+Question = tuple[list[int], list[list[int]], bool]
+"""(ids of the prompt, ids of each choice, whether the source was cut)"""
+
+
+def encode_question(source: str, choices: list[str], tokenizer: Tokenizer, limit: int) -> Question:
+    """Where the longest choice doesn't fit, the source loses its end, the same for all choices."""
+    ids = tokenizer.encode_batch(choices)
+    room = limit + 1 - max(map(len, ids))
+    prompt = tokenizer.encode_prompt(source, room)
+    return prompt, ids, len(prompt) == room and len(tokenizer.encode_prompt(source)) > room
+
+
+def lay_out(questions: Sequence[Question]) -> Documents:
+    """A document a choice: the prompt, then the choice, without an end; what is scored is the choice alone."""
+    documents = [(prompt, choice) for prompt, choices, _ in questions for choice in choices]
+    prompts = np.array([len(prompt) for prompt, _ in documents], np.int32)
+    lengths = prompts + np.array([len(choice) for _, choice in documents])
+    return Documents(
+        ids=np.array([token for pair in documents for part in pair for token in part], np.int32),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=prompts,
+        characters=np.zeros(len(documents), np.int32),
+        ended=np.zeros(len(documents), bool),
+        rows=len(documents),
+        rows_cut=0,
+        rows_split=0,
+    )

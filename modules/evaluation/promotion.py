@@ -1,0 +1,66 @@
+"""Whether a new version takes the alias from its holder: a paired test on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .statistics import Comparison, Measure, compare, rows_in_words
+
+FEW_ROWS = 100
+"""Below so many independent test rows even a large difference may be chance; the first version's score then says so."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    promoted: bool
+    """Whether the new version is to carry the alias."""
+    verdict: str
+    """first (nobody held the alias), better, worse or undecided."""
+    reason: str
+    """In words, with the numbers that it rests on."""
+    comparison: Comparison | None = None
+    """None for the first."""
+
+    def metrics(self) -> dict[str, float]:
+        if self.comparison is None:
+            return {}
+        names = ("difference", "low", "high", "p_value", "power", "detectable")
+        return {f"promotion/{name}": getattr(self.comparison, name) for name in names}
+
+
+def decide(new: Measure, held: Measure | None, holder: str | None, level: float = 0.05) -> Promotion:
+    """Better moves the alias; worse and undecided leave it where it is: who was promoted has shown to be better.
+
+    `held` and `holder`: the measure and the version of who has the alias, None where nobody has it.
+    """
+    if held is None:
+        return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(new)})")
+    found = compare(new, held, level)
+    moved = found.verdict == "better"
+    start = f"moved to it from version {holder}" if moved else f"stays with version {holder}"
+    return Promotion(moved, found.verdict, f"{start}: {'; '.join(because(found, rows_in_words(new)))}", found)
+
+
+def because(found: Comparison, rows: str) -> Iterator[str]:
+    if not found.difference and not found.low and not found.high:
+        yield f"undecided, as it scores the same on every one of the {rows} ({found.new:.1f})"
+        return
+    around = f"95 % interval {signed(found.low)} to {signed(found.high)}, p = {found.p_value:.2g}"
+    yield (
+        f"{found.verdict}, {found.new:.1f} against {found.old:.1f} on the same {rows} "
+        f"({signed(found.difference)}, {around}, power {found.power:.0%})"
+    )
+    if found.verdict == "undecided":
+        seen = f"{found.detectable:.2g} ({found.detectable / found.old:.1%})"
+        yield f"so many rows show a difference of {seen} four times in five"
+
+
+def signed(value: float) -> str:
+    digits = 1 if abs(value) >= 0.95 else 2
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def few(measure: Measure) -> str:
+    alone = f"; on {rows_in_words(measure)} alone, which is few: it may be far off"
+    return "" if len(measure.units) >= FEW_ROWS else alone

@@ -1,0 +1,129 @@
+"""Zero-, one- and few-shot prompts: solved rows before the question, as in the GPT-3 paper (Brown et al. 2020).
+
+For each row its own examples are drawn from the training rows. What comes out are rows again, and the tokenizer that
+makes prompts of them, so that likelihood and generation ask exactly the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+
+from ..config.data import DataConfig
+from ..config.evaluation import TaskConfig
+from ..tokenizer.tokenizer import SOURCE_FIELD, Tokenizer
+
+SPARE = 16
+"""Examples drawn beyond those needed, in place of such as are the row itself."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    rows: datasets.Dataset
+    tokenizer: Tokenizer
+    counts: dict[str, int]
+    """What had to be left out for want of positions: examples_dropped, prompts_cut."""
+
+
+def template_of(tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
+    """The model's own where it was tuned with one, else the task's."""
+    own = tokenizer.prompt_template if task.own_template else None
+    return own or task.template or data.prompt_template or SOURCE_FIELD
+
+
+def ask(
+    rows: datasets.Dataset,
+    train: datasets.Dataset | None,
+    tokenizer: Tokenizer,
+    task: TaskConfig,
+    data: DataConfig,
+    positions: int,
+    answer_tokens: int,
+    seed: int,
+) -> Prompted:
+    """Rows as the model is to see them. `answer_tokens` are kept free of its positions, beside those of the target.
+
+    ValueError where examples are wanted of rows without tgt_txt, or without training rows.
+    """
+    if "tgt_txt" not in rows.column_names:
+        if task.examples:
+            raise ValueError(
+                f"task.examples={task.examples} needs rows with tgt_txt: plain text has no answers to show"
+            )
+        return Prompted(rows, tokenizer.with_prompt_template(None), {})
+    template = template_of(tokenizer, task, data)
+    if not task.examples:
+        return Prompted(rows, tokenizer.with_prompt_template(template), {})
+    if train is None or "tgt_txt" not in train.column_names:
+        raise ValueError(
+            f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
+            "with train and test files, or data.path=TRAIN data.test_path=TEST"
+        )
+    writer = FewShot(tokenizer, template, task, list(train["src_txt"]), list(train["tgt_txt"]), seed)
+    texts = []
+    for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
+        free = max(answer_tokens, len(tokenizer.encode(target)) + 1)
+        texts.append(writer.prompt(index, source, positions - min(free, positions * 3 // 4)))
+    asked = rows.remove_columns("src_txt").add_column("src_txt", texts)
+    return Prompted(asked, tokenizer.with_prompt_template(SOURCE_FIELD), writer.counts)
+
+
+class FewShot:
+    """Writes prompts of at most so many tokens: examples go first, then the end of the source."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        task: TaskConfig,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.tokenizer, self.template, self.task, self.seed = tokenizer, template, task, seed
+        self.sources, self.targets = sources, targets
+        self.counts = {"examples_dropped": 0, "prompts_cut": 0}
+
+    def prompt(self, index: int, source: str, limit: int) -> str:
+        """The text of row `index`. ValueError where not even the template fits."""
+        solved = [
+            self.question(self.sources[example]) + self.targets[example] + self.task.separator
+            for example in self.drawn(index, source)
+        ]
+        room = limit - len(self.tokenizer.start_ids)
+        while solved and self.size("".join(solved) + self.question(source)) > room:
+            solved = solved[1:]
+            self.counts["examples_dropped"] += 1
+        if self.size("".join(solved) + self.question(source)) > room:
+            source = self.shortened(source, room)
+            self.counts["prompts_cut"] += 1
+        return "".join(solved) + self.question(source)
+
+    def question(self, source: str) -> str:
+        return self.template.replace(SOURCE_FIELD, source)
+
+    def size(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def drawn(self, index: int, source: str) -> list[int]:
+        """Numbers of training rows, never of one with this source: it would be the answer."""
+        rng = np.random.default_rng((self.seed, index))
+        count = min(len(self.sources), self.task.examples + SPARE)
+        drawn = rng.choice(len(self.sources), count, replace=False).tolist()
+        return [number for number in drawn if self.sources[number] != source][: self.task.examples]
+
+    def shortened(self, source: str, room: int) -> str:
+        """The longest beginning of the source that fits."""
+        fits, over = 0, len(source)
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            fits, over = (middle, over) if self.size(self.question(source[:middle])) <= room else (fits, middle)
+        if not fits:
+            raise ValueError(
+                f"task.template ({self.template!r}) leaves none of the source within {room} tokens: shorten it, or "
+                "lower generation.max_new_tokens"
+            )
+        return source[:fits]

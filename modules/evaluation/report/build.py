@@ -1,0 +1,194 @@
+"""What pipelines.evaluate found, as a report."""
+# MERGED DOCS:
+# """The training run that made a model folder: its curves, as far as the tracking store has them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from mlflow.exceptions import MlflowException
+
+from ...checkpoint.model_folder import how_made
+from ...config.evaluation import EvaluateConfig
+from ...tracking.stage_run import metric_history
+from ..statistics import Comparison, Measure, compare, rows_in_words
+from ..task_evaluation import Evaluation, ScoredRow
+from ..verse.form import line_lengths
+from .contents import Column, Example, Report, Sample, Series, label
+
+COMPARED = ("champion", "baseline")
+"""Models that the first one is tested against, row by row."""
+
+
+PER_TOKEN = "perplexity"
+"""Left out: between tokenizers it can't be compared."""
+
+
+RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "perplexity_per_char")
+"""What the worst and best rows are chosen by: the first of these that there is."""
+
+
+MOST_LINES, LONGEST_LINE = 12, 12
+
+
+RESAMPLES = 2000
+
+
+def evaluation_report(
+    config: EvaluateConfig,
+    test: datasets.Dataset,
+    evaluations: Mapping[str, Evaluation],
+    samples: Sequence[Mapping[str, Any]],
+    folder: Path,
+    facts: Mapping[str, str] | None = None,
+) -> Report:
+    """evaluations: "model" first; folder: the model's; facts: more for the page's end, e.g. the run.
+
+    The curves are those of the training run that made the folder, where the tracking store has it.
+    """
+    model = evaluations["model"]
+    ranked_by = next((name for name in RANKED_BY if name in model), model.measures[0].name)
+    origin = how_made(folder)
+    return Report(
+        title=f"{label(config.task.name or 'evaluation')}: {config.model}",
+        facts=described(config, test, model),
+        columns=[Column(name, measures_of(found)) for name, found in evaluations.items()],
+        comparisons={name: list(comparisons(model, evaluations[name])) for name in COMPARED if name in evaluations},
+        curves=training_curves(origin.get("run_id")),
+        lengths=lengths(model.rows),
+        form=verse_form(config, test, model.rows),
+        examples=list(examples(test, model, ranked_by)),
+        score_name=ranked_by,
+        higher_is_better=model[ranked_by].higher_is_better,
+        samples=[continuation(sample) for sample in samples],
+        made_by={**(facts or {}), **trained(origin)},
+    )
+
+
+def described(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation) -> dict[str, str]:
+    generation = config.generation
+    greedy = generation.temperature == 0
+    sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
+    facts = {
+        "model": config.model,
+        "champion": config.champion or "",
+        "baseline": config.baseline or "",
+        "scored on": f"{rows_in_words(model.measures[0])} of {config.data.test_path or config.data.path}",
+        "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
+        "generation": (
+            f"{'greedy' if greedy else sampled}; at most {generation.max_new_tokens} tokens" if model.rows else ""
+        ),
+        "solved examples in each prompt": str(config.task.examples or ""),
+        "too long for the model": ", ".join(f"{label(name)}: {n:,}" for name, n in model.counts.items() if n),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def measures_of(found: Evaluation) -> list[Measure]:
+    return [measure for measure in found.measures if measure.name != PER_TOKEN]
+
+
+def comparisons(model: Evaluation, other: Evaluation) -> Iterator[Comparison]:
+    """Of every measure that both have on the same rows."""
+    for measure in measures_of(model):
+        if measure.name in other and other[measure.name].statistics.shape == measure.statistics.shape:
+            found = compare(measure, other[measure.name], resamples=RESAMPLES)
+            if math.isfinite(found.difference):
+                yield found
+
+
+def lengths(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:
+    if not rows:
+        return {}
+    return {
+        "written": [len(row.text) for row in rows],
+        "reference": [len(row.references[0]) for row in rows if row.references],
+    }
+
+
+def verse_form(
+    config: EvaluateConfig, test: datasets.Dataset, rows: Sequence[ScoredRow]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How many lines poems have, and how many characters a line, what was written beside the references."""
+    if "verse" not in config.task.metrics or not rows:
+        return {}
+    continued = "tgt_txt" not in test.column_names  # then a poem begins with what was given
+    poems = {
+        "written": [line_lengths(row.source * continued + row.text) for row in rows],
+        "reference": [line_lengths(row.source * continued + row.references[0]) for row in rows if row.references],
+    }
+    return {
+        "Lines of a poem": {who: tally(map(len, found), MOST_LINES) for who, found in poems.items()},
+        "Characters of a line": {
+            who: tally((length for lines in found for length in lines), LONGEST_LINE) for who, found in poems.items()
+        },
+    }
+
+
+def tally(values: Iterator[int], most: int) -> dict[str, float]:
+    """Value → how often, in order; all above `most` are one."""
+    counts = Counter(min(value, most + 1) for value in values)
+    return {str(value) if value <= most else f"> {most}": float(counts[value]) for value in sorted(counts)}
+
+
+def examples(test: datasets.Dataset, model: Evaluation, ranked_by: str) -> Iterator[Example]:
+    """The rows that texts were written for; without any, all rows by the measure itself."""
+    for row in model.rows:
+        reference = row.references[0] if row.references else None
+        yield Example(row.source, row.scores.get(ranked_by, math.nan), row.text, reference, row.stopped)
+    values = model[ranked_by].of_rows()
+    if model.rows or len(values) != len(test):
+        return
+    targets = test["tgt_txt"] if "tgt_txt" in test.column_names else [None] * len(test)
+    for source, target, value in zip(test["src_txt"], targets, values, strict=True):
+        yield Example(source, float(value), reference=target)
+
+
+def continuation(sample: Mapping[str, Any]) -> Sample:
+    """A sample's text holds its prompt, but for a model that was tuned to answer."""
+    prompt, text = sample["prompt"], sample["text"]
+    return Sample(prompt, text.removeprefix(prompt) if text.startswith(prompt) else f"\n{text}", sample.get("stopped"))
+
+
+def trained(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Where the model comes from."""
+    found = {
+        "trained by run": origin.get("run_id"),
+        "trained on code": origin.get("git.commit"),
+        "trained on": (origin.get("machine") or {}).get("CPU"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+logger = logging.getLogger("moyun.report")
+
+
+CURVES = {
+    "Loss (nats a token)": {"train/loss": "training", "val/loss": "validation"},
+    "Learning to stop (validation rows)": {
+        "val/end_of_text_found": "end-of-text is likeliest at the end",
+        "val/end_of_text_early": "and before it",
+    },
+}
+"""Title of a picture → metric → what its line is called."""
+
+
+def training_curves(run_id: str | None) -> dict[str, dict[str, Series]]:
+    """Title → line → (step, value); a picture for what was logged. Empty where the store doesn't know the run."""
+    if not run_id:
+        return {}
+    try:
+        history = metric_history(run_id, [name for lines in CURVES.values() for name in lines])
+    except MlflowException as error:
+        logger.warning("no training curves in the report: %s", error.message)
+        return {}
+    curves: dict[str, dict[str, Series]] = {
+        title: {line: history[name] for name, line in lines.items() if history[name]} for title, lines in CURVES.items()
+    }
+    return {title: lines for title, lines in curves.items() if lines}

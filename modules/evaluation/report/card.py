@@ -1,0 +1,115 @@
+"""The same as Markdown: a model's card, README.md in its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..statistics import Measure
+from .contents import Report, Series, label
+
+TOLD = ("model", "data", "tokenizer", "train", "lora")
+"""Sections of the configuration that say what was learnt, and how."""
+
+
+def model_card(
+    name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
+) -> str:
+    """`origin`: what run.yaml says of how the model was made (modules.tracking.lineage).
+
+    `source`: what the data's manifest says that they were made from (modules.preparation.source_of).
+    """
+    parts = [
+        "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
+        f"# {name}",
+        f"A decoder-only Transformer in GPT-3's shape with {parameters / 1e6:.1f} million parameters, made by moyun's "
+        f"stage `{origin.get('stage', '?')}`. What it writes is made up.",
+        f'    from pipelines import pipeline\n    pipeline("text-generation", model="{name}")("白日依山尽，")["text"]',
+        section("Scores", scores(report)),
+        section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
+        section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), data(origin))]),
+        section("Configuration", ["\n".join(f"    {line}" for line in settings(origin))]),
+        section("Made by", [table(("", ""), made(origin, report))]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def section(title: str, parts: Any) -> str:
+    content = "\n\n".join(part for part in parts if part)
+    return f"## {title}\n{content}" if content else ""
+
+
+def in_a_line(facts: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in facts.items()) + "." if facts else ""
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def scores(report: Report) -> Iterator[str]:
+    """Metrics beside each other, with 95 % intervals."""
+    yield in_a_line(report.facts)
+    by_name = [{measure.name: measure for measure in column.measures} for column in report.columns]
+    names = dict.fromkeys(name for measures in by_name for name in measures)
+    rows = [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
+    yield table(("", *(column.name for column in report.columns)), rows)
+
+
+def in_words(measure: Measure | None) -> str:
+    if measure is None or math.isnan(measure.value):
+        return ""
+    low, high = measure.interval()
+    return f"{measure.value:.4g}" + ("" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]")
+
+
+def curves(report: Report, most: int = 12) -> Iterator[tuple[list[str], list[tuple[str, ...]]]]:
+    """(line names, rows) of each picture, at the steps of its shortest line."""
+    for lines in report.curves.values():
+        shortest = min(lines.values(), key=len)
+        every = -(-len(shortest) // most)
+        steps = [step for step, _ in shortest][::-1][::every][::-1]
+        yield (
+            list(lines),
+            [(f"{step:,}", *(f"{near(series, step):.4g}" for series in lines.values())) for step in steps],
+        )
+
+
+def near(series: Series, step: float, width: int = 20) -> float:
+    """The mean of the last values up to a step: single steps' losses are noisy."""
+    before = [value for at, value in series if at <= step]
+    last = before[-width if len(series) > 10 * width else -1 :]
+    return sum(last) / len(last) if last else math.nan
+
+
+def data(origin: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    fingerprints = origin.get("data", {})
+    return [(f"{split}", f"{count:,}", fingerprints.get(split, "")) for split, count in origin.get("rows", {}).items()]
+
+
+def settings(origin: Mapping[str, Any]) -> Iterator[str]:
+    config = origin.get("config", {})
+    for name in TOLD:
+        given = {key: value for key, value in (config.get(name) or {}).items() if value not in (None, [], {})}
+        if given:
+            yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in given.items())
+
+
+def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
+    known = {
+        "trained by run": origin.get("run_id"),
+        "code": origin.get("git.commit"),
+        "finished": origin.get("time"),
+        "seed": origin.get("config", {}).get("seed"),
+        "machine": ", ".join(f"{key} {value}" for key, value in origin.get("machine", {}).items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in origin.get("versions", {}).items()),
+        "tokenizer": origin.get("tokenizer"),
+        "began with": (origin.get("parent") or {}).get("init_from"),
+        **{key: value for key, value in report.made_by.items() if key.startswith("evaluated")},
+        "evaluated with code": report.made_by.get("code"),
+    }
+    return [(key, str(value)) for key, value in known.items() if value]

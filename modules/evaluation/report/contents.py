@@ -1,0 +1,116 @@
+"""What a report holds, as plain data; a section without content is left out."""
+# MERGED DOCS:
+# """Names and texts as they are shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..statistics import Comparison, Measure
+
+STOP_RATE = "end_of_text_rate"
+
+
+Series = Sequence[tuple[int, float]]
+"""(step, value)"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model, or what stands beside it: a baseline, the champion, an n-gram floor."""
+
+    name: str
+    measures: Sequence[Measure]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row and what the model made of it."""
+
+    source: str
+    score: float
+    """nan: the row has none, and is neither among the best nor the worst."""
+    text: str | None = None
+    """What was generated, without the prompt; None where nothing was."""
+    reference: str | None = None
+    stopped: bool | None = None
+    """Whether the model ended the text by itself; None where it isn't known."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    text: str
+    stopped: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What was scored on what, by name; shown on top."""
+    columns: Sequence[Column] = ()
+    """The model first."""
+    comparisons: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
+    """Who the model was compared with → a comparison a measure."""
+    curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
+    """Title of a picture → its lines."""
+    lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Whose texts → the characters of each."""
+    form: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Title of a picture → whose texts → value → how many (or what share) have it."""
+    examples: Sequence[Example] = ()
+    score_name: str = "score"
+    """Of the examples."""
+    higher_is_better: bool = True
+    samples: Sequence[Sample] = ()
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """Run, code and versions; shown at the end."""
+
+    def ranked(self, count: int) -> tuple[list[Example], list[Example]]:
+        """(worst, best) by score, at most `count` of each, none in both."""
+        scored = [example for example in self.examples if not math.isnan(example.score)]
+        scored.sort(key=lambda example: example.score, reverse=not self.higher_is_better)
+        count = min(count, (len(scored) + 1) // 2)
+        return scored[:count], scored[max(count, len(scored) - count) :][::-1]
+
+    @property
+    def stop_share(self) -> tuple[int, int] | None:
+        """(texts that ended by themselves, texts); None where it isn't known of any, or is among the scores."""
+        if any(measure.name == STOP_RATE for column in self.columns for measure in column.measures):
+            return None
+        known = [example.stopped for example in self.examples if example.stopped is not None]
+        return (sum(known), len(known)) if known else None
+
+
+SHOWN_CHARACTERS = 400
+"""Of a text."""
+
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Controls, half characters, and marks that turn the direction of the text around them."""
+
+
+LABELS = {
+    "perplexity_per_char": "Perplexity per character",
+    "perplexity": "Perplexity per token",
+    "end_of_text_rate": "Ended by itself",
+    "bleu": "BLEU",
+}
+
+
+def label(name: str) -> str:
+    """end_of_text_rate → Ended by itself, rougeL → ROUGE-L, slot_error_rate → Slot error rate."""
+    if known := LABELS.get(name):
+        return known
+    words = re.sub(r"^(bleu|rouge)[_-]?", lambda found: found[1].upper() + "-", name).replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def shown(text: str) -> str:
+    """What a reader can take in, and a browser show: cut, and without characters that aren't to be seen."""
+    clean = UNPRINTABLE.sub("�", text)
+    return clean if len(clean) <= SHOWN_CHARACTERS else f"{clean[:SHOWN_CHARACTERS]}…"

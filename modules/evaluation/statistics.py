@@ -1,0 +1,203 @@
+"""Scores with intervals, and whether two models differ on the same rows.
+
+Every metric here is a function of sums over rows: BLEU of n-gram counts, perplexity of losses and characters, a mean
+of values and rows. So a metric is kept as its rows' statistics, and resampling rows costs a matrix product:
+percentile bootstrap (Efron 1979; Koehn 2004 for BLEU) for intervals, paired approximate randomisation (Noreen 1989;
+Riezler and Maxwell 2005) for differences. Rows that hang together (cut from one poem, about one passage) are resampled
+together (the cluster bootstrap: Davison and Hinkley 1997, section 3.8): taken for independent, they make intervals too
+narrow and tests too sure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CELLS = 1 << 22
+"""Of a resampling matrix, at once: 32 MiB."""
+
+
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of one model on rows."""
+
+    name: str
+    statistics: np.ndarray
+    """(rows, k): what each row adds."""
+    value_of: Callable[[np.ndarray], np.ndarray]
+    """Sums (…, k) → values (…)."""
+    higher_is_better: bool = True
+    groups: np.ndarray | None = None
+    """(rows,): the number of each row's group, from 0; None: each row stands alone."""
+
+    def __post_init__(self) -> None:
+        if self.statistics.ndim != 2 or not len(self.statistics):
+            raise ValueError(f"{self.name} needs the statistics of at least one row, (rows, k)")
+        if self.groups is not None and self.groups.shape != self.statistics.shape[:1]:
+            raise ValueError(f"{self.name} has {len(self.statistics)} rows, but groups {self.groups.shape}")
+
+    @functools.cached_property
+    def units(self) -> np.ndarray:
+        """(groups, k): the statistics of what is independent; without groups, of the rows."""
+        if self.groups is None:
+            return self.statistics
+        return np.stack([np.bincount(self.groups, column) for column in self.statistics.T], 1)
+
+    @property
+    def value(self) -> float:
+        return float(self.value_of(self.statistics.sum(0)))
+
+    def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap over groups; (nan, nan) for a single one, which tells nothing of the others."""
+        return intervals([self], confidence, resamples, seed)[0]
+
+    def of_rows(self) -> np.ndarray:
+        """The value of each row alone, (rows,)."""
+        return self.value_of(self.statistics)
+
+
+def intervals(
+    measures: Sequence[Measure], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """`interval` of each, with one drawing for all that are of as many groups: drawing is what takes the time."""
+    found: dict[int, tuple[float, float]] = {}
+    for rows in {len(measure.units) for measure in measures}:
+        together = [index for index, measure in enumerate(measures) if len(measure.units) == rows]
+        values: list[list[np.ndarray]] = [[] for _ in together]
+        for w in weights(rows, resamples, np.random.default_rng(seed)):
+            for column, index in zip(values, together, strict=True):
+                column.append(measures[index].value_of(w @ measures[index].units))
+        for column, index in zip(values, together, strict=True):
+            drawn = np.concatenate(column)
+            drawn = drawn[~np.isnan(drawn)]  # draws of nothing but rows without a value
+            found[index] = math.nan, math.nan
+            if rows > 1 and len(drawn):
+                low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+                found[index] = float(low), float(high)
+    return [found[index] for index in range(len(measures))]
+
+
+def grouped(measure: Measure, labels: Sequence[str] | None) -> Measure:
+    """With each row's group by its label; rows without one ("" and JSON's null) stand alone."""
+    if labels is None:
+        return measure
+    own = [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
+    return dataclasses.replace(measure, groups=np.unique(own, return_inverse=True)[1])
+
+
+def rows_in_words(measure: Measure) -> str:
+    """558 test rows in 256 groups"""
+    rows, groups = len(measure.statistics), len(measure.units)
+    return f"{rows:,} test rows" + (f" in {groups:,} groups" if groups < rows else "")
+
+
+def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Measure:
+    """The mean of a value a row; rows without one (nan) count for nothing."""
+    column = np.asarray(values, np.float64)
+    there = ~np.isnan(column)
+    return Measure(name, np.stack([np.where(there, column, 0.0), there], 1), ratio, higher_is_better)
+
+
+def perplexity(name: str, nll: np.ndarray, predictions: np.ndarray) -> Measure:
+    """exp(Σ nll / Σ predictions): nll (rows,) in nats, predictions (rows,) in characters (or tokens) and ends."""
+    return Measure(name, np.stack([nll, predictions], 1).astype(np.float64), exp_ratio, higher_is_better=False)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """sums (…, 2): numerator, denominator; nan where there is nothing to divide by."""
+    found: np.ndarray = np.divide(
+        sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0
+    )
+    return found
+
+
+def exp_ratio(sums: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.exp(np.minimum(ratio(sums), 700.0))  # a float ends at e^709
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A new model's measure against an old one's, on the same rows."""
+
+    name: str
+    new: float
+    old: float
+    difference: float
+    """new − old; of a metric where lower is better it is good when negative."""
+    low: float
+    high: float
+    """95 % interval of the difference (bootstrap over groups)."""
+    p_value: float
+    """Two-sided: how often groups exchanged at random between the models differ at least as much."""
+    detectable: float
+    """The smallest difference that these rows would show four times in five (80 % power, 5 % level)."""
+    power: float
+    """Probability that rows like these show a difference of the size that was found."""
+    verdict: str
+    """better, worse or undecided (p_value above the level)."""
+
+
+def compare(new: Measure, old: Measure, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> Comparison:
+    """ValueError when the measures aren't of the same metric on as many rows, in the same groups."""
+    if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
+        raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
+    if not np.array_equal(new.groups, old.groups):  # type: ignore[arg-type]  # None and None are equal
+        raise ValueError(f"{new.name}: the two models' rows are in different groups and can't be compared")
+    rng = np.random.default_rng(seed)
+    difference = new.value - old.value
+    p_value = exchanged(new, old, abs(difference), resamples, rng)
+    rows = len(new.units)
+    pairs = [new.value_of(w @ new.units) - old.value_of(w @ old.units) for w in weights(rows, resamples, rng)]
+    resampled = np.concatenate(pairs)
+    resampled = resampled[~np.isnan(resampled)]  # draws of nothing but rows without a value
+    low, high = np.quantile(resampled, [0.025, 0.975]) if rows > 1 and len(resampled) else (math.nan, math.nan)
+    error = float(resampled.std()) if len(resampled) else math.nan
+    better = difference > 0 if new.higher_is_better else difference < 0
+    critical = NORMAL.inv_cdf(1 - level / 2)
+    return Comparison(
+        name=new.name,
+        new=new.value,
+        old=old.value,
+        difference=difference,
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        detectable=(critical + NORMAL.inv_cdf(0.8)) * error,
+        power=NORMAL.cdf(abs(difference) / error - critical) if error else float(difference != 0),
+        verdict=("better" if better else "worse") if p_value <= level else "undecided",
+    )
+
+
+def exchanged(new: Measure, old: Measure, at_least: float, resamples: int, rng: np.random.Generator) -> float:
+    """The p-value: the share of random exchanges of groups between the two that differ at least so much."""
+    rows = len(new.units)
+    total, apart = new.units.sum(0) + old.units.sum(0), old.units - new.units
+    more = 0
+    for count in batches(rows, resamples):
+        swapped = new.units.sum(0) + rng.integers(0, 2, (count, rows)).astype(np.float64) @ apart
+        found = np.abs(new.value_of(swapped) - old.value_of(total - swapped))
+        more += int((~(found < at_least * (1 - 1e-9))).sum())  # nan, of rows without a value, speaks for no difference
+    return (more + 1) / (resamples + 1)
+
+
+def weights(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """(some, rows): how often each row is drawn, `resamples` in all."""
+    for count in batches(rows, resamples):
+        drawn = rng.integers(0, rows, (count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+
+
+def batches(rows: int, resamples: int) -> Iterator[int]:
+    at_once = max(1, CELLS // rows)
+    for start in range(0, resamples, at_once):
+        yield min(at_once, resamples - start)

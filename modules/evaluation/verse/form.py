@@ -1,0 +1,168 @@
+"""How far a text keeps the form of Chinese verse: pure functions of one text, each a share from 0 to 1.
+
+nan stands where a rule has nothing to say (a text of one line has no rhyme): `measures.mean` leaves such a row out.
+Tones and rhymes are those of 平水韵; characters with readings of both tones, and those that the table lacks (15 % and
+0.5 % of the test poems' characters), say nothing. The rules are those of regulated verse (近体诗) as 王力 gives them
+in 《诗词格律》 (1962), chapter 诗律: the length of lines, 押韵, 平仄 with 对 and 粘, and the couplet (对仗).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+from ...data.corpora.verse import clauses, han_only
+from .rhymes import LEVEL, OBLIQUE, rhyme, tone_of
+
+LENGTHS = (5, 7)
+
+
+REGULATED = (4, 8)
+
+
+def form_of(text: str) -> dict[str, float]:
+    """Every measure of a poem (or quatrain) by name."""
+    return {
+        "lines of one length": even_lines(text),
+        "quatrain or regulated": regular(text),
+        "rhyme": rhyming(text),
+        "tones alternate": alternation(text),
+        "tones oppose in couplets": opposition(text),
+        "tones agree between couplets": adhesion(text),
+        "repeated characters": repetition(text, 1),
+        "repeated pairs": repetition(text, 2),
+        "repeated lines": repeated_lines(text),
+    }
+
+
+def couplet_form(first: str, second: str) -> dict[str, float]:
+    """Every measure of the two lines of a couplet by name."""
+    return {
+        "same length": same_length(first, second),
+        "tones oppose": couplet_opposition(first, second),
+        "last tones": last_tones(first, second),
+        "characters of the first line again": shared_characters(first, second),
+    }
+
+
+def line_lengths(text: str) -> list[int]:
+    """Han characters of each stretch between punctuation marks."""
+    return [len(han_only(line)) for line in clauses(text)]
+
+
+def even_lines(text: str) -> float:
+    """Share of the lines that are as long as 5- or 7-character verse wants: whichever of the two fits more of them.
+
+    nan for a text without lines.
+    """
+    lengths = line_lengths(text)
+    return max(map(lengths.count, LENGTHS)) / len(lengths) if lengths else math.nan
+
+
+def regular(text: str) -> float:
+    """1 for four or eight lines (绝句, 律诗), all of 5 or all of 7 characters, else 0."""
+    lengths = line_lengths(text)
+    return float(len(lengths) in REGULATED and len(set(lengths)) == 1 and lengths[0] in LENGTHS)
+
+
+def rhyming(text: str) -> float:
+    """Of the even lines each with the one before it: share whose last characters stand in one rhyme of 平水韵.
+
+    The odd lines needn't rhyme (the first may). Strict: old-style verse may take a neighbouring rhyme (通韵), which
+    counts as none here. nan with fewer than four lines.
+    """
+    ends = [line[-1] for line in map(han_only, clauses(text)[1::2]) if line]
+    return _share(rhyme(one, other) for one, other in itertools.pairwise(ends))
+
+
+def alternation(text: str) -> float:
+    """Share of the neighbours among the 2nd, 4th and 6th characters of a line that differ in tone (二四六分明).
+
+    Only of lines of 5 or 7 characters. Half of them differ by chance.
+    """
+    return _share(
+        _differ(one, other)
+        for line in map(han_only, clauses(text))
+        if len(line) in LENGTHS
+        for one, other in zip(line[1:-1:2], line[3:-1:2], strict=False)
+    )
+
+
+def opposition(text: str) -> float:
+    """Share of the couplets (lines 1-2, 3-4, …) whose second characters differ in tone (对; else 失对)."""
+    lines = [han_only(line) for line in clauses(text)]
+    return _share(_differ(one[1], other[1]) for one, other in _pairs(lines))
+
+
+def adhesion(text: str) -> float:
+    """Share of the pairs of lines 2-3, 4-5, … whose second characters agree in tone (粘; else 失粘)."""
+    lines = [han_only(line) for line in clauses(text)]
+    return _share(_not(_differ(one[1], other[1])) for one, other in _pairs(lines[1:]))
+
+
+def repetition(text: str, length: int) -> float:
+    """Share of the stretches of `length` Han characters that are copies of others in the text.
+
+    1 - distinct / all, rep-n of Welleck et al. (2020, "Neural text generation with unlikelihood training"); short verse
+    avoids even a single character twice. nan for a text that is shorter.
+    """
+    text = han_only(text)
+    count = len(text) - length + 1
+    return 1 - len({text[start : start + length] for start in range(count)}) / count if count > 0 else math.nan
+
+
+def repeated_lines(text: str) -> float:
+    """Share of the lines that are copies of others in the text."""
+    lines = clauses(text)
+    return 1 - len(set(lines)) / len(lines) if lines else math.nan
+
+
+def same_length(first: str, second: str) -> float:
+    """1 where both lines have as many Han characters, else 0."""
+    return float(len(han_only(first)) == len(han_only(second)))
+
+
+def couplet_opposition(first: str, second: str) -> float:
+    """Share of the 2nd, 4th and 6th characters, before the last, that differ in tone from those above them."""
+    first, second = han_only(first), han_only(second)
+    return _share(_differ(one, other) for one, other in zip(first[1:-1:2], second[1:-1:2], strict=False))
+
+
+def last_tones(first: str, second: str) -> float:
+    """Share of the two lines that end as they should: the first oblique, the second level (仄起平收)."""
+    ends = zip(map(han_only, (first, second)), (OBLIQUE, LEVEL), strict=True)
+    return _share(_is(line[-1], tone) for line, tone in ends if line)
+
+
+def shared_characters(first: str, second: str) -> float:
+    """Share of the second line's characters that stand in the first one too, which a parallel couplet avoids."""
+    second = han_only(second)
+    return sum(character in first for character in second) / len(second) if second else math.nan
+
+
+def _pairs(lines: list[str]) -> list[tuple[str, str]]:
+    """Lines 1-2, 3-4, … where both are of 5 or of 7 characters."""
+    pairs = zip(lines[::2], lines[1::2], strict=False)
+    return [(one, other) for one, other in pairs if len(one) == len(other) and len(one) in LENGTHS]
+
+
+def _differ(one: str, other: str) -> bool | None:
+    """Whether the tones differ; None where one of them is not known."""
+    first, second = tone_of(one), tone_of(other)
+    return first != second if first and second else None
+
+
+def _is(character: str, tone: str) -> bool | None:
+    found = tone_of(character)
+    return found == tone if found else None
+
+
+def _not(value: bool | None) -> bool | None:
+    return None if value is None else not value
+
+
+def _share(verdicts: Iterable[bool | None]) -> float:
+    """Of those that are known; nan without any."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return sum(known) / len(known) if known else math.nan

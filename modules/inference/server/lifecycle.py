@@ -1,0 +1,213 @@
+"""A server from its start to its end: listen, load and verify, serve, drain, stop.
+
+It listens before the model is there, so that whoever watches it sees a process that is alive and not ready.
+"""
+# MERGED DOCS:
+# """A client's connection, which uvicorn by itself would wait on for ever where a request's headers don't come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...checkpoint.loading import load_for_inference, verify_model
+from ...checkpoint.model_folder import how_made
+from ...checkpoint.verification import GOLDEN_PROMPT
+from ...config.generation import GenerationConfig, ServeConfig
+from ...model.decoder import Decoder
+from ...model.sampling import generate
+from ...tokenizer.tokenizer import Tokenizer, load_tokenizer
+from .app import Service, create_app
+from .engine import Engine
+
+HEADER_SECONDS = 10.0
+"""From the connection's opening, or a later request's first byte, to the end of its headers; then it is closed."""
+
+
+class Connection(H11Protocol):
+    header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self.expect_headers()
+        else:
+            self.stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_waiting()
+        super().connection_lost(exc)
+
+    def expect_headers(self) -> None:
+        if self.header_timer is None:
+            self.header_timer = self.loop.call_later(HEADER_SECONDS, self.timeout_keep_alive_handler)
+
+    def stop_waiting(self) -> None:
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+HANG_UP_SECONDS = 2
+"""At the very end: for answers whose readers are slow."""
+
+
+KEEP_ALIVE_SECONDS = 30
+"""Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
+
+
+LOADING = "loading"
+
+
+TICK = 0.02
+"""Seconds between two looks at what is still in flight."""
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn's own handlers would close the door at the first signal, when /ready has yet to say so."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Lifecycle:
+    """Of one server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
+
+    def __init__(self, config: ServeConfig, folder: Path, name: str) -> None:
+        self.config, self.folder = config, folder
+        self.service = Service(name, config.limits)
+        self.listener = listen(config.host, config.port)
+        self.address = address_of(self.listener)
+        self.this_machine_only = ipaddress.ip_address(self.listener.getsockname()[0]).is_loopback
+
+    def run(self, ready: Callable[[str], None]) -> None:
+        """Serves until SIGTERM or SIGINT; ready is called with the address when requests are taken."""
+        asyncio.run(self.serve(ready))
+
+    async def serve(self, ready: Callable[[str], None]) -> None:
+        self.stopping = asyncio.Event()
+        self.server = QuietServer(
+            uvicorn.Config(
+                create_app(self.service),
+                http=Connection,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=HANG_UP_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+        try:
+            await self.work(ready)
+        finally:
+            self.server.should_exit = True
+            await serving
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def work(self, ready: Callable[[str], None]) -> None:
+        loading = load_aside(self.folder, self.config.dtype)
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(self.stopping.wait())
+        await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            loading.cancel()
+            return
+        decoder, tokenizer = loading.result()
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
+        engine.start()
+        try:
+            self.service.serve_with(engine, tokenizer, how_made(self.folder))
+            ready(self.address)
+            await stopped
+            await self.drain()
+        finally:
+            engine.stop()
+
+    def stop(self) -> None:
+        """The first signal lets requests finish, the second doesn't wait for them."""
+        if self.stopping.is_set():
+            self.server.force_exit = True
+        self.service.state = "draining"
+        self.stopping.set()
+
+    async def drain(self) -> None:
+        """Until all that was accepted is answered; what isn't by then is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.limits.drain_seconds):
+                while self.service.in_flight and not self.server.force_exit:
+                    await asyncio.sleep(TICK)
+
+
+def load_aside(folder: Path, dtype: str) -> asyncio.Future[tuple[Decoder, Tokenizer]]:
+    """`load` in a thread that may be left behind when the process ends, unlike those of asyncio.to_thread."""
+    result: Future[tuple[Decoder, Tokenizer]] = Future()
+    threading.Thread(target=settle, args=(result, folder, dtype), name=LOADING, daemon=True).start()
+    return asyncio.wrap_future(result)
+
+
+def is_loading() -> bool:
+    """Whether a model is being loaded, for nobody if the server has ended."""
+    return any(thread.name == LOADING for thread in threading.enumerate())
+
+
+def settle(result: Future[tuple[Decoder, Tokenizer]], folder: Path, dtype: str) -> None:
+    with contextlib.suppress(InvalidStateError):  # a signal came first, and nobody waits any more
+        try:
+            result.set_result(load(folder, dtype))
+        except Exception as error:
+            result.set_exception(error)
+
+
+def load(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
+    """The model, verified and warm. Raises CheckpointError where it isn't what was saved."""
+    verify_model(folder)
+    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
+    prompt = tokenizer.encode_prompt(GOLDEN_PROMPT)[: decoder.config.max_position_embeddings - 1]
+    config = GenerationConfig(max_new_tokens=2, temperature=0.0)
+    for _ in generate(decoder, [prompt or [tokenizer.end_of_text_id]], config, end_of_text_id=-1):
+        pass  # the first pass takes several times as long as those after it, and no client should wait for that
+    return decoder, tokenizer
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise ValueError(f"can't listen on host={host} port={port}: {reason}; port=0 takes any free one") from error
+    # Connections inherit it. Without it an answer's body waits for the client's TCP to acknowledge its head, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,81 @@
+"""MLflow's scoring protocol (POST /invocations), as `mlflow models serve` takes and answers it for serving.py's model.
+
+https://mlflow.org/docs/latest/deployment/deploy-model-locally#json-input: one of inputs, instances, dataframe_split
+and dataframe_records with the column src_txt, and params. Answers are {"predictions": [{"text": …}, …]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...config.generation import LimitsConfig
+from .engine import Event
+from .requests import PARAMETERS, RequestError, Wanted, bad, parameters, refuse_unknown, shown
+
+EXAMPLE = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
+
+
+FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+
+
+COLUMN = "src_txt"
+
+
+def parse(body: Mapping[str, Any], limits: LimitsConfig) -> Wanted:
+    """RequestError for anything that can't be done as asked."""
+    refuse_unknown(body, (*FORMATS, "params"))
+    given = [name for name in FORMATS if name in body]
+    if len(given) != 1:
+        raise bad("body", f"must have one of {', '.join(FORMATS)}, e.g. {EXAMPLE}")
+    texts = column(body[given[0]], given[0])
+    params = body.get("params")
+    if params is not None and not isinstance(params, dict):
+        raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
+    refuse_unknown(params or {}, ("max_new_tokens", *PARAMETERS))
+    config = parameters(params or {}, {})
+    if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
+        config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
+    return Wanted(texts, config)
+
+
+def column(content: Any, name: str) -> list[Any]:
+    """src_txt in any of the four forms; other columns are left aside, as MLflow does. Values are yet to be checked."""
+    if name == "dataframe_split":
+        return column_of_split(content)
+    if isinstance(content, dict) and name != "dataframe_records":
+        texts = content.get(COLUMN)
+        if isinstance(texts, str | list):
+            return [texts] if isinstance(texts, str) else texts
+    elif isinstance(content, list):
+        if all(isinstance(row, dict) and COLUMN in row for row in content):
+            return [row[COLUMN] for row in content]
+        if name != "dataframe_records" and not any(isinstance(row, dict | list) for row in content):
+            return content  # the one column, without its name
+    raise bad(name, f"must have the column {COLUMN}, e.g. {EXAMPLE}, not {shown(content)}")
+
+
+def column_of_split(content: Any) -> list[Any]:
+    """{"columns": ["src_txt", …], "data": [["春", …], …]}, with pandas's "index" or without."""
+    if not isinstance(content, dict) or set(content) - {"columns", "data", "index"}:
+        raise bad("dataframe_split", f"must have columns and data, not {shown(content)}")
+    names, data = content.get("columns"), content.get("data")
+    if not isinstance(names, list) or COLUMN not in names:
+        raise bad("dataframe_split", f"must have columns with '{COLUMN}' among them, not {shown(names)}")
+    if not isinstance(data, list) or not all(isinstance(row, list) and len(row) == len(names) for row in data):
+        raise bad("dataframe_split", f"must have data of {len(names)} values a row, [['春'], …], not {shown(data)}")
+    place = names.index(COLUMN)
+    return [row[place] for row in data]
+
+
+def predictions(wanted: Wanted, ends: Sequence[Event], full: bool) -> dict[str, Any]:
+    """full: with the prompts, as of a model that continues text."""
+    before = wanted.prompts if full else [""] * len(ends)
+    return {"predictions": [{"text": text + end.text} for text, end in zip(before, ends, strict=True)]}
+
+
+def error(problem: RequestError) -> dict[str, Any]:
+    """MLflow's form of one."""
+    code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+    name = code.get(problem.status, "INTERNAL_ERROR" if problem.status == 500 else "BAD_REQUEST")
+    return {"error_code": name, "message": str(problem)}

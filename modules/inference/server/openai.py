@@ -1,0 +1,193 @@
+"""OpenAI's completions (POST /v1/completions, GET /v1/models), as its Python client sends and reads them.
+
+https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k and repetition_penalty.
+What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing.
+"""
+# MERGED DOCS:
+# """Answers in pieces: OpenAI's server-sent events, written by hand so that a client's going is noticed at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from . import openai
+from .engine import Event
+from .exchange import ClientGoneError, Exchange
+from .requests import PARAMETERS, RequestError, Wanted, as_problem, bad, parameters, refuse_unknown, shown
+
+NEW_TOKENS = 16
+"""OpenAI's default of max_tokens."""
+
+
+NAMES = {"max_new_tokens": "max_tokens"}
+
+
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "logprobs": (None,),
+    "suffix": (None, ""),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+}
+"""What may be given of that which isn't there."""
+
+
+OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
+
+
+FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
+
+
+def parse(body: Mapping[str, Any], name: str) -> Wanted:
+    """RequestError for anything that can't be done as asked; name: what the served model is called."""
+    refuse_unknown(body, FIELDS)
+    check_model(body.get("model", name), name)
+    for field, values in WITHOUT_EFFECT.items():
+        value = body.get(field)
+        if isinstance(value, bool) or value not in values:
+            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
+    given = {"max_new_tokens": body.get("max_tokens")} | {field: body.get(field) for field in PARAMETERS}
+    # In OpenAI's interface null is the same as leaving it out.
+    config = parameters({"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, NAMES)
+    options = body.get("stream_options")
+    if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
+        raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
+    usage = flag(options or {}, "include_usage")
+    return Wanted(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), usage)
+
+
+def check_model(given: Any, name: str) -> None:
+    if not isinstance(given, str):
+        raise bad("model", f"must be a text, not {shown(given)}")
+    if given != name:
+        message = f"model {shown(given)} isn't served here; {name!r} is (GET /v1/models)"
+        raise RequestError(404, message, "model", "model_not_found")
+
+
+def prompts_of(body: Mapping[str, Any]) -> list[str]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
+        raise bad("prompt", "must be a text or a list of texts; token ids aren't taken")
+    if not isinstance(prompt, str | list):
+        raise bad("prompt", f"must be a text or a list of texts, not {shown(prompt)}")
+    return [prompt] if isinstance(prompt, str) else prompt
+
+
+def flag(body: Mapping[str, Any], field: str) -> bool:
+    value = body.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise bad(field, f"must be true or false, not {shown(value)}")
+    return bool(value)
+
+
+def head(identity: str, created: int, name: str) -> dict[str, Any]:
+    """What every answer and every chunk of a stream begins with."""
+    return {"id": identity, "object": "text_completion", "created": created, "model": name}
+
+
+def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": row, "text": text, "logprobs": None, "finish_reason": finish}
+
+
+def usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
+    read = sum(len(ids) for ids in prompts)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def completion(start: dict[str, Any], wanted: Wanted, ends: Sequence[Event], used: dict[str, int]) -> dict[str, Any]:
+    """The whole answer; ends: each row's last event, in order."""
+    before = wanted.prompts if wanted.echo else [""] * len(ends)
+    choices = [choice(end.row, text + end.text, end.finish) for text, end in zip(before, ends, strict=True)]
+    return start | {"choices": choices, "usage": used}
+
+
+def chunk(content: dict[str, Any] | str) -> bytes:
+    """A server-sent event."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+def error(problem: RequestError) -> dict[str, Any]:
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    content = {"message": str(problem), "type": kind, "param": problem.field, "code": problem.code}
+    return {"error": content}
+
+
+def model_card(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "moyun"}
+
+
+logger = logging.getLogger(__name__)
+
+LAST_WORD_SECONDS = 1.0
+"""How long a client that was too slow is given to take the message that says so."""
+
+
+OUTCOME = "moyun.outcome"
+"""Where the scope says how a stream ended, whose status was sent before that was known."""
+
+
+class EventStream(Response):
+    """A piece of a row's text an event, each row's finish_reason in its last, then `[DONE]`."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        wanted: Wanted,
+        prompts: Sequence[Sequence[int]],
+        head: dict[str, Any],
+        deadline: float,
+    ) -> None:
+        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self.exchange, self.wanted, self.prompts, self.head, self.deadline = exchange, wanted, prompts, head, deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem: Exception | None = None
+        async with self.exchange:
+            try:
+                async with asyncio.timeout_at(self.deadline):
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await self.send_pieces(send)
+            except ClientGoneError:
+                scope[OUTCOME] = "disconnected"
+                return
+            except Exception as error:
+                problem = error
+        if problem:
+            await self.break_off(scope, send, problem)
+
+    async def send_pieces(self, send: Send) -> None:
+        if self.wanted.echo:
+            for row, prompt in enumerate(self.wanted.prompts):
+                await self.say(send, [openai.choice(row, prompt, None)])
+        while event := await self.exchange.next():
+            await self.say(send, [openai.choice(event.row, event.text, event.finish)])
+        if self.wanted.include_usage:
+            await self.say(send, [], usage=openai.usage(self.prompts, self.exchange.tokens))
+        await send({"type": "http.response.body", "body": openai.chunk("[DONE]"), "more_body": False})
+
+    async def say(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
+        body = openai.chunk(self.head | {"choices": choices} | others)
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def break_off(self, scope: Scope, send: Send, error: Exception) -> None:
+        """The last event says why, in place of `[DONE]`: the status has been sent long ago."""
+        if not isinstance(error, RequestError | TimeoutError):
+            logger.error("a stream failed", exc_info=error)
+        problem = as_problem(error)
+        scope[OUTCOME] = "timeout" if problem.status == 504 else "failed"
+        body = openai.chunk(openai.error(problem))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_SECONDS):
+                await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,198 @@
+"""What a client may send: the body's size and form, and every value in it, checked before anything is computed.
+
+What is refused is a RequestError with one line for the client, which names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from ...config.generation import GenerationConfig, LimitsConfig
+from ...config.loader import ConfigError
+from ...tokenizer.tokenizer import Tokenizer
+from ..text_generator import generation_config
+
+SHOWN = 60
+"""Characters of a client's value that a message repeats."""
+
+
+STOP_TEXTS, STOP_CHARACTERS = 16, 256
+"""Of one request, and of each: they are looked for after every token, while all other rows wait."""
+
+
+PARAMETERS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
+"""Those of GenerationConfig that have the same name in every kind of request."""
+
+
+class RequestError(Exception):
+    """Why a request isn't answered with text: HTTP status, one line, and the field it is about."""
+
+    def __init__(self, status: int, message: str, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(encodable(message))
+        self.status, self.field, self.code = status, field and encodable(field), code
+
+
+def as_problem(error: Exception) -> RequestError:
+    """What a client is told of an error. What nobody foresaw is in the server's log, with its traceback."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, TimeoutError):
+        message = "not done within the server's limits.request_seconds; ask for fewer tokens, or try again later"
+        return RequestError(504, message, code="timeout")
+    return RequestError(500, "the server failed on this request; its log says why", code="internal_error")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for, whichever way it was put."""
+
+    prompts: list[str]
+    config: GenerationConfig
+    stream: bool = False
+    echo: bool = False
+    """OpenAI's: each prompt before its continuation."""
+    include_usage: bool = False
+    """OpenAI's: a stream ends with the count of tokens."""
+
+
+async def read_json(request: Request, limits: LimitsConfig) -> dict[str, Any]:
+    """The body, a JSON object; RequestError 413 where it is too large, 415 or 400 where it is something else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also what keeps other web sites' scripts out: a browser asks before it sends this type across origins.
+        raise RequestError(415, f"Content-Type must be application/json, not {shown(kind)}", "Content-Type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "Content-Encoding isn't taken: send the body as it is", "Content-Encoding")
+    too_large = RequestError(413, f"the body is over {limits.body_bytes} bytes (limits.body_bytes)", "body")
+    length = request.headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit() or int(length) > limits.body_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limits.body_bytes:
+            raise too_large
+    return parse_json(bytes(body))
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, NaN; nested a thousand deep
+        reason = str(error) if isinstance(error, ValueError) else "nested too deep"
+        raise RequestError(400, f"the body isn't JSON in UTF-8: {reason}", "body") from None
+    if not isinstance(content, dict):
+        raise RequestError(400, f"the body must be a JSON object, not {shown(content)}", "body")
+    return content
+
+
+def refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> GenerationConfig:
+    """Generation parameters by moyun's names, checked; names: moyun's → the client's, where they differ."""
+    for name, value in values.items():
+        if value is None and name != "seed":
+            raise bad(names.get(name, name), "must not be null; leave it out for the default")
+        if isinstance(value, dict) or (isinstance(value, list) and name != "stop"):
+            raise bad(names.get(name, name), f"must be a single value, not {shown(value)}")
+    check_stop(values.get("stop", []))
+    try:
+        return generation_config(**values)
+    except ConfigError as error:
+        complaint = error.complaints[0]
+        name = complaint.partition(" ")[0]
+        raise RequestError(400, names.get(name, name) + complaint[len(name) :][:500], names.get(name, name)) from None
+
+
+def check_stop(stop: Any) -> None:
+    texts = stop if isinstance(stop, list) else [stop]
+    if len(texts) > STOP_TEXTS:
+        raise bad("stop", f"has {len(texts)} texts; there may be {STOP_TEXTS}")
+    for text in texts:
+        check_text("stop", text)
+        if len(text) > STOP_CHARACTERS:
+            raise bad("stop", f"holds a text of {len(text)} characters; there may be {STOP_CHARACTERS}")
+
+
+def check_limits(wanted: Wanted, limits: LimitsConfig, field: str, new_tokens: str, characters: int) -> None:
+    """RequestError for what is over a limit. field, new_tokens: the client's names of prompts and max_new_tokens.
+
+    characters: the most that a prompt of the allowed tokens can spell; what is longer need not be tokenized to know.
+    """
+    count = len(wanted.prompts)
+    if not 1 <= count <= limits.request_rows:
+        raise bad(field, f"has {count} texts; a request may have 1 to {limits.request_rows} (limits.request_rows)")
+    if wanted.config.max_new_tokens > limits.max_new_tokens:
+        asked = shown(wanted.config.max_new_tokens)
+        raise bad(new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
+    for row, text in enumerate(wanted.prompts):
+        check_text(f"{field} {row}", text)
+        if len(text) > characters:
+            raise too_long(f"{field} {row}", f"{len(text)} characters", f"{characters} characters")
+
+
+def check_text(field: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise bad(field, f"must be a text, not {shown(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad(field, f"holds half a surrogate pair at character {error.start}, which no text can") from None
+
+
+def tokenize(wanted: Wanted, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
+    """Each prompt's ids; RequestError for one that is empty or has more than `most`."""
+    prompts = [tokenizer.encode_prompt(text) for text in wanted.prompts]
+    for row, ids in enumerate(prompts):
+        if not ids:
+            raise bad(f"{field} {row}", "is empty; give at least one token")
+        if len(ids) > most:
+            raise too_long(f"{field} {row}", f"{len(ids)} tokens", str(most))
+    return prompts
+
+
+def prompt_limit(limits: LimitsConfig, positions: int) -> int:
+    """The most tokens of a prompt."""
+    return min(limits.prompt_tokens or positions, positions - 1)
+
+
+def characters_of(tokens: int, tokenizer: Tokenizer) -> int:
+    """The most characters that so many tokens can spell."""
+    return tokens * max((len(piece.decode(errors="replace")) for piece in tokenizer.token_bytes.values()), default=1)
+
+
+def bad(field: str, what: str) -> RequestError:
+    """A 400; the message begins with the field."""
+    return RequestError(400, f"{field} {what}", field.partition(" ")[0])
+
+
+def too_long(field: str, found: str, most: str) -> RequestError:
+    message = f"{field} has {found}; this server takes up to {most} (limits.prompt_tokens, the model's positions)"
+    return RequestError(400, message, field.partition(" ")[0], "context_length_exceeded")
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise RequestError(400, f"{shown(name)} isn't known here; there is {', '.join(known)}", name[:SHOWN])
+
+
+def shown(value: Any) -> str:
+    """A client's value as a message may repeat it: short, on one line, however deep or long it is."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = SHOWN
+    text = brief.repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def encodable(text: str) -> str:
+    """JSON can carry half a surrogate pair into a message, but not out again."""
+    return text.encode(errors="replace").decode()

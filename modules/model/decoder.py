@@ -1,0 +1,246 @@
+"""The GPT-3 decoder in one file, torch only: attention, MLP, block, model.
+
+Architecture: Brown et al. 2020 (GPT-3), pre-LayerNorm as in GPT-2, learned absolute positions, tied head.
+Parameter names are those of the published Chinese GPT-3 base checkpoints. The rows of query_key_value go head by
+head, (q, k, v) in each, as in the published 1.3B and up: cut across devices, whole heads stay together.
+
+Letters: B batch, T time, C hidden size, nh heads, hs head size, V vocabulary, S cache capacity,
+N tokens of a batch laid end to end (N = B·T, or the sum of the document lengths).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ..config.model import ModelConfig
+from .kv_cache import KVCache
+from .linear import Linear
+
+
+def build_decoder(config: ModelConfig, seed: int) -> Decoder:
+    """Fresh weights, laid out on the meta device first so that they are written once."""
+    decoder = meta_decoder(config)
+    decoder.to_empty(device="cpu")
+    decoder.init_weights(torch.Generator().manual_seed(seed))
+    return decoder
+
+
+def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """build_decoder's weights one by one: for a decoder that is spread over devices."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in meta_decoder(config).named_parameters():
+        tensor = torch.empty(parameter.shape)
+        init_parameter(name, tensor, config, generator)
+        yield name, tensor
+
+
+GELU_APPROXIMATION = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's names
+
+Runs = list[tuple[int, int]]
+"""(documents, tokens each) of neighbouring documents of equal length: one attention call does a whole run."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
+        if cache is not None and cache.longest:
+            return self.dense(self.decode_step(qkv, cache))
+        outputs, row = [], 0
+        for (count, length), part in zip(runs, qkv.split([c * n for c, n in runs]), strict=True):
+            qkv_of_run = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
+            q, k, v = qkv_of_run.unbind(2)
+            if cache is not None:
+                cache.fill(self.layer, row, qkv_of_run[:, :, 1:])
+                row += count
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+            outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (count·length, C)
+        return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+    def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
+        """One new token a row: qkv (B, nh, 3, hs) against all that the cache holds → (B, C)."""
+        keys, values = cache.add(self.layer, qkv[:, :, 1:])
+        y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
+        return y.flatten(1)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.approximate = GELU_APPROXIMATION[config.hidden_act]
+        self.dense_h_to_4h = Linear(config.hidden_size, 4 * config.hidden_size)
+        self.dense_4h_to_h = Linear(4 * config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config, layer)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.input_layernorm(x), runs, cache))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Transformer(nn.Module):
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of each layer the backward pass computes again instead of finding it kept; set from outside."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+        recompute = self.recompute != "none" and self.training and torch.is_grad_enabled() and cache is None
+        for layer in self.layers:
+            x = self.checkpointed(layer, x, runs) if recompute else layer(x, runs, cache)
+        return self.final_layernorm(x)
+
+    def checkpointed(self, layer: nn.Module, x: Tensor, runs: Runs) -> Tensor:
+        """The layer's result; for the backward pass only its input is kept, and with `selective` what costs most."""
+        options: dict[str, Any] = {"preserve_rng_state": draws(layer)}
+        if self.recompute == "selective":
+            policy = partial(keep_products, layer=layer)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+        result: Tensor = checkpoint(layer, x, runs, None, use_reentrant=False, **options)
+        return result
+
+
+def draws(layer: Any) -> bool:
+    """Whether a Block, its adapters included, has random numbers to repeat: saving the generators' state costs time."""
+    return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
+
+
+def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
+    name: str = operator.name()
+    keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
+    if keep and not layer.dropout.p:
+        # No backward pass needs the result of the MLP's second product: recomputing ends before it.
+        inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
+        keep = inputs <= outputs
+    if name.startswith("aten::_scaled_dot_product"):
+        # Attention that is kept draws no random numbers again, and all later dropouts would get other ones.
+        keep = not layer.attention.dropout
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class Head(nn.Module):
+    """hidden states (…, C), the tied word embeddings (V, C) → logits (…, V). A module, so that it can be cut too."""
+
+    def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden_states, weight)
+
+
+class Decoder(nn.Module):
+    """decoder(input_ids (B, T) int64) → logits (B, T, V).
+
+    With document_lengths, input_ids is (1, N): documents laid end to end, each blind to the others and counting
+    its positions from 0. With a cache, the first call fills row i from document i; each later call takes (B, 1).
+    `head` stands in for the output layer: (hidden states (B, T, C), word embeddings (V, C)) → anything, such as a
+    loss or the logits of a few positions. It runs inside forward, where weights that are spread over devices are whole.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        assert config.vocab_size, "vocab_size must be set (from the tokenizer) before a decoder is built"
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.transformer = Transformer(config)
+        self.head = Head()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        document_lengths: Sequence[int] | None = None,
+        cache: KVCache | None = None,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        hidden_states = self.hidden_states(input_ids, document_lengths, cache)
+        return (head or self.head)(hidden_states, self.word_embeddings.weight)
+
+    def hidden_states(
+        self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """What the head sees: (B, T, C)."""
+        rows, time = input_ids.shape
+        lengths = [time] * rows if document_lengths is None else document_lengths
+        assert sum(lengths) == input_ids.numel(), (sum(lengths), input_ids.shape)
+        decoding = cache is not None and cache.longest > 0
+        if not decoding and max(lengths) > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a text of {max(lengths)} tokens is longer than the model's "
+                f"max_position_embeddings ({self.config.max_position_embeddings}); shorten or split it"
+            )
+        positions = cache.lengths if decoding and cache is not None else positions_of(lengths, input_ids.device)
+        x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(positions)  # (N, C)
+        runs = [(len(list(group)), length) for length, group in groupby(lengths)]
+        x = self.transformer(self.embedding_dropout(x), runs, cache)
+        if cache is not None:
+            cache.extend(lengths)
+        return x.unflatten(0, (rows, time))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        for name, parameter in self.named_parameters():
+            init_parameter(name, parameter, self.config, generator)
+
+
+def init_parameter(name: str, parameter: Tensor, config: ModelConfig, generator: torch.Generator | None) -> None:
+    """GPT-2's initialisation: N(0, initializer_range), residual projections ÷ √(2·layers), biases 0."""
+    if name.endswith("layernorm.weight"):
+        parameter.fill_(1.0)
+    elif name.endswith("bias"):
+        parameter.zero_()
+    else:
+        residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+        std = config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if residual else 1.0)
+        parameter.normal_(0.0, std, generator=generator)
+
+
+def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """0, 1, 2 … restarting with each document: (N,) int64."""
+    counts = torch.tensor(lengths, device=device)
+    starts = counts.cumsum(0) - counts
+    return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts, output_size=sum(lengths))
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Closed formula: embeddings (V + P)·C, 12·C² + 13·C a layer, the last LayerNorm 2·C; the head is tied."""
+    c = config.hidden_size
+    assert config.vocab_size
+    embeddings = (config.vocab_size + config.max_position_embeddings) * c
+    return embeddings + config.num_hidden_layers * (12 * c * c + 13 * c) + 2 * c
+
+
+def meta_decoder(config: ModelConfig) -> Decoder:
+    """Shapes without memory."""
+    with torch.device("meta"):
+        return Decoder(config)

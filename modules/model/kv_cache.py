@@ -1,0 +1,95 @@
+"""DOCSTRING"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Preallocated keys and values of rows that may differ in length; nothing is padded on the left.
+
+    layers[layer]: keys and values side by side, (B, nh, 2, S, hs), so that a step writes both at once, and the first
+    B rows of room[layer], which keeps the places of rows that went; lengths: (B,) int64, the positions of each row
+    already filled; mask: (B, 1, 1, T) bool, what the next token of a row sees (of longest + 1 positions), None where
+    rows are equally long and each sees all.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.layers: list[Tensor] = []
+        self.room: list[Tensor] = []
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.longest = 0  # of lengths, kept in Python: asking a GPU for it would stall every step
+        self.ragged = False
+        self.mask: Tensor | None = None
+
+    def fill(self, layer: int, row: int, kv: Tensor) -> None:
+        """The first pass's keys and values of some neighbouring rows: (rows, nh, 2, T, hs)."""
+        if layer == len(self.layers):  # made here, where the heads on this device and their number format are known
+            shape = (len(self.lengths), kv.shape[1], 2, self.capacity, kv.shape[4])
+            self.room.append(kv.new_zeros(shape))
+            self.layers.append(self.room[layer])
+        self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
+
+    def add(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the next token's, (B, nh, 2, hs); returns all keys and all values, (B, nh, longest + 1, hs) each."""
+        cached = self.layers[layer]
+        if self.ragged:
+            cached[torch.arange(len(kv), device=kv.device), :, :, self.lengths] = kv
+        else:
+            cached[:, :, :, self.longest] = kv  # a plain copy costs less than one by index
+        filled = cached[:, :, :, : self.longest + 1]
+        return filled[:, :, 0], filled[:, :, 1]
+
+    def extend(self, lengths: Sequence[int]) -> None:
+        """Called once a forward pass, after every layer has written its keys and values."""
+        self.lengths += torch.tensor(lengths, device=self.lengths.device)
+        self.ragged |= min(lengths) != max(lengths)
+        self.longest += max(lengths)
+        self.set_mask()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these, so that finished rows cost nothing more; new row i is the old rows[i] ≥ i.
+
+        In place, and only what is filled of the rows that move: a fraction of the cache.
+        """
+        for cached in self.layers:
+            for new, old in enumerate(rows):
+                if new != old:
+                    cached[new, :, :, : self.longest] = cached[old, :, :, : self.longest]
+        self.layers = [cached[: len(rows)] for cached in self.layers]
+        self.set_lengths(self.lengths[torch.tensor(rows, device=self.lengths.device)])
+
+    def join(self, other: KVCache, capacity: int) -> None:
+        """Takes in the rows of another cache behind its own; from now on it has `capacity` positions or more.
+
+        Nothing is computed again. What is too small for that is copied once, to at least twice the room.
+        """
+        have, rows = len(self.lengths), len(self.lengths) + len(other.lengths)
+        if capacity > self.capacity:
+            self.capacity = max(capacity, 2 * self.capacity)
+        for layer, theirs in enumerate(other.layers):
+            room = self.room[layer]
+            if rows > len(room) or self.capacity > room.shape[3]:
+                places = len(room) if rows <= len(room) else max(rows, 2 * len(room))
+                larger = room.new_zeros((places, *room.shape[1:3], self.capacity, room.shape[4]))
+                larger[:have, :, :, : self.longest] = self.layers[layer][:, :, :, : self.longest]
+                self.room[layer] = room = larger
+            room[have:rows, :, :, : other.longest] = theirs[:, :, :, : other.longest]
+            self.layers[layer] = room[:rows]
+        self.set_lengths(torch.cat([self.lengths, other.lengths]))
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self.longest = int(lengths.max())
+        self.ragged = bool((lengths != self.longest).any())
+        self.set_mask()
+
+    def set_mask(self) -> None:
+        self.mask = None
+        if self.ragged:
+            positions = torch.arange(self.longest + 1, device=self.lengths.device)
+            self.mask = positions <= self.lengths[:, None, None, None]

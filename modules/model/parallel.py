@@ -1,0 +1,113 @@
+"""The decoder over several devices: what is cut where, and how full tensors get in and out.
+
+Two meshes, as Lightning's ModelParallelStrategy makes them: "data_parallel" (each group takes a share of a step's rows;
+FSDP2 spreads parameters, gradients and optimizer state over it) and "tensor_parallel" (devices of a group share each
+matrix: Megatron-LM's plan, Shoeybi et al. 2019, in PyTorch's DTensor). Nothing here communicates by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from ..config.model import ModelConfig
+from .decoder import Decoder
+
+# It advises to merge collectives across the two meshes, which nest the other way round than it would need.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+
+MESH = ("data_parallel", "tensor_parallel")
+"""Names of the mesh's dimensions, outermost first; Lightning's."""
+
+
+LAYER_PLAN: dict[str, ParallelStyle] = {
+    "attention.query_key_value": ColwiseParallel(),  # rows go head by head: each device gets whole heads
+    "attention.dense": RowwiseParallel(),
+    "mlp.dense_h_to_4h": ColwiseParallel(),
+    "mlp.dense_4h_to_h": RowwiseParallel(),
+}
+
+
+EMBEDDING_PLAN: dict[str, ParallelStyle] = {
+    "word_embeddings": RowwiseParallel(input_layouts=Replicate()),  # cut along the vocabulary
+}
+
+
+def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+    """Cuts a decoder, still on the meta device, in place; call `fill` after `to_empty`.
+
+    compute: the number format that parameters are gathered and used in, where it isn't their own.
+    """
+    tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
+    if tensor_mesh.size() > 1:
+        parallelize_module(decoder, tensor_mesh, EMBEDDING_PLAN)
+        parallelize_module(decoder.head, tensor_mesh, head_input())
+        parallelize_module(decoder.head, tensor_mesh, head_output())
+        for layer in decoder.transformer.layers:
+            parallelize_module(layer, tensor_mesh, LAYER_PLAN)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=None if compute is None else torch.float32)
+    for layer in decoder.transformer.layers:
+        fully_shard(layer, mesh=data_mesh, mp_policy=policy)
+    fully_shard(decoder, mesh=data_mesh, mp_policy=policy)
+
+
+def require_cuttable(model: ModelConfig, parts: int) -> None:
+    """ValueError where tensor parallelism would cut a head, or leave a device without a part of the vocabulary."""
+    assert model.vocab_size
+    if model.num_attention_heads % parts:
+        raise ValueError(
+            f"trainer.tensor_parallel={parts} doesn't divide the model's {model.num_attention_heads} heads"
+        )
+    if (parts - 1) * -(-model.vocab_size // parts) >= model.vocab_size:
+        raise ValueError(f"trainer.tensor_parallel={parts} leaves devices without any of {model.vocab_size} token ids")
+
+
+def head_input() -> ParallelStyle:
+    replicated, cut = Replicate(), Shard(0)
+    return PrepareModuleInput(input_layouts=(replicated, cut), desired_input_layouts=(replicated, cut))
+
+
+def head_output() -> ParallelStyle:
+    return PrepareModuleOutput(output_layouts=Shard(-1), desired_output_layouts=Replicate())
+
+
+@torch.no_grad()
+def fill(decoder: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copies each full tensor, or this device's part of it, into a decoder; one full tensor is in memory at a time."""
+    parameters = dict(decoder.named_parameters())
+    for name, tensor in tensors:
+        parameter = parameters.pop(name)
+        if isinstance(parameter, DTensor):
+            parameter.to_local().copy_(own_part(tensor, parameter))
+        else:
+            parameter.copy_(tensor)
+    assert not parameters, f"no values for {', '.join(parameters)}"
+
+
+def own_part(tensor: Tensor, like: DTensor) -> Tensor:
+    """What this device holds of a full tensor: cut along the tensor-parallel mesh first, then the data-parallel one.
+
+    The meshes stand the other way round, outermost first; FSDP2 cuts what tensor parallelism left it.
+    """
+    for dimension in reversed(range(like.device_mesh.ndim)):
+        placement = like.placements[dimension]
+        if placement.is_replicate():
+            continue
+        parts = tensor.chunk(like.device_mesh.size(dimension), placement.dim)  # type: ignore[attr-defined]
+        rank = like.device_mesh.get_local_rank(dimension)
+        tensor = parts[rank] if rank < len(parts) else tensor[:0]
+    return tensor

@@ -1,0 +1,60 @@
+"""What a machine is, in words: so that a reader can place a number."""
+# MERGED DOCS:
+# """How memory is given back to the system during training on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc reuse large blocks. By itself it maps each anew, and the kernel fills it with zeros
+    page by page: of a small model's step that is a quarter. Where another allocator is preloaded nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_freed_memory_back() -> None:
+    """What was kept of an earlier run in this process; who asks the system what is free would find it taken."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+
+
+def default_device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "neon")
+
+
+def default_threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine(threads: int) -> dict[str, str]:
+    """CPU, threads, instruction sets, and GPU where there is one."""
+    cpu, flags = platform.processor() or platform.machine(), ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpu = found[1] if (found := re.search(r"model name\s*:\s*(.+)", text)) else cpu
+        flags = found[1] if (found := re.search(r"flags\s*:\s*(.+)", text)) else ""
+    except OSError:
+        pass
+    sets = ", ".join(name for name in INSTRUCTION_SETS if name in flags.split())
+    said = {"CPU": cpu, "threads": str(threads), "instruction sets": sets or "unknown"}
+    if torch.cuda.is_available():
+        said["GPU"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return said

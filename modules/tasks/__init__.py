@@ -1,1 +1,0 @@
-"""Tasks: their rows, how a model is asked, what it answers, and what the answers are worth."""

@@ -1,0 +1,97 @@
+"""DOCSTRING"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from .lookup import CODE_POINTS, code_points
+from .vocabulary import BYTE_TOKENS, END_OF_TEXT
+
+# In training, every sign and every space is a word of its own, so that no merge holds one. Encoding then needs
+# no such cut, and is faster without. It also keeps "<0x41>" and "<|endoftext|>", which hold signs, from ever
+# being merged out of a user's text.
+_WORDS = r"[\s\p{P}\p{S}]"
+
+
+# Text that repeats without a sign in it (a chorus, "哈哈哈哈…") must not become one giant token.
+_LONGEST_MERGE = 16
+
+
+def train_backend(
+    texts: Iterable[str], kind: Literal["character", "bpe"], vocab_size: int, min_frequency: int
+) -> tokenizers.Tokenizer:
+    """Ids: end-of-text 0, the 256 bytes, characters by falling frequency, then (kind "bpe") merges."""
+    _check_training_arguments(kind, vocab_size, min_frequency)
+    if kind == "bpe" and isinstance(texts, Iterator):
+        texts = list(texts)  # read twice: characters first, merges after
+    counts = count_characters(texts)
+    if not counts:
+        raise ValueError("no text to train a tokenizer on: every row is empty")
+    surrogate = next((character for character in counts if "\ud800" <= character <= "\udfff"), None)
+    if surrogate:
+        raise ValueError(f"the text holds half a surrogate pair ({surrogate!a}), which is not a character; remove it")
+    room = vocab_size - 1 - len(BYTE_TOKENS)
+    by_frequency = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    characters = [character for character, count in by_frequency if count >= min_frequency][:room]
+    merges: list[tuple[str, str]] = []
+    if kind == "bpe" and room > len(characters) > 0:
+        rare = {ord(character): " " for character in counts.keys() - set(characters)}
+        merges = _learn_merges((text.translate(rare) for text in texts), characters, room, min_frequency)
+    return _bpe_backend([END_OF_TEXT, *BYTE_TOKENS, *characters], merges)
+
+
+def count_characters(texts: Iterable[str]) -> dict[str, int]:
+    """How often each character occurs."""
+    counts = np.zeros(CODE_POINTS, np.int64)
+    rest = iter(texts)
+    while batch := list(islice(rest, 4096)):
+        counts += np.bincount(code_points(batch), minlength=CODE_POINTS)
+    return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
+
+
+def _check_training_arguments(kind: str, vocab_size: int, min_frequency: int) -> None:
+    if kind not in ("character", "bpe"):
+        raise ValueError(f'tokenizer kind {kind!r} cannot be trained; choose "character" or "bpe"')
+    if vocab_size < 2 + len(BYTE_TOKENS):
+        raise ValueError(
+            f"vocab_size ({vocab_size}) must be at least {2 + len(BYTE_TOKENS)}: "
+            "end-of-text, 256 bytes and one character"
+        )
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency ({min_frequency}) must be at least 1")
+
+
+def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_frequency: int) -> list[tuple[str, str]]:
+    """Merges among `characters`; the caller has put a space where another character was.
+
+    The trainer leaves out characters outside its alphabet and would then see their neighbours side by side.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=room,
+        min_frequency=min_frequency,
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        max_token_length=_LONGEST_MERGE,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
+
+
+def _bpe_backend(tokens: list[str], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend

@@ -1,0 +1,187 @@
+"""From a run's local log to the MLflow store: batch by batch, in order, and each record once.
+
+What was sent but not answered is sent again. That makes no duplicates: the store's primary key drops a metric that it
+has (key, step, timestamp, value); a parameter, tag, input or file is the same again; a model is looked for first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+
+from ...system.redaction import first_line
+from .spool import Record, Spool
+from .store import is_refusal
+
+METRICS_AT_ONCE = 900
+"""MLflow takes 1000 in one call."""
+
+
+READ_AT_ONCE = 1 << 16
+"""Bytes of the log: some batches. They are decoded in the time of the process that trains."""
+
+
+class Delivery:
+    def __init__(self, spool: Spool, run_id: str, tracking_uri: str) -> None:
+        self.spool = spool
+        self.run_id = run_id
+        self.client = MlflowClient(tracking_uri)
+        self.results: dict[int, Any] = {}
+        """Record number → models:/ URI of a model that was sent, or why it was refused."""
+        self.sending_model = False
+        """Which takes as long as the weights are large."""
+        self.ahead: list[Record] = []
+        """Read and not yet sent."""
+
+    def step(self) -> bool:
+        """Sends what comes next; False where nothing waits. Whatever it raises: the store is away, try again later."""
+        batch = self.next_batch()
+        if not batch:
+            return False
+        refused: list[tuple[Record, str]] = []
+        self.send(batch, refused)
+        self.spool.mark_sent(batch[-1], refused)
+        del self.ahead[: len(batch)]
+        return True
+
+    def next_batch(self) -> list[Record]:
+        self.ahead = self.ahead or self.spool.read(self.spool.sent, self.spool.sent_records, READ_AT_ONCE)
+        return first_batch(self.ahead)
+
+    def retry_refused(self) -> int:
+        """Once more what was refused, whose cause may be mended; how much of it went. It raises as step does."""
+        waiting = still_wanted(self.spool)
+        refused: list[tuple[Record, str]] = []
+        rest = waiting
+        while batch := first_batch(rest):
+            self.send(batch, refused)
+            rest = rest[len(batch) :]
+        self.spool.keep_refused(refused)
+        return len(waiting) - len(refused)
+
+    def send(self, batch: list[Record], refused: list[tuple[Record, str]]) -> None:
+        try:
+            self.to_store(batch)
+        except Exception as error:
+            if not is_refusal(error) or self.run_was_deleted():
+                raise
+            parts = halves(batch)
+            for part in parts:
+                self.send(part, refused)
+            if not parts:
+                self.results[batch[0].number] = error
+                refused.append((batch[0], first_line(error)))
+
+    def run_was_deleted(self) -> bool:
+        """Then everything would be refused, and it may be restored."""
+        return bool(self.client.get_run(self.run_id).info.lifecycle_stage == LifecycleStage.DELETED)
+
+    def to_store(self, batch: list[Record]) -> None:
+        """A batch of metrics, or one record of another kind."""
+        first, run_id = batch[0], self.run_id
+        fields = first.fields
+        if first.kind == "metrics":
+            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metrics_of(record)])
+        elif first.kind == "params":
+            self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
+        elif first.kind == "tags":
+            self.client.log_batch(run_id, tags=[RunTag(*item) for item in fields["values"].items()])
+        elif first.kind == "file":
+            place = PurePosixPath(fields["path"])
+            folder = None if place.parent == PurePosixPath() else str(place.parent)
+            self.client.log_artifact(run_id, present(self.spool.folder / fields["file"]), folder)
+        elif first.kind == "input":
+            self.client.log_inputs(run_id, [dataset_input(fields)])
+        elif first.kind == "model":
+            self.send_model(first)
+        elif first.kind == "status":
+            self.set_status(fields)
+        else:
+            raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
+
+    def send_model(self, record: Record) -> None:
+        from ..registry import log_model_once
+
+        if not Path(record.fields["folder"]).exists() and self.went_on_after(record):
+            return  # it is made anew
+        folder = present(Path(record.fields["folder"]))
+        run = self.client.get_run(self.run_id)  # who hangs is found out before the time is given that uploads need
+        self.sending_model = True
+        try:
+            self.results[record.number] = log_model_once(Path(folder), run, f"{self.run_id}/{record.number}")
+        finally:
+            self.sending_model = False
+
+    def went_on_after(self, record: Record) -> bool:
+        later = self.spool.read(record.end, record.number + 1)
+        return any(other.kind == "status" and other.fields["status"] == "RUNNING" for other in later)
+
+    def set_status(self, fields: dict[str, Any]) -> None:
+        if fields["status"] == "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(self.run_id, fields["status"], end_time=fields["t"])
+
+
+def first_batch(records: list[Record]) -> list[Record]:
+    """One record, or as many of metrics in a row as go in one call."""
+    values = 0
+    for count, record in enumerate(records):
+        values += len(record.fields["values"]) if record.kind == "metrics" else METRICS_AT_ONCE
+        if values > METRICS_AT_ONCE:
+            return records[: max(1, count)]
+    return list(records)
+
+
+def still_wanted(spool: Spool) -> list[Record]:
+    """Of what was refused all that no later record says anew: a tag, a file of that path, the status."""
+    refused = spool.refused_before()
+    last: dict[tuple[str, str], int] = {}
+    for record in spool.all() if refused else ():
+        last |= dict.fromkeys(replaceable(record), record.number)
+    return [r for r in refused if all(last.get(name, r.number) <= r.number for name in replaceable(r))]
+
+
+def replaceable(record: Record) -> list[tuple[str, str]]:
+    """What of a record a later one of its kind writes over."""
+    if record.kind == "tags":
+        return [(record.kind, name) for name in record.fields["values"]]
+    return [(record.kind, record.fields.get("path", ""))] if record.kind in ("file", "status") else []
+
+
+def halves(batch: list[Record]) -> list[list[Record]]:
+    """What is refused as a whole may be taken in parts; empty where there is no smaller part."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return [batch[:middle], batch[middle:]]
+    record = batch[0]
+    values = list(record.fields.get("values", {}).items())
+    if len(values) < 2:
+        return []
+    parts = values[: len(values) // 2], values[len(values) // 2 :]
+    return [[Record(record.number, record.end, record.fields | {"values": dict(part)})] for part in parts]
+
+
+def metrics_of(record: Record) -> list[Metric]:
+    fields = record.fields
+    return [Metric(name, value, fields["t"], fields["step"]) for name, value in fields["values"].items()]
+
+
+def dataset_input(fields: dict[str, Any]) -> DatasetInput:
+    return DatasetInput(Dataset(**fields["dataset"]), [InputTag("mlflow.data.context", fields["context"])])
+
+
+def present(path: Path) -> str:
+    if not path.exists():
+        raise ValueError(f"{path} isn't there any more")
+    return str(path)
+
+
+def table_tag(paths: Iterable[str]) -> dict[str, str]:
+    """How mlflow.load_table finds a run's tables."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in paths])}

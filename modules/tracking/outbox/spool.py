@@ -1,0 +1,314 @@
+"""A run's local log: everything that is to reach the tracking store stands here first, in order.
+
+A folder of log.jsonl (one record a line, only ever appended to), files/ (artifacts), sent.json (how far the store has
+got), refused.jsonl (what it wouldn't take), run.json (which run of which store) and lock. It imports nothing of
+MLflow. A line is handed to the operating system at once, which keeps it if the process is killed; sync_to_disk is for
+power failures.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("moyun.tracking")
+
+PRIVATE = 0o600
+
+
+REFUSED = "refused.jsonl"
+
+
+CHUNK = 1 << 20
+"""Bytes read at once."""
+
+
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
+
+
+class SpoolInUseError(ValueError):
+    """Another process writes to the run."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+        self.owner = owner
+        """Its number."""
+
+
+@dataclass(frozen=True)
+class Record:
+    number: int
+    """Its line in the log, from 0."""
+    end: int
+    """Byte at which the next one begins."""
+    fields: dict[str, Any]
+    """kind, t (milliseconds since 1970), and what the kind needs."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.fields["kind"])
+
+
+OPENED: set[Path] = set()
+"""This process's own, which the file lock doesn't keep out."""
+
+
+class Spool:
+    def __init__(self, folder: Path) -> None:
+        """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
+
+        Raises SpoolInUseError while a process writes to it.
+        """
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.lock = take_lock(self.folder)
+        self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
+        size, self.records = whole_lines(self.log)
+        os.ftruncate(self.log, size)
+        # A signal's handler that raises in the middle leaves a line in this buffer or in the file, never in both.
+        self.writer = open(self.log, "ab", buffering=CHUNK, closefd=False)  # noqa: SIM115
+        self.overflow: list[bytes] = []
+        """Lines for which a full disk leaves no room in the buffer either."""
+        self.full = False
+        self.appending = threading.Lock()
+        mark = self.read_json("sent.json", {"offset": 0, "records": 0, "refused": 0})
+        # A power failure may have taken more of the log than of the mark.
+        self.sent: int = min(mark["offset"], size)
+        self.sent_records: int = min(mark["records"], self.records)
+        self.refused: int = mark["refused"]
+        self.closed = False
+
+    @property
+    def pending(self) -> int:
+        """Records that the store hasn't got yet."""
+        return max(0, self.records - self.sent_records)
+
+    @property
+    def written(self) -> int:
+        """Bytes in the log."""
+        with self.appending:  # and so not while it is being closed
+            return 0 if self.closed else os.fstat(self.log).st_size
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to send."""
+        return self.written > self.sent
+
+    def append(self, kind: str, **fields: Any) -> int:
+        """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
+        line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
+        with self.appending:
+            number = self.records
+            try:
+                self.write(line)
+                self.records += 1
+            except BaseException:  # a signal's handler, before the line was written or after
+                with suppress(OSError):
+                    self.writer.flush()
+                self.records = whole_lines(self.log)[1] + len(self.overflow)
+                raise
+        return number
+
+    def write(self, line: bytes) -> None:
+        try:
+            while self.overflow:
+                self.writer.write(self.overflow[0])
+                del self.overflow[0]
+            self.writer.write(line)
+            line = b""
+            self.writer.flush()
+            self.full = False
+        except OSError as error:
+            self.overflow += [line] if line else []
+            if not self.full:
+                logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
+            self.full = True
+
+    def new_file(self, name: str) -> Path:
+        """Where a file is to be put that a record will name: nothing else ever has that path."""
+        with self.appending:
+            count = sum(1 for _ in (self.folder / "files").glob("*"))
+            place = self.folder / "files" / f"{count:06d}"
+            place.mkdir(parents=True, mode=0o700)
+        return place / name
+
+    def read(self, start: int, number: int, size: int = CHUNK) -> list[Record]:
+        """The records from byte `start`, whose first has that number; as many as a chunk holds."""
+        with self.appending:  # and so not while it is being closed
+            chunk = b"" if self.closed else os.pread(self.log, size, start)
+        lines = chunk.split(b"\n")[:-1]
+        if not lines and len(chunk) == size:
+            return self.read(start, number, 2 * size)
+        records: list[Record] = []
+        for line in lines:
+            start += len(line) + 1
+            records.append(Record(number + len(records), start, decode(line)))
+        return records
+
+    def mark_sent(self, record: Record, refused: Sequence[tuple[Record, str]] = ()) -> None:
+        """The store has everything up to this record, but for what it refuses, which is kept aside."""
+        if self.closed:
+            return  # by now another process may be sending the rest
+        if refused:
+            with open(self.folder / REFUSED, "ab", opener=private) as file:
+                file.writelines(map(refused_line, refused))
+        mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
+        self.write_json("sent.json", mark)
+        self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
+
+    def refused_before(self) -> list[Record]:
+        """What was kept aside; of a record that was taken in parts the refused ones."""
+        found: list[Record] = []
+        if has_refused(self.folder):
+            for line in (self.folder / REFUSED).read_bytes().splitlines():
+                with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
+                    entry = json.loads(line)
+                    found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
+        return found
+
+    def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
+        """In place of all that was kept aside before."""
+        self.write_file(REFUSED, b"".join(map(refused_line, refused)))
+        self.refused = len(refused)
+        self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
+
+    def all(self) -> Iterator[Record]:
+        start = number = 0
+        while records := self.read(start, number):
+            yield from records
+            start, number = records[-1].end, records[-1].number + 1
+
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """Metric → (step, value) of all that was ever logged."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for record in self.all():
+            if record.kind == "metrics":
+                for name, value in record.fields["values"].items():
+                    found.setdefault(name, []).append((record.fields["step"], value))
+        return found
+
+    def read_json(self, name: str, default: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return default | json.loads((self.folder / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return default
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self.write_file(name, encode(content).encode())
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """All of it or nothing."""
+        temporary = self.folder / f"{name}.new"
+        with open(temporary, "wb", opener=private) as file:
+            file.write(content)
+        os.replace(temporary, self.folder / name)
+
+    def sync_to_disk(self) -> None:
+        """For checkpoints and the end: what a power failure must not take."""
+        os.fsync(self.log)
+
+    def close(self) -> None:
+        with self.appending:
+            if self.closed:
+                return
+            self.closed = True
+            try:
+                self.writer.close()
+            except OSError as error:
+                logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
+            os.close(self.log)
+        OPENED.discard(self.folder)
+        os.close(self.lock)
+
+
+def take_lock(folder: Path) -> int:
+    """A lock that ends with the process, and that its children don't have."""
+    if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
+        raise SpoolInUseError(folder, str(os.getpid()))
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
+            owner = os.pread(file, 20, 0).decode() or "?"
+            os.close(file)
+            raise SpoolInUseError(folder, owner) from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, str(os.getpid()).encode(), 0)
+    OPENED.add(folder)
+    return file
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to the run, as far as this file system knows locks; in whatever container."""
+    if folder.resolve() in OPENED:
+        return True
+    with open(folder / "lock", "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def whole_lines(file: int) -> tuple[int, int]:
+    """(bytes, lines) up to the last newline."""
+    size = lines = offset = 0
+    while chunk := os.pread(file, CHUNK, offset):
+        lines += chunk.count(b"\n")
+        if b"\n" in chunk:
+            size = offset + chunk.rindex(b"\n") + 1
+        offset += len(chunk)
+    return size, lines
+
+
+def unsent(folder: Path) -> bool:
+    """Whether a run's log has more than the store, without opening it for writing."""
+    try:
+        size = (folder / "log.jsonl").stat().st_size
+        return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
+    except (OSError, ValueError):
+        return (folder / "log.jsonl").exists()
+
+
+def has_refused(folder: Path) -> bool:
+    try:
+        return (folder / REFUSED).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def refused_line(refused: tuple[Record, str]) -> bytes:
+    record, reason = refused
+    return encode({"number": record.number, "end": record.end, "why": reason, "record": record.fields}).encode() + b"\n"
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """Of a run's log, if it is short enough to be a status; otherwise empty."""
+    with open(folder / "log.jsonl", "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return decode((file.read().splitlines() or [b""])[-1])
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+        if isinstance(fields, dict) and "kind" in fields:
+            return fields
+    except ValueError:
+        pass
+    return {"kind": "unreadable", "line": line.decode(errors="replace")}
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags, PRIVATE)

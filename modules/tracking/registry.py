@@ -1,0 +1,111 @@
+"""Model folders ↔ MLflow's model registry: logging without pickle, registering, and who is champion."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+
+from ..checkpoint.loading import is_registered, model_folder
+from ..inference.signature import MODEL_CONFIG, SIGNATURE
+from ..system.redaction import redact_text
+from .outbox.store import is_there, patient
+from .run_lifecycle import inside
+
+WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
+
+
+MODULES = Path(__file__).parents[1]
+
+
+SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
+
+
+EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
+
+
+RECORD = "moyun.record"
+"""Tag of a logged model: which record of a run's local log it comes from."""
+
+
+def log_model_once(folder: Path, run: Run, record: str) -> str:
+    """log_model in that run, unless it was done before and the answer lost; half a model of a broken try is deleted."""
+    client = MlflowClient()
+    wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
+    for found in client.search_logged_models([run.info.experiment_id], wanted):
+        if found.status == LoggedModelStatus.READY:
+            return str(found.model_uri)
+        client.delete_logged_model(found.model_id)
+    with inside(run):
+        return log_model(folder, {RECORD: record})
+
+
+def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
+    """Logs a model folder to the active run as a pyfunc that serves itself; returns its models:/ URI."""
+    with patient():
+        info = log_pyfunc(folder, tags)
+    return str(info.model_uri)
+
+
+def log_pyfunc(folder: Path, tags: dict[str, str] | None) -> ModelInfo:
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(MODULES / "serving.py"),
+        artifacts={"model": str(folder)},
+        code_paths=[str(MODULES)],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in SERVING_PACKAGES],
+        signature=SIGNATURE,
+        model_config=dict(MODEL_CONFIG),
+        input_example=EXAMPLE,
+        tags=tags,
+    )
+
+
+def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:
+    """Makes a new version of `name` and returns its number."""
+    return str(mlflow.register_model(model_uri, name, tags=tags).version)
+
+
+def version_with_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version that carries the alias, None where there is none."""
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def move_alias(name: str, alias: str, number: str) -> None:
+    MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def resolve_model(uri: str) -> Path:
+    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID).
+
+    A path may be of any format that checkpoint.open_model reads.
+    """
+    if not is_registered(uri):
+        return model_folder(uri)
+    if not any(map(is_there, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))):
+        raise ValueError(
+            f"{uri}: there is no tracking store {redact_text(mlflow.get_tracking_uri())}. {WHERE_MODELS_ARE}"
+        )
+    try:
+        with patient():
+            downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise ValueError(
+            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). {WHERE_MODELS_ARE}"
+        ) from error
+    found = sorted(downloaded.glob("artifacts/*/model.yaml"))
+    if not found:
+        raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
+    return found[0].parent

@@ -1,0 +1,129 @@
+"""MLflow: one run a stage, nested under whoever started it, with all that tells where a result came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+from mlflow import MlflowClient
+
+from ..config.base import StageConfig, TrackingConfig
+from ..system.redaction import redact_text
+from .outbox.store import require_store
+from .provenance import RESUMED, log_provenance
+from .run_lifecycle import (
+    REFUSED,
+    earlier_end,
+    end_of,
+    enter,
+    find_run,
+    mark_gone,
+    newer_in_store,
+    open_run,
+    reopen_run,
+)
+from .system_metrics import SystemMetrics
+from .tracked_run import TrackedRun
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
+    """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
+    uri = (config.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    if redact_text(uri) != uri:  # MLflow would print it with the address of the run
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+open_runs: list[TrackedRun] = []
+"""Innermost last."""
+
+
+@contextmanager
+def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
+    """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
+
+    Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
+    command made, never a second one beside it. `continues` is the id of a run to go on with instead; the command's own
+    run then points to it, and where the command is refused that run stays as it ended. ValueError before any work if
+    the store doesn't answer, or hasn't got that run; SpoolInUseError if another process writes to it.
+    """
+    parent = mlflow.active_run()
+    if not parent:
+        require_store(connect(config.tracking))
+    around = open_runs[-1] if parent and open_runs else None
+    root = around.root if around else Path(config.tracking.spool_dir).resolve()
+    run = begin(stage, config, root, parent, continues)
+    open_runs.append(run)
+    system_metrics = None
+    status, reason = "FINISHED", "finished"
+    try:
+        if config.tracking.log_system_metrics:
+            system_metrics = SystemMetrics(run)
+        log_provenance(run, stage, config)
+        yield run
+    except BaseException as error:
+        status, reason = end_of(error, run.began)
+        if continues and reason.startswith(REFUSED):
+            status, reason = earlier_end(run.run)
+        raise
+    finally:
+        open_runs.remove(run)
+        if around:
+            around.began |= run.began
+        if system_metrics:
+            system_metrics.stop()
+        run.end(status, reason)
+
+
+def begin(
+    stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
+) -> TrackedRun:
+    """A new run, or one that goes on; its local log is this process's alone from here on."""
+    seconds = config.tracking.flush_timeout
+    if continues:
+        found = find_run(continues)
+        run = TrackedRun(found, root, seconds)  # before it is touched: another process may still be writing to it
+        try:
+            run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
+            reopen_run(stage, found)
+        except BaseException:
+            run.abandon()
+            raise
+        enter(found)
+    else:
+        active = open_run(stage, config, parent)
+        try:
+            run = TrackedRun(active, root, seconds)
+        except BaseException as error:
+            mlflow.end_run(end_of(error, began=False)[0])
+            raise
+    mark_gone(run.run, root)
+    return run
+
+
+def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str, digest: str | None = None) -> str:
+    """Rows as a tracked MLflow dataset input; returns their fingerprint, which is `digest` where it is known."""
+    from mlflow.data.huggingface_dataset import from_huggingface
+
+    from ..data.arrow import fingerprint
+
+    digest = digest or fingerprint(rows)
+    source = redact_text(source)
+    tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
+    run.log_input(tracked, context)
+    return digest
+
+
+def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) of every step that was logged."""
+    client = MlflowClient()
+    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}

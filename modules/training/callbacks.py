@@ -1,0 +1,191 @@
+"""When checkpoints are written during training, which of them stay, and how a run is stopped and gone on with."""
+# MERGED DOCS:
+# """What happens beside the training loop: progress on the terminal, sample texts at each validation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+
+from ..config.generation import GenerationConfig
+from ..inference.text_generator import TextGenerator, generation_config
+from ..system.atomic import remove_folder
+from ..system.signals import StopRequest
+from ..tokenizer.tokenizer import Tokenizer
+from .lightning_module import LanguageModel
+
+
+class Progress(TQDMProgressBar):
+    """A line with loss and speed. Refreshed rarely: drawing it must not cost training time."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=10)
+        self.stage = stage
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description(self.stage)
+        return bar
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        latest: dict[str, float] = getattr(pl_module, "latest", {})
+        shown = {"loss": "train/loss", "tokens/s": "train/tokens_per_second"}
+        metrics = {name: f"{latest[key]:.4g}" for name, key in shown.items() if key in latest}
+        if "val/loss" in trainer.callback_metrics:
+            metrics["val"] = f"{float(trainer.callback_metrics['val/loss']):.3f}"
+        return metrics
+
+
+class SameOnAllRanks(pl.Callback):
+    """Each process reads the data and trains or loads the tokenizer itself: what came out must be the same."""
+
+    def __init__(self, facts: tuple[Any, ...]) -> None:
+        self.facts = facts
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        expected = trainer.strategy.broadcast(self.facts)
+        if self.facts != expected:
+            raise ValueError(
+                f"this process's tokenizer, steps and tokens ({self.facts}) aren't those of rank 0 ({expected}): "
+                "give all machines the same files and package versions"
+            )
+
+
+class Samples(pl.Callback):
+    """Continues fixed prompts at each validation, so that one can read what the numbers mean."""
+
+    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[str], config: GenerationConfig, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.config = config
+        self.seed = seed
+        self.table: list[dict[str, Any]] = []
+        """Rows with step, prompt, text, and stopped: whether the model ended it by itself."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"table": self.table}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.table = [{"stopped": None} | row for row in state_dict["table"]]  # which older checkpoints don't have
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.prompts:
+            return  # otherwise all ranks take part: where weights are spread they must, and none has to wait
+        training = pl_module.training
+        generator = TextGenerator(pl_module.decoder, self.tokenizer, self.config)  # type: ignore[arg-type]
+        seed = self.seed if self.config.seed is None else self.config.seed
+        results = generator.write(self.prompts, generation_config(self.config, seed=seed))
+        pl_module.train(training)
+        for prompt, result in zip(self.prompts, results, strict=True):
+            text = prompt + result.text if self.tokenizer.prompt_template is None else result.text
+            row = {"step": trainer.global_step, "prompt": prompt, "text": text, "stopped": result.stopped}
+            self.table.append(row)
+        if trainer.logger:
+            share = sum(result.stopped for result in results) / len(results)
+            trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)
+
+
+LAST = "last.ckpt"
+"""A link to the newest."""
+
+
+NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Step → checkpoint of a run's folder of checkpoints, in order of steps."""
+    found = {int(m[1]): path for path in folder.glob("step=*.ckpt") if (m := NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+class Patience(EarlyStopping):
+    """Goes on with what it has seen, and with the patience that it has now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
+class Checkpoints(pl.Callback):
+    """A checkpoint before each validation, every save_every_n_steps, after the last step, and when a stop is asked for.
+
+    Before a validation, so that nothing is lost when it is broken off: whoever goes on from there validates first.
+    Only whole steps are saved. The newest stays, and the `keep` that validated best; a link always leads to the newest.
+    """
+
+    def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:
+        """key: what the command calls the folder that `folder` lies in."""
+        self.folder = folder
+        self.key = key
+        self.validate_every = validate_every
+        self.save_every = save_every or validate_every
+        self.keep = keep
+        self.stop = StopRequest()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        pl_module.stop = self.stop
+        self.stop.listen()
+        step = trainer.global_step
+        if step:
+            self.stop.message = self.where(step)
+        if step and step % self.validate_every == 0 and step not in pl_module.validations:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        step = trainer.global_step
+        due = step % self.validate_every == 0 or step % self.save_every == 0 or step == trainer.max_steps
+        if due or pl_module.stop_agreed:
+            self.save(trainer, step)
+            self.stop.message = self.where(step)
+            self.prune(trainer, pl_module.validations)
+        if pl_module.stop_agreed:
+            self.stop.leave()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.listen()  # outside of fit Lightning has put its own handler there
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self.prune(trainer, pl_module.validations)
+
+    def save(self, trainer: pl.Trainer, step: int) -> None:
+        path = self.folder / f"step={step}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        if trainer.is_global_zero:
+            link = self.folder / f".{LAST}.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+            link.replace(self.folder / LAST)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
+
+    def prune(self, trainer: pl.Trainer, validations: Mapping[int, Mapping[str, float]]) -> None:
+        if not trainer.is_global_zero or self.keep < 0:
+            return
+        paths = checkpoints_in(self.folder)
+        wanted = {*by_loss(paths, validations)[: self.keep], max(paths, default=0)}
+        for step in paths.keys() - wanted:
+            remove_folder(paths[step])
+
+    def best(self, validations: Mapping[int, Mapping[str, float]]) -> int:
+        """The step of the checkpoint that validates best; of equals the later one."""
+        paths = checkpoints_in(self.folder)
+        return (by_loss(paths, validations) or list(paths)[-1:])[0]
+
+    def where(self, step: int) -> str:
+        return f"stopped at step {step}; the same command with {self.key}={self.folder.parent} goes on from there"
+
+
+def by_loss(paths: Mapping[int, Path], validations: Mapping[int, Mapping[str, float]]) -> list[int]:
+    """Steps with a checkpoint and a validation, best first."""
+    losses = {step: validations[step]["val/loss"] for step in paths if step in validations}
+    return sorted(losses, key=lambda step: (losses[step] if not math.isnan(losses[step]) else math.inf, -step))

@@ -1,0 +1,166 @@
+"""The middle of training: a decoder on its devices, Lightning's trainer, and the checkpoint that validates best."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from torch import Tensor
+
+from ..checkpoint.loading import open_model
+from ..config.training import TrainingConfig
+from ..data.datamodule import TextDataModule
+from ..model.decoder import fresh_tensors, meta_decoder
+from ..model.lora import add_lora, initial_adapters
+from ..system.hardware import keep_freed_memory
+from .callbacks import Checkpoints, Patience, Progress, SameOnAllRanks, Samples, checkpoints_in
+from .lightning_module import LanguageModel
+from .origin import CHECKPOINTS
+from .planning.plan import TrainingPlan
+from .setup import Training
+from .strategies import compute_format, lightning_precision, make_strategy
+
+
+def fit(
+    stage: str,
+    config: TrainingConfig,
+    training: Training,
+    folder: Path,
+    logger: Logger | None = None,
+    samples: Samples | None = None,
+    checkpoint: Path | None = None,
+    output_key: str = "output_dir",
+) -> tuple[Path, dict[str, float]]:
+    """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
+
+    output_key: how the command line spells output_dir, for messages.
+    Raises Stopped when a signal has ended it; a checkpoint of the last whole step is written then.
+    """
+    module = make_module(config, training)
+    train, plan = config.train, training.plan
+    interval = validation_interval(config, plan)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, output_key)
+    facts = (training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch)
+    samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
+    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]
+    if train.early_stopping_patience:
+        callbacks.append(Patience("val/loss", patience=train.early_stopping_patience))
+    if config.trainer.progress_bar:
+        callbacks.append(Progress(stage))
+    trainer = make_trainer(config, plan, folder, logger, callbacks)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    try:
+        with checkpoints.stop.heard():
+            trainer.fit(module, training.data, ckpt_path=checkpoint, weights_only=True)
+            result = best_checkpoint(trainer, module, training.data, checkpoints)
+    except Exception as error:
+        if lost := lost_contact(error, config.trainer.process_group_timeout):
+            raise lost from None
+        raise
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()  # whose threads abort a process that ends with them
+    return result
+
+
+def make_trainer(
+    config: TrainingConfig, plan: TrainingPlan, folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    several = config.trainer.devices * config.trainer.nodes > 1
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        strategy=make_strategy(config.trainer),
+        precision=lightning_precision(config.trainer),
+        max_steps=plan.total_steps,
+        max_epochs=-1,
+        val_check_interval=validation_interval(config, plan),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=logger or False,
+        callbacks=callbacks,
+        # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        enable_checkpointing=False,  # Checkpoints is among the callbacks
+        enable_progress_bar=config.trainer.progress_bar,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        inference_mode=not several,  # what it makes of spread weights could not be trained on afterwards
+        default_root_dir=folder,
+    )
+
+
+def validation_interval(config: TrainingConfig, plan: TrainingPlan) -> int:
+    return min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
+
+
+def best_checkpoint(
+    trainer: pl.Trainer, module: LanguageModel, data: TextDataModule, checkpoints: Checkpoints
+) -> tuple[Path, dict[str, float]]:
+    """The last steps may not have been validated yet: do so, then take whichever weights validate best."""
+    if trainer.global_step not in module.validations:
+        trainer.validate(module, data, verbose=False)
+    if not trainer.is_global_zero:
+        return checkpoints.folder, {}
+    step = checkpoints.best(module.validations)
+    return checkpoints_in(checkpoints.folder)[step], module.validations[step]
+
+
+def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
+    """Still without memory: it takes its weights when it is known which devices they go to."""
+    decoder = meta_decoder(training.model)
+    decoder.transformer.recompute = config.trainer.activation_checkpointing
+    if config.trainer.precision == "bf16-true":
+        decoder.bfloat16()  # before there are adapters, which stay float32
+    tensors = first_tensors(config, training)
+    if config.lora.rank:
+        add_lora(decoder, config.lora, config.seed)
+        tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
+    plan, compute = training.plan, compute_format(config.trainer)
+    return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute, config.seed)
+
+
+def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
+    """The weights to start from, one by one."""
+    if training.start is None:
+        yield from fresh_tensors(training.model, config.seed)
+        return
+    for name, tensor in open_model(training.start).weights.items():
+        yield name, tensor.read()
+
+
+LOST = re.compile(
+    "Timed out waiting|timeout caused pair closure|Connection closed by peer|Connection reset by peer|Watchdog caught"
+)
+"""What gloo and NCCL say when another rank is gone or doesn't answer."""
+
+
+class WorkerError(ValueError):
+    """A process of the job has ended or hangs; the others were stopped."""
+
+
+def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
+    """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
+    import torch.distributed as dist
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):
+            time.sleep(1)  # the other may have been stopped on purpose, and this process's own signal be on its way
+            return WorkerError(
+                f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
+                "(trainer.process_group_timeout). The same command goes on from the last checkpoint in its output_dir"
+            )
+        cause = cause.__context__
+    return None

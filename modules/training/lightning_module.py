@@ -1,0 +1,253 @@
+"""The decoder under Lightning: one _step behind training and validation; optimizer and schedule."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import ParallelStrategy
+from torch import Tensor, nn
+
+from ..config.training import TrainConfig
+from ..data.packing import MicroBatch, StepBatch
+from ..model.decoder import Decoder
+from ..model.loss import linear_cross_entropy, stopping_cross_entropy
+from ..model.parallel import fill, parallelize
+from ..system.signals import StopRequest
+from .nonfinite import SkippedSteps, describe, refusal, rows_in
+from .optimizer import clip_gradients, learning_rate_factor
+from .validation import Validation
+
+
+class LanguageModel(pl.LightningModule):
+    """A batch is a whole optimizer step (packing.StepBatch), so optimization is manual.
+
+    The loss is summed over trained tokens and divided by those of the whole step, over micro-batches and ranks:
+    a step's gradient is the same however it is split.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainConfig,
+        learning_rate: float,
+        total_steps: int,
+        tensors: Iterable[tuple[str, Tensor]] = (),
+        compute: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`.
+
+        compute: the number format that FSDP gathers parameters in. seed: of dropout.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.decoder = decoder
+        self.config = config
+        self.learning_rate = learning_rate
+        self.total_steps = total_steps
+        self.tensors = tensors
+        self.compute = compute
+        self.seed = seed
+        self.latest: dict[str, float] = {}
+        """The last step's metrics, for the progress bar."""
+        self.validations: dict[int, dict[str, float]] = {}
+        """Validation metrics by the step they were taken at."""
+        self.totals = Validation()
+        self.step_ended_at = 0.0
+        self.stop: StopRequest | None = None
+        """Looked at once a step; the ranks agree on it."""
+        self.stop_agreed = False
+        self.skipped = SkippedSteps()
+
+    def configure_model(self) -> None:
+        if not self.decoder.word_embeddings.weight.is_meta:
+            return
+        if self.device_mesh is not None:
+            parallelize(self.decoder, self.device_mesh, self.compute)
+        self.decoder.to_empty(device=self.device)
+        fill(self.decoder, self.tensors)
+
+    def _step(self, batch: MicroBatch) -> Tensor:
+        """Summed negative log-likelihood of the batch's trained tokens."""
+        head = partial(linear_cross_entropy, labels=batch.labels)
+        nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
+        return nll
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Asked for anew each time: spreading a model over devices makes parameters of its own."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+
+    def on_train_start(self) -> None:
+        if self.global_step:
+            self.set_rates()
+        self.step_ended_at = time.perf_counter()
+
+    def set_rates(self) -> None:
+        """This run's, whatever the checkpoint says: a change that was allowed is one."""
+        scheduler: Any = self.lr_schedulers()
+        rate = self.learning_rate * learning_rate_factor(self.global_step, self.config, self.total_steps)
+        scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
+        scheduler._last_lr = [rate for _ in scheduler.base_lrs]
+        for group, now in zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True):
+            group |= self.optimizer_options() | {"weight_decay": now["weight_decay"], "lr": rate}
+
+    def training_step(self, step: StepBatch, batch_idx: int) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        self.seed_dropout()
+        losses = torch.zeros(len(step.micro_batches), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(step.micro_batches):
+            last = number == len(step.micro_batches) - 1
+            with nullcontext() if last else self.gradients_incomplete():
+                loss = self._step(batch)
+                losses[number] = loss.detach()
+                # Gradients are averaged over the ranks, but the sum is wanted.
+                self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
+        loss_value = self.agree(losses) / step.trained_tokens
+        norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
+        learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            self.refuse_or_skip(step, losses, loss_value, norm, learning_rate)
+        else:
+            self.skipped.in_a_row = 0
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr]
+        self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
+
+    def agree(self, losses: Tensor) -> float:
+        """The step's summed loss over all ranks, and whether one of them was asked to stop: in one exchange."""
+        asked = float(self.stop is not None and self.stop.asked)
+        total, stop = self.summed(torch.stack([losses.sum(), losses.new_tensor(asked)])).tolist()
+        self.stop_agreed = stop > 0
+        return total
+
+    def seed_dropout(self) -> None:
+        """By a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
+        share = dist.get_rank(self.data_group) if dist.is_initialized() else 0
+        seed = int(np.random.SeedSequence((self.seed, self.trainer.global_step, share)).generate_state(1)[0])
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a stack trace for each absent device
+        else:
+            torch.manual_seed(seed)
+
+    def gradients_incomplete(self) -> AbstractContextManager[None]:
+        """DDP need not exchange them yet."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that each took a share of the step."""
+        return dist.get_world_size(self.data_group) if dist.is_initialized() else 1
+
+    @property
+    def data_group(self) -> dist.ProcessGroup | None:
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over the shares of all ranks."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor, group=self.data_group)
+        return tensor
+
+    def refuse_or_skip(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
+        """Raises NonFiniteLossError, or with on_nonfinite=skip leaves the step out.
+
+        Every rank comes to the same, from what was summed over all.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = rows_in(data, step, losses, math.isfinite(loss))
+        what = describe(self.trainer.global_step, loss, norm, rate, rows)
+        if self.config.on_nonfinite == "stop":
+            raise refusal(what)
+        self.skipped.skip(what, self.trained_parameters())
+
+    def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
+        """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
+        now = time.perf_counter()
+        self.latest = {
+            "train/loss": loss,
+            "train/tokens_per_second": tokens / (now - self.step_ended_at),
+            "grad_norm": gradient_norm,
+            "lr": learning_rate,
+        }
+        self.step_ended_at = now
+        if self.skipped.steps:
+            self.latest["train/skipped_steps"] = self.skipped.steps
+        if self.logger and self.global_step % self.config.log_every_n_steps == 0:
+            self.logger.log_metrics(self.latest, step=self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        self.totals = Validation()
+
+    def validation_step(self, step: StepBatch, batch_idx: int) -> None:
+        if self.stop is not None and float(self.summed(torch.tensor([float(self.stop.asked)], device=self.device))):
+            self.stop.leave()  # the checkpoint was written before
+        end = self.trainer.datamodule.tokenizer.end_of_text_id  # type: ignore[attr-defined]
+        for batch in step.micro_batches:
+            head = partial(stopping_cross_entropy, labels=batch.labels, end_of_text_id=end)
+            self.totals.add(batch, self.decoder(batch.input_ids, batch.document_lengths, head=head))
+
+    def on_validation_epoch_end(self) -> None:
+        totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
+        metrics = Validation(*self.summed(totals).tolist()).metrics()
+        self.validations[self.trainer.global_step] = metrics
+        self.log_dict(metrics, logger=False)  # for the callbacks that watch val/loss
+        if self.logger:
+            self.logger.log_metrics(metrics, step=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validations"] = self.validations
+        checkpoint["skipped"] = vars(self.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        count_on(self.trainer, checkpoint["global_step"])
+        self.validations = checkpoint["validations"]
+        self.skipped = SkippedSteps(**checkpoint["skipped"])
+
+    def on_validation_end(self) -> None:
+        self.step_ended_at = time.perf_counter()  # validation isn't training time
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=True, **self.optimizer_options())
+        factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """AdamW decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
+        parameters = self.trained_parameters()
+        return [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    def optimizer_options(self) -> dict[str, Any]:
+        return {
+            "lr": self.learning_rate,
+            "betas": (self.config.beta1, self.config.beta2),
+            "eps": self.config.epsilon,
+        }
+
+
+def count_on(trainer: pl.Trainer, step: int) -> None:
+    """Lightning counts on from a finished step; its loader gives the steps after it (data.py).
+
+    All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
+    checkpoint may be written, is neither saved nor restored.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    steps, batches = loop.manual_optimization.optim_step_progress.total, loop.batch_progress.total
+    for count in (steps, batches):
+        for name in vars(count):
+            setattr(count, name, step)

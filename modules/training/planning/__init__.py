@@ -1,0 +1,1 @@
+"""What a training run will do and take, known before it starts: steps, memory, and whether that is there."""

@@ -1,0 +1,213 @@
+"""What a training step needs of a device's memory, in closed form: nothing is built, so any size can be asked for.
+
+Letters as in decoder.py, and t: tensor_parallel. Each term stands for allocations that torch's profiler shows in a
+step on the CPU (docs/sizes.md compares the sum with what was measured); the terms of several devices follow from what
+the strategies keep where. GPUs need a little less: their dropout masks take a byte, and attention with dropout keeps
+no scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ...config.model import ModelConfig
+from ...config.training import TrainerConfig
+from ...model.loss import CHUNK
+
+WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
+"""Of a weight by trainer.precision; its gradient and AdamW's two moments take the same each."""
+
+
+PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
+"""Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes a device. The parts don't all exist at once: their sum is more than the peak."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """What a forward pass keeps for the backward pass."""
+    temporary: int
+    """What is alive beside those when memory peaks: logits, gradients of activations, gathered layers."""
+    peak: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of a step where memory may peak: bytes alive beside weights and optimizer."""
+
+    gradients: float
+    activations: float
+    temporary: float
+
+    @property
+    def total(self) -> float:
+        return self.gradients + self.activations + self.temporary
+
+
+def training_memory(
+    model: ModelConfig,
+    trainer: TrainerConfig,
+    document_lengths: Sequence[int],
+    accumulates: bool = True,
+    adapter_parameters: int | None = None,
+) -> TrainingMemory:
+    """For steps whose largest micro-batch has documents of these lengths (equal ones side by side).
+
+    accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
+    adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
+    """
+    return Step(model, trainer, document_lengths, accumulates, adapter_parameters).memory()
+
+
+class Step:
+    """The sizes that the terms share; every method returns bytes on one device."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        trainer: TrainerConfig,
+        document_lengths: Sequence[int],
+        accumulates: bool,
+        adapter_parameters: int | None,
+    ) -> None:
+        assert model.vocab_size
+        self.model, self.trainer = model, trainer
+        self.adapter_parameters = adapter_parameters
+        self.parts = trainer.tensor_parallel
+        self.weight = WEIGHT_BYTES[trainer.precision]
+        self.product = PRODUCT_BYTES[trainer.precision]
+        # FSDP gathers weights in bf16 (strategies.compute_format): all that it computes is bf16, without autocast.
+        spread = trainer.strategy == "fsdp" and trainer.devices * trainer.nodes > 1
+        self.residual = self.product if spread else self.weight
+        self.mixed = self.residual != self.product
+        self.sharded = trainer.strategy == "fsdp" and trainer.data_parallel > 1
+        # DDP's buckets hold all gradients from the first step on, also between steps.
+        self.accumulates = accumulates or (trainer.data_parallel > 1 and not self.sharded)
+        self.tokens = sum(document_lengths)
+        self.runs = [(len(list(group)), length) for length, group in groupby(document_lengths)]
+        self.hidden = self.tokens * model.hidden_size
+        c = model.hidden_size
+        # Row-parallel biases, LayerNorms and positions are whole on each device, everything else is cut.
+        self.layer_parameters = (12 * c * c + 7 * c) / self.parts + 6 * c
+        self.embedding = model.vocab_size * c / self.parts
+        self.root_parameters = self.embedding + model.max_position_embeddings * c + 2 * c
+
+    def memory(self) -> TrainingMemory:
+        shards = self.trainer.data_parallel if self.sharded else 1
+        own = (self.model.num_hidden_layers * self.layer_parameters + self.root_parameters) / shards
+        adapters = 4 * (self.adapter_parameters or 0) / (self.parts * shards)  # float32 beside weights of any type
+        weights = own * self.weight + adapters
+        gradients = own * self.weight if self.adapter_parameters is None else adapters
+        kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
+        moments = self.moments(gradients, kept)
+        highest = max(moments, key=lambda moment: moment.total)
+        fixed = weights + 2 * gradients + self.cast_weights() + self.gathered()
+        return TrainingMemory(
+            weights=round(weights),
+            gradients=round(gradients),
+            optimizer=round(2 * gradients),
+            activations=round(kept),
+            temporary=round(highest.temporary + self.cast_weights() + self.gathered()),
+            peak=round(fixed + highest.total),
+        )
+
+    def moments(self, gradients: float, kept: float) -> list[Moment]:
+        """Where a step's memory may peak, in order. Which of them is highest depends on the sizes."""
+        earlier = gradients if self.accumulates else 0.0
+        # The head's waits for the embedding's own, as they are tied; adapters leave both frozen.
+        head_gradient = self.embedding * self.residual if self.adapter_parameters is None else 0.0
+        loss = self.hidden * self.residual + head_gradient  # what LinearCrossEntropy keeps
+        in_layer = self.recomputed_by_layer() + self.layer_backward() + head_gradient
+        one_layer = self.kept_by_layer()
+        first_layer_gradients = gradients - head_gradient if not self.accumulates else gradients
+        return [
+            Moment(earlier, kept, loss + self.hidden * self.residual + self.logits()),
+            Moment(earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
+            Moment(earlier, kept, in_layer),
+            Moment(max(first_layer_gradients, 0), one_layer, in_layer),
+            Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+        ]
+
+    def kept_by_layer(self) -> float:
+        c, a = self.hidden * self.residual, self.hidden * self.product
+        dropout = self.model.hidden_dropout_prob > 0
+        if self.trainer.activation_checkpointing == "full":
+            return c  # the layer's input
+        if self.trainer.activation_checkpointing == "selective":
+            # Input; attention.dense; query_key_value and dense_h_to_4h; attention, unless it draws random numbers.
+            attention = 0.0 if self.model.attention_probs_dropout_prob else a / self.parts + self.attention_statistics()
+            return c + a + 7 * a / self.parts + attention + dropout * a
+        return self.kept_without_checkpointing()
+
+    def kept_without_checkpointing(self) -> float:
+        """LayerNorms' inputs and outputs; query, key, value; attention; before and after GELU."""
+        c, a = self.hidden * self.residual, self.hidden * self.product
+        attention = a / self.parts * (2 if len(self.runs) > 1 else 1)  # several runs are concatenated: a copy
+        masks = 2 * a if self.model.hidden_dropout_prob else 0.0
+        statistics = self.attention_statistics() + 16 * self.tokens  # mean and deviation of two LayerNorms
+        return 2 * c + 2 * a + 11 * a / self.parts + attention + masks + statistics + self.attention_in_parts()
+
+    def attention_statistics(self) -> float:
+        """Each head's logarithm of the softmax's denominator."""
+        return 4 * self.tokens * self.model.num_attention_heads / self.parts
+
+    def attention_in_parts(self) -> float:
+        """Attention dropout has no fused kernel: softmax, mask and their product, (heads, T, T) each, are kept.
+
+        Autocast takes all of this, and query, key and value, in float32.
+        """
+        if not self.model.attention_probs_dropout_prob:
+            return 0.0
+        squares = sum(count * length**2 for count, length in self.runs)
+        scores = 3 * squares * self.model.num_attention_heads * self.residual
+        return (scores + 3 * self.hidden * (self.residual - self.product)) / self.parts
+
+    def kept_outside_layers(self) -> float:
+        """The last LayerNorm's input, the embeddings' dropout mask, ids, labels and positions."""
+        return self.hidden * self.residual * (2 if self.model.hidden_dropout_prob else 1) + 40 * self.tokens
+
+    def recomputed_by_layer(self) -> float:
+        """What checkpointing has dropped of a layer, at hand again while its backward pass runs."""
+        if self.trainer.activation_checkpointing == "none":
+            return 0.0
+        again = self.kept_without_checkpointing() - self.kept_by_layer()
+        return again + (self.hidden * self.product if self.trainer.activation_checkpointing == "selective" else 0.0)
+
+    def layer_backward(self) -> float:
+        """Gradients of a layer's output and, four times as wide, of GELU's; that of the largest matrix."""
+        c, a = self.hidden * self.residual, self.hidden * self.product
+        matrix = 4 * self.model.hidden_size**2 / self.parts * (self.residual + (self.product if self.mixed else 0))
+        return c + (a if self.mixed else 0) + 4 * a / self.parts + matrix
+
+    def logits(self) -> float:
+        """A chunk's logits, its softmax's own copy, and the chunk before, which Python still holds."""
+        assert self.model.vocab_size
+        vocabulary = self.model.vocab_size / self.parts
+        rows = min(self.tokens, CHUNK)
+        following = min(max(self.tokens - CHUNK, 0), CHUNK)
+        before = CHUNK * (4 + (0 if self.residual == 4 else 2)) if following else 0
+        in_softmax = max(8 * rows, before + 8 * following) * vocabulary
+        casts = 6 * rows * vocabulary + 2 * self.embedding if self.mixed else 0.0
+        return max(in_softmax, casts)
+
+    def cast_weights(self) -> float:
+        """Autocast's copies of the matrices and biases, kept until the step ends."""
+        if not self.mixed:
+            return 0.0
+        c = self.model.hidden_size
+        layer = (12 * c * c + 7 * c) / self.parts + 2 * c
+        return 2 * (self.model.num_hidden_layers * layer + self.embedding)
+
+    def gathered(self) -> float:
+        """FSDP: embeddings whole for the step; two layers (the next is fetched meanwhile); one layer's gradient."""
+        if not self.sharded:
+            return 0.0
+        return (self.root_parameters + 3 * self.layer_parameters) * self.product

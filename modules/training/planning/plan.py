@@ -1,0 +1,114 @@
+"""What a training run will do, worked out before it does anything: sizes, steps, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...config.model import ModelConfig, SizeConfig
+from ...config.training import TrainConfig, TrainingConfig
+from ...data.datamodule import TextDataModule
+from ...model.decoder import parameter_count
+from ...model.lora import lora_parameter_count
+from .memory import TrainingMemory
+from .memory_limit import MemoryDemand, in_words
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    parameters: int
+    rows: int
+    rows_cut: int
+    rows_split: int
+    tokens_per_epoch: int
+    tokens_per_step: float
+    """Trained tokens, on average."""
+    steps_per_epoch: int
+    total_steps: int
+    learning_rate: float
+    """The schedule's peak factor."""
+    warmup_steps: int
+    demand: MemoryDemand
+    """What the memory of a step depends on."""
+    memory: TrainingMemory
+    """The largest a step can need, whatever the shuffle."""
+
+    def adapters(self) -> str:
+        trained = self.demand.adapter_parameters
+        return "" if trained is None else f", frozen; {trained:,} in adapters are trained"
+
+    def unreached(self) -> str:
+        if self.warmup_steps <= self.total_steps:
+            return ""
+        return f", not reached: the run ends in its {self.warmup_steps:,} steps of warm-up (train.warmup_steps)"
+
+    def describe(self) -> dict[str, str]:
+        """Label → text, for printing."""
+        memory = self.memory
+        over_long = f"{self.rows_split:,} split, {self.rows_cut:,} cut" if self.rows_split + self.rows_cut else "none"
+        return {
+            "parameters": f"{self.parameters:,}{self.adapters()}",
+            "rows": f"{self.rows:,} (over-long: {over_long})",
+            "tokens an epoch": f"{self.tokens_per_epoch:,}",
+            "tokens a step": f"{self.tokens_per_step:,.0f}",
+            "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
+            "learning rate": f"{self.learning_rate:g}{self.unreached()}",
+            "memory a device": f"{in_words(memory.peak)} at a step's peak, where not all of these meet:",
+            "  weights": in_words(memory.weights),
+            "  gradients": in_words(memory.gradients),
+            "  optimizer": in_words(memory.optimizer),
+            "  activations": in_words(memory.activations),
+            "  temporary": in_words(memory.temporary),
+        }
+
+
+def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) -> TrainingPlan:
+    documents = data.documents["train"]
+    tokens = int(documents.trained_tokens.sum())
+    steps_per_epoch = data.steps_per_epoch
+    total_steps = min(
+        config.train.max_steps or math.inf,
+        steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf,
+    )
+    demand = MemoryDemand(
+        model,
+        config.trainer,
+        np.sort(documents.lengths)[::-1],
+        data.batch_size,
+        data.batch_tokens,
+        config.train.micro_batch_tokens,
+        lora_parameter_count(model, config.lora) if config.lora.rank else None,
+    )
+    return TrainingPlan(
+        parameters=parameter_count(model),
+        rows=documents.rows,
+        rows_cut=documents.rows_cut,
+        rows_split=documents.rows_split,
+        tokens_per_epoch=tokens,
+        tokens_per_step=tokens / steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=int(total_steps),
+        learning_rate=peak_learning_rate(config),
+        warmup_steps=config.train.warmup_steps,
+        demand=demand,
+        memory=demand.memory(),
+    )
+
+
+def peak_learning_rate(config: TrainingConfig) -> float:
+    """train.learning_rate, else the model size's own."""
+    rate = config.train.learning_rate
+    if rate is None and config.model:
+        rate = config.model.learning_rate
+    assert rate is not None, "TrainingConfig.complaints sees to it"
+    return rate
+
+
+def batch_of(train: TrainConfig, size: SizeConfig | None) -> dict[str, int | None]:
+    """{"batch_size": …, "batch_tokens": …}, one of them set: what train says, else the model size's own."""
+    if train.batch_size or train.batch_tokens:
+        return {"batch_size": train.batch_size, "batch_tokens": train.batch_tokens}
+    assert size, "TrainingConfig.complaints sees to it"
+    return {"batch_size": None, "batch_tokens": size.batch_tokens}

@@ -1,0 +1,197 @@
+"""Going on with an interrupted run: whose folder it is, what was different then, and which checkpoint is sound.
+
+A run's folder of checkpoints holds origin.json: the MLflow run, the resolved configuration, and hashes of the rows, the
+tokenizer and the weights that training started from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint.model_folder import write_architecture
+from ..checkpoint.weights import CheckpointError
+from ..config.training import TrainingConfig
+from ..system.atomic import DRAFT, drafts_in, new_folder, remove
+from ..system.checksums import damage
+from .callbacks import checkpoints_in
+from .origin import CHECKPOINTS, Origin, read_origin, require_same, write_origin
+from .setup import Training
+from .strategies import PROGRESS, read_progress
+
+logger = logging.getLogger("moyun.resume")
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | None]:
+    """Locks output_dir for this process; yields the origin of the run in it, None where it is new or empty.
+
+    Raises ValueError where another process has it, or where it holds anything else: nothing is overwritten.
+    """
+    if output_dir is None:
+        yield None
+        return
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file: choose another name")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            yield earlier_run(folder, resume)
+        finally:
+            if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
+                shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The system frees it with the process, however that ends; on a file system without locks it holds nobody back."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise ValueError(f"output_dir={folder} is in use by {owner}: choose another, or wait for it") from None
+        except OSError as error:
+            logger.warning("%s has no locks (%s): see to it that no other run writes there", folder, error)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        stream.flush()
+        yield
+
+
+def earlier_run(folder: Path, resume: str | None) -> Origin | None:
+    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not DRAFT.fullmatch(path.name))
+    if not inside:
+        remove_drafts(folder)
+        return None
+    origin = read_origin(folder / CHECKPOINTS)
+    if origin and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
+        remove_drafts(folder)
+        return origin
+    if origin:
+        hint = "it holds a run, which train.resume_from=auto goes on with, or takes as it is where it is finished"
+    else:
+        hint = f"it holds {', '.join(inside[:5])}"
+    raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")
+
+
+def same_place(resume_from: str, known: str | None) -> bool:
+    return known is not None and str(Path(resume_from).resolve()) == known
+
+
+def remove_drafts(folder: Path) -> None:
+    """What a killed process left half written; whoever has the folder's lock is the only one to write there."""
+    for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+        remove(path)
+
+
+def newest_sound(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; newer ones that aren't are put aside.
+
+    None where there is none; CheckpointError where all are damaged, which then stay where they are.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(checkpoints_in(checkpoints).values()):
+        wrong = damage(path)
+        if wrong is None:
+            for other, reason in damaged:
+                put_aside(other, reason)
+            return path
+        damaged.append((path, wrong))
+    if damaged:
+        raise CheckpointError(
+            f"none of the checkpoints in {checkpoints} is sound: "
+            f"{', '.join(f'{path.name} ({wrong})' for path, wrong in damaged)}; start again in another output_dir"
+        )
+    return None
+
+
+def put_aside(path: Path, wrong: str) -> None:
+    aside = path.with_name(f"damaged.{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    logger.warning("%s is damaged (%s): it was renamed to %s, and an earlier one is taken", path, wrong, aside.name)
+
+
+def given_checkpoint(resume_from: str) -> Path:
+    """The checkpoint that train.resume_from names. ValueError for what is none, or damaged."""
+    path = Path(resume_from)
+    if not (path / PROGRESS).is_file():
+        raise ValueError(
+            f"train.resume_from={resume_from} is no checkpoint; give one of a run's checkpoints/*.ckpt folders"
+        )
+    if wrong := damage(path):
+        raise CheckpointError(f"train.resume_from={resume_from} is damaged ({wrong}); take another checkpoint")
+    return path.resolve()
+
+
+def where_to_start(
+    config: TrainingConfig, folder: str | None, before: Origin | None, now: Origin, total_steps: int
+) -> tuple[Path | None, Origin]:
+    """The checkpoint to go on from, None for the first step; with what the run is made from. `folder` is the run's.
+
+    ValueError where it is of another training, or of a finished one.
+    """
+    given = config.train.resume_from
+    if before:
+        place = Path(folder or ".") / CHECKPOINTS
+        require_same(before, now, config.train.allow_changed, place)
+        now = dataclasses.replace(now, resumed_from=before.resumed_from)
+        checkpoint = newest_sound(place) or (given_checkpoint(before.resumed_from) if before.resumed_from else None)
+    elif given and given != "auto":
+        checkpoint = given_checkpoint(given)
+        now = dataclasses.replace(now, resumed_from=str(checkpoint))
+        if source := read_origin(checkpoint.parent):
+            require_same(source, now, config.train.allow_changed, checkpoint.parent)
+        if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
+            raise ValueError(
+                f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
+                "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
+            )
+    else:
+        return None, now
+    return checkpoint, now
+
+
+def describe_start(checkpoint: Path | None) -> dict[str, str]:
+    """Where a resumed run goes on, as lines to show."""
+    step = read_progress(checkpoint)["global_step"] if checkpoint else 0
+    return {"at step": f"{step:,}", "from": str(checkpoint or "the beginning: no checkpoint yet")}
+
+
+def followed(config: TrainingConfig) -> Path | None:
+    """Where a process that isn't the first goes on: at what the first one finds sound, which it tells when it loads."""
+    given = config.train.resume_from
+    place = Path(config.output_dir) / CHECKPOINTS if config.output_dir else None
+    if place and given and (found := checkpoints_in(place)):
+        return next(iter(found.values()))
+    if given and given != "auto":
+        return Path(given)
+    before = read_origin(place) if place and given else None
+    return Path(before.resumed_from) if before and before.resumed_from else None
+
+
+def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
+    """What lets every checkpoint of the run be opened as a model, and gone on from."""
+    if folder.exists():
+        for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
+            shutil.rmtree(folder.parent / name, ignore_errors=True)
+        write_origin(folder, origin)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder, "a run") as draft:
+        write_architecture(draft, training.model)
+        training.tokenizer.save(draft)
+        write_origin(draft, origin)

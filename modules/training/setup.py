@@ -1,0 +1,123 @@
+"""What a training run is made of, before it starts: rows, tokenizer, architecture, data module, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytorch_lightning as pl
+
+from ..checkpoint.loading import open_model
+from ..config.data import TokenizerConfig
+from ..config.model import ModelConfig
+from ..config.training import TrainingConfig
+from ..data.arrow import fingerprint, text_batches
+from ..data.datamodule import TextDataModule
+from ..data.quarantine import Quarantine
+from ..data.sources import RowSource
+from ..data.splits import load_splits
+from ..model.parallel import require_cuttable
+from ..system.cache import cache_folder, cached
+from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .origin import Origin, origin_of
+from .planning.plan import TrainingPlan, batch_of, make_plan
+from .strategies import require_devices
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained on what: the same on every process."""
+
+    start: Path | None
+    splits: dict[str, datasets.Dataset]
+    tokenizer: Tokenizer
+    model: ModelConfig
+    data: TextDataModule
+    plan: TrainingPlan
+    quarantine: Quarantine | None = None
+    """Rows that were left out."""
+
+
+def set_up(
+    config: TrainingConfig, start: Path | None, rows: RowSource | None = None, quarantine: Quarantine | None = None
+) -> Training:
+    """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with."""
+    require_devices(config.trainer)
+    pl.seed_everything(config.seed, verbose=False)
+    splits = load_splits(config.data, config.seed, rows, quarantine)
+    tokenizer = choose_tokenizer(config, start, splits["train"])
+    model = architecture(config, start, tokenizer)
+    data = data_module(config, splits, tokenizer)
+    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
+
+
+def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
+    """What the start folder says, else config.model with the tokenizer's vocabulary. ValueError if they don't fit."""
+    model = open_model(start).config if start else config.model
+    assert model is not None
+    model.vocab_size = model.vocab_size or tokenizer.vocab_size
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries")
+    if config.data.sequence_length > model.max_position_embeddings:
+        raise ValueError(
+            f"data.sequence_length={config.data.sequence_length} is over the model's "
+            f"max_position_embeddings ({model.max_position_embeddings}): give a shorter one"
+        )
+    require_cuttable(model, config.trainer.tensor_parallel)
+    return model
+
+
+def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tokenizer: Tokenizer) -> TextDataModule:
+    return TextDataModule(
+        splits,
+        tokenizer,
+        config.data,
+        **batch_of(config.train, config.model),
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        seed=config.seed,
+    )
+
+
+def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
+    """With the prompt template that the rows need: none for plain text; for pairs config's, else the tokenizer's."""
+    if start:
+        tokenizer = load_tokenizer(start)
+    elif config.tokenizer.path:
+        tokenizer = load_tokenizer(config.tokenizer.path)
+    else:
+        tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
+    template = None
+    if "tgt_txt" in rows.column_names:
+        template = config.data.prompt_template or tokenizer.prompt_template or "{src_txt}"
+    return tokenizer.with_prompt_template(template)
+
+
+def trained_on(rows: datasets.Dataset, config: TokenizerConfig, cache: Path) -> Tokenizer:
+    arguments = {"kind": config.kind, "vocab_size": config.vocab_size, "min_frequency": config.min_frequency}
+
+    def build(folder: Path) -> None:
+        train_tokenizer(Texts(rows), **arguments).save(folder)  # type: ignore[arg-type]
+
+    return load_tokenizer(cached(cache, "tokenizer", {"rows": fingerprint(rows), **arguments}, build))
+
+
+@dataclass
+class Texts:
+    """All texts of the rows, as often as they are asked for."""
+
+    rows: datasets.Dataset
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in text_batches(self.rows):
+            for texts in batch.values():
+                yield from texts
+
+
+def describe_origin(
+    stage: str, run_id: str, config: TrainingConfig, training: Training, parent: dict[str, str] | None
+) -> Origin:
+    data = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
+    base = parent["weights_sha256"] if parent else None
+    return origin_of(stage, run_id, config, data, training.tokenizer.fingerprint, base)

@@ -1,0 +1,68 @@
+"""What a validation adds up, and the metrics that it comes to: the loss, and how well the model has learnt to stop.
+
+A model that doesn't stop by itself writes on until it is cut off, and no loss tells: an end-of-text is one label of a
+whole row. So its part of the loss is kept apart, and whether it would be written, greedily, where a text ends and
+where it doesn't.
+"""
+# MERGED DOCS:
+# """Measures of a language model that more than one module must compute alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..data.packing import MicroBatch
+
+
+def perplexity_per_character(total_nll: float, characters: int, rows: int) -> float:
+    """Perplexity per character: exp(total_nll / (characters + rows)).
+
+    total_nll is the negative log-likelihood in nats of every scored character, punctuation included, and of
+    the end of text of every row; so the number of predictions is one a character plus one a row. Counted in
+    characters and not in tokens, it compares models whatever their tokenizers.
+
+    Raises ValueError when nothing was scored.
+    """
+    if characters + rows <= 0:
+        raise ValueError("perplexity of no text is undefined: score at least one row")
+    return math.exp(min(total_nll / (characters + rows), 700.0))  # a float ends at e^709
+
+
+@dataclass
+class Validation:
+    """Sums over micro-batches, and over ranks."""
+
+    nll: float = 0.0
+    end_nll: float = 0.0
+    ends_found: float = 0.0
+    false_ends: float = 0.0
+    tokens: float = 0.0
+    characters: float = 0.0
+    ends: float = 0.0
+
+    def add(self, batch: MicroBatch, found: Tensor) -> None:
+        """found: (4,), from loss.stopping_cross_entropy."""
+        nll, end_nll, ends_found, false_ends = found.tolist()
+        self.nll += nll
+        self.end_nll += end_nll
+        self.ends_found += ends_found
+        self.false_ends += false_ends
+        self.tokens += batch.trained_tokens
+        self.characters += batch.characters
+        self.ends += batch.ends
+
+    def metrics(self) -> dict[str, float]:
+        metrics = {
+            "val/loss": self.nll / self.tokens,
+            "val/perplexity": math.exp(min(self.nll / self.tokens, 700.0)),
+            "val/perplexity_per_char": perplexity_per_character(self.nll, int(self.characters), int(self.ends)),
+        }
+        if self.ends:
+            metrics["val/end_of_text_nll"] = self.end_nll / self.ends
+            metrics["val/end_of_text_found"] = self.ends_found / self.ends
+        if self.tokens > self.ends:
+            metrics["val/end_of_text_early"] = self.false_ends / (self.tokens - self.ends)
+        return metrics

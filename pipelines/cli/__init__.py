@@ -1,0 +1,1 @@
+"""What the stages share on the command line: arguments, printing, several processes, results as text."""

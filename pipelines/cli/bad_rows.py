@@ -1,0 +1,34 @@
+"""What every stage that reads rows does with bad ones: leave them out if so asked, and say which they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modules.config.data import DataConfig, PrepareConfig
+from modules.data.quarantine import QUARANTINE, Quarantine
+from modules.tracking.tracked_run import TrackedRun
+
+from .command_line import show
+
+
+def start_quarantine(config: DataConfig | PrepareConfig) -> Quarantine | None:
+    """None where bad rows are to be refused."""
+    return Quarantine(config.max_bad_rows) if config.bad_rows == "quarantine" else None
+
+
+def report_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
+    """To the terminal by reason, and to the MLflow run as quarantine.jsonl, a metric and a tag."""
+    if quarantine is None:
+        return
+    run.write_metrics({"rows/quarantined": len(quarantine.rows)}, 0)
+    if quarantine.rows:
+        counts = quarantine.counts()
+        run.set_tags({"quarantined": "; ".join(f"{count} × {reason}" for reason, count in counts.items())[:5000]})
+        run.log_text(quarantine.text(), QUARANTINE)
+        show(f"rows left out ({QUARANTINE} has them)", {reason: f"{count:,}" for reason, count in counts.items()})
+
+
+def keep_quarantine(quarantine: Quarantine | None, folder: Path) -> None:
+    """The same list in a stage's output folder."""
+    if quarantine and quarantine.rows:
+        quarantine.write(folder / QUARANTINE)

@@ -1,0 +1,1 @@
+"""What maintainers run: pages of docs/ that are made from the code, locks, notebooks, pictures."""

@@ -1,0 +1,44 @@
+"""`python notebooks/render.py [NAME …]`: runs the notebooks and writes their pictures to docs/pictures/NAME-1.png, ….
+
+On the models and runs of this folder's tracking store (`make demo` makes some), or of MLFLOW_TRACKING_URI.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+ROOT = Path(__file__).parents[1]
+
+
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs; nothing is written to its file. CellExecutionError where a cell fails."""
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}})
+    return client.execute()
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
+    """PNGs, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+
+
+def render(names: Sequence[str]) -> None:
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if names and path.stem not in names:
+            continue
+        for number, picture in enumerate(pictures(executed(path)), 1):
+            (PICTURES / f"{path.stem}-{number}.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    render(sys.argv[1:])
