@@ -26,30 +26,30 @@ test: $(VENV)/installed-dev ## Run the tests
 	$(RUN) -m pytest $(TEST_ARGS)
 
 faults: $(VENV)/installed-dev ## 100 faults in training runs, 20 kills of a tracking server: nothing lost? (about 15 minutes)
-	$(RUN) -m tests.faults $(FAULT_ARGS)
-	$(RUN) tests/measure_tracking.py kills=20 store=sqlite
-	$(RUN) tests/measure_tracking.py kills=0
+	$(RUN) -m tests.workflow.faults $(FAULT_ARGS)
+	$(RUN) -m benchmarks.measure_tracking kills=20 store=sqlite
+	$(RUN) -m benchmarks.measure_tracking kills=0
 
 fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests and random rows (about 6 minutes)
-	$(RUN) tests/fuzz.py cases=5000 seed=$$(date +%s)
-	HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/test_properties.py --timeout 1200
+	$(RUN) -m tests.workflow.fuzz cases=5000 seed=$$(date +%s)
+	HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/workflow/test_properties.py --timeout 1200
 
 check: $(VENV)/installed-dev ## Format, lint, types, known vulnerabilities
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(RUN) locks/audit.py
+	$(RUN) -m tools.audit
 
 docs: $(VENV)/installed-dev ## Rewrite the pages of docs/ that are made from the code
-	$(RUN) docs/configuration.py
-	$(RUN) docs/recipes.py
+	$(RUN) -m tools.configuration
+	$(RUN) -m tools.recipes
 
 lock: ## Rewrite constraints.txt and locks/: the newest versions that pyproject.toml allows (torch stays as pinned)
 	grep '^torch==' constraints.txt > constraints.new && mv constraints.new constraints.txt
 	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/(==[^+]+)\+.*/\1/' > constraints.txt
-	$(PIP) uv && $(RUN) locks/lock.py
+	$(PIP) uv && $(RUN) -m tools.lock
 	$(MAKE) $(VENV)/installed-dev
 
 clean: ## Remove .venv and caches; runs and models stay

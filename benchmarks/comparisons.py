@@ -10,10 +10,10 @@ from .config import BenchmarkConfig
 from .machine import flops_per_token, gpu_peak
 from .subjects import Comparison, Medians, Subject, tcmalloc
 
-OWN = "pipelines.benchmark_turns"
+OWN = "benchmarks.moyun_turns"
 
 
-PEERS = "modules.benchmark.peer_"
+PEERS = "benchmarks.peer_"
 
 
 FINETUNE = "moyun, pipelines.finetune"
@@ -73,7 +73,7 @@ def training(config: BenchmarkConfig) -> Iterator[Comparison]:
         subjects.append(Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)))
         products = {"tokens": section.batch_tokens, "repeats": 3}
         preloaded = tcmalloc() is not None  # a limit takes what helps
-        subjects.append(Subject(PRODUCTS, "modules.benchmark.machine:products", products, allocator=preloaded))
+        subjects.append(Subject(PRODUCTS, "benchmarks.machine:products", products, allocator=preloaded))
         title = f"Training, documents of at most {length} tokens, {section.batch_tokens:,} tokens a step"
         note = partial(share_of_limit, flops_per_token(config.model.__dict__, 0))
         yield Comparison(f"training.{length}", "training", title, "tokens/s", subjects, note=note)
@@ -152,7 +152,7 @@ def llama_cpp(number_format: str, options: dict[str, Any]) -> Subject:
 
 def reading(rows: int, bytes_per_weight: int) -> Subject:
     options = {"rows": rows, "bytes_per_weight": bytes_per_weight}
-    return Subject("limit: every weight read once a token", "modules.benchmark.machine:reading", options)
+    return Subject("limit: every weight read once a token", "benchmarks.machine:reading", options)
 
 
 def startup(config: BenchmarkConfig) -> Iterator[Comparison]:
@@ -177,7 +177,7 @@ def startup(config: BenchmarkConfig) -> Iterator[Comparison]:
 
 
 def data(config: BenchmarkConfig) -> Iterator[Comparison]:
-    tokenizing = partial(Subject, function="modules.benchmark.tokenizing:rate")
+    tokenizing = partial(Subject, function="benchmarks.tokenizing:rate")
     subjects = [
         own("tokenizing", "moyun, character", {"kind": "character"}),
         own("tokenizing", "moyun, BERT vocabulary", {"kind": "bert"}),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modules.config.base import StageConfig, too_small
+from modules.config.commands import STAGES
 from modules.config.model import SizeConfig
 
 PARTS = ("training", "memory", "overhead", "generation", "startup", "data", "scaling", "mfu")
@@ -121,3 +122,6 @@ class BenchmarkConfig(StageConfig):
                 f"be measured ({longest} tokens: training.sequence_lengths, scaling.sequence_lengths or "
                 "generation.prompt_tokens + new_tokens)"
             )
+
+
+STAGES["benchmark"] = BenchmarkConfig

@@ -107,7 +107,7 @@ def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
         options, result, log = (Path(folder, name) for name in ("options.json", "result.json", "log.txt"))
         given = {"work": dataclasses.asdict(work), "options": dict(subject.options)}
         options.write_text(json.dumps(given), encoding="utf-8")
-        command = [sys.executable, "-m", "modules.benchmark.worker", subject.function, str(options), str(result)]
+        command = [sys.executable, "-m", "benchmarks.worker", subject.function, str(options), str(result)]
         started = time.time()
         with log.open("wb") as stream:
             environment = environment_of(subject, work)

@@ -1,4 +1,4 @@
-"""moyun's own turns in `pipelines.benchmark`: its commands as a user gives them, and its parts without the frame."""
+"""moyun's own turns in `benchmarks`: its commands as a user gives them, and its parts without the frame."""
 
 from __future__ import annotations
 

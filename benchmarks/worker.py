@@ -1,4 +1,4 @@
-"""One turn: python -m modules.benchmark.worker MODULE:FUNCTION OPTIONS.json RESULT.json"""
+"""One turn: python -m benchmarks.worker MODULE:FUNCTION OPTIONS.json RESULT.json"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from modules.checkpoint import formats as interop
 from modules.checkpoint.adapter import apply_adapter, read_adapter
-from modules.checkpoint.loading import open_model, sound_hash
+from modules.checkpoint.loading import open_model, verified_hash
 from modules.checkpoint.model_folder import write_model
 from modules.checkpoint.weights import StoredModel, in_dtype
 from modules.config.commands import ConvertConfig
@@ -55,8 +55,8 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if target.exists():
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
     model, tokenizer = open_model(source), load_tokenizer(source)
-    digest = sound_hash(source)
-    refuse_small_vocabulary(source, model, tokenizer)
+    digest = verified_hash(source)
+    check_vocabulary_size(source, model, tokenizer)
     if config.adapter:
         model = apply_adapter(model, read_adapter(config.adapter), digest)
     if config.dtype != "keep" and config.format != "gguf":
@@ -74,7 +74,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     return result
 
 
-def refuse_small_vocabulary(source: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
+def check_vocabulary_size(source: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
     assert model.config.vocab_size
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from modules.checkpoint.loading import load_verified, open_model
-from modules.checkpoint.model_folder import how_made
+from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
 from modules.data.corpora.folders import source_of
 from modules.data.splits import load_splits, load_test_rows
@@ -19,7 +19,7 @@ from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import model_card
 from modules.evaluation.report.contents import Report
 from modules.evaluation.report.page import html
-from modules.evaluation.statistics import Measure, grouped
+from modules.evaluation.statistics import Metric, with_clusters
 from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.evaluation.task_rows import columns_of, groups_of, with_targets
 from modules.inference.text_generator import TextGenerator
@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def write_card(name: str, folder: Path, report: Report) -> None:
-    origin = how_made(folder)
+    origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
     draft = draft_of(folder / "README.md")
@@ -114,14 +114,12 @@ def plan(task: Task) -> dict[str, str]:
     }
 
 
-def score_folder(
-    name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto"
-) -> Measure:
+def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto") -> Metric:
     """Perplexity per character of the model in a folder, row by row. `name`: what the progress bar calls it."""
     decoder, tokenizer = load_verified(folder, dtype)
     with progress_of(name) as progress:
         found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
-    return grouped(found.perplexity_per_char, groups_of(rows))
+    return with_clusters(found.perplexity_per_char, groups_of(rows))
 
 
 def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:

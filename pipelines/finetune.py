@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def finetune(config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:
-    """`rows` stands in for data.path: a Dataset, {"src_txt": […]}, or what modules.rows.load_rows takes."""
+    """`rows` stands in for data.path: a Dataset, {"src_txt": […]}, or what modules.data.rows.load_rows takes."""
     from .train import train  # takes seconds to import, and --help needs none of it
 
     return train("finetune", config, rows)

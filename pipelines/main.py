@@ -25,7 +25,7 @@ PLACES = ("path", "init_from", "model", "baseline")
 
 
 def main(config: MainConfig) -> None:
-    refuse_unused(config)
+    check_unused(config)
     with stage_run("main", config):
         made = {"prepare": str(prepare(config.prepare).folder), "start": EMBEDDED}
         first = config.pretrain if config.from_scratch else config.finetune
@@ -50,7 +50,7 @@ def main(config: MainConfig) -> None:
         summarize(config, evaluated, registered)
 
 
-def refuse_unused(config: MainConfig) -> None:
+def check_unused(config: MainConfig) -> None:
     """ValueError for what is said of a pretraining that there won't be."""
     usual = load_config("main")
     shared = {"seed": usual.pretrain.seed, "tracking": usual.pretrain.tracking, "model": usual.pretrain.model}

@@ -12,7 +12,7 @@ from modules.checkpoint.loading import open_model, verify_model
 from modules.config.evaluation import RegisterConfig
 from modules.data.splits import load_test_rows
 from modules.evaluation.promotion import Promotion, decide
-from modules.evaluation.statistics import Comparison, Measure
+from modules.evaluation.statistics import Metric, PairedComparison
 from modules.evaluation.task_rows import GROUP
 from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import log_rows, stage_run
@@ -31,7 +31,7 @@ class RegisterResult:
     champion: bool
     """Whether it carries the alias now."""
     reason: str
-    comparison: Comparison | None = None
+    comparison: PairedComparison | None = None
     """With the champion before it; None for the first."""
 
 
@@ -40,7 +40,7 @@ def register(config: RegisterConfig) -> RegisterResult | None:
     with stage_run("register", config) as run:
         folder = resolve_model(config.model)
         verify_model(folder)
-        refuse_non_finite(folder)
+        check_finite(folder)
         quarantine = start_quarantine(config.data)
         test = load_test_rows(config.data, quarantine, {GROUP} - set(config.data.columns))
         report_quarantine(run, quarantine)
@@ -70,7 +70,7 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         )
 
 
-def promote(found: Measure, holder: ModelVersion | None, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
+def promote(found: Metric, holder: ModelVersion | None, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
     """`decide`, against whoever holds the alias, scored now on the same rows."""
     if holder is None:
         return decide(found, None, None)
@@ -79,7 +79,7 @@ def promote(found: Measure, holder: ModelVersion | None, test: datasets.Dataset,
     return decide(found, against, holder.version, config.level)
 
 
-def refuse_non_finite(folder: Path) -> None:
+def check_finite(folder: Path) -> None:
     for name, tensor in open_model(folder).weights.items():
         if not tensor.read().isfinite().all():
             raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")

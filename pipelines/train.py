@@ -14,7 +14,7 @@ import mlflow
 
 from modules.checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
 from modules.checkpoint.dcp import require_sound, trained_weights
-from modules.checkpoint.loading import open_model, sound_hash
+from modules.checkpoint.loading import open_model, verified_hash
 from modules.checkpoint.model_folder import write_model
 from modules.checkpoint.weights import StoredWeights
 from modules.config.training import TrainingConfig
@@ -28,11 +28,11 @@ from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.fit import fit
-from modules.training.origin import CHECKPOINTS, Origin, differences, write_origin
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
 from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
-from modules.training.setup import Training, describe_origin, set_up
+from modules.training.run_manifest import CHECKPOINTS, RunManifest, differences, write_run_manifest
+from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 from modules.training.strategies import read_progress
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
@@ -48,7 +48,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
     return f"outputs/{stage}-{given}" if given else None
 
 
-def tell_changes(run: TrackedRun, before: Origin | None, now: Origin, start: Path | None) -> None:
+def tell_changes(run: TrackedRun, before: RunManifest | None, now: RunManifest, start: Path | None) -> None:
     """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
     if before and (changes := differences(before, now)):
         step = read_progress(start)["global_step"] if start else 0
@@ -77,12 +77,12 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
-        training = prepare(config, rows)
+        training = set_up_training(config, rows)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
-        made_from = describe_origin(stage, run.info.run_id, config, training, parent)
+        made_from = run_manifest_of(stage, run.info.run_id, config, training, parent)
         start, origin = where_to_start(
             config, known_folder(stage, config), before, made_from, training.plan.total_steps
         )
@@ -103,22 +103,24 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics}
         model, made = write_result(config, training, checkpoint, folder, facts)
         uri = run.log_model(model)
-        write_origin(folder / CHECKPOINTS, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
+        write_run_manifest(
+            folder / CHECKPOINTS, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics)
+        )
         show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
         return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
-def prepare(config: TrainingConfig, rows: RowSource | None) -> Training:
+def set_up_training(config: TrainingConfig, rows: RowSource | None) -> TrainingSetup:
     start = resolve_model(config.train.init_from) if config.train.init_from else None
     return set_up(config, start, rows, start_quarantine(config.data))
 
 
-def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: Origin) -> TrainResult:
+def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
     if not mlflow.active_run():
         connect(config.tracking)
-    training = prepare(config, rows)
-    now = describe_origin(stage, before.run_id, config, training, parent_of(config, training.start))
+    training = set_up_training(config, rows)
+    now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     folder = Path(known_folder(stage, config) or ".")
     if changes := differences(before, now):
         raise ValueError(
@@ -137,7 +139,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
     """What the processes beside the first do."""
     connect(config.tracking)
-    training = prepare(config, rows)
+    training = set_up_training(config, rows)
     if not config.dry_run:
         require_memory(training.plan.demand)
         fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
@@ -150,7 +152,7 @@ def spelled(stage: str, key: str) -> str:
 
 
 def tracked_fit(
-    run: TrackedRun, stage: str, config: TrainingConfig, training: Training, folder: Path, start: Path | None
+    run: TrackedRun, stage: str, config: TrainingConfig, training: TrainingSetup, folder: Path, start: Path | None
 ) -> tuple[Path, dict[str, float]]:
     """`fit`, with metrics, curve and samples in the run, also where it is broken off."""
     logger = RunLogger(run)
@@ -165,7 +167,7 @@ def tracked_fit(
 
 
 def write_result(
-    config: TrainingConfig, training: Training, checkpoint: Path, folder: Path, facts: dict[str, Any]
+    config: TrainingConfig, training: TrainingSetup, checkpoint: Path, folder: Path, facts: dict[str, Any]
 ) -> tuple[Path, dict[str, str]]:
     """The model folder from a checkpoint's weights; with what was made, by name, to be shown."""
     facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
@@ -183,7 +185,7 @@ def write_result(
 
 
 def merge_adapter(
-    config: TrainingConfig, training: Training, trained: StoredWeights, folder: Path, parent: dict[str, str] | None
+    config: TrainingConfig, training: TrainingSetup, trained: StoredWeights, folder: Path, parent: dict[str, str] | None
 ) -> StoredWeights:
     """Saves what was trained as an adapter of its own; returns the weights of the start folder with it merged in."""
     assert training.start, "TrainingConfig.complaints sees to it"
@@ -198,7 +200,7 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
     """Where the weights came from; by hash as well, since folders and aliases move. CheckpointError if damaged."""
     if start is None:
         return None
-    return {"init_from": str(config.train.init_from), "weights_sha256": sound_hash(start)}
+    return {"init_from": str(config.train.init_from), "weights_sha256": verified_hash(start)}
 
 
 def log_samples(run: TrackedRun, samples: Samples) -> None:

@@ -6,22 +6,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import mlflow
 import pytest
-import torch
 from hypothesis import settings
 from mlflow import MlflowClient
 
-from modules.config.model import ModelConfig
 from modules.data.corpora.verse import split_of
 from modules.model.decoder import Decoder
 from modules.system.jsonl import read_rows
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.models import ROOT, make_config, make_decoder
 
 # The same examples in every run of the tests; HYPOTHESIS_PROFILE=long looks for new ones.
 settings.register_profile("suite", max_examples=60, derandomize=True, deadline=None)
@@ -56,27 +52,9 @@ def rows(poems: dict[str, list[str]]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"src_txt": poems["train"]})
 
 
-def make_config(vocab_size: int, **changes: Any) -> ModelConfig:
-    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96}
-    return ModelConfig(vocab_size=vocab_size, **(shape | changes))
-
-
 @pytest.fixture
 def decoder(tokenizer: Tokenizer) -> Decoder:
     return make_decoder(make_config(tokenizer.vocab_size))
-
-
-def make_decoder(config: ModelConfig, seed: int = 0, spread: float = 5.0) -> Decoder:
-    """Random weights, spread out so that logits differ clearly and every part of the network matters."""
-    decoder = Decoder(config)
-    decoder.init_weights(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(spread)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed + 1))
-    return decoder.eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`python docs/configuration.py`: writes docs/configuration.md from the dataclasses and conf/."""
+"""`python -m tools.configuration`: writes docs/configuration.md from the dataclasses and conf/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGET = ROOT / "docs" / "configuration.md"
 
 HEAD = """# Configuration
 
-Made by `python docs/configuration.py` from the dataclasses in `modules/config/` and from `conf/`; a test fails while it
+Made by `python -m tools.configuration` from the dataclasses in `modules/config/` and from `conf/`; a test fails while it
 isn't current. `python -m pipelines.STAGE --help` says the same on the terminal.
 
     python -m pipelines.finetune train.init_from=FOLDER data.path=my.csv train.learning_rate=2e-4

@@ -1,4 +1,4 @@
-"""`python docs/recipes.py`: works out the tables of docs/recipes.md anew, from the commands that stand in it."""
+"""`python -m tools.recipes`: works out the tables of docs/recipes.md anew, from the commands that stand in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/samples.md: what a model makes of data/openings.txt, all of it. python docs/samples.py [model]"""
+"""Writes docs/samples.md: what a model makes of data/openings.txt, all of it. python -m tools.samples [model]"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(model: str = EMBEDDED) -> None:
     told = ", ".join(f"{name}={value}" for name, value in SETTINGS.items())
     lines = [
         "# Fifty openings, continued",
-        f"By `python docs/samples.py {model}` ({told}; the first try of each, none left out). The openings are first",
+        f"By `python -m tools.samples {model}` ({told}; the first try of each, none left out). The openings are first",
         "clauses of poems that the model wasn't trained on; what follows them is the model's.",
         "",
         "| Opening | Continuation |",

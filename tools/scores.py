@@ -1,4 +1,4 @@
-"""`python docs/scores.py [TASK …]`: runs the commands of docs/scores.md, and writes its tables and README's.
+"""`python -m tools.scores [TASK …]`: runs the commands of docs/scores.md, and writes its tables and README's.
 
 Trainings that are finished already are taken as they are (their commands name an output_dir); evaluations run anew.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modules.checkpoint.model_folder import how_made
+from modules.checkpoint.model_folder import read_provenance
 from modules.config.loader import load_config
 from modules.evaluation.report.card import in_words, table
 from modules.evaluation.report.contents import label
@@ -59,7 +59,7 @@ def main(*chosen: str) -> None:
             results[name] = run(section(name))
     finally:  # not before: from the first line written on, the tree has changes
         for name, (result, model) in results.items():
-            origin = how_made(Path(model))
+            origin = read_provenance(Path(model))
             trained = f"trained by run `{origin['run_id']}`, commit `{origin['git.commit'][:7]}`"
             scored = f"Scored by run `{result.run_id}`, commit `{state['git.commit'][:7]}`"
             write(name, result.evaluations, f"{scored}; {trained}.")
@@ -93,7 +93,7 @@ def write(name: str, evaluations: Mapping[str, Evaluation], made_by: str) -> Non
 
 def full(evaluations: Mapping[str, Evaluation]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Every measure but perplexity per token, by who was scored."""
-    by_name = [{measure.name: measure for measure in found.measures} for found in evaluations.values()]
+    by_name = [{measure.name: measure for measure in found.metrics} for found in evaluations.values()]
     names = dict.fromkeys(name for measures in by_name for name in measures if name != "perplexity")
     head = ("", *(COLUMNS.get(who, who) for who in shown_first(evaluations)))
     return head, [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
@@ -110,7 +110,7 @@ def summarized(line: str, name: str, evaluations: Mapping[str, Evaluation], made
     row = re.match(rf"(\| \[[^|]*\]\(docs/scores\.md#{name}\) \| [^|]*<!-- ([\w ]+) --> \|)", line)
     if not row:
         return line
-    values = {who: in_words(measure) for who, found in evaluations.items() for measure in found.measures
+    values = {who: in_words(measure) for who, found in evaluations.items() for measure in found.metrics
               if measure.name == row[2]}  # fmt: skip
     tuned = values.pop("model", "") if "baseline" in evaluations else ""
     before = values.pop("baseline" if "baseline" in evaluations else "model", "")

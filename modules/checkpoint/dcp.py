@@ -1,9 +1,8 @@
-"""PyTorch's distributed checkpoints (DCP) without the powers of pickles: DCP's own reader runs what stands in them."""
-# MERGED DOCS:
-# """A checkpoint of training (strategies.py) as a model: PyTorch's distributed format, written by any number of devices.
-#
-# model.yaml and the tokenizer lie in the folder above, once for all checkpoints of a run.
-# """
+"""Training checkpoints, in PyTorch's distributed format (DCP), read without the powers of pickles.
+
+DCP's own reader runs what stands in the file. A checkpoint may have been written by any number of devices; model.yaml
+and the tokenizer lie in the folder above, once for all checkpoints of a run.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ class SafeReader(FileSystemReader):
                 metadata = MetadataUnpickler(file).load()
             if not isinstance(metadata, Metadata):
                 raise ValueError(f"it holds a {type(metadata).__name__}")
-            refuse_impossible(Path(self.path), metadata)
+            check_metadata(Path(self.path), metadata)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path.parent} is no training checkpoint: {METADATA} is missing") from error
         except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
@@ -80,7 +79,7 @@ class SafeReader(FileSystemReader):
         return metadata
 
 
-def refuse_impossible(folder: Path, metadata: Metadata) -> None:
+def check_metadata(folder: Path, metadata: Metadata) -> None:
     """ValueError where parts lie outside the folder's files, or tensors are larger than all of them together."""
     for part in metadata.storage_data.values():
         file = folder / part.relative_path

@@ -132,7 +132,7 @@ def model_hash(folder: Path) -> str:
     return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
 
 
-def sound_hash(folder: Path) -> str:
+def verified_hash(folder: Path) -> str:
     """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
 
     A new model made of a damaged one would get hashes and golden logits of its own, and seem sound.
@@ -152,4 +152,4 @@ def require_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
         raise CheckpointError(f"{folder}: the tokenizer or prompt template differs from the one it was saved with")
     if saved.get("architecture", architecture) != architecture:  # folders of before have no such hash
         raise CheckpointError(f"{folder}: model.yaml differs from what was saved; copy the folder again")
-    sound_hash(folder)
+    verified_hash(folder)

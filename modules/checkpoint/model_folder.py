@@ -8,8 +8,6 @@ run.yaml                where it comes from: resolved config, data, versions
 golden.safetensors      a prompt's ids and the logits of its next token, to prove a copy or a reader right; its
                         metadata says what the weights and the tokenizer hash to
 """
-# MERGED DOCS:
-# """How a model folder was made: what its run.yaml says of the training, whatever it was converted to since."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ from .weights import (
     CheckpointError,
     StoredModel,
     differences,
-    in_blocks,
-    in_heads,
+    qkv_blocked,
+    qkv_interleaved,
     read_weights,
     safetensors_files,
     shapes_of,
@@ -62,7 +60,7 @@ def write_model(
     folder = Path(folder)
     with new_folder(folder, "a model folder") as draft:
         heads = config.num_attention_heads
-        write_weights(draft, ((name, in_blocks(name, tensor, heads)) for name, tensor in tensors))
+        write_weights(draft, ((name, qkv_blocked(name, tensor, heads)) for name, tensor in tensors))
         write_architecture(draft, config)
         (draft / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
         tokenizer.save(draft)
@@ -84,10 +82,10 @@ def read_model(folder: Path) -> StoredModel:
         file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
         raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
     heads = config.num_attention_heads
-    return StoredModel(config, {name: in_heads(name, tensor, heads) for name, tensor in weights.items()})
+    return StoredModel(config, {name: qkv_interleaved(name, tensor, heads) for name, tensor in weights.items()})
 
 
-def how_made(folder: Path) -> dict[str, Any]:
+def read_provenance(folder: Path) -> dict[str, Any]:
     """run.yaml of the training (tracking.provenance), through conversions; empty where nothing readable is there."""
     try:
         found = read_plain_yaml(folder / "run.yaml")

@@ -47,7 +47,7 @@ def load(path: Path) -> Any:
     try:
         archive = zipfile.is_zipfile(path)
         if archive:
-            refuse_packed(path)
+            check_not_packed(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         called = GLOBAL.search(str(error))
@@ -67,7 +67,7 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged: {first_line(error)}; copy it again") from error
 
 
-def refuse_packed(path: Path) -> None:
+def check_not_packed(path: Path) -> None:
     """ValueError for an archive that would unfold: PyTorch's own hold everything as it is."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()

@@ -208,12 +208,12 @@ def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def in_heads(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
+def qkv_interleaved(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
     """A tensor of a format with blocks as the decoder has it, by its name there."""
     return tensor.map(lambda rows: blocks_to_heads(rows, heads)) if QKV in name else tensor
 
 
-def in_blocks(name: str, tensor: Tensor, heads: int) -> Tensor:
+def qkv_blocked(name: str, tensor: Tensor, heads: int) -> Tensor:
     """The decoder's tensor as a format with blocks has it, by its name here."""
     return heads_to_blocks(tensor, heads) if QKV in name else tensor
 

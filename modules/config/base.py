@@ -1,7 +1,4 @@
-"""The sections that stages are made of: typed to the leaf, a docstring under every field (`--help` prints it).
-
-Rules between fields stand in each section's `complaints`, one message each.
-"""
+"""What all sections and commands share: checks, the tracking section, the keys of every stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stage can be told: the sections it has, and the keys of its own."""
+"""The commands that are no stage of their own section, and the list of all: STAGES."""
 
 from __future__ import annotations
 

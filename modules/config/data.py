@@ -1,4 +1,4 @@
-"""DOCSTRING"""
+"""Where rows come from and how they become training rows; what prepare can be told."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TokenizerConfig:
 
 
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
-"""Of prepare: the sources that modules.corpora reads."""
+"""Of prepare: the sources that modules.data.corpora reads."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The section of a task: what its rows are scored by, and how a model is asked."""
+"""How a task is scored, and what evaluate and register can be told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server can be told."""
+"""How text is sampled, and what generate and serve can be told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section of low-rank adapters."""
+"""The architecture (Hugging Face's key names), the sizes of the family, and low-rank adapters."""
 
 from __future__ import annotations
 

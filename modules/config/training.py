@@ -1,4 +1,4 @@
-"""DOCSTRING"""
+"""What pretrain and finetune can be told: the optimizer and its length (train), the machine (trainer), the stage."""
 
 from __future__ import annotations
 

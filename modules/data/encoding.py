@@ -1,6 +1,7 @@
-"""Rows of text → one flat array of token ids, with what must be known of each document to train on and score it."""
-# MERGED DOCS:
-# """Encoded rows in files that are mapped into memory: made once for the same rows, tokenizer and length."""
+"""Rows of text → one flat array of token ids, with what must be known of each document to train on and score it.
+
+What was encoded is kept in files that are mapped into memory: once for the same rows, tokenizer and length.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""Documents → optimizer steps → micro-batches without padding. Pure functions on numpy arrays.
+"""Documents → optimizer steps → micro-batches without padding. Pure functions on numpy arrays, and the steps by number.
 
 A micro-batch lays documents end to end: one row of N tokens, plus the documents' lengths. Attention works on each
-document alone (decoder.py), so there is nothing to pad and nothing to mask. Documents are sorted by length within
+document alone (model/decoder.py), so there is nothing to pad and nothing to mask. Documents are sorted by length within
 a step: neighbours of equal length then share one attention call.
 """
-# MERGED DOCS:
-# """Optimizer steps by number, for a loader or a plain loop."""
 
 from __future__ import annotations
 
@@ -137,7 +135,7 @@ def empty(documents: Documents) -> MicroBatch:
     return MicroBatch(input_ids, labels, [1], trained_tokens=0, characters=0, ends=0, documents=nothing)
 
 
-class Steps(Dataset[StepBatch]):
+class StepDataset(Dataset[StepBatch]):
     """Item i is made of the i-th group of documents in a plan."""
 
     def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **ranks: int):
@@ -157,13 +155,13 @@ class Steps(Dataset[StepBatch]):
         return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.ranks)
 
 
-def in_order(documents: Documents, max_tokens: int, **ranks: int) -> Steps:
+def in_order(documents: Documents, max_tokens: int, **ranks: int) -> StepDataset:
     """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
     plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
-    return Steps(documents, plan, max_tokens, **ranks)
+    return StepDataset(documents, plan, max_tokens, **ranks)
 
 
-class ShuffledSteps(Steps):
+class ShuffledSteps(StepDataset):
     """Item i is the i-th optimizer step of all training: epoch after epoch, each shuffled by (seed, epoch).
 
     It depends on nothing else, so training goes on from any step as if it had never stopped, on any number of ranks.

@@ -45,10 +45,10 @@ def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple
             return _open_dataset(_from_hub(source, split), f"hub dataset {source}", wanted)
         if path.is_dir() and not _is_saved_dataset(path):
             path, split = _split_of_folder(path, split), None
-        _refuse_split(str(path), split)
+        _check_split(str(path), split)
         if path.is_dir():
             return _open_dataset(_from_disk(path), str(path), wanted)
-        _refuse_devices(path)
+        _check_devices(path)
         findings = Findings(str(path))
         return findings, read_file(path, findings, wanted)
     if isinstance(source, datasets.DatasetDict):
@@ -56,10 +56,10 @@ def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple
             raise DataError(f"the given DatasetDict has no split {split or 'train'!r}; it has {', '.join(source)}")
         return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", wanted)
     if isinstance(source, datasets.Dataset):
-        _refuse_split("the given dataset", split)
+        _check_split("the given dataset", split)
         return _open_dataset(source, "the given dataset", wanted)
     findings = Findings("the given rows")
-    _refuse_split(findings.where, split)
+    _check_split(findings.where, split)
     if isinstance(source, Mapping):
         return findings, readers.read_columns(source, findings)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
@@ -74,10 +74,10 @@ def files_of(source: RowSource, split: str | None) -> list[Path] | None:
     path = Path(source).expanduser()
     if path.is_dir() and not _is_saved_dataset(path):
         path, split = _split_of_folder(path, split), None
-    _refuse_split(str(path), split)
+    _check_split(str(path), split)
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    _refuse_devices(path)
+    _check_devices(path)
     return [path]
 
 
@@ -95,14 +95,14 @@ def _open_dataset(dataset: datasets.Dataset, where: str, wanted: set[str]) -> tu
     return findings, readers.read_dataset(dataset, findings, wanted)
 
 
-def _refuse_split(where: str, split: str | None) -> None:
+def _check_split(where: str, split: str | None) -> None:
     if split not in (None, "train"):
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
 
 
-def _refuse_devices(path: Path) -> None:
+def _check_devices(path: Path) -> None:
     """A pipe would be waited for, and what was read of it once is gone."""
     if not path.is_file():
         raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")

@@ -1,4 +1,6 @@
-"""Character n-grams with interpolated absolute discounting: the floor that a neural model must beat.
+"""What needs no model, so that a score can be told from nothing: trivial answers, and character n-grams as a floor.
+
+The n-grams are interpolated with absolute discounting:
 
     p_k(c | h) = (max(n(h c) - d, 0) + d * types(h) * p_{k-1}(c | h')) / n(h)        for k = 1 … order
 
@@ -8,8 +10,6 @@ history h, and h' is h without its oldest symbol; a history never seen backs off
 out-of-vocabulary symbol that stands for every character not seen in training; so its probability is what
 discounting leaves to p_0, the same for whichever unseen character comes, and the whole sums to one.
 """
-# MERGED DOCS:
-# """Answers that need no model: what a score must beat to mean anything."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer.tokenizer import Tokenizer
-from .statistics import Measure, perplexity
+from .statistics import Metric, perplexity
 from .task_rows import TaskRow, first_sentence
 
 
-def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, Measure]:
+def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, Metric]:
     """{"unigram": …, "bigram": …, "trigram": …}: fitted on train, scored on the same part of test as the model."""
     texts, starts = zip(*texts_of(test, tokenizer), strict=True)
     return ngram_floors((text for text, _ in texts_of(train, tokenizer)), texts, starts)
@@ -176,7 +176,7 @@ class NgramModel:
 
 def ngram_floors(
     train_texts: Iterable[str], test_texts: Iterable[str], starts: Iterable[int] | None = None
-) -> dict[str, Measure]:
+) -> dict[str, Metric]:
     """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character on `test_texts` (from `starts` on)."""
     train, test = list(train_texts), list(test_texts)
     begin = [0] * len(test) if starts is None else list(starts)

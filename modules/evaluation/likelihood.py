@@ -1,10 +1,9 @@
-"""A model on rows of text: how likely it finds each, and the n-gram floor on the same rows."""
-# MERGED DOCS:
-# """Multiple choice by likelihood, as in the GPT-3 paper (Brown et al. 2020, section 2.4): nothing is generated.
-#
-# The choice that the model finds likeliest after the prompt is its answer: by the sum of its tokens' log-probabilities,
-# or by that sum divided by the choice's characters, so that long choices aren't at a disadvantage.
-# """
+"""How likely a model finds texts: perplexity of rows, and multiple choice (Brown et al. 2020, section 2.4).
+
+In multiple choice nothing is generated: the choice that the model finds likeliest after the prompt is its answer, by
+the sum of its tokens' log-probabilities, or by that sum divided by the choice's characters, so that long choices aren't
+at a disadvantage.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from ..data.packing import in_order
 from ..model.decoder import Decoder
 from ..model.loss import CHUNK, IGNORED
 from ..tokenizer.tokenizer import Tokenizer
-from .statistics import Measure, mean, perplexity
+from .statistics import Metric, mean, perplexity
 from .task_rows import read_choices
 
 
@@ -41,12 +40,12 @@ class Likelihoods:
     """Rows longer than the model's positions whose end wasn't scored (only those with tgt_txt are ever cut)."""
 
     @property
-    def perplexity(self) -> Measure:
+    def perplexity(self) -> Metric:
         """Per token; not comparable between tokenizers."""
         return perplexity("perplexity", self.nll, self.tokens)
 
     @property
-    def perplexity_per_char(self) -> Measure:
+    def perplexity_per_char(self) -> Metric:
         return perplexity("perplexity_per_char", self.nll, self.characters)
 
 
@@ -122,7 +121,7 @@ def choice_accuracy(
     rows: datasets.Dataset,
     max_batch_tokens: int = 8192,
     progress: Callable[[float], None] | None = None,
-) -> tuple[list[Measure], int]:
+) -> tuple[list[Metric], int]:
     """(choice_accuracy and choice_accuracy_per_char, rows whose source was cut). DataError as of read_choices."""
     questions = read_choices(rows)
     limit = decoder.config.max_position_embeddings
@@ -147,7 +146,7 @@ def choice_accuracy(
     return [mean(name, np.array(right, float)[:, index]) for index, name in enumerate(names)], cut
 
 
-def chance(rows: datasets.Dataset) -> list[Measure]:
+def chance(rows: datasets.Dataset) -> list[Metric]:
     """What guessing gives."""
     expected = [1 / len(choices) for choices, _ in read_choices(rows)]
     return [mean(name, expected) for name in ("choice_accuracy", "choice_accuracy_per_char")]

@@ -1,11 +1,9 @@
-"""What generated texts are worth beside their references, each metric as its rows' statistics (measures.py).
+"""What generated texts are worth beside their references, each metric as its rows' statistics (metrics.py).
 
 Only what was generated is scored, never the prompt. ROUGE: Lin 2004, F1 on characters as rouge_score computes it on
 tokens. BLEU: Papineni et al. 2002, by sacrebleu (Post 2018). Slot error rate: Wen et al. 2015. Repetition: seq-rep-n of
 Welleck et al. 2020, on characters. docs/tasks.md has the formulas.
 """
-# MERGED DOCS:
-# """Measures of the form of verse (poetry/form.py), of what is copied, and of couplets."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ import datasets
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
-from .statistics import Measure, mean, ratio
+from .statistics import Metric, mean, ratio
 from .task_rows import TaskRow
 from .verse.copying import TrainingText
 from .verse.form import couplet_form, form_of
@@ -34,7 +32,7 @@ SHORTEST_SLOT = 2
 """Characters of a slot's value that may be found by chance no more."""
 
 
-def rouge(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def rouge(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """ROUGE-1, -2 and -L; of several references the one that fits best."""
     scores = np.array(
         [
@@ -45,7 +43,7 @@ def rouge(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
     return [mean(name, scores[:, index]) for index, name in enumerate(("rouge1", "rouge2", "rougeL"))]
 
 
-def verse(texts: Sequence[str], rows: Sequence[TaskRow], training: TrainingText | None) -> list[Measure]:
+def verse(texts: Sequence[str], rows: Sequence[TaskRow], training: TrainingText | None) -> list[Metric]:
     """Form of each whole poem, its given first clause included; copies in what was generated alone."""
     poems = [row.source + text if row.continued else text for text, row in zip(texts, rows, strict=True)]
     found = means([form_of(poem) for poem in poems])
@@ -55,7 +53,7 @@ def verse(texts: Sequence[str], rows: Sequence[TaskRow], training: TrainingText 
     return found
 
 
-def couplet(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def couplet(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """Form of each second line beside the first."""
     return means([couplet_form(row.source, text) for text, row in zip(texts, rows, strict=True)])
 
@@ -95,7 +93,7 @@ def common_subsequence(one: str, other: str) -> int:
     return len(one) - left.bit_count()
 
 
-def bleu(texts: Sequence[str], rows: Sequence[TaskRow], tokenize: str = "zh") -> list[Measure]:
+def bleu(texts: Sequence[str], rows: Sequence[TaskRow], tokenize: str = "zh") -> list[Metric]:
     """Corpus BLEU-4 from 0 to 100, against all references of a row at once. A slot's value is one token."""
     counter = BLEU(tokenize=tokenize, effective_order=True)  # of a sentence; only what it counts is kept
     whole = values_as_characters(rows)
@@ -103,7 +101,7 @@ def bleu(texts: Sequence[str], rows: Sequence[TaskRow], tokenize: str = "zh") ->
     for text, row in zip(texts, rows, strict=True):
         found = counter.sentence_score(whole(text), [whole(reference) for reference in row.references])
         statistics.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
-    return [Measure("bleu", np.array(statistics, np.float64), bleu_of)]
+    return [Metric("bleu", np.array(statistics, np.float64), bleu_of)]
 
 
 def values_as_characters(rows: Sequence[TaskRow]) -> Callable[[str], str]:
@@ -133,7 +131,7 @@ def bleu_of(sums: np.ndarray) -> np.ndarray:
     return found
 
 
-def slots(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def slots(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """(values that are missing + values that are another row's) / values. Lower is better, and may be over 1."""
     known = {value for row in rows for value in row.slots if len(value) >= SHORTEST_SLOT}
     lengths = sorted({len(value) for value in known}, reverse=True)
@@ -143,7 +141,7 @@ def slots(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
         allowed = [*row.slots, *row.references]
         strange = sum(not any(value in other for other in allowed) for value in spotted(text, known, lengths))
         statistics.append([missing + strange, len(row.slots)])
-    return [Measure("slot_error_rate", np.array(statistics, np.float64), ratio, higher_is_better=False)]
+    return [Metric("slot_error_rate", np.array(statistics, np.float64), ratio, higher_is_better=False)]
 
 
 def spotted(text: str, known: set[str], lengths: Sequence[int]) -> set[str]:
@@ -157,7 +155,7 @@ def spotted(text: str, known: set[str], lengths: Sequence[int]) -> set[str]:
     return found
 
 
-def exact_match(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def exact_match(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """Share of texts that are a reference, but for white space around them."""
     return [
         mean(
@@ -170,11 +168,11 @@ def exact_match(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
     ]
 
 
-def repetition(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def repetition(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """distinct_2: bigrams of characters that are their first in the text; repetition: fourgrams that aren't."""
     pairs, longer = (np.array([distinct(characters(text), n) for text in texts], np.float64) for n in (2, REPEATED))
     repeated = np.stack([longer[:, 1] - longer[:, 0], longer[:, 1]], axis=1)
-    return [Measure("distinct_2", pairs, ratio), Measure("repetition", repeated, ratio, higher_is_better=False)]
+    return [Metric("distinct_2", pairs, ratio), Metric("repetition", repeated, ratio, higher_is_better=False)]
 
 
 def distinct(text: str, n: int) -> tuple[int, int]:
@@ -183,17 +181,17 @@ def distinct(text: str, n: int) -> tuple[int, int]:
     return len(found), sum(found.values())
 
 
-def length(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Measure]:
+def length(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """Characters of the texts / of the references, of several the one that is nearest in length."""
     statistics = []
     for text, row in zip(texts, rows, strict=True):
         written = len(characters(text))
         expected = min((len(characters(reference)) for reference in row.references), key=lambda n: abs(n - written))
         statistics.append([written, expected])
-    return [Measure("length_ratio", np.array(statistics, np.float64), ratio)]
+    return [Metric("length_ratio", np.array(statistics, np.float64), ratio)]
 
 
-METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Measure]]] = {
+METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Metric]]] = {
     "rouge": rouge,
     "slots": slots,
     "exact_match": exact_match,
@@ -204,7 +202,7 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Measure]]] 
 """By the name in task.metrics; bleu and verse, which need more than this, stand beside them (evaluation.py)."""
 
 FAULTS = ("repeated", "copied", "longest copy", "characters of the first line again")
-"""What the names of measures begin with where less is better."""
+"""What the names of metrics begin with where less is better."""
 
 
 def training_text(train: datasets.Dataset) -> TrainingText:
@@ -212,7 +210,7 @@ def training_text(train: datasets.Dataset) -> TrainingText:
     return TrainingText(train["tgt_txt" if "tgt_txt" in train.column_names else "src_txt"])
 
 
-def means(scores: Sequence[dict[str, float]]) -> list[Measure]:
+def means(scores: Sequence[dict[str, float]]) -> list[Metric]:
     return [
         mean(name, [row[name] for row in scores], higher_is_better=not name.startswith(FAULTS)) for name in scores[0]
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .statistics import Comparison, Measure, compare, rows_in_words
+from .statistics import Metric, PairedComparison, compare, rows_in_words
 
 FEW_ROWS = 100
 """Below so many independent test rows even a large difference may be chance; the first version's score then says so."""
@@ -19,7 +19,7 @@ class Promotion:
     """first (nobody held the alias), better, worse or undecided."""
     reason: str
     """In words, with the numbers that it rests on."""
-    comparison: Comparison | None = None
+    comparison: PairedComparison | None = None
     """None for the first."""
 
     def metrics(self) -> dict[str, float]:
@@ -29,10 +29,10 @@ class Promotion:
         return {f"promotion/{name}": getattr(self.comparison, name) for name in names}
 
 
-def decide(new: Measure, held: Measure | None, holder: str | None, level: float = 0.05) -> Promotion:
+def decide(new: Metric, held: Metric | None, holder: str | None, level: float = 0.05) -> Promotion:
     """Better moves the alias; worse and undecided leave it where it is: who was promoted has shown to be better.
 
-    `held` and `holder`: the measure and the version of who has the alias, None where nobody has it.
+    `held` and `holder`: the metric and the version of who has the alias, None where nobody has it.
     """
     if held is None:
         return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(new)})")
@@ -42,7 +42,7 @@ def decide(new: Measure, held: Measure | None, holder: str | None, level: float 
     return Promotion(moved, found.verdict, f"{start}: {'; '.join(because(found, rows_in_words(new)))}", found)
 
 
-def because(found: Comparison, rows: str) -> Iterator[str]:
+def because(found: PairedComparison, rows: str) -> Iterator[str]:
     if not found.difference and not found.low and not found.high:
         yield f"undecided, as it scores the same on every one of the {rows} ({found.new:.1f})"
         return
@@ -61,6 +61,6 @@ def signed(value: float) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def few(measure: Measure) -> str:
-    alone = f"; on {rows_in_words(measure)} alone, which is few: it may be far off"
-    return "" if len(measure.units) >= FEW_ROWS else alone
+def few(metric: Metric) -> str:
+    alone = f"; on {rows_in_words(metric)} alone, which is few: it may be far off"
+    return "" if len(metric.units) >= FEW_ROWS else alone

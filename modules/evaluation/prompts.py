@@ -34,7 +34,7 @@ def template_of(tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str
     return own or task.template or data.prompt_template or SOURCE_FIELD
 
 
-def ask(
+def build_prompts(
     rows: datasets.Dataset,
     train: datasets.Dataset | None,
     tokenizer: Tokenizer,

@@ -27,7 +27,7 @@ NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A metric of one model on rows."""
 
     name: str
@@ -66,16 +66,16 @@ class Measure:
 
 
 def intervals(
-    measures: Sequence[Measure], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    metrics: Sequence[Metric], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> list[tuple[float, float]]:
     """`interval` of each, with one drawing for all that are of as many groups: drawing is what takes the time."""
     found: dict[int, tuple[float, float]] = {}
-    for rows in {len(measure.units) for measure in measures}:
-        together = [index for index, measure in enumerate(measures) if len(measure.units) == rows]
+    for rows in {len(metric.units) for metric in metrics}:
+        together = [index for index, metric in enumerate(metrics) if len(metric.units) == rows]
         values: list[list[np.ndarray]] = [[] for _ in together]
-        for w in weights(rows, resamples, np.random.default_rng(seed)):
+        for w in bootstrap_weights(rows, resamples, np.random.default_rng(seed)):
             for column, index in zip(values, together, strict=True):
-                column.append(measures[index].value_of(w @ measures[index].units))
+                column.append(metrics[index].value_of(w @ metrics[index].units))
         for column, index in zip(values, together, strict=True):
             drawn = np.concatenate(column)
             drawn = drawn[~np.isnan(drawn)]  # draws of nothing but rows without a value
@@ -83,33 +83,33 @@ def intervals(
             if rows > 1 and len(drawn):
                 low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
                 found[index] = float(low), float(high)
-    return [found[index] for index in range(len(measures))]
+    return [found[index] for index in range(len(metrics))]
 
 
-def grouped(measure: Measure, labels: Sequence[str] | None) -> Measure:
+def with_clusters(metric: Metric, labels: Sequence[str] | None) -> Metric:
     """With each row's group by its label; rows without one ("" and JSON's null) stand alone."""
     if labels is None:
-        return measure
+        return metric
     own = [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
-    return dataclasses.replace(measure, groups=np.unique(own, return_inverse=True)[1])
+    return dataclasses.replace(metric, groups=np.unique(own, return_inverse=True)[1])
 
 
-def rows_in_words(measure: Measure) -> str:
+def rows_in_words(metric: Metric) -> str:
     """558 test rows in 256 groups"""
-    rows, groups = len(measure.statistics), len(measure.units)
+    rows, groups = len(metric.statistics), len(metric.units)
     return f"{rows:,} test rows" + (f" in {groups:,} groups" if groups < rows else "")
 
 
-def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Measure:
+def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Metric:
     """The mean of a value a row; rows without one (nan) count for nothing."""
     column = np.asarray(values, np.float64)
     there = ~np.isnan(column)
-    return Measure(name, np.stack([np.where(there, column, 0.0), there], 1), ratio, higher_is_better)
+    return Metric(name, np.stack([np.where(there, column, 0.0), there], 1), ratio, higher_is_better)
 
 
-def perplexity(name: str, nll: np.ndarray, predictions: np.ndarray) -> Measure:
+def perplexity(name: str, nll: np.ndarray, predictions: np.ndarray) -> Metric:
     """exp(Σ nll / Σ predictions): nll (rows,) in nats, predictions (rows,) in characters (or tokens) and ends."""
-    return Measure(name, np.stack([nll, predictions], 1).astype(np.float64), exp_ratio, higher_is_better=False)
+    return Metric(name, np.stack([nll, predictions], 1).astype(np.float64), exp_ratio, higher_is_better=False)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -126,8 +126,8 @@ def exp_ratio(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A new model's measure against an old one's, on the same rows."""
+class PairedComparison:
+    """A new model's metric against an old one's, on the same rows."""
 
     name: str
     new: float
@@ -138,7 +138,7 @@ class Comparison:
     high: float
     """95 % interval of the difference (bootstrap over groups)."""
     p_value: float
-    """Two-sided: how often groups exchanged at random between the models differ at least as much."""
+    """Two-sided: how often groups permutation_test at random between the models differ at least as much."""
     detectable: float
     """The smallest difference that these rows would show four times in five (80 % power, 5 % level)."""
     power: float
@@ -147,24 +147,24 @@ class Comparison:
     """better, worse or undecided (p_value above the level)."""
 
 
-def compare(new: Measure, old: Measure, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> Comparison:
-    """ValueError when the measures aren't of the same metric on as many rows, in the same groups."""
+def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> PairedComparison:
+    """ValueError when the metrics aren't of the same metric on as many rows, in the same groups."""
     if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
         raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
     if not np.array_equal(new.groups, old.groups):  # type: ignore[arg-type]  # None and None are equal
         raise ValueError(f"{new.name}: the two models' rows are in different groups and can't be compared")
     rng = np.random.default_rng(seed)
     difference = new.value - old.value
-    p_value = exchanged(new, old, abs(difference), resamples, rng)
+    p_value = permutation_test(new, old, abs(difference), resamples, rng)
     rows = len(new.units)
-    pairs = [new.value_of(w @ new.units) - old.value_of(w @ old.units) for w in weights(rows, resamples, rng)]
+    pairs = [new.value_of(w @ new.units) - old.value_of(w @ old.units) for w in bootstrap_weights(rows, resamples, rng)]
     resampled = np.concatenate(pairs)
     resampled = resampled[~np.isnan(resampled)]  # draws of nothing but rows without a value
     low, high = np.quantile(resampled, [0.025, 0.975]) if rows > 1 and len(resampled) else (math.nan, math.nan)
     error = float(resampled.std()) if len(resampled) else math.nan
     better = difference > 0 if new.higher_is_better else difference < 0
     critical = NORMAL.inv_cdf(1 - level / 2)
-    return Comparison(
+    return PairedComparison(
         name=new.name,
         new=new.value,
         old=old.value,
@@ -178,7 +178,7 @@ def compare(new: Measure, old: Measure, level: float = 0.05, resamples: int = 50
     )
 
 
-def exchanged(new: Measure, old: Measure, at_least: float, resamples: int, rng: np.random.Generator) -> float:
+def permutation_test(new: Metric, old: Metric, at_least: float, resamples: int, rng: np.random.Generator) -> float:
     """The p-value: the share of random exchanges of groups between the two that differ at least so much."""
     rows = len(new.units)
     total, apart = new.units.sum(0) + old.units.sum(0), old.units - new.units
@@ -190,7 +190,7 @@ def exchanged(new: Measure, old: Measure, at_least: float, resamples: int, rng: 
     return (more + 1) / (resamples + 1)
 
 
-def weights(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def bootstrap_weights(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """(some, rows): how often each row is drawn, `resamples` in all."""
     for count in batches(rows, resamples):
         drawn = rng.integers(0, rows, (count, rows)) + rows * np.arange(count)[:, None]

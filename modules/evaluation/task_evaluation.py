@@ -1,4 +1,4 @@
-"""A model, a trivial baseline or an n-gram model on the rows of a task: measures, and what each row was answered."""
+"""A model, a trivial baseline or an n-gram model on the rows of a task: metrics, and what each row was answered."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
 from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, training_text, verse
-from .prompts import Prompted, ask, template_of
-from .statistics import Measure, grouped, intervals, mean
+from .prompts import Prompted, build_prompts, template_of
+from .statistics import Metric, intervals, mean, with_clusters
 from .task_rows import groups_of, lacking, read_rows
 from .verse.copying import TrainingText
 
@@ -38,14 +38,14 @@ class ScoredRow:
     stopped: bool | None
     """Whether it ended by itself; None where no model wrote it."""
     scores: dict[str, float]
-    """The measures of this row alone; nan where it has none."""
+    """The metrics of this row alone; nan where it has none."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What one model, or what stands in for one, makes of the test rows."""
 
-    measures: list[Measure]
+    metrics: list[Metric]
     rows: list[ScoredRow] = field(default_factory=list)
     """Those that texts were generated for."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -54,14 +54,14 @@ class Evaluation:
 
     @functools.cached_property
     def intervals(self) -> list[tuple[float, float]]:
-        """95 %, of each measure."""
-        return intervals(self.measures)
+        """95 %, of each metric."""
+        return intervals(self.metrics)
 
-    def __getitem__(self, name: str) -> Measure:
-        return next(measure for measure in self.measures if measure.name == name)
+    def __getitem__(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
 
     def __contains__(self, name: str) -> bool:
-        return any(measure.name == name for measure in self.measures)
+        return any(metric.name == name for metric in self.metrics)
 
 
 class Task:
@@ -94,43 +94,47 @@ class Task:
         """Likelihood of all rows, answers to the chosen ones."""
         config, positions = self.config, decoder.config.max_position_embeddings
         answer_tokens = config.generation.max_new_tokens if self.chosen else 0
-        prompted = ask(self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed)
-        measures, counts = self.likelihood(decoder, prompted, progress)
+        prompted = build_prompts(
+            self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
+        )
+        metrics, counts = self.likelihood(decoder, prompted, progress)
         if not self.chosen:
-            return self.found(measures, [], counts)
-        answers = self.answers(decoder, prompted, progress)
+            return self.found(metrics, [], counts)
+        answers = self.generate_answers(decoder, prompted, progress)
         counts["prompts_cut"] = counts.get("prompts_cut", 0) + sum(answer.cut for answer in answers)
         found = self.of_texts([answer.text for answer in answers])
         found.append(stop_rate(answers))
-        every = {measure.name: measure.of_rows()[self.chosen] for measure in measures}
-        return self.found([*measures, *found], self.scored(answers, found, every), counts)
+        every = {metric.name: metric.of_rows()[self.chosen] for metric in metrics}
+        return self.found([*metrics, *found], self.scored(answers, found, every), counts)
 
     def found(
-        self, measures: Sequence[Measure], rows: list[ScoredRow] | None = None, counts: dict[str, int] | None = None
+        self, metrics: Sequence[Metric], rows: list[ScoredRow] | None = None, counts: dict[str, int] | None = None
     ) -> Evaluation:
         """Measures of all test rows or of the chosen ones, with the groups of those."""
         labels = groups_of(self.test)
         chosen = labels and [labels[row] for row in self.chosen]
         whole = len(self.test)
-        with_groups = [grouped(measure, labels if len(measure.statistics) == whole else chosen) for measure in measures]
+        with_groups = [
+            with_clusters(metric, labels if len(metric.statistics) == whole else chosen) for metric in metrics
+        ]
         return Evaluation(with_groups, rows or [], counts or {})
 
     def likelihood(
         self, decoder: Decoder, prompted: Prompted, progress: Progress | None
-    ) -> tuple[list[Measure], dict[str, int]]:
-        measures, counts = [], dict(prompted.counts)
+    ) -> tuple[list[Metric], dict[str, int]]:
+        metrics, counts = [], dict(prompted.counts)
         most = self.config.max_batch_tokens
         if "perplexity" in self.metrics:
             found = score(decoder, prompted.tokenizer, prompted.rows, most, part(progress, "likelihood"))
-            measures += [found.perplexity_per_char, found.perplexity]
+            metrics += [found.perplexity_per_char, found.perplexity]
             counts["rows_cut"] = found.rows_cut
         if "choices" in self.metrics:
             accuracy, cut = choice_accuracy(decoder, prompted.tokenizer, prompted.rows, most, part(progress, "choices"))
-            measures += accuracy
+            metrics += accuracy
             counts["choices_cut"] = cut
-        return measures, counts
+        return metrics, counts
 
-    def answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
+    def generate_answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
         generation = self.config.generation
         if self.task.examples:  # an untuned model goes on with the next question
             generation = dataclasses.replace(generation, stop=[*generation.stop, self.task.separator])
@@ -158,11 +162,11 @@ class Task:
         if self.config.ngram_floor and self.train is not None and "perplexity" in self.metrics:
             asked = tokenizer.with_prompt_template(template_of(tokenizer, self.task, self.config.data))
             floors = ngram_floor(self.train, self.test, asked)
-            found |= {name: self.found([measure]) for name, measure in floors.items()}
+            found |= {name: self.found([metric]) for name, metric in floors.items()}
         return found
 
-    def of_texts(self, texts: Sequence[str]) -> list[Measure]:
-        found: list[Measure] = []
+    def of_texts(self, texts: Sequence[str]) -> list[Metric]:
+        found: list[Metric] = []
         for name in self.metrics:
             if name == "bleu":
                 found += bleu(texts, self.rows, self.task.tokenize)
@@ -175,11 +179,11 @@ class Task:
     def scored(
         self,
         answers: Sequence[Answer],
-        measures: Sequence[Measure],
+        metrics: Sequence[Metric],
         more: dict[str, np.ndarray],
         by_model: bool = True,
     ) -> list[ScoredRow]:
-        columns = more | {measure.name: measure.of_rows() for measure in measures}
+        columns = more | {metric.name: metric.of_rows() for metric in metrics}
         return [
             ScoredRow(
                 number=number,
@@ -193,7 +197,7 @@ class Task:
         ]
 
 
-def stop_rate(answers: Sequence[Answer]) -> Measure:
+def stop_rate(answers: Sequence[Answer]) -> Metric:
     """How often the model ended by itself."""
     return mean("end_of_text_rate", [float(answer.stopped) for answer in answers])
 

@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 GROUP = "group"
-"""A column that says which rows hang together, being cut from one poem or about one passage; see measures.py."""
+"""A column that says which rows hang together, being cut from one poem or about one passage; see statistics.py."""
 
 
 REQUIRED = {"slots": ("slots",), "choices": ("answer", "choices"), "couplet": ("tgt_txt",)}

@@ -49,7 +49,7 @@ class LlamaCpp:
         rows = start(self, prompts, [config] * len(prompts))  # type: ignore[arg-type]  # of the decoder it asks the positions alone
         for first in range(0, len(prompts), ROWS_AT_ONCE):
             group = list(range(first, min(first + ROWS_AT_ONCE, len(prompts))))
-            chosen = rows.keep(group)
+            chosen = rows.select(group)
             with closing(self.context_for(chosen)) as context:
                 sequences = list(range(len(group)))
                 logits = decode(context, chosen.ids, sequences)

@@ -1,4 +1,4 @@
-"""DOCSTRING"""
+"""The signature of a registered model: what MLflow says that it takes and gives."""
 
 from __future__ import annotations
 

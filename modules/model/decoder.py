@@ -45,7 +45,7 @@ def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
 
 GELU_APPROXIMATION = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's names
 
-Runs = list[tuple[int, int]]
+LengthGroups = list[tuple[int, int]]
 """(documents, tokens each) of neighbouring documents of equal length: one attention call does a whole run."""
 
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
         if cache is not None and cache.longest:
             return self.dense(self.decode_step(qkv, cache))
@@ -67,7 +67,7 @@ class Attention(nn.Module):
             qkv_of_run = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
             q, k, v = qkv_of_run.unbind(2)
             if cache is not None:
-                cache.fill(self.layer, row, qkv_of_run[:, :, 1:])
+                cache.prefill(self.layer, row, qkv_of_run[:, :, 1:])
                 row += count
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
     def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
         """One new token a row: qkv (B, nh, 3, hs) against all that the cache holds → (B, C)."""
-        keys, values = cache.add(self.layer, qkv[:, :, 1:])
+        keys, values = cache.append(self.layer, qkv[:, :, 1:])
         y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
         return y.flatten(1)
 
@@ -101,13 +101,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
         x = x + self.dropout(self.attention(self.input_layernorm(x), runs, cache))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Transformer(nn.Module):
-    recompute: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What of each layer the backward pass computes again instead of finding it kept; set from outside."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -115,28 +115,30 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, runs: Runs, cache: KVCache | None) -> Tensor:
-        recompute = self.recompute != "none" and self.training and torch.is_grad_enabled() and cache is None
+    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
+        recompute = (
+            self.activation_checkpointing != "none" and self.training and torch.is_grad_enabled() and cache is None
+        )
         for layer in self.layers:
             x = self.checkpointed(layer, x, runs) if recompute else layer(x, runs, cache)
         return self.final_layernorm(x)
 
-    def checkpointed(self, layer: nn.Module, x: Tensor, runs: Runs) -> Tensor:
+    def checkpointed(self, layer: nn.Module, x: Tensor, runs: LengthGroups) -> Tensor:
         """The layer's result; for the backward pass only its input is kept, and with `selective` what costs most."""
-        options: dict[str, Any] = {"preserve_rng_state": draws(layer)}
-        if self.recompute == "selective":
-            policy = partial(keep_products, layer=layer)
+        options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
+        if self.activation_checkpointing == "selective":
+            policy = partial(selective_checkpoint_policy, layer=layer)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
         result: Tensor = checkpoint(layer, x, runs, None, use_reentrant=False, **options)
         return result
 
 
-def draws(layer: Any) -> bool:
+def uses_dropout(layer: Any) -> bool:
     """Whether a Block, its adapters included, has random numbers to repeat: saving the generators' state costs time."""
     return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
 
 
-def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
+def selective_checkpoint_policy(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
     """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
     name: str = operator.name()
     keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
@@ -150,7 +152,7 @@ def keep_products(context: Any, operator: Any, *args: Any, layer: Any, **kwargs:
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-class Head(nn.Module):
+class LMHead(nn.Module):
     """hidden states (…, C), the tied word embeddings (V, C) → logits (…, V). A module, so that it can be cut too."""
 
     def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class Decoder(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.transformer = Transformer(config)
-        self.head = Head()
+        self.head = LMHead()
 
     def forward(
         self,
@@ -204,7 +206,7 @@ class Decoder(nn.Module):
         runs = [(len(list(group)), length) for length, group in groupby(lengths)]
         x = self.transformer(self.embedding_dropout(x), runs, cache)
         if cache is not None:
-            cache.extend(lengths)
+            cache.advance(lengths)
         return x.unflatten(0, (rows, time))
 
     @torch.no_grad()

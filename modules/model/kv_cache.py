@@ -1,4 +1,4 @@
-"""DOCSTRING"""
+"""Keys and values of the positions that a decoder has seen, so that a step computes the new one alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class KVCache:
     """Preallocated keys and values of rows that may differ in length; nothing is padded on the left.
 
     layers[layer]: keys and values side by side, (B, nh, 2, S, hs), so that a step writes both at once, and the first
-    B rows of room[layer], which keeps the places of rows that went; lengths: (B,) int64, the positions of each row
+    B rows of storage[layer], which keeps the places of rows that went; lengths: (B,) int64, the positions of each row
     already filled; mask: (B, 1, 1, T) bool, what the next token of a row sees (of longest + 1 positions), None where
     rows are equally long and each sees all.
     """
@@ -20,21 +20,21 @@ class KVCache:
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
         self.layers: list[Tensor] = []
-        self.room: list[Tensor] = []
+        self.storage: list[Tensor] = []
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.longest = 0  # of lengths, kept in Python: asking a GPU for it would stall every step
         self.ragged = False
         self.mask: Tensor | None = None
 
-    def fill(self, layer: int, row: int, kv: Tensor) -> None:
+    def prefill(self, layer: int, row: int, kv: Tensor) -> None:
         """The first pass's keys and values of some neighbouring rows: (rows, nh, 2, T, hs)."""
         if layer == len(self.layers):  # made here, where the heads on this device and their number format are known
             shape = (len(self.lengths), kv.shape[1], 2, self.capacity, kv.shape[4])
-            self.room.append(kv.new_zeros(shape))
-            self.layers.append(self.room[layer])
+            self.storage.append(kv.new_zeros(shape))
+            self.layers.append(self.storage[layer])
         self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
 
-    def add(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the next token's, (B, nh, 2, hs); returns all keys and all values, (B, nh, longest + 1, hs) each."""
         cached = self.layers[layer]
         if self.ragged:
@@ -44,14 +44,14 @@ class KVCache:
         filled = cached[:, :, :, : self.longest + 1]
         return filled[:, :, 0], filled[:, :, 1]
 
-    def extend(self, lengths: Sequence[int]) -> None:
+    def advance(self, lengths: Sequence[int]) -> None:
         """Called once a forward pass, after every layer has written its keys and values."""
         self.lengths += torch.tensor(lengths, device=self.lengths.device)
         self.ragged |= min(lengths) != max(lengths)
         self.longest += max(lengths)
         self.set_mask()
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Drops every row but these, so that finished rows cost nothing more; new row i is the old rows[i] ≥ i.
 
         In place, and only what is filled of the rows that move: a fraction of the cache.
@@ -63,7 +63,7 @@ class KVCache:
         self.layers = [cached[: len(rows)] for cached in self.layers]
         self.set_lengths(self.lengths[torch.tensor(rows, device=self.lengths.device)])
 
-    def join(self, other: KVCache, capacity: int) -> None:
+    def merge(self, other: KVCache, capacity: int) -> None:
         """Takes in the rows of another cache behind its own; from now on it has `capacity` positions or more.
 
         Nothing is computed again. What is too small for that is copied once, to at least twice the room.
@@ -72,14 +72,14 @@ class KVCache:
         if capacity > self.capacity:
             self.capacity = max(capacity, 2 * self.capacity)
         for layer, theirs in enumerate(other.layers):
-            room = self.room[layer]
-            if rows > len(room) or self.capacity > room.shape[3]:
-                places = len(room) if rows <= len(room) else max(rows, 2 * len(room))
-                larger = room.new_zeros((places, *room.shape[1:3], self.capacity, room.shape[4]))
+            storage = self.storage[layer]
+            if rows > len(storage) or self.capacity > storage.shape[3]:
+                places = len(storage) if rows <= len(storage) else max(rows, 2 * len(storage))
+                larger = storage.new_zeros((places, *storage.shape[1:3], self.capacity, storage.shape[4]))
                 larger[:have, :, :, : self.longest] = self.layers[layer][:, :, :, : self.longest]
-                self.room[layer] = room = larger
-            room[have:rows, :, :, : other.longest] = theirs[:, :, :, : other.longest]
-            self.layers[layer] = room[:rows]
+                self.storage[layer] = storage = larger
+            storage[have:rows, :, :, : other.longest] = theirs[:, :, :, : other.longest]
+            self.layers[layer] = storage[:rows]
         self.set_lengths(torch.cat([self.lengths, other.lengths]))
 
     def set_lengths(self, lengths: Tensor) -> None:

@@ -65,7 +65,7 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None 
     fully_shard(decoder, mesh=data_mesh, mp_policy=policy)
 
 
-def require_cuttable(model: ModelConfig, parts: int) -> None:
+def check_tensor_parallel(model: ModelConfig, parts: int) -> None:
     """ValueError where tensor parallelism would cut a head, or leave a device without a part of the vocabulary."""
     assert model.vocab_size
     if model.num_attention_heads % parts:

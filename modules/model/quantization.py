@@ -58,7 +58,7 @@ class Int8Linear(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """decoder.Head's place, with weights of its own: the word embeddings stay as they are, for looking up rows."""
+    """decoder.LMHead's place, with weights of its own: the word embeddings stay as they are, for looking up rows."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class Rows:
     """Tokens that may still be generated."""
     configs: list[GenerationConfig]
 
-    def keep(self, indices: list[int]) -> Rows:
+    def select(self, indices: list[int]) -> Rows:
         return Rows(*([member[i] for i in indices] for member in vars(self).values()))
 
     def extend(self, others: Rows) -> None:
@@ -90,7 +90,7 @@ def write(
         left = moved_up(len(rows.ids), ended)
         if not left:
             return
-        rows = rows.keep(left)
+        rows = rows.select(left)
         logits = advance(rows, left)
 
 
@@ -145,7 +145,7 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
     """Next-token logits (B, V) of the rows left, from the last id of each."""
     if len(left) < len(cache.lengths):
-        cache.keep(left)
+        cache.select(left)
     last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
     return decoder(last, cache=cache)[:, -1]
 
@@ -160,7 +160,7 @@ def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
         return draw(logits, rows, rows.configs[0], end_of_text_id)
     tokens = [0] * len(rows.configs)
     for indices in groups.values():
-        drawn = draw(logits[indices], rows.keep(indices), rows.configs[indices[0]], end_of_text_id)
+        drawn = draw(logits[indices], rows.select(indices), rows.configs[indices[0]], end_of_text_id)
         for i, token in zip(indices, drawn, strict=True):
             tokens[i] = token
     return tokens

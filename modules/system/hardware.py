@@ -1,6 +1,4 @@
-"""What a machine is, in words: so that a reader can place a number."""
-# MERGED DOCS:
-# """How memory is given back to the system during training on a CPU."""
+"""The machine: what it is, in words; how many threads pay; which device; how memory is given back."""
 
 from __future__ import annotations
 

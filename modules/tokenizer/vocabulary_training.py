@@ -1,4 +1,4 @@
-"""DOCSTRING"""
+"""Vocabularies trained on a user's own texts: by character, or byte-pair merges of characters."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.origin import FREE, HASHED
+from ..training.run_manifest import CONTENT_KEYS, IGNORED_KEYS
 from .run_facts import RunFacts
 
 SECTIONS = ("config", "data", "code", "environment")
@@ -107,9 +107,11 @@ def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
     if key.startswith(NO_MATTER):
         return False
     hashed = bool(one.data) and bool(other.data)
-    if hashed and key.startswith((*HASHED, "train.init_from", "model.vocab_size")):  # which follows from the tokenizer
+    if hashed and key.startswith(
+        (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
+    ):  # which follows from the tokenizer
         return False
-    return not (one.stage in TRAINING and other.stage in TRAINING and key.startswith(FREE))
+    return not (one.stage in TRAINING and other.stage in TRAINING and key.startswith(IGNORED_KEYS))
 
 
 def parting(one: Mapping[int, float], other: Mapping[int, float], tolerance: float) -> Parting:

@@ -15,10 +15,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..checkpoint.loading import is_registered, model_folder
-from ..checkpoint.model_folder import how_made
+from ..checkpoint.model_folder import read_provenance
 from ..config.loader import flatten
 from ..system.redaction import redact_text
-from ..training.origin import CHECKPOINTS, Origin, read_origin
+from ..training.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
 from .provenance import CODE, ENVIRONMENT, PARAM_PREFIX, RESUMED, SHA256
 from .registry import resolve_model
 from .stage_run import metric_history
@@ -59,10 +59,10 @@ def read_run(name: str) -> RunFacts:
             f"{name} is no run id (32 hexadecimal digits, as `mlflow ui` shows them), no models:/ URI and no folder"
         )
     folder = resolve_model(name) if is_registered(name) else model_folder(path)
-    if facts := how_made(folder):
+    if facts := read_provenance(folder):
         run = run_of(str(facts.get("run_id")), needed=False)
         return of_store(name, run) if run else of_model(name, facts)
-    if origin := read_origin(path / CHECKPOINTS):
+    if origin := read_run_manifest(path / CHECKPOINTS):
         run = run_of(origin.run_id, needed=False)
         return of_store(name, run) if run else of_origin(name, origin)
     raise ValueError(f"{name} tells of no run: a model folder has run.yaml, a run's output folder {CHECKPOINTS}/")
@@ -145,7 +145,7 @@ def of_model(name: str, facts: dict[str, Any]) -> RunFacts:
     )
 
 
-def of_origin(name: str, origin: Origin) -> RunFacts:
+def of_origin(name: str, origin: RunManifest) -> RunFacts:
     return RunFacts(
         name,
         origin.run_id,

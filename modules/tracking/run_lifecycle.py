@@ -1,6 +1,4 @@
 """How runs of the tracking store begin, go on and end, and what is said of those whose process is gone."""
-# MERGED DOCS:
-# """MLflow's active run, entered and left without a word to the store, which may be away."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""When checkpoints are written during training, which of them stay, and how a run is stopped and gone on with."""
-# MERGED DOCS:
-# """What happens beside the training loop: progress on the terminal, sample texts at each validation."""
+"""What happens beside the training loop: checkpoints and which of them stay, stopping, progress, sample texts."""
 
 from __future__ import annotations
 
@@ -104,7 +102,7 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-class Patience(EarlyStopping):
+class QuietEarlyStopping(EarlyStopping):
     """Goes on with what it has seen, and with the patience that it has now."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

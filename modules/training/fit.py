@@ -21,18 +21,18 @@ from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import keep_freed_memory
-from .callbacks import Checkpoints, Patience, Progress, SameOnAllRanks, Samples, checkpoints_in
+from .callbacks import Checkpoints, Progress, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .lightning_module import LanguageModel
-from .origin import CHECKPOINTS
 from .planning.plan import TrainingPlan
-from .setup import Training
+from .run_manifest import CHECKPOINTS
+from .setup import TrainingSetup
 from .strategies import compute_format, lightning_precision, make_strategy
 
 
 def fit(
     stage: str,
     config: TrainingConfig,
-    training: Training,
+    training: TrainingSetup,
     folder: Path,
     logger: Logger | None = None,
     samples: Samples | None = None,
@@ -52,7 +52,7 @@ def fit(
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
     callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]
     if train.early_stopping_patience:
-        callbacks.append(Patience("val/loss", patience=train.early_stopping_patience))
+        callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:
         callbacks.append(Progress(stage))
     trainer = make_trainer(config, plan, folder, logger, callbacks)
@@ -117,10 +117,10 @@ def best_checkpoint(
     return checkpoints_in(checkpoints.folder)[step], module.validations[step]
 
 
-def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
+def make_module(config: TrainingConfig, training: TrainingSetup) -> LanguageModel:
     """Still without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
-    decoder.transformer.recompute = config.trainer.activation_checkpointing
+    decoder.transformer.activation_checkpointing = config.trainer.activation_checkpointing
     if config.trainer.precision == "bf16-true":
         decoder.bfloat16()  # before there are adapters, which stay float32
     tensors = first_tensors(config, training)
@@ -131,7 +131,7 @@ def make_module(config: TrainingConfig, training: Training) -> LanguageModel:
     return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute, config.seed)
 
 
-def first_tensors(config: TrainingConfig, training: Training) -> Iterator[tuple[str, Tensor]]:
+def first_tensors(config: TrainingConfig, training: TrainingSetup) -> Iterator[tuple[str, Tensor]]:
     """The weights to start from, one by one."""
     if training.start is None:
         yield from fresh_tensors(training.model, config.seed)

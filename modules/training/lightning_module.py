@@ -116,7 +116,7 @@ class LanguageModel(pl.LightningModule):
         norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            self.refuse_or_skip(step, losses, loss_value, norm, learning_rate)
+            self.handle_nonfinite(step, losses, loss_value, norm, learning_rate)
         else:
             self.skipped.in_a_row = 0
         optimizer.step()  # type: ignore[union-attr]
@@ -160,7 +160,7 @@ class LanguageModel(pl.LightningModule):
             dist.all_reduce(tensor, group=self.data_group)
         return tensor
 
-    def refuse_or_skip(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
+    def handle_nonfinite(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
         """Raises NonFiniteLossError, or with on_nonfinite=skip leaves the step out.
 
         Every rank comes to the same, from what was summed over all.

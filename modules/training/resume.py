@@ -21,8 +21,8 @@ from ..config.training import TrainingConfig
 from ..system.atomic import DRAFT, drafts_in, new_folder, remove
 from ..system.checksums import damage
 from .callbacks import checkpoints_in
-from .origin import CHECKPOINTS, Origin, read_origin, require_same, write_origin
-from .setup import Training
+from .run_manifest import CHECKPOINTS, RunManifest, read_run_manifest, require_same, write_run_manifest
+from .setup import TrainingSetup
 from .strategies import PROGRESS, read_progress
 
 logger = logging.getLogger("moyun.resume")
@@ -32,7 +32,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(output_dir: str | None, resume: str | None) -> Iterator[Origin | None]:
+def claimed(output_dir: str | None, resume: str | None) -> Iterator[RunManifest | None]:
     """Locks output_dir for this process; yields the origin of the run in it, None where it is new or empty.
 
     Raises ValueError where another process has it, or where it holds anything else: nothing is overwritten.
@@ -71,12 +71,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def earlier_run(folder: Path, resume: str | None) -> Origin | None:
+def earlier_run(folder: Path, resume: str | None) -> RunManifest | None:
     inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not DRAFT.fullmatch(path.name))
     if not inside:
         remove_drafts(folder)
         return None
-    origin = read_origin(folder / CHECKPOINTS)
+    origin = read_run_manifest(folder / CHECKPOINTS)
     if origin and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
         remove_drafts(folder)
         return origin
@@ -138,8 +138,8 @@ def given_checkpoint(resume_from: str) -> Path:
 
 
 def where_to_start(
-    config: TrainingConfig, folder: str | None, before: Origin | None, now: Origin, total_steps: int
-) -> tuple[Path | None, Origin]:
+    config: TrainingConfig, folder: str | None, before: RunManifest | None, now: RunManifest, total_steps: int
+) -> tuple[Path | None, RunManifest]:
     """The checkpoint to go on from, None for the first step; with what the run is made from. `folder` is the run's.
 
     ValueError where it is of another training, or of a finished one.
@@ -153,7 +153,7 @@ def where_to_start(
     elif given and given != "auto":
         checkpoint = given_checkpoint(given)
         now = dataclasses.replace(now, resumed_from=str(checkpoint))
-        if source := read_origin(checkpoint.parent):
+        if source := read_run_manifest(checkpoint.parent):
             require_same(source, now, config.train.allow_changed, checkpoint.parent)
         if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
             raise ValueError(
@@ -179,19 +179,19 @@ def followed(config: TrainingConfig) -> Path | None:
         return next(iter(found.values()))
     if given and given != "auto":
         return Path(given)
-    before = read_origin(place) if place and given else None
+    before = read_run_manifest(place) if place and given else None
     return Path(before.resumed_from) if before and before.resumed_from else None
 
 
-def describe_checkpoints(folder: Path, training: Training, origin: Origin) -> None:
+def describe_checkpoints(folder: Path, training: TrainingSetup, origin: RunManifest) -> None:
     """What lets every checkpoint of the run be opened as a model, and gone on from."""
     if folder.exists():
         for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
             shutil.rmtree(folder.parent / name, ignore_errors=True)
-        write_origin(folder, origin)
+        write_run_manifest(folder, origin)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder, "a run") as draft:
         write_architecture(draft, training.model)
         training.tokenizer.save(draft)
-        write_origin(draft, origin)
+        write_run_manifest(draft, origin)

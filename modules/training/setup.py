@@ -18,16 +18,16 @@ from ..data.datamodule import TextDataModule
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
 from ..data.splits import load_splits
-from ..model.parallel import require_cuttable
+from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from .origin import Origin, origin_of
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .run_manifest import RunManifest, make_run_manifest
 from .strategies import require_devices
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSetup:
     """What is trained on what: the same on every process."""
 
     start: Path | None
@@ -42,7 +42,7 @@ class Training:
 
 def set_up(
     config: TrainingConfig, start: Path | None, rows: RowSource | None = None, quarantine: Quarantine | None = None
-) -> Training:
+) -> TrainingSetup:
     """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with."""
     require_devices(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
@@ -50,7 +50,7 @@ def set_up(
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     data = data_module(config, splits, tokenizer)
-    return Training(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
+    return TrainingSetup(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -65,7 +65,7 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
             f"data.sequence_length={config.data.sequence_length} is over the model's "
             f"max_position_embeddings ({model.max_position_embeddings}): give a shorter one"
         )
-    require_cuttable(model, config.trainer.tensor_parallel)
+    check_tensor_parallel(model, config.trainer.tensor_parallel)
     return model
 
 
@@ -115,9 +115,9 @@ class Texts:
                 yield from texts
 
 
-def describe_origin(
-    stage: str, run_id: str, config: TrainingConfig, training: Training, parent: dict[str, str] | None
-) -> Origin:
+def run_manifest_of(
+    stage: str, run_id: str, config: TrainingConfig, training: TrainingSetup, parent: dict[str, str] | None
+) -> RunManifest:
     data = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
     base = parent["weights_sha256"] if parent else None
-    return origin_of(stage, run_id, config, data, training.tokenizer.fingerprint, base)
+    return make_run_manifest(stage, run_id, config, data, training.tokenizer.fingerprint, base)

@@ -4,8 +4,6 @@ A model that doesn't stop by itself writes on until it is cut off, and no loss t
 whole row. So its part of the loss is kept apart, and whether it would be written, greedily, where a text ends and
 where it doesn't.
 """
-# MERGED DOCS:
-# """Measures of a language model that more than one module must compute alike."""
 
 from __future__ import annotations
 

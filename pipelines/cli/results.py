@@ -13,7 +13,7 @@ from rich.table import Table
 
 from modules.evaluation.baselines import NAMES
 from modules.evaluation.report.figures import perplexity_bars
-from modules.evaluation.statistics import Measure, rows_in_words
+from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.tracking.provenance import git_state
 from modules.tracking.tracked_run import TrackedRun
@@ -29,7 +29,7 @@ PER_TOKEN = "perplexity"
 
 def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     """Metric by metric, whoever is best first, with 95 % intervals; then what was cut or left out."""
-    of = rows_in_words(evaluations["model"].measures[0]) + (
+    of = rows_in_words(evaluations["model"].metrics[0]) + (
         f", texts for {len(task.chosen):,} of them" if task.chosen else ""
     )
     console.print(
@@ -54,33 +54,33 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def metric_names(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    names = dict.fromkeys(measure.name for found in evaluations.values() for measure in found.measures)
+    names = dict.fromkeys(metric.name for found in evaluations.values() for metric in found.metrics)
     return [name for name in names if name != PER_TOKEN]
 
 
 def lines_of(name: str, evaluations: Mapping[str, Evaluation]) -> Iterator[tuple[str, str, float]]:
     """(who, value and interval, what to sort by: the smaller the better)"""
     for who, found in evaluations.items():
-        for measure, interval in zip(found.measures, found.intervals, strict=True):
-            if measure.name == name:
-                yield who, in_words(measure, interval), -measure.value if measure.higher_is_better else measure.value
+        for metric, interval in zip(found.metrics, found.intervals, strict=True):
+            if metric.name == name:
+                yield who, in_words(metric, interval), -metric.value if metric.higher_is_better else metric.value
 
 
-def in_words(measure: Measure, interval: tuple[float, float]) -> str:
+def in_words(metric: Metric, interval: tuple[float, float]) -> str:
     low, high = interval
-    value = "–" if math.isnan(measure.value) else f"{measure.value:.4g}"
+    value = "–" if math.isnan(metric.value) else f"{metric.value:.4g}"
     return value + ("" if math.isnan(low) else f"  [{low:.4g}, {high:.4g}]")
 
 
 def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:
     """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows."""
     model = evaluations["model"]
-    metrics: dict[str, float] = {"test/rows": len(model.measures[0].statistics)}
+    metrics: dict[str, float] = {"test/rows": len(model.metrics[0].statistics)}
     metrics |= {f"test/{name}": count for name, count in model.counts.items()}
     for who, found in evaluations.items():
-        for measure, (low, high) in zip(found.measures, found.intervals, strict=True):
-            name = metric_key(who, measure.name)
-            metrics |= {name: measure.value, f"{name}_low": low, f"{name}_high": high}
+        for metric, (low, high) in zip(found.metrics, found.intervals, strict=True):
+            name = metric_key(who, metric.name)
+            metrics |= {name: metric.value, f"{name}_low": low, f"{name}_high": high}
     run.log_metrics({name: value for name, value in metrics.items() if not math.isnan(value)})
     perplexities = {who: e["perplexity_per_char"].value for who, e in evaluations.items() if "perplexity_per_char" in e}
     if perplexities:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...config.loader import to_yaml
 from ...tokenizer.tokenizer import Tokenizer
-from ..weights import CheckpointError, StoredModel, StoredTensor, cast, in_blocks
+from ..weights import CheckpointError, StoredModel, StoredTensor, cast, qkv_blocked
 from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
 
 WEIGHTS = "model.gguf"
@@ -153,7 +153,7 @@ def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str,
         for name, tensor in model.weights.items():
             if formats[name].name == "F16":
                 tensor = cast(name, tensor, torch.float16)
-            rows: Tensor = in_blocks(name, tensor.read(), model.config.num_attention_heads)
+            rows: Tensor = qkv_blocked(name, tensor.read(), model.config.num_attention_heads)
             writer.write_tensor_data(gguf.quants.quantize(rows.float().contiguous().numpy(), formats[name]))
     finally:
         writer.close()

@@ -3,15 +3,13 @@
 What llama.cpp does with each is in its src/llama-vocab.cpp. A token of the type USER_DEFINED is cut out of a text
 before anything else is done to it, and spelt as it stands: that is how spaces and Chinese characters get through
 tokenizers that would change them.
+
+precompiled_charsmap is SentencePiece's table of replacements, which llama.cpp's unigram tokenizer reads: four bytes
+with the size of a trie, the trie as a double array, then the replacements, each ended by a zero byte. A cell is 32
+bits: its label in bits 0-7, whether a key ends there in bit 8, and in bits 10-30 an offset. Offset xor the cell's place
+is its base; base xor a label is the child's place; at the base of a key's last cell stands the replacement's place,
+with bit 31. (Yata's darts-clone; llama.cpp reads it in llm_tokenizer_ugm_session.)
 """
-# MERGED DOCS:
-# """A table of replacements in the form that llama.cpp's unigram tokenizer reads: SentencePiece's precompiled_charsmap.
-#
-# Four bytes with the size of a trie, the trie as a double array, then the replacements, each ended by a zero byte.
-# A cell is 32 bits: its label in bits 0-7, whether a key ends there in bit 8, and in bits 10-30 an offset. Offset xor the
-# cell's place is its base; base xor a label is the child's place; at the base of a key's last cell stands the
-# replacement's place, with bit 31. (Yata's darts-clone; llama.cpp reads it in llm_tokenizer_ugm_session.)
-# """
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from ..weights import (
     StoredModel,
     StoredTensor,
     differences,
-    in_blocks,
-    in_heads,
+    qkv_blocked,
+    qkv_interleaved,
     read_files,
     read_safetensors,
     stored,
@@ -192,11 +192,11 @@ def is_conv1d(name: str) -> bool:
 def from_gpt2(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
     if is_conv1d(name):
         tensor = tensor.map(torch.t)
-    return in_heads(name, tensor, heads)
+    return qkv_interleaved(name, tensor, heads)
 
 
 def to_gpt2(name: str, tensor: Tensor, heads: int) -> Tensor:
-    tensor = in_blocks(name, tensor, heads)
+    tensor = qkv_blocked(name, tensor, heads)
     return tensor.T if is_conv1d(name) else tensor
 
 

@@ -78,7 +78,7 @@ def read(folder: Path) -> StoredModel:
     content = read_json_object(folder / "config.json")
     hidden_act: Literal["gelu", "gelu_new"] = "gelu_new" if content.get("bias_gelu_fusion", True) else "gelu"
     config = read_architecture(folder / "config.json", whole_shapes(shards[0], len(shards)), hidden_act)
-    refuse_uncuttable(config, len(paths), f"{folder / 'model'}: the number of shards")
+    check_cuttable(config, len(paths), f"{folder / 'model'}: the number of shards")
     expected = shapes_of(config)
     check(paths, shards, expected)
     return StoredModel(config, {name: joined(name, shape, paths, shards) for name, shape in expected.items()})
@@ -159,7 +159,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_parallel: int = 1) -> None:
     """One file a rank, one rank at a time in memory. Raises CheckpointError where `tensor_parallel` can't cut it."""
-    refuse_uncuttable(model.config, tensor_parallel, "tensor_parallel")
+    check_cuttable(model.config, tensor_parallel, "tensor_parallel")
     (folder / "model").mkdir()
     for rank in range(tensor_parallel):
         write_pickle(shard_path(folder, rank), {"module": shard_of(model, rank, tensor_parallel)})
@@ -175,7 +175,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_paralle
     write_configuration(folder, config, configuration | {"megatron": dict.fromkeys(sizes, tensor_parallel)})
 
 
-def refuse_uncuttable(config: ModelConfig, parts: int, place: str) -> None:
+def check_cuttable(config: ModelConfig, parts: int, place: str) -> None:
     """Whole heads and equal shares of the vocabulary; what divides the heads divides every width too."""
     for name in ("num_attention_heads", "vocab_size"):
         if getattr(config, name) % parts:

@@ -1,9 +1,8 @@
-"""What ModelScope's two layouts share: config.json (its GPT3Config), configuration.json, the tokenizer's files."""
-# MERGED DOCS:
-# """ModelScope's GPT-3 base and large: pytorch_model.bin, a BERT vocabulary, exact (erf) GELU, epsilon 1e-12.
-#
-# query_key_value's rows are three blocks: all Q, all K, all V. (modelscope/models/nlp/gpt3/backbone.py)
-# """
+"""ModelScope's GPT-3 base and large: pytorch_model.bin, a BERT vocabulary, exact (erf) GELU, epsilon 1e-12.
+
+query_key_value's rows are three blocks: all Q, all K, all V. (modelscope/models/nlp/gpt3/backbone.py) Also what both
+of ModelScope's layouts share: config.json (its GPT3Config), configuration.json, the tokenizer's files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ..pickles import read_pickle, write_pickle
-from ..weights import CheckpointError, StoredModel, differences, in_blocks, in_heads, shapes_of, stored
+from ..weights import CheckpointError, StoredModel, differences, qkv_blocked, qkv_interleaved, shapes_of, stored
 
 PREFIXES = ("model.language_model.", "language_model.")
 
@@ -140,7 +139,7 @@ def read(folder: Path) -> StoredModel:
     if complaints := list(differences(expected, shapes)):
         raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
     heads = config.num_attention_heads
-    return StoredModel(config, {name: in_heads(name, tensors[name], heads) for name in expected})
+    return StoredModel(config, {name: qkv_interleaved(name, tensors[name], heads) for name in expected})
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
@@ -153,7 +152,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
     heads = model.config.num_attention_heads
     tensors = {}
     for name, tensor in model.weights.items():
-        tensors["language_model." + name] = in_blocks(name, tensor.read(), heads)
+        tensors["language_model." + name] = qkv_blocked(name, tensor.read(), heads)
     write_pickle(folder / WEIGHTS, tensors)
     write_tokenizer(folder, tokenizer)
     length = model.config.max_position_embeddings

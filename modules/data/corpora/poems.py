@@ -1,10 +1,4 @@
 """Archive → OUT/poems, OUT/quatrains, OUT/couplets (each train, validation, test) and OUT/manifest.json."""
-# MERGED DOCS:
-# """A small, fixed sample of a built corpus, such as the ones that the repository bundles under data/.
-#
-# from modules.poetry.sample import SAMPLE_SIZES, write_sample
-# write_sample(Path("outputs/corpus"), Path("data/poems.jsonl.gz"), SAMPLE_SIZES)
-# """
 
 from __future__ import annotations
 
@@ -219,7 +213,7 @@ def write_sample(corpus_dir: Path, path: Path, sizes: dict[Split, int], seed: in
     for split in SPLITS:
         source = corpus_dir / f"poems/{split}.jsonl.gz"
         if not source.is_file():
-            raise ValueError(f"{source} is missing: build the corpus first (modules.poetry.build_corpus)")
+            raise ValueError(f"{source} is missing: build the corpus first (modules.data.corpora.poems.build_corpus)")
         rows = read_rows(source)
         size = sizes[split]
         if size > len(rows):

@@ -59,7 +59,7 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     counts: Counter[str] = Counter()
     examples = _distinct(_examples(corpus, archive, counts), counts)
     by_split = split(examples, corpus.prose, counts)
-    _refuse_empty(by_split, archive)
+    _check_not_empty(by_split, archive)
     begin(folder, identity)
     files = {
         f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
@@ -132,7 +132,7 @@ def rows_of(examples: Sequence[Example], held_out: bool) -> list[dict[str, Any]]
     ]
 
 
-def _refuse_empty(by_split: dict[str, list[Example]], archive: Path) -> None:
+def _check_not_empty(by_split: dict[str, list[Example]], archive: Path) -> None:
     empty = [name for name in SPLITS if not by_split[name]]
     if empty:
         found = sum(map(len, by_split.values()))

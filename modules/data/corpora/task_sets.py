@@ -1,24 +1,18 @@
-"""Passage and answer → question, from a reading-comprehension set in the layout of SQuAD 1.1 (Rajpurkar et al. 2016).
+"""The public sets of tasks other than verse, each read to rows of pairs before they are split.
 
-The source is the passage around the answer, which stands in 【】. CMRC 2018 (Cui et al. 2019) has this layout.
+summarization: Chinese parables and their morals, the parable-to-moral-match set of OpenAI's evals. Each line is a chat
+prompt of a parable and five morals to choose from. The right moral is the target; the others stay in the row, so that
+the choice itself can be scored too.
+data_to_text: dialogue acts and the texts that people gave them, ConvLab's templates of CrossWOZ (Zhu et al. 2020,
+TACL 8). A template is an utterance of the training dialogues whose values were replaced by the name of the intent that
+they come from ("[Inform+酒店+价格]", numbered where the act has that intent more than once). The published SC-LSTM
+scores are of such delexicalised texts, with all texts of one act as references.
+question_generation: passage and answer → question, from a reading-comprehension set in the layout of SQuAD 1.1
+(Rajpurkar et al. 2016), such as CMRC 2018 (Cui et al. 2019). The source is the passage around the answer, which stands
+in 【】.
+instructions: a thousand Chinese instructions with a language model's replies, LLaMA-Factory's alpaca_zh_demo. Its
+README names Stanford Alpaca (zh) of ymcui/Chinese-LLaMA-Alpaca-3 as the origin of that set.
 """
-# MERGED DOCS:
-# """What a corpus of task data is made of, before it is split."""
-# """Dialogue acts and the texts that people gave them: ConvLab's templates of CrossWOZ (Zhu et al. 2020, TACL 8).
-#
-# A template is an utterance of the training dialogues whose values were replaced by the name of the intent that they
-# come from ("[Inform+酒店+价格]", numbered where the act has that intent more than once). The published SC-LSTM scores
-# are of such delexicalised texts, with all texts of one act as references.
-# """
-# """A thousand Chinese instructions with a language model's replies: LLaMA-Factory's alpaca_zh_demo.
-#
-# Its README names Stanford Alpaca (zh) of ymcui/Chinese-LLaMA-Alpaca-3 as the origin of that set.
-# """
-# """Chinese parables and their morals: the parable-to-moral-match set of OpenAI's evals.
-#
-# Each line is a chat prompt of a parable and five morals to choose from. The right moral is the target; the others stay
-# in the row, so that the choice itself can be scored too.
-# """
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
 """What pipelines.evaluate found, as a report."""
-# MERGED DOCS:
-# """The training run that made a model folder: its curves, as far as the tracking store has them."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from typing import Any
 import datasets
 from mlflow.exceptions import MlflowException
 
-from ...checkpoint.model_folder import how_made
+from ...checkpoint.model_folder import read_provenance
 from ...config.evaluation import EvaluateConfig
 from ...tracking.stage_run import metric_history
-from ..statistics import Comparison, Measure, compare, rows_in_words
+from ..statistics import Metric, PairedComparison, compare, rows_in_words
 from ..task_evaluation import Evaluation, ScoredRow
 from ..verse.form import line_lengths
 from .contents import Column, Example, Report, Sample, Series, label
@@ -53,12 +51,12 @@ def evaluation_report(
     The curves are those of the training run that made the folder, where the tracking store has it.
     """
     model = evaluations["model"]
-    ranked_by = next((name for name in RANKED_BY if name in model), model.measures[0].name)
-    origin = how_made(folder)
+    ranked_by = next((name for name in RANKED_BY if name in model), model.metrics[0].name)
+    origin = read_provenance(folder)
     return Report(
         title=f"{label(config.task.name or 'evaluation')}: {config.model}",
         facts=described(config, test, model),
-        columns=[Column(name, measures_of(found)) for name, found in evaluations.items()],
+        columns=[Column(name, metrics_of(found)) for name, found in evaluations.items()],
         comparisons={name: list(comparisons(model, evaluations[name])) for name in COMPARED if name in evaluations},
         curves=training_curves(origin.get("run_id")),
         lengths=lengths(model.rows),
@@ -79,7 +77,7 @@ def described(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation)
         "model": config.model,
         "champion": config.champion or "",
         "baseline": config.baseline or "",
-        "scored on": f"{rows_in_words(model.measures[0])} of {config.data.test_path or config.data.path}",
+        "scored on": f"{rows_in_words(model.metrics[0])} of {config.data.test_path or config.data.path}",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
         "generation": (
             f"{'greedy' if greedy else sampled}; at most {generation.max_new_tokens} tokens" if model.rows else ""
@@ -90,15 +88,15 @@ def described(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation)
     return {name: value for name, value in facts.items() if value}
 
 
-def measures_of(found: Evaluation) -> list[Measure]:
-    return [measure for measure in found.measures if measure.name != PER_TOKEN]
+def metrics_of(found: Evaluation) -> list[Metric]:
+    return [metric for metric in found.metrics if metric.name != PER_TOKEN]
 
 
-def comparisons(model: Evaluation, other: Evaluation) -> Iterator[Comparison]:
-    """Of every measure that both have on the same rows."""
-    for measure in measures_of(model):
-        if measure.name in other and other[measure.name].statistics.shape == measure.statistics.shape:
-            found = compare(measure, other[measure.name], resamples=RESAMPLES)
+def comparisons(model: Evaluation, other: Evaluation) -> Iterator[PairedComparison]:
+    """Of every metric that both have on the same rows."""
+    for metric in metrics_of(model):
+        if metric.name in other and other[metric.name].statistics.shape == metric.statistics.shape:
+            found = compare(metric, other[metric.name], resamples=RESAMPLES)
             if math.isfinite(found.difference):
                 yield found
 
@@ -138,7 +136,7 @@ def tally(values: Iterator[int], most: int) -> dict[str, float]:
 
 
 def examples(test: datasets.Dataset, model: Evaluation, ranked_by: str) -> Iterator[Example]:
-    """The rows that texts were written for; without any, all rows by the measure itself."""
+    """The rows that texts were written for; without any, all rows by the metric itself."""
     for row in model.rows:
         reference = row.references[0] if row.references else None
         yield Example(row.source, row.scores.get(ranked_by, math.nan), row.text, reference, row.stopped)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..statistics import Measure
+from ..statistics import Metric
 from .contents import Report, Series, label
 
 TOLD = ("model", "data", "tokenizer", "train", "lora")
@@ -16,9 +16,9 @@ TOLD = ("model", "data", "tokenizer", "train", "lora")
 def model_card(
     name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
 ) -> str:
-    """`origin`: what run.yaml says of how the model was made (modules.tracking.lineage).
+    """`origin`: what run.yaml says of how the model was made (modules.tracking.provenance).
 
-    `source`: what the data's manifest says that they were made from (modules.preparation.source_of).
+    `source`: what the data's manifest says that they were made from (modules.data.corpora.folders.source_of).
     """
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
@@ -54,17 +54,17 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def scores(report: Report) -> Iterator[str]:
     """Metrics beside each other, with 95 % intervals."""
     yield in_a_line(report.facts)
-    by_name = [{measure.name: measure for measure in column.measures} for column in report.columns]
-    names = dict.fromkeys(name for measures in by_name for name in measures)
-    rows = [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
+    by_name = [{metric.name: metric for metric in column.metrics} for column in report.columns]
+    names = dict.fromkeys(name for metrics in by_name for name in metrics)
+    rows = [(label(name), *(in_words(metrics.get(name)) for metrics in by_name)) for name in names]
     yield table(("", *(column.name for column in report.columns)), rows)
 
 
-def in_words(measure: Measure | None) -> str:
-    if measure is None or math.isnan(measure.value):
+def in_words(metric: Metric | None) -> str:
+    if metric is None or math.isnan(metric.value):
         return ""
-    low, high = measure.interval()
-    return f"{measure.value:.4g}" + ("" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]")
+    low, high = metric.interval()
+    return f"{metric.value:.4g}" + ("" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]")
 
 
 def curves(report: Report, most: int = 12) -> Iterator[tuple[list[str], list[tuple[str, ...]]]]:

@@ -2,8 +2,6 @@
 
 Hand-made: matplotlib's need a Chinese font on the machine that draws, and have one colour scheme.
 """
-# MERGED DOCS:
-# """Axes: round numbers to mark, and numbers as a reader wants them."""
 
 from __future__ import annotations
 

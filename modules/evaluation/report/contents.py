@@ -1,6 +1,4 @@
 """What a report holds, as plain data; a section without content is left out."""
-# MERGED DOCS:
-# """Names and texts as they are shown."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..statistics import Comparison, Measure
+from ..statistics import Metric, PairedComparison
 
 STOP_RATE = "end_of_text_rate"
 
@@ -23,7 +21,7 @@ class Column:
     """A model, or what stands beside it: a baseline, the champion, an n-gram floor."""
 
     name: str
-    measures: Sequence[Measure]
+    metrics: Sequence[Metric]
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Report:
     """What was scored on what, by name; shown on top."""
     columns: Sequence[Column] = ()
     """The model first."""
-    comparisons: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
-    """Who the model was compared with → a comparison a measure."""
+    comparisons: Mapping[str, Sequence[PairedComparison]] = field(default_factory=dict)
+    """Who the model was compared with → a comparison a metric."""
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     """Title of a picture → its lines."""
     lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -80,7 +78,7 @@ class Report:
     @property
     def stop_share(self) -> tuple[int, int] | None:
         """(texts that ended by themselves, texts); None where it isn't known of any, or is among the scores."""
-        if any(measure.name == STOP_RATE for column in self.columns for measure in column.measures):
+        if any(metric.name == STOP_RATE for column in self.columns for metric in column.metrics):
             return None
         known = [example.stopped for example in self.examples if example.stopped is not None]
         return (sum(known), len(known)) if known else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..statistics import Comparison, Measure, intervals
+from ..statistics import Metric, PairedComparison, intervals
 from .charts import bar_chart, histogram, line_chart, number, signed, span
 from .contents import Column, Report, label, shown
 
@@ -23,7 +23,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Score:
-    """A measure of one column, and where its interval lies on the line that all columns share."""
+    """A metric of one column, and where its interval lies on the line that all columns share."""
 
     column: str
     value: float
@@ -83,39 +83,39 @@ def environment() -> jinja2.Environment:
 
 
 def score_lines(report: Report) -> Iterator[Line]:
-    """A line a measure, in the order in which columns bring them."""
-    names = dict.fromkeys(measure.name for column in report.columns for measure in column.measures)
+    """A line a metric, in the order in which columns bring them."""
+    names = dict.fromkeys(metric.name for column in report.columns for metric in column.metrics)
     verdicts = {
         (against, found.name): verdict(found)
         for against, comparisons in report.comparisons.items()
         for found in comparisons
     }
-    found = [dict(zip(names_of(column), intervals(column.measures), strict=True)) for column in report.columns]
+    found = [dict(zip(names_of(column), intervals(column.metrics), strict=True)) for column in report.columns]
     for name in names:
         having = [
-            (column.name, measure, ends[name])
+            (column.name, metric, ends[name])
             for column, ends in zip(report.columns, found, strict=True)
-            for measure in column.measures
-            if measure.name == name
+            for metric in column.metrics
+            if metric.name == name
         ]
-        low, high = span([value for _, measure, ends in having for value in (*ends, measure.value)])
+        low, high = span([value for _, metric, ends in having for value in (*ends, metric.value)])
         scores = [
-            place(column, measure, ends, low, high, verdicts.get((column, name))) for column, measure, ends in having
+            place(column, metric, ends, low, high, verdicts.get((column, name))) for column, metric, ends in having
         ]
         better = "higher is better" if having[0][1].higher_is_better else "lower is better"
         yield Line(label(name), better, scores)
 
 
 def names_of(column: Column) -> list[str]:
-    return [measure.name for measure in column.measures]
+    return [metric.name for metric in column.metrics]
 
 
 def place(
-    column: str, measure: Measure, interval: tuple[float, float], low: float, high: float, verdict: str | None
+    column: str, metric: Metric, interval: tuple[float, float], low: float, high: float, verdict: str | None
 ) -> Score:
     at = [100 * (value - low) / (high - low) if math.isfinite(value) else math.nan for value in interval]
-    point = 100 * (measure.value - low) / (high - low) if math.isfinite(measure.value) else math.nan
-    return Score(column, measure.value, *interval, at[0], at[1] - at[0], point, verdict)
+    point = 100 * (metric.value - low) / (high - low) if math.isfinite(metric.value) else math.nan
+    return Score(column, metric.value, *interval, at[0], at[1] - at[0], point, verdict)
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def picture(section: str, title: str, svg: Markup, series: list[str]) -> Iterato
         yield Picture(section, title, svg, series)
 
 
-def chance(found: Comparison) -> str:
+def chance(found: PairedComparison) -> str:
     return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
 
 
-def verdict(found: Comparison) -> str:
+def verdict(found: PairedComparison) -> str:
     apart = found.difference != 0 or abs(found.low) > 0 or abs(found.high) > 0
     return found.verdict if apart else "the same"

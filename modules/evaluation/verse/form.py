@@ -1,6 +1,6 @@
 """How far a text keeps the form of Chinese verse: pure functions of one text, each a share from 0 to 1.
 
-nan stands where a rule has nothing to say (a text of one line has no rhyme): `measures.mean` leaves such a row out.
+nan stands where a rule has nothing to say (a text of one line has no rhyme): `statistics.mean` leaves such a row out.
 Tones and rhymes are those of 平水韵; characters with readings of both tones, and those that the table lacks (15 % and
 0.5 % of the test poems' characters), say nothing. The rules are those of regulated verse (近体诗) as 王力 gives them
 in 《诗词格律》 (1962), chapter 诗律: the length of lines, 押韵, 平仄 with 对 and 粘, and the couplet (对仗).
@@ -22,7 +22,7 @@ REGULATED = (4, 8)
 
 
 def form_of(text: str) -> dict[str, float]:
-    """Every measure of a poem (or quatrain) by name."""
+    """Every metric of a poem (or quatrain) by name."""
     return {
         "lines of one length": even_lines(text),
         "quatrain or regulated": regular(text),
@@ -37,7 +37,7 @@ def form_of(text: str) -> dict[str, float]:
 
 
 def couplet_form(first: str, second: str) -> dict[str, float]:
-    """Every measure of the two lines of a couplet by name."""
+    """Every metric of the two lines of a couplet by name."""
     return {
         "same length": same_length(first, second),
         "tones oppose": couplet_opposition(first, second),

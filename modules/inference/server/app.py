@@ -21,12 +21,12 @@ from ...tokenizer.tokenizer import Tokenizer
 from . import mlflow_protocol as invocations
 from . import openai
 from .engine import Engine, QueueFullError
-from .exchange import ClientGoneError, Exchange
 from .openai import OUTCOME, EventStream
 from .prometheus import Metrics
+from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
+    CompletionRequest,
     RequestError,
-    Wanted,
     as_problem,
     characters_of,
     check_limits,
@@ -74,7 +74,7 @@ class Service:
         self.created = int(time.time())
 
     def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """From here on requests are taken; run: how_made of its folder."""
+        """From here on requests are taken; run: read_provenance of its folder."""
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
         self.prompt_tokens = prompt_limit(self.limits, engine.decoder.config.max_position_embeddings)
@@ -118,8 +118,8 @@ class Service:
         return None
 
     def exchange(
-        self, wanted: Wanted, request: Request, field: str, new_tokens: str
-    ) -> tuple[Exchange, list[list[int]]]:
+        self, wanted: CompletionRequest, request: Request, field: str, new_tokens: str
+    ) -> tuple[RequestHandle, list[list[int]]]:
         """The request in the engine's queue, and its prompts' ids; RequestError where it can't be taken."""
         check_limits(wanted, self.limits, field, new_tokens, self.characters)
         if problem := self.no_room(len(wanted.prompts)):
@@ -127,7 +127,7 @@ class Service:
         prompts = tokenize(wanted, self.tokenizer, self.prompt_tokens, field)
         try:
             assert self.engine
-            exchange = Exchange(self.engine, self.tokenizer, wanted, prompts, request.receive)
+            exchange = RequestHandle(self.engine, self.tokenizer, wanted, prompts, request.receive)
         except QueueFullError:
             raise RequestError(503, "the server is stopping", code="draining") from None
         self.metrics.prompt_tokens.inc(sum(map(len, prompts)))

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 PREFILL_TOKENS = 2048
 """The most prompt tokens read between two tokens of the running rows, which wait; one prompt may have more."""
 
-Finish = Literal["stop", "length", "failed", "stopped"]
+FinishReason = Literal["stop", "length", "failed", "stopped"]
 """OpenAI's two; failed: the model did; stopped: the row was cancelled, or the engine is going down."""
 
 
@@ -44,12 +44,12 @@ class Event:
     row: int
     """Which prompt of its request."""
     text: str
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     """Why the text ended; None where it goes on."""
 
 
 @dataclass(eq=False)
-class Job:
+class ActiveSequence:
     """One prompt on its way to a text. Made by the event loop, then the engine's thread's alone but for `cancelled`."""
 
     row: int
@@ -69,7 +69,7 @@ class Job:
     """Set from any thread: whoever asked has gone or waited too long."""
 
 
-Outbox = dict[Job, Event]
+Outbox = dict[ActiveSequence, Event]
 """What has become of jobs since the event loop was last told."""
 
 
@@ -89,8 +89,8 @@ class Engine:
         post: Callable[[Callable[[Outbox], None], Outbox], object],
     ) -> None:
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
-        self.waiting: deque[Job] = deque()
-        self.running: dict[int, Job] = {}
+        self.waiting: deque[ActiveSequence] = deque()
+        self.running: dict[int, ActiveSequence] = {}
         self.changed = threading.Condition()
         self.stopping = False
         self.numbers = itertools.count()
@@ -104,7 +104,7 @@ class Engine:
     def has_room(self, rows: int = 1) -> bool:
         return len(self.waiting) + rows <= self.limits.queue_rows
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[ActiveSequence]) -> None:
         """Raises QueueFullError where the queue has no room for all of them."""
         with self.changed:
             if self.stopping or not self.has_room(len(jobs)):
@@ -112,7 +112,7 @@ class Engine:
             self.waiting.extend(jobs)
             self.changed.notify()
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
+    def cancel(self, jobs: Sequence[ActiveSequence]) -> None:
         """Running rows end with the token that is being computed, waiting ones leave the queue at once."""
         with self.changed:
             for job in jobs:
@@ -149,9 +149,9 @@ class Engine:
             self.post(self.deliver, self.outbox)
             self.outbox = {}
 
-    def next_jobs(self, places: int, wait: bool = False) -> list[Job]:
+    def next_jobs(self, places: int, wait: bool = False) -> list[ActiveSequence]:
         """Waiting jobs to start now; with `wait` there is at least one, or the engine stops."""
-        jobs: list[Job] = []
+        jobs: list[ActiveSequence] = []
         tokens = 0
         with self.changed:
             while wait and not self.waiting and not self.stopping:
@@ -163,7 +163,7 @@ class Engine:
                 jobs.append(self.waiting.popleft())
         return jobs
 
-    def write_batch(self, jobs: list[Job]) -> None:
+    def write_batch(self, jobs: list[ActiveSequence]) -> None:
         """Writes these and all that join them meanwhile, until no row is left."""
         rows, logits, cache = self.begin(jobs, joining=False)
         tokens = write(rows, logits, partial(self.advance, cache), self.tokenizer.end_of_text_id)
@@ -175,7 +175,7 @@ class Engine:
                 return
             reply = number if self.take(number, token) else None
 
-    def begin(self, jobs: list[Job], joining: bool) -> tuple[Rows, Tensor, KVCache]:
+    def begin(self, jobs: list[ActiveSequence], joining: bool) -> tuple[Rows, Tensor, KVCache]:
         """Reads the prompts, into a cache that has room for what they become unless it is to join another."""
         prompts = [job.prompt for job in jobs]
         numbers = [next(self.numbers) for _ in jobs]
@@ -195,7 +195,7 @@ class Engine:
             return logits
         others, first, joining = self.begin(jobs, joining=True)
         rows.extend(others)
-        cache.join(joining, rows.capacity)
+        cache.merge(joining, rows.capacity)
         return torch.cat([logits, first])
 
     def take(self, number: int, token: int | None) -> bool:
@@ -238,7 +238,7 @@ class Engine:
         self.delivered = True
 
 
-def finish_of(job: Job, positions: int) -> Finish:
+def finish_of(job: ActiveSequence, positions: int) -> FinishReason:
     """length: it wrote all it might; stop: it ended by itself or at a stop text."""
     if job.cancelled:
         return "stopped"

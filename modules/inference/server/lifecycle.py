@@ -1,9 +1,8 @@
 """A server from its start to its end: listen, load and verify, serve, drain, stop.
 
-It listens before the model is there, so that whoever watches it sees a process that is alive and not ready.
+It listens before the model is there, so that whoever watches it sees a process that is alive and not ready. A client's
+connection has a time limit of its own, since uvicorn would wait for ever for request headers that don't come.
 """
-# MERGED DOCS:
-# """A client's connection, which uvicorn by itself would wait on for ever where a request's headers don't come."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...checkpoint.loading import load_for_inference, verify_model
-from ...checkpoint.model_folder import how_made
+from ...checkpoint.model_folder import read_provenance
 from ...checkpoint.verification import GOLDEN_PROMPT
 from ...config.generation import GenerationConfig, ServeConfig
 from ...model.decoder import Decoder
@@ -143,7 +142,7 @@ class Lifecycle:
         engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
         engine.start()
         try:
-            self.service.serve_with(engine, tokenizer, how_made(self.folder))
+            self.service.serve_with(engine, tokenizer, read_provenance(self.folder))
             ready(self.address)
             await stopped
             await self.drain()

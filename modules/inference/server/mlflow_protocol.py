@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config.generation import LimitsConfig
 from .engine import Event
-from .requests import PARAMETERS, RequestError, Wanted, bad, parameters, refuse_unknown, shown
+from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, parameters, shown
 
 EXAMPLE = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
 
@@ -22,9 +22,9 @@ FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 COLUMN = "src_txt"
 
 
-def parse(body: Mapping[str, Any], limits: LimitsConfig) -> Wanted:
+def parse(body: Mapping[str, Any], limits: LimitsConfig) -> CompletionRequest:
     """RequestError for anything that can't be done as asked."""
-    refuse_unknown(body, (*FORMATS, "params"))
+    check_known(body, (*FORMATS, "params"))
     given = [name for name in FORMATS if name in body]
     if len(given) != 1:
         raise bad("body", f"must have one of {', '.join(FORMATS)}, e.g. {EXAMPLE}")
@@ -32,11 +32,11 @@ def parse(body: Mapping[str, Any], limits: LimitsConfig) -> Wanted:
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
-    refuse_unknown(params or {}, ("max_new_tokens", *PARAMETERS))
+    check_known(params or {}, ("max_new_tokens", *PARAMETERS))
     config = parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
-    return Wanted(texts, config)
+    return CompletionRequest(texts, config)
 
 
 def column(content: Any, name: str) -> list[Any]:
@@ -68,7 +68,7 @@ def column_of_split(content: Any) -> list[Any]:
     return [row[place] for row in data]
 
 
-def predictions(wanted: Wanted, ends: Sequence[Event], full: bool) -> dict[str, Any]:
+def predictions(wanted: CompletionRequest, ends: Sequence[Event], full: bool) -> dict[str, Any]:
     """full: with the prompts, as of a model that continues text."""
     before = wanted.prompts if full else [""] * len(ends)
     return {"predictions": [{"text": text + end.text} for text, end in zip(before, ends, strict=True)]}

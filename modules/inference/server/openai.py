@@ -1,10 +1,9 @@
 """OpenAI's completions (POST /v1/completions, GET /v1/models), as its Python client sends and reads them.
 
 https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k and repetition_penalty.
-What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing.
+What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing. Streams are
+server-sent events, written by hand so that a client that hangs up is noticed at once.
 """
-# MERGED DOCS:
-# """Answers in pieces: OpenAI's server-sent events, written by hand so that a client's going is noticed at once."""
 
 from __future__ import annotations
 
@@ -18,10 +17,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from . import openai
 from .engine import Event
-from .exchange import ClientGoneError, Exchange
-from .requests import PARAMETERS, RequestError, Wanted, as_problem, bad, parameters, refuse_unknown, shown
+from .request_handle import ClientGoneError, RequestHandle
+from .requests import PARAMETERS, CompletionRequest, RequestError, as_problem, bad, check_known, parameters, shown
 
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
@@ -48,9 +46,9 @@ OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "use
 FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
 
 
-def parse(body: Mapping[str, Any], name: str) -> Wanted:
+def parse(body: Mapping[str, Any], name: str) -> CompletionRequest:
     """RequestError for anything that can't be done as asked; name: what the served model is called."""
-    refuse_unknown(body, FIELDS)
+    check_known(body, FIELDS)
     check_model(body.get("model", name), name)
     for field, values in WITHOUT_EFFECT.items():
         value = body.get(field)
@@ -63,7 +61,7 @@ def parse(body: Mapping[str, Any], name: str) -> Wanted:
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
     usage = flag(options or {}, "include_usage")
-    return Wanted(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), usage)
+    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), usage)
 
 
 def check_model(given: Any, name: str) -> None:
@@ -104,7 +102,9 @@ def usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def completion(start: dict[str, Any], wanted: Wanted, ends: Sequence[Event], used: dict[str, int]) -> dict[str, Any]:
+def completion(
+    start: dict[str, Any], wanted: CompletionRequest, ends: Sequence[Event], used: dict[str, int]
+) -> dict[str, Any]:
     """The whole answer; ends: each row's last event, in order."""
     before = wanted.prompts if wanted.echo else [""] * len(ends)
     choices = [choice(end.row, text + end.text, end.finish) for text, end in zip(before, ends, strict=True)]
@@ -142,8 +142,8 @@ class EventStream(Response):
 
     def __init__(
         self,
-        exchange: Exchange,
-        wanted: Wanted,
+        exchange: RequestHandle,
+        wanted: CompletionRequest,
         prompts: Sequence[Sequence[int]],
         head: dict[str, Any],
         deadline: float,
@@ -170,15 +170,15 @@ class EventStream(Response):
     async def send_pieces(self, send: Send) -> None:
         if self.wanted.echo:
             for row, prompt in enumerate(self.wanted.prompts):
-                await self.say(send, [openai.choice(row, prompt, None)])
+                await self.say(send, [choice(row, prompt, None)])
         while event := await self.exchange.next():
-            await self.say(send, [openai.choice(event.row, event.text, event.finish)])
+            await self.say(send, [choice(event.row, event.text, event.finish)])
         if self.wanted.include_usage:
-            await self.say(send, [], usage=openai.usage(self.prompts, self.exchange.tokens))
-        await send({"type": "http.response.body", "body": openai.chunk("[DONE]"), "more_body": False})
+            await self.say(send, [], usage=usage(self.prompts, self.exchange.tokens))
+        await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
 
     async def say(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
-        body = openai.chunk(self.head | {"choices": choices} | others)
+        body = chunk(self.head | {"choices": choices} | others)
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def break_off(self, scope: Scope, send: Send, error: Exception) -> None:
@@ -187,7 +187,7 @@ class EventStream(Response):
             logger.error("a stream failed", exc_info=error)
         problem = as_problem(error)
         scope[OUTCOME] = "timeout" if problem.status == 504 else "failed"
-        body = openai.chunk(openai.error(problem))
+        body = chunk(error(problem))
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await send({"type": "http.response.body", "body": body, "more_body": False})

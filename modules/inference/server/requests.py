@@ -49,7 +49,7 @@ def as_problem(error: Exception) -> RequestError:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CompletionRequest:
     """What a request asks for, whichever way it was put."""
 
     prompts: list[str]
@@ -83,7 +83,7 @@ async def read_json(request: Request, limits: LimitsConfig) -> dict[str, Any]:
 
 def parse_json(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body, parse_constant=refuse_constant)
+        content = json.loads(body, parse_constant=reject_constant)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, NaN; nested a thousand deep
         reason = str(error) if isinstance(error, ValueError) else "nested too deep"
         raise RequestError(400, f"the body isn't JSON in UTF-8: {reason}", "body") from None
@@ -92,7 +92,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def refuse_constant(name: str) -> float:
+def reject_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
@@ -122,7 +122,7 @@ def check_stop(stop: Any) -> None:
             raise bad("stop", f"holds a text of {len(text)} characters; there may be {STOP_CHARACTERS}")
 
 
-def check_limits(wanted: Wanted, limits: LimitsConfig, field: str, new_tokens: str, characters: int) -> None:
+def check_limits(wanted: CompletionRequest, limits: LimitsConfig, field: str, new_tokens: str, characters: int) -> None:
     """RequestError for what is over a limit. field, new_tokens: the client's names of prompts and max_new_tokens.
 
     characters: the most that a prompt of the allowed tokens can spell; what is longer need not be tokenized to know.
@@ -148,7 +148,7 @@ def check_text(field: str, text: Any) -> None:
         raise bad(field, f"holds half a surrogate pair at character {error.start}, which no text can") from None
 
 
-def tokenize(wanted: Wanted, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
+def tokenize(wanted: CompletionRequest, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
     """Each prompt's ids; RequestError for one that is empty or has more than `most`."""
     prompts = [tokenizer.encode_prompt(text) for text in wanted.prompts]
     for row, ids in enumerate(prompts):
@@ -179,7 +179,7 @@ def too_long(field: str, found: str, most: str) -> RequestError:
     return RequestError(400, message, field.partition(" ")[0], "context_length_exceeded")
 
 
-def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+def check_known(given: Iterable[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             raise RequestError(400, f"{shown(name)} isn't known here; there is {', '.join(known)}", name[:SHOWN])

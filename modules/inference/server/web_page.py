@@ -63,7 +63,7 @@ def page_file(path: str) -> Response:
 def model_facts(
     name: str, decoder: Decoder, tokenizer: Tokenizer, limits: LimitsConfig, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The card: what the model is, and where it comes from as far as `run` (how_made) says."""
+    """The card: what the model is, and where it comes from as far as `run` (read_provenance) says."""
     architecture = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
     return {
         "name": name,

@@ -1,9 +1,8 @@
-"""What an error of the tracking store means: it is away, or it will never take this."""
-# MERGED DOCS:
-# """How long MLflow waits for a server: seconds in general, minutes where much is moved. The user's own choice wins.
-#
-# MLflow reads these from the environment at each request, so they hold for the whole process.
-# """
+"""The tracking store itself: whether it is there, what its errors mean, and how long MLflow waits for it.
+
+MLflow waits seconds in general, minutes where much is moved; the user's own choice wins. It reads these from the
+environment at each request, so they hold for the whole process.
+"""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ def training_memory(
     accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
     adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
     """
-    return Step(model, trainer, document_lengths, accumulates, adapter_parameters).memory()
+    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters).memory()
 
 
-class Step:
+class StepMemory:
     """The sizes that the terms share; every method returns bytes on one device."""
 
     def __init__(

@@ -1,0 +1,330 @@
+"""A real server under load on this machine, printed as a table: what docs/serving.md promises, measured.
+
+python -m benchmarks.measure_serving [model] [seconds of overload]   model: a size (conf/model), random weights
+
+The exit code is 1 where a promise is broken. Requests are the same work each: a prompt of 6 characters, 32 new tokens,
+which random weights never end early.
+Clients are this process's, so they take some of the processor that the server could have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from modules.checkpoint.model_folder import save_model
+from modules.config.loader import load_config
+from modules.model.decoder import build_decoder
+from modules.system.jsonl import read_rows
+from modules.tokenizer.tokenizer import train_tokenizer
+from pipelines import pipeline
+from tests.helpers.models import ROOT
+
+NEW_TOKENS = 32
+REQUEST = {"prompt": "白日依山尽，", "max_tokens": NEW_TOKENS, "temperature": 1.0, "seed": 1}
+BATCH = 16
+ROUNDS = 3
+MOST_REQUESTS = 40_000
+REFUSAL_SECONDS = 0.1
+"""Promised: the 99th percentile of a 503."""
+GOODPUT = 0.8
+"""Promised: under four times the capacity, as a share of it."""
+RECOVERY = 2.0
+"""Promised: the next request after a burst, as a multiple of the unloaded 95th percentile."""
+broken: list[str] = []
+"""Promises that weren't kept."""
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    """0: none came."""
+    seconds: float
+    ended: float
+    """On time.perf_counter's clock."""
+
+
+class Server:
+    """`python -m pipelines.serve` on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "pipelines.serve", f"model={folder}", "port=0", "name=measured"]
+        self.connections: list[Connection] = []
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
+                self.port = int(found[1])
+                return
+        sys.exit(f"the server didn't start: exit code {self.process.wait()}")
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        return await self.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    async def ask(self) -> Answer:
+        started = time.perf_counter()
+        try:
+            status, _ = await self.exchange(completion_request())
+        except (OSError, EOFError):
+            status = 0
+        ended = time.perf_counter()
+        return Answer(status, ended - started, ended)
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body, by a connection that is kept as clients keep theirs."""
+        while self.connections:
+            reader, writer = self.connections.pop()
+            if not reader.at_eof():
+                break
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length
+            body = await reader.readexactly(int(length[1]))
+        except BaseException:
+            writer.transport.abort()
+            raise
+        self.connections.append((reader, writer))
+        return int(head[9:12]), body
+
+    async def ask_until_served(self) -> Answer:
+        """Refusals count as waiting."""
+        started = time.perf_counter()
+        while (answer := await self.ask()).status == 503:
+            await asyncio.sleep(0.005)
+        return Answer(answer.status, answer.ended - started, answer.ended)
+
+    async def work(self) -> tuple[float, float]:
+        """Tokens written so far, and processor seconds used: what other processes take doesn't change their ratio."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return await self.metric("moyun_generated_tokens_total"), times.user + times.system
+
+    async def metric(self, name: str) -> float:
+        _, text = await self.get("/metrics")
+        found = re.search(rf"^{name} ([\d.e+]+)$", text.decode(), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    async def idle(self) -> None:
+        while await self.metric("moyun_running_rows") + await self.metric("moyun_queue_rows"):
+            await asyncio.sleep(0.01)
+
+
+def completion_request(**others: Any) -> bytes:
+    body = json.dumps(REQUEST | others).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def per_second(before: tuple[float, float], after: tuple[float, float]) -> str:
+    return f"{(after[0] - before[0]) / (after[1] - before[1]):.0f}"
+
+
+def show(what: str, value: str) -> None:
+    print(f"  {what:<58} {value}", flush=True)
+
+
+def promise(kept: bool, what: str) -> None:
+    if not kept:
+        broken.append(what)
+
+
+async def unloaded(server: Server, count: int = 20) -> list[float]:
+    return [(await server.ask()).seconds for _ in range(count)]
+
+
+async def closed_loop(server: Server, clients: int, seconds: float) -> float:
+    """Requests a second that `clients` get answered who each ask again as soon as they have an answer."""
+    end = time.perf_counter() + seconds
+    answers: list[Answer] = []
+
+    async def client() -> None:
+        while time.perf_counter() < end:
+            answers.append(await server.ask())
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return sum(answer.status == 200 and answer.ended <= end for answer in answers) / seconds
+
+
+async def open_loop(ask: Callable[[], Awaitable[Answer]], rate: float, seconds: float) -> list[asyncio.Task[Answer]]:
+    """Requests at a steady rate, whatever becomes of those before."""
+    tasks: list[asyncio.Task[Answer]] = []
+    started = time.perf_counter()
+    for number in range(min(int(rate * seconds), MOST_REQUESTS)):
+        await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask()))  # type: ignore[arg-type]
+    return tasks
+
+
+async def overload(server: Server, capacity: float, seconds: float, p95: float) -> None:
+    started = time.perf_counter()
+    before = await server.work()
+    tasks = await open_loop(server.ask, 4 * capacity, seconds)
+    sent = time.perf_counter()
+    after = await server.work()
+    answers = await asyncio.gather(*tasks)
+    following = await server.ask_until_served()
+    shed = [answer.seconds for answer in answers if answer.status == 503]
+    good = [answer for answer in answers if answer.status == 200]
+    others = sorted({answer.status for answer in answers} - {200, 503})
+    goodput = len([answer for answer in good if answer.ended <= sent]) / (sent - started)
+    p99, recovery = quantile(shed, 0.99), following.seconds / p95
+    promise(p99 < REFUSAL_SECONDS, f"a 503 within {1000 * REFUSAL_SECONDS:.0f} ms (p99): {1000 * p99:.0f} ms")
+    promise(not others, f"nothing but 200 and 503: {others}")
+    promise(goodput >= GOODPUT * capacity, f"goodput of {GOODPUT} of capacity: {goodput / capacity:.2f}")
+    promise(recovery <= RECOVERY, f"the next request within {RECOVERY:g} x the unloaded p95: {recovery:.2f} x")
+    show("overload: requests, a second", f"{len(answers):,}, {len(answers) / (sent - started):.1f}")
+    show("  answered 200, 503, anything else", f"{len(good):,}, {len(shed):,}, {others or 'none'}")
+    show("  503: p50, p99, slowest", ", ".join(f"{1000 * quantile(shed, share):.1f} ms" for share in (0.5, 0.99, 1)))
+    show("  200: p50, p99", ", ".join(f"{quantile([a.seconds for a in good], share):.2f} s" for share in (0.5, 0.99)))
+    show("  goodput, as a share of capacity (promised ≥ 0.8)", f"{goodput:.1f}/s, {goodput / capacity:.2f}")
+    show("  tokens a second of the server's processor time", per_second(before, after))
+    show(
+        "  next request after the last answer (≤ 2 × unloaded p95)",
+        f"{following.seconds:.3f} s, {following.seconds / p95:.2f} ×",
+    )
+    tasks = await open_loop(server.ask, 4 * capacity, min(seconds, 5.0))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    following = await server.ask_until_served()
+    recovery = following.seconds / p95
+    promise(recovery <= RECOVERY, f"the same after clients hang up: {recovery:.2f} x")
+    show(
+        "  next request after all of a burst's clients hang up",
+        f"{following.seconds:.3f} s, {following.seconds / p95:.2f} ×",
+    )
+
+
+async def hang_up(server: Server, clients: int = 8, events: int = 5) -> None:
+    """Streams whose readers go after some tokens: what is written after that."""
+    await server.idle()
+    before = await server.metric("moyun_generated_tokens_total")
+    readers = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(clients)]
+    for _, writer in readers:
+        writer.write(completion_request(stream=True))
+    for reader, _ in readers:
+        for _ in range(events):
+            await reader.readuntil(b"data: {")
+    written = await server.metric("moyun_generated_tokens_total")
+    for _, writer in readers:
+        writer.transport.abort()
+    await server.idle()
+    wasted = await server.metric("moyun_generated_tokens_total") - written
+    promise(wasted <= 2 * clients, f"a text nobody reads stops within a token: {wasted:.0f} of {clients} texts")
+    show(
+        f"tokens of {clients} streams after all readers went, of {clients * NEW_TOKENS}",
+        f"{wasted:.0f} ({written - before:.0f} before)",
+    )
+
+
+async def terminate(server: Server) -> None:
+    """SIGTERM with requests in flight."""
+    tasks = [asyncio.create_task(server.ask()) for _ in range(BATCH)]
+    while await server.metric("moyun_running_rows") < BATCH / 2:
+        await asyncio.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    started = time.perf_counter()
+    status = 200
+    while status == 200:
+        status, _ = await server.get("/ready")
+    not_ready = time.perf_counter() - started
+    answers = await asyncio.gather(*tasks)
+    code = await asyncio.to_thread(server.process.wait)
+    promise(
+        code == 0 and all(answer.status == 200 for answer in answers), "after SIGTERM all that was accepted is done"
+    )
+    show("SIGTERM: /ready says no after", f"{1000 * not_ready:.0f} ms (status {status})")
+    show("  requests in flight, finished", f"{len(answers)}, {sum(answer.status == 200 for answer in answers)}")
+    show("  exit code, seconds", f"{code}, {time.perf_counter() - started:.2f}")
+
+
+async def concurrent_rate(server: Server, rounds: int) -> float:
+    """Tokens a second of 16 requests at once: the best round, as of the batch that it is held against."""
+    rates = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        await asyncio.gather(*(server.ask() for _ in range(BATCH)))
+        rates.append(BATCH * NEW_TOKENS / (time.perf_counter() - started))
+    return max(rates)
+
+
+def batch_rate(folder: Path, rounds: int) -> float:
+    generator = pipeline("text-generation", model=str(folder))
+    rates = []
+    for _ in range(rounds + 1):  # the first compiles
+        started = time.perf_counter()
+        generator([REQUEST["prompt"]] * BATCH, max_new_tokens=NEW_TOKENS, temperature=1.0, seed=1)
+        rates.append(BATCH * NEW_TOKENS / (time.perf_counter() - started))
+    return max(rates[1:])
+
+
+async def measure(server: Server, seconds: float) -> float:
+    await concurrent_rate(server, 1)
+    alone = await unloaded(server)
+    p95 = quantile(alone, 0.95)
+    show("unloaded: p50, p95", f"{quantile(alone, 0.5):.3f} s, {p95:.3f} s")
+    rate = await concurrent_rate(server, ROUNDS)
+    before = await server.work()
+    capacity = await closed_loop(server, 2 * BATCH, max(2.0, seconds / 4))
+    used = per_second(before, await server.work())
+    show(
+        "capacity (32 clients who ask again at once)",
+        f"{capacity:.1f} requests/s, {capacity * NEW_TOKENS:.0f} tokens/s",
+    )
+    show("  tokens a second of the server's processor time", used)
+    await overload(server, capacity, seconds, p95)
+    await hang_up(server)
+    await terminate(server)
+    return rate
+
+
+def make_model(folder: Path, size: str) -> Path:
+    tokenizer = train_tokenizer(row["src_txt"] for row in read_rows(ROOT / "data" / "poems-300.jsonl.gz"))
+    config = load_config("benchmark", [f"model={size}"]).model
+    config.vocab_size = tokenizer.vocab_size
+    return save_model(folder / size, build_decoder(config, seed=0), tokenizer, {})
+
+
+def main(size: str = "tiny", seconds: str = "60") -> int:
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_model(Path(name), size)
+        server = Server(folder)
+        print(f"{size}, {NEW_TOKENS} new tokens a request, {os.cpu_count()} cores", flush=True)
+        try:
+            rate = asyncio.run(measure(server, float(seconds)))
+        finally:
+            server.process.kill()
+        alone = batch_rate(folder, ROUNDS)
+        show(
+            "16 requests at once; pipeline() with a batch of 16",
+            f"{rate:.0f}, {alone:.0f} tokens/s; {rate / alone:.2f}",
+        )
+    for what in broken:
+        print(f"NOT KEPT: {what}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

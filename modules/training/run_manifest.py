@@ -1,0 +1,140 @@
+"""What a training run was made from (run, configuration, hashes of rows, tokenizer and first weights), kept beside
+its checkpoints in origin.json: a resumed run must be made from the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.weights import CheckpointError
+from ..config.loader import flatten, to_dict
+from ..config.training import TrainingConfig
+from ..system.atomic import sync, write_json
+from ..system.bounded_read import read_json
+from ..system.redaction import redact
+
+CHECKPOINTS = "checkpoints"
+
+
+ORIGIN = "origin.json"
+
+
+IGNORED_KEYS = (
+    "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
+    "train.log_every_n_steps", "train.save_every_n_steps", "train.save_top_k", "train.sample_prompts",
+    "train.on_nonfinite", "trainer.accelerator", "trainer.devices", "trainer.nodes", "trainer.strategy",
+    "trainer.tensor_parallel", "trainer.process_group_timeout", "trainer.activation_checkpointing",
+    "trainer.device_memory", "trainer.progress_bar",
+)  # fmt: skip
+"""Keys that change nothing about what is learnt, but for the order in which devices add up."""
+
+
+CONTENT_KEYS = (
+    "data.path",
+    "data.columns",
+    "data.validation_path",
+    "data.test_path",
+    "data.cache_dir",
+    "tokenizer.path",
+)
+"""Places: what was found there is compared instead."""
+
+
+FIXED_KEYS = ("model.", "tokenizer", "stage")
+"""What a checkpoint can't be gone on with under another one."""
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """What a run was made from."""
+
+    stage: str
+    run_id: str
+    config: dict[str, Any]
+    data: dict[str, str]
+    """Split → fingerprint of its rows."""
+    tokenizer: str
+    init_from: str | None
+    """SHA-256 of the weights that training started from."""
+    resumed_from: str | None = None
+    """The checkpoint of another run that it began with."""
+    finished: bool = False
+    model_uri: str | None = None
+    """What a finished run has logged."""
+    metrics: dict[str, float] | None = None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what training started from beside its rows, as tags of the run."""
+        known = {"sha256.tokenizer": self.tokenizer, "sha256.init_from": self.init_from}
+        return {name: value for name, value in known.items() if value}
+
+
+def make_run_manifest(
+    stage: str, run_id: str, config: TrainingConfig, data: Mapping[str, str], tokenizer: str, init_from: str | None
+) -> RunManifest:
+    return RunManifest(stage, run_id, redact(to_dict(config)), dict(data), tokenizer, init_from)
+
+
+def write_run_manifest(folder: Path, origin: RunManifest) -> None:
+    write_json(folder / ORIGIN, asdict(origin))
+    sync(folder)
+
+
+def read_run_manifest(checkpoints: Path) -> RunManifest | None:
+    """None where there is none; CheckpointError for one that can't be read."""
+    path = checkpoints / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        return RunManifest(**read_json(path))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): give another output_dir, and train.resume_from with one of the checkpoints "
+            "in this one"
+        ) from error
+
+
+def require_same(before: RunManifest, now: RunManifest, allowed: list[str], place: Path) -> None:
+    """ValueError naming all that is different and isn't allowed to be."""
+    changes = {
+        name: text
+        for name, text in differences(before, now).items()
+        if name.startswith(FIXED_KEYS) or not any(name == key or name.startswith(f"{key}.") for key in allowed)
+    }
+    if not changes:
+        return
+    hint = (
+        ""
+        if any(name.startswith(FIXED_KEYS) for name in changes)
+        else (f"; or go on all the same with train.allow_changed=[{','.join([*allowed, *changes])}]")
+    )
+    raise ValueError(
+        f"{place} holds a run that was made differently: {'; '.join(changes.values())}. Give what was given then, "
+        f"or another output_dir{hint}"
+    )
+
+
+def differences(before: RunManifest, now: RunManifest) -> dict[str, str]:
+    """Key → what has changed, in words."""
+    found = {}
+    if before.stage != now.stage:
+        found["stage"] = f"it is of {before.stage}, not {now.stage}"
+    old, new = (dict(flatten(origin.config)) for origin in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from")) or old.get(key) == new.get(key):
+            continue
+        if key == "model.vocab_size" and before.tokenizer != now.tokenizer:
+            continue  # it follows from the tokenizer, which is named below
+        found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
+    splits = sorted(before.data.keys() | now.data.keys())
+    if others := [split for split in splits if before.data.get(split) != now.data.get(split)]:
+        found["data"] = f"the rows for {' and '.join(others)} are others"
+    if before.tokenizer != now.tokenizer:
+        found["tokenizer"] = "the tokenizer is another"
+    if before.init_from != now.init_from:
+        found["train.init_from"] = "the weights that training starts from are others"
+    return found

@@ -1,0 +1,53 @@
+"""A card says what stands in the report and in run.yaml, and survives a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modules.config.loader import load_config
+from pipelines.convert import convert
+from pipelines.evaluate import evaluate
+from pipelines.prepare import prepare
+from pipelines.pretrain import pretrain
+from tests.helpers.models import ROOT
+
+SMALL = [
+    "model=tiny", "model.hidden_size=16", "model.num_hidden_layers=1", "data.max_rows=40", "train.max_steps=4",
+    "train.validate_every_n_steps=2", "train.sample_prompts=[]", "trainer.accelerator=cpu",
+    "trainer.progress_bar=false", "tracking.log_system_metrics=false",
+]  # fmt: skip
+
+
+def test_a_card_tells_how_the_model_was_made_and_what_it_scores(store: Path) -> None:
+    rows = ROOT / "data" / "poems-300.jsonl.gz"
+    prepare(load_config("prepare", [f"source={rows}", "output_dir=own"]))
+    made = pretrain(load_config("pretrain", [*SMALL, "data.path=own"]))
+    convert(load_config("convert", [f"source={made.model}", "target=half", "dtype=float16"]))
+    (store / "test.txt").write_text("白日依山尽，黄河入海流。\n床前明月光，疑是地上霜。\n", encoding="utf-8")
+    arguments = ["model=half", f"data.path={rows}", "data.test_path=test.txt", "prompts=[]", "ngram_floor=false"]
+    found = evaluate(load_config("evaluate", [*arguments, "card=true", "tracking.log_system_metrics=false"]))
+    card = (store / "half" / "README.md").read_text(encoding="utf-8")
+    value = found.evaluations["model"]["perplexity_per_char"].value
+    for told in (
+        f"{value:.4g} [",
+        made.run_id,
+        "learning_rate=",
+        "| train | ",
+        "# half",
+        "| 4 |",
+        "finished",
+        f"source: {rows}",
+        "evaluated with code",
+    ):
+        assert told in card, told
+    assert evaluate(load_config("evaluate", [*arguments, "tracking.log_system_metrics=false"])).run_id not in card
+    assert not list((store / "half").glob(".*"))
+
+
+def test_a_card_of_a_model_whose_making_is_unknown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from modules.evaluation.report.card import model_card
+    from modules.evaluation.report.contents import Report
+
+    assert model_card("m", Report("t"), {}, 1_400_000).count("##") == 0  # no scores, learning, data or settings

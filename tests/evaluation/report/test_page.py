@@ -1,0 +1,148 @@
+"""What the page holds, that it needs nothing else, and that no row can get out of its place in it."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from modules.evaluation.report.charts import BINS, POINTS, bar_chart, histogram, line_chart, number, ticks
+from modules.evaluation.report.contents import Column, Example, Report, Sample
+from modules.evaluation.report.page import html
+from modules.evaluation.statistics import compare, mean, perplexity
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\x00\ud800"
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes; all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def report() -> Report:
+    rng = np.random.default_rng(0)
+    old = perplexity("perplexity_per_char", rng.gamma(9, 0.5, 80) * 20, np.full(80, 20))
+    new = perplexity("perplexity_per_char", old.statistics[:, 0] * 0.98, np.full(80, 20))
+    scores = mean("rouge_l", rng.random(80))
+    return Report(
+        title=f"Evaluation {HOSTILE}",
+        facts={f"fact {HOSTILE}": HOSTILE},
+        columns=[Column("model", [new, scores]), Column(f"champion {HOSTILE}", [old])],
+        comparisons={f"champion {HOSTILE}": [compare(new, old)]},
+        curves={f"Loss {HOSTILE}": {"train": [(step, 5 + 1 / step) for step in range(1, 2000)], HOSTILE: [(1, 2.0)]}},
+        lengths={"written": [20, 24, 28], f"reference {HOSTILE}": [20, 20, 5000]},
+        form={f"Lines {HOSTILE}": {"written": {HOSTILE: 3, "4": 5}}},
+        examples=[
+            Example(f"源{i} {HOSTILE}", float(i), text=HOSTILE, reference=HOSTILE, stopped=i % 4 > 0) for i in range(40)
+        ],
+        score_name="rouge_l",
+        samples=[Sample(HOSTILE, HOSTILE, False)],
+        made_by={"run": HOSTILE},
+    )
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
+    page = html(report())
+    found = Elements(page)
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "img", "link", "iframe", "object", "embed", "form", "a"}
+    attributes = {name for _, attributes in found.elements for name in attributes}
+    assert not {name for name in attributes if name.startswith("on") or name in ("src", "href", "srcset", "action")}
+    assert not re.search(r"https?:|@import|url\(", page)
+    policy = next(attributes for tag, attributes in found.elements if tag == "meta" and "http-equiv" in attributes)
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_rows_are_shown_as_they_are_and_nothing_of_them_is_read() -> None:
+    page = html(report())
+    assert "<script>alert(1)</script>" in Elements(page).text
+    assert "{{ 7*7 }}" in page
+    assert not re.search("[\x00\u202e\ud800]", page)
+    page.encode("utf-8")
+
+
+def test_scores_intervals_and_verdicts_stand_there() -> None:
+    contents = report()
+    text = Elements(html(contents)).text
+    model, champion = (column.metrics[0] for column in contents.columns)
+    for measure in (model, champion):
+        low, high = measure.interval()
+        assert number(measure.value) in text
+        assert f"{number(low)} to {number(high)}" in text
+    assert "model is better" in text
+    assert "30 of" not in text
+    assert "75.0 %" in text  # of the texts ended by themselves
+
+
+def test_worst_and_best_rows_are_apart_and_in_order() -> None:
+    examples = [Example(str(i), score) for i, score in enumerate([3.0, math.nan, 1.0, 2.0, 5.0, 4.0])]
+    worst, best = Report("r", examples=examples).ranked(2)
+    assert ([e.score for e in worst], [e.score for e in best]) == ([1.0, 2.0], [5.0, 4.0])
+    worst, best = Report("r", examples=examples, higher_is_better=False).ranked(8)
+    assert ([e.score for e in worst], [e.score for e in best]) == ([5.0, 4.0, 3.0], [1.0, 2.0])
+
+
+def test_an_empty_report_has_no_empty_sections() -> None:
+    found = Elements(html(Report("nothing yet")))
+    assert not {tag for tag, _ in found.elements} & {"h2", "section", "svg", "table", "footer", "dl"}
+
+
+def test_a_single_row_has_a_score_without_an_interval() -> None:
+    page = html(Report("one", columns=[Column("model", [mean("m", [0.5])]), Column("other", [mean("m", [math.nan])])]))
+    assert "nan" not in page
+    assert ">0.5000<" in page
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    lines = {"train": [(step, float(step)) for step in range(100_000)], "nothing": [(1, math.nan)]}
+    svg = line_chart(lines, "step")
+    points = re.findall(r'<polyline class="line s0" points="([^"]*)"', svg)[0].split()
+    assert len(points) <= POINTS
+    assert len(svg) < 20_000
+    assert line_chart({"nothing": []}, "step") == ""
+
+
+def test_histograms_count_every_text_once() -> None:
+    svg = histogram({"a": [10] * 3 + [20], "b": [10**6]}, "characters")
+    assert svg.count("<polygon") == 2
+    corners = re.findall(r'<polygon class="area s0" points="([^"]*)"', svg)[0].split()
+    assert len(corners) <= 2 * BINS + 2
+    assert (histogram({"a": []}, "x"), bar_chart({"a": {}})) == ("", "")
+    assert "75.0%" in bar_chart({"a": {"4": 3, "5": 1}})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.01234, "0.0123"), (0.28131, "0.2813"), (239.14, "239.1"), (-1439.4, "−1,439"), (math.nan, "–")],
+)
+def test_numbers_have_four_figures(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.92, 9.1), (-2, 2), (1e-4, 3e-4), (10, 5000), (7, 7)])
+def test_marks_are_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 1 <= len(found) <= 8
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+
+
+def test_the_same_model_is_said_to_be_the_same() -> None:
+    measure = mean("m", [0.1, 0.5, 0.9])
+    columns = [Column("model", [measure]), Column("champion", [measure])]
+    page = html(Report("r", columns=columns, comparisons={"champion": [compare(measure, measure)]}))
+    assert "The same on every row, by every measure." in page
+    assert "undecided</span>" not in page

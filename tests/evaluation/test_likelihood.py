@@ -1,0 +1,73 @@
+"""Scores against counting by hand; what is never registered."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modules.checkpoint.model_folder import save_model
+from modules.evaluation.baselines import NgramModel, ngram_floor
+from modules.evaluation.likelihood import score
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
+from pipelines.register import check_finite
+from tests.helpers.models import make_config, make_decoder
+
+
+def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:
+    with torch.no_grad():
+        logits = decoder(torch.tensor([ids[:-1]]))[0]
+    labels = torch.tensor(ids[1:])
+    return float(F.cross_entropy(logits[scored_from - 1 :], labels[scored_from - 1 :], reduction="sum"))
+
+
+def test_plain_rows_count_every_character_and_every_end(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    texts = ["白日依山尽，", "春", "山" * 40]
+    nll = [by_hand(decoder, [0, *tokenizer.encode(text), 0], 1) for text in texts]
+    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}), max_batch_tokens=20)
+    assert (found.rows_cut, found.tokens.tolist(), found.characters.tolist()) == (0, [7, 2, 41], [7, 2, 41])
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert found.perplexity.value == pytest.approx(math.exp(sum(nll) / 50), rel=1e-5)
+    assert found.perplexity_per_char.value == found.perplexity.value
+
+
+def test_of_pairs_only_the_target_and_its_end_count(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    task = tokenizer.with_prompt_template("{src_txt}\n")
+    rows = datasets.Dataset.from_dict({"src_txt": ["白日"], "tgt_txt": ["黄河入海"]})
+    prompt = [0, *tokenizer.encode("白日"), *tokenizer.encode("\n")]
+    nll = by_hand(decoder, [*prompt, *tokenizer.encode("黄河入海"), 0], len(prompt))
+    found = score(decoder, task, rows)
+    assert found.perplexity_per_char.value == pytest.approx(math.exp(nll / (4 + 1)), rel=1e-5)
+
+
+def test_a_text_longer_than_the_model_is_scored_whole_and_is_one_row(tokenizer: Tokenizer) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size, max_position_embeddings=16))
+    texts = ["日", "山" * 50, "水"]
+    found = score(decoder, tokenizer, datasets.Dataset.from_dict({"src_txt": texts}))
+    assert (found.tokens.tolist(), found.rows_cut) == ([2, 51, 2], 0)
+    ids = [0, *tokenizer.encode(texts[1]), 0]
+    pieces = [ids[0:17], ids[16:33], ids[32:49], ids[48:]]
+    assert found.nll[1] == pytest.approx(sum(by_hand(decoder, piece, 1) for piece in pieces), rel=1e-5)
+    assert found.nll[2] == pytest.approx(by_hand(decoder, [0, *tokenizer.encode("水"), 0], 1), rel=1e-5)
+
+
+def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer) -> None:
+    train = datasets.Dataset.from_dict({"src_txt": ["白日", "千山"], "tgt_txt": ["黄河", "万径"]})
+    test = datasets.Dataset.from_dict({"src_txt": ["白山"], "tgt_txt": ["黄径"]})
+    floor = ngram_floor(train, test, tokenizer.with_prompt_template("{src_txt}，"))
+    model = NgramModel(3).fit(["白日，黄河", "千山，万径"])
+    nll = model.negative_log_likelihood("白山，黄径", start=3)
+    assert floor["trigram"].value == pytest.approx(math.exp(nll / (2 + 1)))
+
+
+def test_non_finite_weights_are_not_registered(decoder: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    check_finite(save_model(tmp_path / "sound", decoder, tokenizer, {}))
+    with torch.no_grad():
+        decoder.transformer.final_layernorm.bias[3] = math.inf
+    with pytest.raises(ValueError, match=r"transformer\.final_layernorm\.bias holds NaN or infinite weights"):
+        check_finite(save_model(tmp_path / "broken", decoder, tokenizer, {}))

@@ -1,0 +1,247 @@
+"""The server's answers over real HTTP: OpenAI's client, MLflow's protocol, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from modules.inference.text_generator import generation_config
+from modules.tokenizer.tokenizer import Tokenizer
+from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.server_tools import Served, served
+
+pytestmark = pytest.mark.server
+
+PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。"]
+
+
+@pytest.fixture(scope="module")
+def server(tokenizer: Tokenizer) -> Iterator[Served]:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer, body_bytes=20_000, max_new_tokens=90, prompt_tokens=60, request_rows=8) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+# --- OpenAI's client ---
+
+
+def test_openais_client_gets_what_the_model_writes_alone(server: Served, client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="small", prompt=PROMPTS, max_tokens=20, seed=4, temperature=0.7, top_p=0.9, extra_body={"top_k": 50}
+    )
+    expected = [server.alone(p, max_new_tokens=20, seed=4, temperature=0.7, top_p=0.9, top_k=50) for p in PROMPTS]
+    assert [choice.text for choice in answer.choices] == expected
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert {choice.finish_reason for choice in answer.choices} <= {"length", "stop"}
+    assert answer.usage is not None
+    prompt_tokens = sum(len(server.generator.tokenizer.encode_prompt(prompt)) for prompt in PROMPTS)
+    assert answer.usage.prompt_tokens == prompt_tokens
+    assert answer.usage.total_tokens == prompt_tokens + answer.usage.completion_tokens
+    assert (answer.object, answer.model) == ("text_completion", "small")
+
+
+def test_openais_client_reads_the_stream(server: Served, client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "small", "prompt": PROMPTS[:2], "max_tokens": 20, "seed": 4, "echo": True}
+    texts, finishes, usage = ["", ""], {}, None
+    for chunk in client.completions.create(stream=True, stream_options={"include_usage": True}, **options):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            if choice.finish_reason:
+                finishes[choice.index] = choice.finish_reason
+    whole = client.completions.create(**options)
+    assert texts == [choice.text for choice in whole.choices]
+    assert texts[0] == PROMPTS[0] + server.alone(PROMPTS[0], max_new_tokens=20, seed=4)
+    assert finishes == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert usage == whole.usage
+
+
+def test_openais_defaults(server: Served, client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="small", prompt="春")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16 or answer.choices[0].finish_reason == "stop"
+    stopped = client.completions.create(model="small", prompt="春", temperature=0, max_tokens=9)
+    text = stopped.choices[0].text
+    again = client.completions.create(model="small", prompt="春", temperature=0, max_tokens=9, stop=text[4])
+    assert again.choices[0].text == text[: text.index(text[4])]
+    assert again.choices[0].finish_reason == "stop"
+
+
+def test_openais_client_lists_the_model(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["small"]
+    assert client.models.retrieve("small").owned_by == "moyun"
+    with pytest.raises(openai.NotFoundError, match="'other' isn't served here; 'small' is"):
+        client.models.retrieve("other")
+
+
+def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="logprobs isn't done here") as caught:
+        client.completions.create(model="small", prompt="春", logprobs=2)
+    assert caught.value.param == "logprobs"
+    with pytest.raises(openai.NotFoundError, match="model 'gpt-3' isn't served here"):
+        client.completions.create(model="gpt-3", prompt="春")
+
+
+def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8") + (ROOT / "README.md").read_text(encoding="utf-8")
+    calls = re.findall(
+        r"curl -s localhost:8000(/\S+) [^']*'Content-Type: application/json'[^']*'(.*?)'", text, re.DOTALL
+    )
+    assert len(calls) == 3
+    for path, body in calls:
+        assert server.post(path, json.loads(body)).status_code == 200
+    lines = [line[4:] for line in re.findall(r"(    from openai import .*?)\n\n", text, re.DOTALL)[0].splitlines()]
+    exec("\n".join(lines).replace("http://127.0.0.1:8000", server.url).replace('"moyun"', '"small"'))
+    assert len(capsys.readouterr().out) > 32
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"prompt": None}, "prompt", "prompt must be a text or a list of texts, not None"),
+        ({"prompt": 5}, "prompt", "not 5"),
+        ({"prompt": ["春", None]}, "prompt", "prompt 1 must be a text, not None"),
+        ({"prompt": [[1, 2]]}, "prompt", "token ids aren't taken"),
+        ({"prompt": []}, "prompt", "prompt has 0 texts; a request may have 1 to 8"),
+        ({"prompt": ["春"] * 9}, "prompt", "prompt has 9 texts"),
+        ({"prompt": "春" * 61}, "prompt", "prompt 0 has 61 characters; this server takes up to 60"),
+        ({"prompt": "春" * 60}, "prompt", "prompt 0 has 61 tokens; this server takes up to 60"),
+        ({"max_tokens": 91}, "max_tokens", "max_tokens (91) is over 90 (limits.max_new_tokens)"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens (0) must be at least 1"),
+        ({"max_tokens": 2.5}, "max_tokens", "max_tokens must be a whole number, not 2.5"),
+        ({"max_tokens": [4]}, "max_tokens", "max_tokens must be a single value, not [4]"),
+        ({"temperature": True}, "temperature", "temperature must be a number, not True"),
+        ({"temperature": "hot"}, "temperature", "temperature must be a number, not 'hot'"),
+        ({"temperature": -1}, "temperature", "temperature (-1) must be 0 (greedy) or from 0.001 to 1000"),
+        ({"temperature": 1e999}, "body", "Infinity is no JSON number"),
+        ({"top_p": float("nan")}, "body", "NaN is no JSON number"),
+        ({"seed": -1}, "seed", "seed (-1) must be from 0 to"),
+        ({"stop": ["a"] * 17}, "stop", "stop has 17 texts; there may be 16"),
+        ({"stop": "a" * 257}, "stop", "stop holds a text of 257 characters; there may be 256"),
+        ({"stop": [None]}, "stop", "stop must be a text, not None"),
+        ({"stop": ""}, "stop", "stop must not hold an empty text"),
+        ({"stream": 1}, "stream", "stream must be true or false, not 1"),
+        ({"stream_options": {"x": 1}}, "stream_options", "stream_options must be"),
+        ({"n": 2}, "n", "n isn't done here: leave it out, or 1 (not 2)"),
+        ({"best_of": 3}, "best_of", "best_of isn't done here"),
+        ({"suffix": "x"}, "suffix", "suffix isn't done here"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias isn't done here"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty isn't done here"),
+        ({"max_token": 5}, "max_token", "'max_token' isn't known here; there is model, prompt, max_tokens"),
+        ({"model": None}, "model", "model must be a text, not None"),
+    ],
+)
+def test_a_refusal_is_one_line_that_names_the_field(
+    server: Served, change: dict[str, Any], field: str, message: str
+) -> None:
+    passes = server.pace.passes
+    content = json.dumps({"prompt": "春"} | change)
+    answer = httpx.post(f"{server.url}/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert server.pace.passes == passes  # nothing was computed
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "message"),
+    [
+        (b"{}", "text/plain", 415, "Content-Type must be application/json, not 'text/plain'"),
+        (b"{", "application/json", 400, "the body isn't JSON in UTF-8"),
+        (b'{"prompt": "\xe6\x98"}', "application/json", 400, "the body isn't JSON in UTF-8"),
+        (b"[" * 15_000, "application/json", 400, "nested too deep"),
+        (b"[1]", "application/json; charset=utf-8", 400, "the body must be a JSON object, not [1]"),
+        (b'{"prompt": "a\\ud800"}', "application/json", 400, "prompt 0 holds half a surrogate pair at character 1"),
+        (b'{"\\ud800": 1}', "application/json", 400, r"'\ud800' isn't known here"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "application/json", 400, "the body isn't JSON"),
+        (b'{"prompt": "' + b"x" * 20_000 + b'"}', "application/json", 413, "the body is over 20000 bytes"),
+    ],
+)
+def test_a_body_that_cannot_be_read(server: Served, content: bytes, kind: str, status: int, message: str) -> None:
+    for body in (content, iter([content])):  # with its length said beforehand, and in pieces
+        answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == status
+        assert message in answer.json()["error"]["message"]
+
+
+def test_other_paths_and_methods_are_one_line_too(server: Served) -> None:
+    for method, path, status in (("GET", "/nowhere", 404), ("GET", "/v1/completions", 405), ("PUT", "/ready", 405)):
+        answer = httpx.request(method, f"{server.url}{path}")
+        assert answer.status_code == status
+        assert f"{method} '{path}'" in answer.json()["error"]["message"]
+        assert "there is POST /v1/completions and /invocations" in answer.json()["error"]["message"]
+
+
+# --- MLflow's protocol ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": {"src_txt": ["白日依山尽，", "春"]}},
+        {"inputs": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
+        {"inputs": {"src_txt": ["白日依山尽，", "春"], "id": [1, 2]}},
+        {"inputs": ["白日依山尽，", "春"]},
+        {"instances": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
+        {"dataframe_records": [{"src_txt": "白日依山尽，"}, {"src_txt": "春"}]},
+        {"dataframe_split": {"columns": ["src_txt"], "data": [["白日依山尽，"], ["春"]]}},
+        {"dataframe_split": {"index": [0, 1], "columns": ["id", "src_txt"], "data": [[1, "白日依山尽，"], [2, "春"]]}},
+    ],
+)
+def test_mlflows_forms_give_what_the_model_gives(server: Served, body: dict[str, Any]) -> None:
+    params = {"max_new_tokens": 12, "temperature": 0.8, "top_k": 40, "seed": 2, "stop": ["。"]}
+    answer = server.post("/invocations", body | {"params": params})
+    assert answer.json() == {"predictions": server.generator(["白日依山尽，", "春"], **params)}
+
+
+def test_mlflows_defaults_are_the_models(server: Served) -> None:
+    answer = server.post("/invocations", {"inputs": {"src_txt": "春"}, "params": {"temperature": 0.0}})
+    length = min(generation_config().max_new_tokens, 90)
+    assert answer.json() == {"predictions": [server.generator("春", temperature=0.0, max_new_tokens=length)]}
+    ping = httpx.get(f"{server.url}/ping")
+    assert (ping.status_code, ping.text) == (200, "\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "body must have one of inputs, instances, dataframe_split, dataframe_records"),
+        ({"inputs": {"text": ["春"]}}, "inputs must have the column src_txt"),
+        ({"inputs": {"src_txt": None}}, "inputs must have the column src_txt"),
+        ({"inputs": {"src_txt": [None]}}, "src_txt 0 must be a text, not None"),
+        ({"inputs": {"src_txt": [5]}}, "src_txt 0 must be a text, not 5"),
+        ({"dataframe_split": {"columns": ["src_txt"], "data": [[1.5], ["春"]]}}, "src_txt 0 must be a text, not 1.5"),
+        (
+            {"dataframe_split": {"columns": ["src_txt"], "data": ["春"]}},
+            "dataframe_split must have data of 1 values a row",
+        ),
+        ({"dataframe_split": {"columns": "src_txt", "data": []}}, "dataframe_split must have columns"),
+        ({"dataframe_records": ["春"]}, "dataframe_records must have the column src_txt"),
+        ({"inputs": ["春", 5]}, "src_txt 1 must be a text, not 5"),
+        ({"dataframe_records": "春"}, "dataframe_records must have the column src_txt"),
+        ({"inputs": {"src_txt": ["春"]}, "params": [1]}, "params must be an object"),
+        ({"inputs": {"src_txt": ["春"]}, "params": {"top_p": None}}, "top_p must not be null"),
+        ({"inputs": {"src_txt": ["春"]}, "params": {"top": 1}}, "'top' isn't known here; there is max_new_tokens"),
+        ({"inputs": {"src_txt": ["春" * 500]}}, "src_txt 0 has 500 characters"),
+        ({"inputs": {"src_txt": ["春"]}, "params": {"max_new_tokens": 91}}, "max_new_tokens (91) is over 90"),
+    ],
+)
+def test_mlflows_protocol_refuses_in_mlflows_form(server: Served, body: dict[str, Any], message: str) -> None:
+    answer = server.post("/invocations", body)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert message in answer.json()["message"]

@@ -1,0 +1,79 @@
+"""What a command's exit code and messages say."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from modules.config.generation import GenerateConfig
+from modules.system.signals import Stopped
+from pipelines.cli.command_line import run_stage, with_positions
+from tests.helpers.models import ROOT
+
+
+def raising(error: BaseException) -> Callable[[Any], None]:
+    def stage(config: Any) -> None:
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
+        (KeyboardInterrupt(), 130, "generate: interrupted"),
+        (Stopped(signal.SIGTERM), 143, "generate: terminated"),
+    ],
+)
+def test_a_stage_that_does_not_finish_says_so(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage("generate", raising(error), [])
+    assert stop.value.code == code
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_a_wrong_key_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage("generate", raising(AssertionError("it ran")), ["modle=x"])
+    assert stop.value.code == 2
+    assert "did you mean model?" in capsys.readouterr().err
+
+
+def test_our_own_faults_show_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_stage("generate", raising(ZeroDivisionError()), [])
+
+
+def test_help_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage("generate", raising(AssertionError("it ran")), ["--help"])
+    assert GenerateConfig.model in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["白日依山尽，"], ["prompt=白日依山尽，"]),
+        (["一=二", "model=m"], ["prompt=一=二", "model=m"]),
+        (["--model", "m", "春"], ["--model", "m", "prompt=春"]),
+        (["--prompt=a b"], ["--prompt=a b"]),
+    ],
+)
+def test_the_prompt_needs_no_key(arguments: list[str], expected: list[str]) -> None:
+    assert with_positions(arguments, "prompt") == expected
+
+
+def test_lightning_is_quiet_though_imported_later() -> None:
+    program = (
+        "from pipelines.cli.command_line import quieten_libraries; quieten_libraries()\n"
+        "import pytorch_lightning as pl; pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
