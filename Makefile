@@ -34,10 +34,11 @@ fuzz: $(VENV)/installed-dev ## Thousands of damaged model folders, odd requests 
 	$(RUN) -m tests.workflow.fuzz cases=5000 seed=$$(date +%s)
 	HYPOTHESIS_PROFILE=long $(RUN) -m pytest tests/workflow/test_properties.py --timeout 1200
 
-check: $(VENV)/installed-dev ## Format, lint, types, known vulnerabilities
+check: $(VENV)/installed-dev ## Format, lint, types, the order of the packages, known vulnerabilities
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 	$(RUN) -m tools.audit
 
 docs: $(VENV)/installed-dev ## Rewrite the pages of docs/ that are made from the code

@@ -16,7 +16,7 @@ from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.cli.command_line import console, show
 
-from ..benchmarks import machine
+from . import machine
 from . import tables as report
 from .comparisons import LLAMA_CPP, comparisons, own
 from .config import BenchmarkConfig

@@ -11,20 +11,10 @@ from .machine import flops_per_token, gpu_peak
 from .subjects import Comparison, Medians, Subject, tcmalloc
 
 OWN = "benchmarks.moyun_turns"
-
-
 PEERS = "benchmarks.peer_"
-
-
 FINETUNE = "moyun, pipelines.finetune"
-
-
 BARE = "moyun, bare loop"
-
-
 LLAMA_CPP = ("xllamacpp", "gguf")
-
-
 PRODUCTS = "limit: the matrix products alone"
 
 

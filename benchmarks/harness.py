@@ -27,7 +27,6 @@ from .work import Work
 
 ROOT = Path(__file__).parents[1]
 
-
 WATCH_SECONDS = 0.05
 """Between two looks at a turn's memory."""
 

@@ -20,7 +20,6 @@ from .work import Work
 
 VERSIONS = ("torch", "transformers", "ctranslate2", "litgpt", "xllamacpp")
 
-
 HEAD_ROWS = 512
 """Rows of logits at once: nobody needs to hold them all."""
 
@@ -103,7 +102,6 @@ def onednn(a: Tensor, b: Tensor) -> Tensor:
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """a (N, K), b (M, K) → a·bᵀ (N, M)"""
-
 
 LIBRARIES: list[Product] = [F.linear, *([onednn] if torch.backends.mkldnn.is_available() else [])]
 

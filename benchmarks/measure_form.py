@@ -1,6 +1,8 @@
 """The form of verse by people, and of the same verse with its characters shuffled: ceiling and floor of a model.
 
-python -m benchmarks.measure_form [FOLDER [TRAIN]]: the test rows of FOLDER (prepared/sample), copied from those of TRAIN.
+python -m benchmarks.measure_form [FOLDER [TRAIN]]
+
+The test rows of FOLDER (prepared/sample), and what of them is copied from those of TRAIN.
 """
 
 from __future__ import annotations

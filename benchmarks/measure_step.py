@@ -20,8 +20,9 @@ from benchmarks.moyun_turns import epochs, training_arguments
 from benchmarks.work import make_work
 from modules.config.loader import load_config
 from modules.system.hardware import keep_freed_memory
-from modules.training.fit import make_module, set_up
+from modules.training.fit import make_module
 from modules.training.optimizer import clip_gradients
+from pipelines.train import set_up_training
 
 KINDS = {
     "matrix products": ("_linear_pointwise", "::mm", "::addmm"),
@@ -46,7 +47,7 @@ def main(model: str = "base", tokens: str = "4096") -> None:
     sizes = load_config("benchmark", [f"model={model}"])
     work = make_work(Path.cwd(), sizes.model, seed=0, threads=torch.get_num_threads())
     config = load_config("finetune", training_arguments(work, 128, int(tokens), 3))
-    training = set_up(config, None)
+    training = set_up_training(config, None)
     module = make_module(config, training)
     module.configure_model()
     optimizer = module.configure_optimizers()["optimizer"]

@@ -1,4 +1,6 @@
-"""What a failing tracking store costs a training run: python -m benchmarks.measure_tracking [kills=20] [store=postgresql]
+"""What a failing tracking store costs a training run.
+
+python -m benchmarks.measure_tracking [kills=20] [store=postgresql]
 
 For docs/faults.md; ends with 1 where a metric is lost, doubled or out of order, or a bound below is broken. A real
 fine-tuning of tiny, whose real `mlflow server` is killed and started again at random (seed=0), beside an undisturbed

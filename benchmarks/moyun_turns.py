@@ -103,12 +103,13 @@ def bare_loop(
 ) -> Any:
     """The same decoder, loss, steps and optimizer in a plain loop: no Lightning, no logging, no checkpoints."""
     from modules.config.loader import load_config
-    from modules.training.fit import make_module, set_up
+    from modules.training.fit import make_module
     from modules.training.optimizer import clip_gradients
+    from pipelines.train import set_up_training
 
     given = training_arguments(work, sequence_length, batch_tokens, warmup + steps)
     config = load_config("finetune", [*given, *(arguments or [])])
-    training = set_up(config, None)
+    training = set_up_training(config, None)
     module = make_module(config, training)
     module.configure_model()
     optimizer = module.configure_optimizers()["optimizer"]
@@ -193,7 +194,7 @@ def growth(work: Work, curve: str, points: list[Any], steps: int) -> Any:
 
 def seconds_of_rows(work: Work, count: int) -> float:
     from modules.config.loader import load_config
-    from modules.training.fit import set_up
+    from pipelines.train import set_up_training
 
     texts = work.texts()
     path = Path(f"rows-{count}.jsonl")
@@ -203,7 +204,7 @@ def seconds_of_rows(work: Work, count: int) -> float:
     given = [*training_arguments(work, 128, 4096, 1), f"data.path={path}", "train.max_epochs=1", "train.max_steps=null"]
     config = load_config("finetune", given)
     begun = time.perf_counter()
-    for _ in set_up(config, None).data.train_dataloader():
+    for _ in set_up_training(config, None).data.train_dataloader():
         pass
     return time.perf_counter() - begun
 

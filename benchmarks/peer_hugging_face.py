@@ -16,7 +16,6 @@ from .work import Work
 Layout = Literal["padded", "longest", "packed"]
 """Rows padded to the full length, or to the longest beside them; or laid end to end and cut, as run_clm does."""
 
-
 IGNORED = -100
 
 

@@ -12,8 +12,6 @@ from .scaling import Curve
 from .tables import curves
 
 COLUMNS = 2
-
-
 COLORS = {"moyun": "tab:blue", "limit": "tab:gray"}
 
 

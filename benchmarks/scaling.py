@@ -21,7 +21,6 @@ from .work import Work
 TOLERANCE = 0.15
 """How far the slope may be above 1 before a cost counts as growing faster than it should: noise moves it by less."""
 
-
 SHORT, MEDIUM = 32, 256
 """Tokens of a document in the curves of batches and of sizes."""
 

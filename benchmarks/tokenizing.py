@@ -13,7 +13,6 @@ from .work import Work
 COPIES = 4
 """Times the bundled rows, about a megabyte: enough to pass what is done once."""
 
-
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -65,7 +65,10 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if config.format == "moyun":
         write_moyun(config, source, digest, model, tokenizer)
     else:
-        options = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
+        options: dict[str, dict[str, Any]] = {
+            "megatron": {"tensor_parallel": config.tensor_parallel},
+            "gguf": {"dtype": config.dtype},
+        }
         with new_folder(target, "a model folder") as draft:
             notes = interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())

@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LOCKS = Path(__file__).parents[1] / "locks"
-
-
 PROBE_SECONDS, SECONDS = 20, 300
-
-
 SKIPPED = "pip-audit: skipped, its database can't be asked from here"
 
 

@@ -21,11 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 TARGET = ROOT / "docs" / "configuration.md"
 
-
 HEAD = """# Configuration
 
-Made by `python -m tools.configuration` from the dataclasses in `modules/config/` and from `conf/`; a test fails while it
-isn't current. `python -m pipelines.STAGE --help` says the same on the terminal.
+Made by `python -m tools.configuration` from the dataclasses in `modules/config/` and from `conf/`; a test fails while
+it isn't current. `python -m pipelines.STAGE --help` says the same on the terminal.
 
     python -m pipelines.finetune train.init_from=FOLDER data.path=my.csv train.learning_rate=2e-4
     python -m pipelines.finetune config=mine.yaml train.init_from=FOLDER

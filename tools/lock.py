@@ -17,14 +17,8 @@ import sys
 from pathlib import Path
 
 LOCKS = Path(__file__).parents[1] / "locks"
-
-
 ROOT = LOCKS.parent
-
-
 TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
-
-
 CPU = LOCKS / "torch-cpu.lock"
 
 Lock = dict[str, list[str]]

@@ -22,18 +22,14 @@ sys.path.insert(0, str(ROOT))
 
 TARGET = ROOT / "docs" / "recipes.md"
 
-
 VOCABULARY = {"base": 21_128, "large": 21_128}
 """Ids of the published checkpoints; 51,200 from 1.3B on."""
-
 
 GPU_FLOPS, USED = 989e12, 0.4
 """bf16 peak of an H100 SXM (NVIDIA's data sheet, without sparsity), and the share that is assumed of it."""
 
-
 TOKENS = 300e9
 """What every model of the GPT-3 paper was trained on."""
-
 
 TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""`python -m tools.render_notebooks [NAME …]`: runs the notebooks and writes their pictures to docs/pictures/NAME-1.png, ….
+"""`python -m tools.render_notebooks [NAME …]`: runs notebooks, writes their pictures to docs/pictures/NAME-1.png, ….
 
 On the models and runs of this folder's tracking store (`make demo` makes some), or of MLFLOW_TRACKING_URI.
 """
@@ -14,8 +14,6 @@ import nbclient
 import nbformat
 
 ROOT = Path(__file__).parents[1]
-
-
 PICTURES = ROOT / "docs" / "pictures"
 
 

@@ -26,23 +26,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 PAGE = ROOT / "docs" / "scores.md"
-
-
 SUMMARIES = [ROOT / "README.md", ROOT / "README.zh.md"]
-
-
 SECTION = re.compile(r"^## ([\w-]+)\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-
-
 COMMAND = re.compile(r"^    python -m pipelines\.(\w+)(.*)$", re.MULTILINE)
-
-
 TABLE = re.compile(r"(<!-- scores -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
 COLUMNS = {"model": "fine-tuned", "baseline": "as it comes"}
-
-
 NGRAMS = ("unigram", "bigram", "trigram")
 
 

@@ -27,7 +27,6 @@ from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, 
 
 DCP = "torch.distributed.checkpoint"
 
-
 ALLOWED = {
     "pathlib.Path",
     "pathlib.PosixPath",

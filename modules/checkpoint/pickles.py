@@ -18,7 +18,6 @@ from .weights import CheckpointError
 NESTINGS = ("module", "state_dict")
 """What training frameworks wrap a state dict in, beside bookkeeping of their own."""
 
-
 GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 

@@ -20,8 +20,6 @@ from ..tokenizer.tokenizer import Tokenizer
 from .weights import CheckpointError, StoredModel, read_safetensors, save_tensors, weights_hash
 
 CHANGED = "model.safetensors differs from what was saved; copy the folder again"
-
-
 GOLDEN_PROMPT = "白日依山尽，"
 
 

@@ -23,11 +23,7 @@ from ..system.bounded_read import read_json
 from ..system.checksums import sha256_of
 
 INDEX = "model.safetensors.index.json"
-
-
 SHARD_BYTES = 5_000_000_000
-
-
 QKV = "query_key_value"
 
 

@@ -13,8 +13,6 @@ Assignment = tuple[str, Any, str]
 """(dotted key, value, where it was written)"""
 
 COMMAND_LINE = "command line"
-
-
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 

@@ -152,6 +152,5 @@ STAGES: dict[str, type[CommandConfig]] = {
     "sync": SyncConfig,
 }
 
-
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""

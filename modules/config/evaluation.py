@@ -109,9 +109,7 @@ class RegisterConfig(StageConfig):
 
 LIKELIHOOD_METRICS = ("perplexity", "choices")
 
-
 TEXT_METRICS = ("rouge", "bleu", "slots", "exact_match", "repetition", "length", "verse", "couplet")
 """Those of texts that are generated."""
-
 
 TRIVIAL = ("reference", "lead", "copy", "most_frequent", "nearest")

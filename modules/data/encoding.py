@@ -198,8 +198,6 @@ def count_characters(
 
 
 ARRAYS = tuple(field.name for field in fields(Documents))[:5]
-
-
 COUNTS = tuple(field.name for field in fields(Documents))[5:]
 
 

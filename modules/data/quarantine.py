@@ -16,14 +16,11 @@ from ..system.redaction import redact_text
 QUARANTINE = "quarantine.jsonl"
 """The list of rows that were left out."""
 
-
 SHOWN = 5
 """Bad rows that a message quotes."""
 
-
 MAX_BAD_ROWS = 100_000
 """More of them in one source are not gathered: whoever has so many reads none of them, and they would fill memory."""
-
 
 SHOWN_CHARACTERS = 200
 """Of a bad row's text in the list of what was left out."""

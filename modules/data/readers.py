@@ -21,17 +21,13 @@ from .quarantine import DataError, Findings
 
 MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB of memory before anyone notices
 
-
 MAX_JSON_BYTES = 1_000_000_000
 """Of a .json file, which is read whole, unpacked."""
 
 JSON_COLUMNS = ("references", "slots", "choices", "answer")
 """What tasks know of a row beside its texts: lists and numbers."""
 
-
 LONE_CR = "carriage return inside the line"
-
-
 LONE_CR_REMEDY = "; end the lines with \\n (tr '\\r' '\\n')"
 
 Row = tuple[int, Mapping[str, object]]

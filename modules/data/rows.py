@@ -28,25 +28,13 @@ from .sources import RowSource, files_of, find_split_file, has_split, is_mapped,
 __all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows", "text_batches"]
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
-
-
 TABLE = "rows.arrow"
-
-
 BAD_ROWS = "bad_rows.json"
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
-
-
 _ABSENT = object()
-
-
 _JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
-
-
 _Batches = Iterator[dict[str, list[str]]]
-
-
 T = TypeVar("T")
 
 

@@ -21,16 +21,10 @@ from .quarantine import DataError, Findings
 from .readers import Row
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
-
-
 RowSource: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]]
 
 _VALIDATION_NAMES = ("validation", "valid", "dev", "val")
-
-
 _HUB_SECONDS = 5.0
-
-
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 

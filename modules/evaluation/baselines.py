@@ -44,19 +44,11 @@ def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str
 
 
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
-
-
 NAMES = ("unigram", "bigram", "trigram")
-
-
 HIGHEST_ORDER = len(NAMES)
-
-
 _CODE_POINTS = 0x110000
 
 Ids = NDArray[np.int64]
-
-
 Floats = NDArray[np.float64]
 
 

@@ -23,10 +23,8 @@ from .verse.form import couplet_form, form_of
 REPEATED = 4
 """Characters of what counts as repeated."""
 
-
 PRIVATE_USE = 0xF0000
 """The first of 65,534 characters that mean nothing to anybody else (Unicode, plane 15); 65,534 more follow."""
-
 
 SHORTEST_SLOT = 2
 """Characters of a slot's value that may be found by chance no more."""

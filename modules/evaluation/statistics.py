@@ -22,7 +22,6 @@ import numpy as np
 CELLS = 1 << 22
 """Of a resampling matrix, at once: 32 MiB."""
 
-
 NORMAL = NormalDist()
 
 

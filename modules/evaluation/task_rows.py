@@ -16,7 +16,6 @@ from ..data.quarantine import DataError
 
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 
-
 COLUMNS = {
     "rouge": ("references",),
     "bleu": ("references", "slots"),
@@ -26,10 +25,8 @@ COLUMNS = {
 }
 """Metric → columns that it looks for."""
 
-
 GROUP = "group"
 """A column that says which rows hang together, being cut from one poem or about one passage; see statistics.py."""
-
 
 REQUIRED = {"slots": ("slots",), "choices": ("answer", "choices"), "couplet": ("tgt_txt",)}
 """Metric → columns that it can't do without."""

@@ -20,8 +20,6 @@ import numpy as np
 from ..checkpoint.weights import CheckpointError
 
 INSTALL = "backend=llama_cpp needs the package xllamacpp, which is not installed: pip install 'moyun[llama_cpp]'"
-
-
 TESTED = "2026.10"
 
 
@@ -54,10 +52,7 @@ class Batch(ctypes.Structure):
 
 
 POINTER, INT, UINT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32
-
-
 LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
 
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_backend_init": (None, []),
@@ -80,7 +75,6 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [POINTER, INT]),
 }
 """Name → what it returns and what it takes."""
-
 
 silent = LOG(lambda level, text, data: None)  # kept: llama.cpp calls it for as long as the process lives
 

@@ -25,7 +25,6 @@ from .llama_bindings import LlamaContext, LlamaModel
 ROWS_AT_ONCE = 64
 """llama.cpp numbers at most 256 texts of a context; more rows than these wait for the first to end."""
 
-
 FILE = "model.gguf"
 
 

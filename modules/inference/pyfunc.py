@@ -19,13 +19,14 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from ..checkpoint import formats as interop
-from ..checkpoint.loading import load_for_inference, open_model, verify_model
-from ..model.decoder import Decoder
-from ..tokenizer.tokenizer import load_tokenizer
-from .llama_cpp import LlamaCpp
-from .signature import MODEL_CONFIG
-from .text_generator import TextGenerator, generation_config
+# Absolute imports: MLflow runs this file as a script, beside the `modules` that the model carries.
+from modules.checkpoint import formats as interop
+from modules.checkpoint.loading import load_for_inference, open_model, verify_model
+from modules.inference.llama_cpp import LlamaCpp
+from modules.inference.signature import MODEL_CONFIG
+from modules.inference.text_generator import TextGenerator, generation_config
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import load_tokenizer
 
 
 class ServedModel(PythonModel):

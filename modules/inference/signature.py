@@ -9,7 +9,6 @@ from ..config.generation import GenerationConfig
 
 DEFAULTS = GenerationConfig()
 
-
 PARAMS = ParamSchema(
     [
         ParamSpec("max_new_tokens", DataType.long, DEFAULTS.max_new_tokens),
@@ -22,10 +21,8 @@ PARAMS = ParamSchema(
     ]
 )
 
-
 MODEL_CONFIG = {"backend": "torch", "dtype": "auto"}
 """What may be chosen when the model is loaded, logged with it since MLflow takes no other keys later."""
-
 
 SIGNATURE = ModelSignature(
     # Texts, but declared as anything: of a declared string MLflow would make "5" from 5 and "None" from null

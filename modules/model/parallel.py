@@ -33,14 +33,12 @@ logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERR
 MESH = ("data_parallel", "tensor_parallel")
 """Names of the mesh's dimensions, outermost first; Lightning's."""
 
-
 LAYER_PLAN: dict[str, ParallelStyle] = {
     "attention.query_key_value": ColwiseParallel(),  # rows go head by head: each device gets whole heads
     "attention.dense": RowwiseParallel(),
     "mlp.dense_h_to_4h": ColwiseParallel(),
     "mlp.dense_4h_to_h": RowwiseParallel(),
 }
-
 
 EMBEDDING_PLAN: dict[str, ParallelStyle] = {
     "word_embeddings": RowwiseParallel(input_layouts=Replicate()),  # cut along the vocabulary

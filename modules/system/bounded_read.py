@@ -11,7 +11,6 @@ import yaml
 VOCABULARY = 200_000_000
 """Bytes; the largest tokenizer.json in use have some 30 million."""
 
-
 SETTINGS = 10_000
 """Bytes of a configuration."""
 

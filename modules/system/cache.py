@@ -26,7 +26,6 @@ from .checksums import damage, describe_files, write_file_list
 FORMAT = 1
 """Raised when entries change their form; earlier ones are then never found."""
 
-
 LEFT_OVER = 24 * 3600
 """Seconds after which what is still being written was left by a process that was killed."""
 

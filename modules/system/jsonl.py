@@ -13,8 +13,6 @@ from .atomic import draft_of, remove_abandoned
 from .checksums import sha256_of
 
 Row = dict[str, str]
-
-
 _COMPRESSION_LEVEL = 6
 
 

@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SECRET = r"password|passwd|token(?![a-z])|secret|api[_-]?key|access[_-]?key|credential"
-
-
 SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
-
 
 SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
@@ -21,10 +18,8 @@ SECRETS_IN_TEXT = (
     re.compile(rf"(?<=[?&;])((?:\w|-)*(?:{SECRET})\w*=)[^&;\s]+", re.IGNORECASE),
 )
 
-
 FROM_ENVIRONMENT: dict[str, str] = {}
 """Value → ${oc.env:NAME}, of all that this process's configurations looked up."""
-
 
 SHORTEST = 4
 """Characters of such a value that is looked for inside of other texts; a shorter one would stand in many of them."""

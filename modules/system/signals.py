@@ -15,10 +15,8 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-
 TOGETHER = 2.0
 """Seconds within which several signals are one: a launcher passes on what its processes got as well."""
-
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

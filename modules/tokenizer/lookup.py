@@ -10,16 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CODE_POINTS = 0x110000
-
-
 UNKNOWN = -1
 
 Ids: TypeAlias = NDArray[np.int32]
-
-
 Counts: TypeAlias = NDArray[Any]
-
-
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 
 

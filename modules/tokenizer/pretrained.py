@@ -90,10 +90,8 @@ def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Token
 TRAINING_METADATA = ".metadata"
 """What makes a folder a checkpoint of training."""
 
-
 OWN_FOLDER = "moyun_tokenizer"
 """Where an exported model keeps a tokenizer that transformers can't express."""
-
 
 SUPPORTED = "supported: moyun's own, BERT's WordPiece, GPT-2's byte-level BPE, ModelScope's jieba and BPE"
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 # Signs that BERT cuts off a word although people write them without a space on that side.
 NO_SPACE_BEFORE = set(".,!?;:%'-/@_")
-
-
 NO_SPACE_AFTER = set("'-/@_")
 
 

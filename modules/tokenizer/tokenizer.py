@@ -19,7 +19,6 @@ from .vocabulary_training import train_backend
 
 SOURCE_FIELD = "{src_txt}"
 
-
 __all__ = [
     "END_OF_TEXT",
     "SOURCE_FIELD",

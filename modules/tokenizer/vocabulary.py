@@ -10,14 +10,8 @@ from typing import Any, Literal
 import tokenizers
 
 TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe", "byte_level_bpe"]
-
-
 END_OF_TEXT = "<|endoftext|>"
-
-
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-
-
 BERT_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

@@ -19,7 +19,6 @@ from .vocabulary import BYTE_TOKENS, END_OF_TEXT
 # being merged out of a user's text.
 _WORDS = r"[\s\p{P}\p{S}]"
 
-
 # Text that repeats without a sign in it (a chorus, "哈哈哈哈…") must not become one giant token.
 _LONGEST_MERGE = 16
 

@@ -13,14 +13,10 @@ from .run_facts import RunFacts
 SECTIONS = ("config", "data", "code", "environment")
 """In the order in which they are looked at: what comes first explains what comes after."""
 
-
 NO_MATTER = ("output_dir", "dry_run", "tracking.", "train.resume_from", "train.allow_changed", "trainer.progress_bar")
 """Keys that change no number of any stage."""
 
-
 TRAINING = ("pretrain", "finetune")
-
-
 MISSING = "(not recorded)"
 
 

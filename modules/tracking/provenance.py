@@ -21,23 +21,13 @@ from ..system.redaction import redact
 from .tracked_run import TrackedRun
 
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "datasets", "tokenizers", "safetensors", "omegaconf")
-
-
 PARAM_PREFIX = "cfg."  # `mlflow run` logs the parameters it was given under their bare names; ours must not collide
-
-
 PARAM_LIMIT = 6000  # characters; MLflow's store cuts or refuses more
-
-
 PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":") would make a name a path
-
-
 PARAM_NAME_LIMIT = 250
-
 
 CODE, ENVIRONMENT, SHA256 = ("git.",), ("version.", "machine."), ("sha256.",)
 """Beginnings of the tags that tell of these."""
-
 
 RESUMED = "moyun.resumed"
 """Tag: how often the run went on."""

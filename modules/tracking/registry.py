@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow.pyfunc
 import pandas as pd
@@ -20,16 +22,10 @@ from .outbox.store import is_there, patient
 from .run_lifecycle import inside
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
-
-
 MODULES = Path(__file__).parents[1]
-
-
-SERVING_PACKAGES = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
-
-
+SERVING_CODE = ("system", "config", "tokenizer", "model", "checkpoint", "inference")
+SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
-
 
 RECORD = "moyun.record"
 """Tag of a logged model: which record of a run's local log it comes from."""
@@ -55,17 +51,27 @@ def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
 
 
 def log_pyfunc(folder: Path, tags: dict[str, str] | None) -> ModelInfo:
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(MODULES / "serving.py"),
-        artifacts={"model": str(folder)},
-        code_paths=[str(MODULES)],
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in SERVING_PACKAGES],
-        signature=SIGNATURE,
-        model_config=dict(MODEL_CONFIG),
-        input_example=EXAMPLE,
-        tags=tags,
-    )
+    with TemporaryDirectory(prefix="moyun-code-") as code:
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(MODULES / "inference" / "pyfunc.py"),
+            artifacts={"model": str(folder)},
+            code_paths=[str(serving_code(Path(code)))],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in SERVING_REQUIREMENTS],
+            signature=SIGNATURE,
+            model_config=dict(MODEL_CONFIG),
+            input_example=EXAMPLE,
+            tags=tags,
+        )
+
+
+def serving_code(folder: Path) -> Path:
+    """Copies what a served model runs, and nothing else of moyun, to folder/modules."""
+    target = folder / MODULES.name
+    for package in SERVING_CODE:
+        shutil.copytree(MODULES / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "server"))
+    shutil.copy(MODULES / "__init__.py", target)
+    return target
 
 
 def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:

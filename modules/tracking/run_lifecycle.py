@@ -50,25 +50,14 @@ logger = logging.getLogger("moyun.tracking")
 END = "end"
 """Tag of every run: how it ended."""
 
-
 RUNNING = "still running"
-
-
 GONE = "its process is gone"
-
-
 REFUSED = "refused"
-
-
 HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
-
-
 CONTINUES = "moyun.continues"
-
 
 SAME_START = 60.0
 """Seconds by which a process's start may seem to move when the clock is set."""
-
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 PREFIX = "system/"
 
-
 SECONDS = 2.0
 """Between samples; MLflow's 10 miss short stages."""
 

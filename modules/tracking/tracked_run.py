@@ -31,7 +31,6 @@ logger = logging.getLogger("moyun.tracking")
 PARAMS_AT_ONCE = 100
 """MLflow's limit for one call."""
 
-
 SECONDS_WHEN_STOPPED = 10.0
 """What a run may still spend on sending after SIGTERM or Ctrl-C: who stops it may not wait longer."""
 

@@ -92,7 +92,6 @@ class Samples(pl.Callback):
 LAST = "last.ckpt"
 """A link to the newest."""
 
-
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
 

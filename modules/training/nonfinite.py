@@ -14,7 +14,6 @@ from ..data.packing import StepBatch
 
 SHOWN_ROWS = 5
 
-
 MOST_SKIPPED = 20
 """Steps in a row that on_nonfinite=skip skips: after that nothing is being trained any more."""
 

@@ -26,8 +26,6 @@ from .setup import TrainingSetup
 from .strategies import PROGRESS, read_progress
 
 logger = logging.getLogger("moyun.resume")
-
-
 LOCK = ".lock"
 
 

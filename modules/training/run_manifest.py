@@ -17,10 +17,7 @@ from ..system.bounded_read import read_json
 from ..system.redaction import redact
 
 CHECKPOINTS = "checkpoints"
-
-
 ORIGIN = "origin.json"
-
 
 IGNORED_KEYS = (
     "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
@@ -31,7 +28,6 @@ IGNORED_KEYS = (
 )  # fmt: skip
 """Keys that change nothing about what is learnt, but for the order in which devices add up."""
 
-
 CONTENT_KEYS = (
     "data.path",
     "data.columns",
@@ -41,7 +37,6 @@ CONTENT_KEYS = (
     "tokenizer.path",
 )
 """Places: what was found there is compared instead."""
-
 
 FIXED_KEYS = ("model.", "tokenizer", "stage")
 """What a checkpoint can't be gone on with under another one."""

@@ -22,7 +22,6 @@ from .command_line import console, show
 
 REPORT = "report.html"
 
-
 PER_TOKEN = "perplexity"
 """Of different tokenizers not comparable, so it is logged but not shown."""
 

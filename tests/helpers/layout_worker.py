@@ -1,4 +1,4 @@
-"""What tests/training/test_several_devices.py starts on each process: trains as a stage does, and writes down the losses."""
+"""What training/test_several_devices.py starts on each process: trains as a stage does, and writes down the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests/workflow/test_sizes.py starts: one piece of work in a process of its own, whose peak memory it writes down.
+"""What workflow/test_sizes.py starts: one piece of work in a process of its own, whose peak memory it writes down.
 
 python -m tests.helpers.size_worker RESULT.json finetune|pretrain KEY=VALUE …     the stage's own command
 python -m tests.helpers.size_worker RESULT.json write FOLDER SIZE IDS DTYPE       a model folder of random weights

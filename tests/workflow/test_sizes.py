@@ -1,6 +1,8 @@
 """Every size of the family on a CPU, with random weights: trained, run or planned, each in a process of its own.
 
-python -m pytest tests/workflow/test_sizes.py -m slow -s     prints the table of docs/sizes.md; needs 24 GiB and 25 GB of disk
+python -m pytest tests/workflow/test_sizes.py -m slow -s
+
+prints the table of docs/sizes.md; needs 24 GiB and 25 GB of disk
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
 
 WEIGHTS = "model.gguf"
 
-
 NAMES = {
     "word_embeddings": "token_embd",
     "position_embeddings": "position_embd",
@@ -36,13 +35,10 @@ NAMES = {
     "mlp.dense_4h_to_h": "ffn_down",
 }
 
-
 NumberFormat = Literal["keep", "float32", "bfloat16", "float16", "q8_0"]
-
 
 FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """Ours → GGMLQuantizationType's names; general.file_type is MOSTLY_ and that, but for F32."""
-
 
 BLOCK = 32
 """Numbers that share a scale in Q8_0: a row must hold a whole number of them."""

@@ -29,7 +29,6 @@ from ...tokenizer.vocabulary import byte_characters
 
 FIRST_BYTES = 256
 
-
 FOLLOWING, BYTES = 0x80, 64
 """In UTF-8 these many bytes, from this one on, may follow the first of a character: a cell's children fill a block."""
 

@@ -51,16 +51,12 @@ NAMES = {
     "mlp.dense_4h_to_h": "mlp.c_proj",
 }
 
-
 FORMATS = {"model.safetensors": read_safetensors, "pytorch_model.bin": lambda path: stored(read_pickle(path))}
-
 
 CAUSAL_MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 """Buffers that older files hold: they say nothing about the model."""
 
-
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
-
 
 # What transformers takes where config.json is silent (GPT2Config). Sizes must be said: shapes don't show them all.
 DEFAULTS: dict[str, Any] = {
@@ -71,7 +67,6 @@ DEFAULTS: dict[str, Any] = {
     "embd_pdrop": 0.1,
     "attn_pdrop": 0.1,
 }
-
 
 SIZES = {
     "vocab_size": "vocab_size",

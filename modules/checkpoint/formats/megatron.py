@@ -36,10 +36,7 @@ THEIR_NAMES = {
     ".attention.": ".self_attention.",
 }
 
-
 CUT_ROWS = ("word_embeddings", "query_key_value", "dense_h_to_4h")
-
-
 CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
 
 Shard = Mapping[str, Tensor]

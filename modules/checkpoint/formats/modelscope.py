@@ -22,10 +22,7 @@ from ..pickles import read_pickle, write_pickle
 from ..weights import CheckpointError, StoredModel, differences, qkv_blocked, qkv_interleaved, shapes_of, stored
 
 PREFIXES = ("model.language_model.", "language_model.")
-
-
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-
 
 RATES: dict[str, tuple[tuple[str, ...], float]] = {
     "layer_norm_eps": (("layernorm_epsilon",), 1e-12),

@@ -16,8 +16,6 @@ from .verse import clauses, han_only
 SHARED_UNITS = 2  # with fewer in common, two poems only share a set phrase such as 行路难
 
 Ids = NDArray[np.int64]
-
-
 _NO_WORD = re.compile(r"[\W_]")
 
 

@@ -24,8 +24,6 @@ from .poems import MANIFEST, RECIPE, write_derived_sets
 from .verse import split_of
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
-
-
 SPLITS = ("train", "validation", "test")
 
 

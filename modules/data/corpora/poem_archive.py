@@ -16,22 +16,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 PACKAGE = "chinese-poetry@2.0.1"
-
-
 ARCHIVE_NAME = "chinese-poetry-2.0.1.tgz"
-
-
 ARCHIVE_SHA512 = "KtYARvV7CWNtax0na9+Jn6PlhGgSoid7PWyDzXI4KsCEm2odZcqEQyval5koaLygZnM/EQ3lfJ//25K8p3uHNg=="
-
-
 ROOT = "package/dist/"
-
-
 ERROR_FOLDER = "quantangshi/error/"
-
-
 _FETCH_SECONDS = 1800
-
 
 # What a bomb unfolds to. The published archive has 0.36 GB in 2,248 files of at most 4 MB.
 MAX_UNPACKED, MAX_FILE, MAX_FILES = 1_000_000_000, 50_000_000, 100_000
@@ -56,7 +45,6 @@ COLLECTIONS: tuple[tuple[str, str], ...] = (
     (r"mengxue/tangshisanbaishou\.json", "mengxue/tangshisanbaishou"),
     (r"mengxue/qianjiashi\.json", "mengxue/qianjiashi"),
 )
-
 
 _AUTHOR_OF_COLLECTION = {"caocaoshiji": "曹操"}  # its records name no author
 

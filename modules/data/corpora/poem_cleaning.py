@@ -36,27 +36,14 @@ _VARIANT_PAIRS = """
 畮亩
 """
 
-
 VARIANTS = str.maketrans({pair[0]: pair[1] for pair in _VARIANT_PAIRS.split()})
 
 _NOTE = re.compile(r"（[^（）]*）|\([^()]*\)|〔[^〔〕]*〕|【[^【】]*】")
-
-
 _QUOTATION_MARK = re.compile(r"[“”‘’「」『』《》〈〉〖〗\"']")
-
-
 _BLANK = re.compile(r"[^\S\n]+")
-
-
 _UNFINISHED_PARAGRAPH = re.compile(f"(?<=[{HAN}])\n")
-
-
 _REPEATED_PUNCTUATION = re.compile(f"([{PUNCTUATION}])[{PUNCTUATION}]+")
-
-
 _FULL_WIDTH = str.maketrans(",?!;:", "，？！；：")
-
-
 _ALLOWED = re.compile(f"[{HAN}{PUNCTUATION}]+")
 
 

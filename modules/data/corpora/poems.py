@@ -19,19 +19,11 @@ from .poem_cleaning import Poem, Simplifier, clean_poems
 from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
 
 RECIPE = "v2"
-
-
 EXPECTED_POEMS = 309_369  # of the published archive under this recipe; a build that differs is refused
-
-
 MANIFEST = "manifest.json"
-
-
 CLEANED = "cleaned.jsonl.gz"  # between the two stages; removed once the poems are written
 
 Progress = Callable[[str, float], None]
-
-
 Manifest = dict[str, Any]
 
 
@@ -194,11 +186,7 @@ def _ignore(step: str, fraction: float) -> None:
 
 
 SAMPLE_SIZES: dict[Split, int] = {"train": 4400, "validation": 300, "test": 300}
-
-
 TEST_SAMPLE_SIZES: dict[Split, int] = {"train": 240, "validation": 30, "test": 30}
-
-
 _SEED = 20160
 
 

@@ -21,13 +21,11 @@ from .task_sets import Corpus, Example
 
 RECIPE = "v2"
 
-
 TEST, VALIDATION = 0.15, 0.05
 """Shares of the texts. The sets are small: fewer test rows would leave no difference between models to be seen."""
 
 NEAR = 0.1
 """Share of the 8-character shingles of the shorter of two texts that makes them one: fables told again have as many."""
-
 
 LONG_RUN = 13
 """Characters in a row that a test and a training row shouldn't share; Brown et al. (2020, appendix C) take words."""

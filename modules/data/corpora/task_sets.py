@@ -68,17 +68,9 @@ def is_text(value: object) -> bool:
 
 
 _FOLDER = "convlab/nlg/template/crosswoz"
-
-
 _SIDES = {"用户": f"{_FOLDER}/auto_user_template_nlg.json", "系统": f"{_FOLDER}/auto_system_template_nlg.json"}
-
-
 _PLACEHOLDER = re.compile(r"\[[^\[\]]+\]")
-
-
 _VALUES = "Inform+", "Recommend+"
-
-
 _FACILITY = "酒店设施"
 
 
@@ -167,10 +159,8 @@ INSTRUCTIONS = Corpus(
 WINDOW = 200
 """Characters of the passage that are kept: with its question a row then fits the smallest model's 256 tokens."""
 
-
 MARKS = str.maketrans("【】", "［］")
 """The passage's own brackets, which would pass for the answer's."""
-
 
 _SENTENCE = re.compile(r"[^。！？!?\n]*[。！？!?\n]*")
 
@@ -249,10 +239,7 @@ _PROMPT = re.compile(
     re.DOTALL,
 )
 
-
 _NEXT_CHOICE = re.compile(r" [B-E]\) ")
-
-
 _ANSWER = re.compile(r"The final answer is: ([A-E])")
 
 

@@ -7,31 +7,15 @@ import re
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
-
-
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 PUNCTUATION = "，。！？；：、"
-
-
 HAN = "〇㐀-䶿一-鿿豈-龎\U00020000-\U0003ffff"  # ranges of a regular-expression class
-
-
 _NOT_HAN = re.compile(f"[^{HAN}]")
-
-
 _CLAUSE = re.compile(f"[^{PUNCTUATION}]+")
-
-
 _CLAUSE_WITH_PUNCTUATION = re.compile(f"[^{PUNCTUATION}]+[{PUNCTUATION}]*")
-
-
 _BUCKETS, _TEST_BUCKETS, _HELD_OUT_BUCKETS = 1000, 5, 10
-
-
 _VERSE_LENGTHS = (5, 7)
-
-
 _QUATRAIN_LINES, _REGULATED_LINES = 4, 8
 
 

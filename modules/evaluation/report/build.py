@@ -23,18 +23,13 @@ from .contents import Column, Example, Report, Sample, Series, label
 COMPARED = ("champion", "baseline")
 """Models that the first one is tested against, row by row."""
 
-
 PER_TOKEN = "perplexity"
 """Left out: between tokenizers it can't be compared."""
-
 
 RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "perplexity_per_char")
 """What the worst and best rows are chosen by: the first of these that there is."""
 
-
 MOST_LINES, LONGEST_LINE = 12, 12
-
-
 RESAMPLES = 2000
 
 
@@ -165,7 +160,6 @@ def trained(origin: Mapping[str, Any]) -> dict[str, str]:
 
 
 logger = logging.getLogger("moyun.report")
-
 
 CURVES = {
     "Loss (nats a token)": {"train/loss": "training", "val/loss": "validation"},

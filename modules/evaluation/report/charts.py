@@ -13,14 +13,10 @@ from markupsafe import Markup, escape
 from .contents import Series, shown
 
 WIDTH, HEIGHT = 460, 240
-
-
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
-
 
 POINTS = 240
 """Of a line: more can't be told apart at this size."""
-
 
 BINS = 24
 

@@ -11,7 +11,6 @@ from ..statistics import Metric, PairedComparison
 
 STOP_RATE = "end_of_text_rate"
 
-
 Series = Sequence[tuple[int, float]]
 """(step, value)"""
 
@@ -87,10 +86,8 @@ class Report:
 SHOWN_CHARACTERS = 400
 """Of a text."""
 
-
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Controls, half characters, and marks that turn the direction of the text around them."""
-
 
 LABELS = {
     "perplexity_per_char": "Perplexity per character",

@@ -15,7 +15,6 @@ SHORTEST = 7
 People share set phrases and now and then a line: of the bundled sample's 300 test poems, 1.4 % of the characters stand
 in such runs with the training poems of the whole corpus."""
 
-
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that the hash modulo 2^64 loses no character
 
 

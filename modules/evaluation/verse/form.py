@@ -16,8 +16,6 @@ from ...data.corpora.verse import clauses, han_only
 from .rhymes import LEVEL, OBLIQUE, rhyme, tone_of
 
 LENGTHS = (5, 7)
-
-
 REGULATED = (4, 8)
 
 

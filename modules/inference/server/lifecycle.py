@@ -65,17 +65,13 @@ class Connection(H11Protocol):
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-
 HANG_UP_SECONDS = 2
 """At the very end: for answers whose readers are slow."""
-
 
 KEEP_ALIVE_SECONDS = 30
 """Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
 
-
 LOADING = "loading"
-
 
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""

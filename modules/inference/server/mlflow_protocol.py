@@ -14,11 +14,7 @@ from .engine import Event
 from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, parameters, shown
 
 EXAMPLE = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
-
-
 FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
-
-
 COLUMN = "src_txt"
 
 
@@ -74,7 +70,7 @@ def predictions(wanted: CompletionRequest, ends: Sequence[Event], full: bool) ->
     return {"predictions": [{"text": text + end.text} for text, end in zip(before, ends, strict=True)]}
 
 
-def error(problem: RequestError) -> dict[str, Any]:
+def error_body(problem: RequestError) -> dict[str, Any]:
     """MLflow's form of one."""
     code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
     name = code.get(problem.status, "INTERNAL_ERROR" if problem.status == 500 else "BAD_REQUEST")

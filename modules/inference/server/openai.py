@@ -24,9 +24,7 @@ from .requests import PARAMETERS, CompletionRequest, RequestError, as_problem, b
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
-
 NAMES = {"max_new_tokens": "max_tokens"}
-
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -39,10 +37,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 """What may be given of that which isn't there."""
 
-
 OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
-
-
 FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
 
 
@@ -117,7 +112,7 @@ def chunk(content: dict[str, Any] | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def error(problem: RequestError) -> dict[str, Any]:
+def error_body(problem: RequestError) -> dict[str, Any]:
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
     content = {"message": str(problem), "type": kind, "param": problem.field, "code": problem.code}
     return {"error": content}
@@ -131,7 +126,6 @@ logger = logging.getLogger(__name__)
 
 LAST_WORD_SECONDS = 1.0
 """How long a client that was too slow is given to take the message that says so."""
-
 
 OUTCOME = "moyun.outcome"
 """Where the scope says how a stream ended, whose status was sent before that was known."""
@@ -187,7 +181,7 @@ class EventStream(Response):
             logger.error("a stream failed", exc_info=error)
         problem = as_problem(error)
         scope[OUTCOME] = "timeout" if problem.status == 504 else "failed"
-        body = chunk(error(problem))
+        body = chunk(error_body(problem))
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -21,10 +21,8 @@ from ..text_generator import generation_config
 SHOWN = 60
 """Characters of a client's value that a message repeats."""
 
-
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
-
 
 PARAMETERS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
 """Those of GenerationConfig that have the same name in every kind of request."""

@@ -15,14 +15,12 @@ from ...tokenizer.tokenizer import Tokenizer
 
 WEB = Path(__file__).parent / "web"
 
-
 FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-
 
 POLICY = "; ".join(
     (
@@ -38,7 +36,6 @@ POLICY = "; ".join(
     )
 )
 
-
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -46,9 +43,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-
 EXAMPLES = ["白日依山尽，", "床前明月光，", "春风"]
-
 
 SHOWN = 200
 """Characters of a fact."""

@@ -21,7 +21,6 @@ from .store import is_refusal
 METRICS_AT_ONCE = 900
 """MLflow takes 1000 in one call."""
 
-
 READ_AT_ONCE = 1 << 16
 """Bytes of the log: some batches. They are decoded in the time of the process that trains."""
 

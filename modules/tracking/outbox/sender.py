@@ -15,14 +15,11 @@ logger = logging.getLogger("moyun.tracking")
 INTERVAL = 5.0
 """Seconds between looks at what is new, so that the UI stays alive."""
 
-
 SHARE = 0.04
 """Of the time that sending may compute while the stage works: the two share Python's lock."""
 
-
 LONGEST_PAUSE = 15.0
 """Seconds between two tries, at most."""
-
 
 SILENCE = 10.0
 """Seconds that an outage lasts before it is spoken of."""

@@ -24,14 +24,10 @@ from typing import Any
 logger = logging.getLogger("moyun.tracking")
 
 PRIVATE = 0o600
-
-
 REFUSED = "refused.jsonl"
-
 
 CHUNK = 1 << 20
 """Bytes read at once."""
-
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
 

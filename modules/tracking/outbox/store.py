@@ -21,7 +21,6 @@ from ...system.redaction import first_line, redact_text
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
-
 BRIEF = {
     TIMEOUT: "10",  # seconds; MLflow's own 120, tried eight times, are 20 minutes a call
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -84,11 +83,9 @@ def is_there(uri: str) -> bool:
 REFUSALS = (413, 422)
 """HTTP statuses of what the store will never take. Others may pass: a login that expired, a run that isn't there."""
 
-
 INVALID = "INVALID_PARAMETER_VALUE"
 """The error code that makes a refusal of a 400. Others are no judgement: BAD_REQUEST is what MLflow says for most of
 SQLAlchemy's errors, a read-only database's or an exhausted pool's (mlflow/store/db/utils.py)."""
-
 
 SHORTLY = {
     "Connection refused": "connection refused",

@@ -19,7 +19,6 @@ from ...model.loss import CHUNK
 WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
 """Of a weight by trainer.precision; its gradient and AdamW's two moments take the same each."""
 
-
 PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
 """Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
 

@@ -19,14 +19,10 @@ from .memory import TrainingMemory, training_memory
 
 GIB, MIB = 2**30, 2**20
 
-
 CPU_SHARE = 2 / 3
 """Of free RAM: malloc's gaps and the libraries' buffers take up to half as much again as tensors do (docs/sizes.md)."""
 
-
 MOST_DEVICES = 4096
-
-
 DEVICES_A_MACHINE = 8
 
 

@@ -33,8 +33,6 @@ from ...model.parallel import MESH, fill, parallelize
 from ..optimizer import clip_gradients
 
 ROW_CUT = ("query_key_value.weight", "query_key_value.bias", "dense_h_to_4h.weight", "dense_h_to_4h.bias")
-
-
 COLUMN_CUT = ("attention.dense.weight", "dense_4h_to_h.weight")
 
 

@@ -64,7 +64,11 @@ def test_a_record_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
     spool.close()
 
 
-HOLD = "import sys, pathlib; from modules.tracking.outbox.spool import Spool; Spool(pathlib.Path(sys.argv[1])); print(1); input()"
+HOLD = """
+import sys, pathlib
+from modules.tracking.outbox.spool import Spool
+Spool(pathlib.Path(sys.argv[1])); print(1); input()
+"""
 
 
 def test_two_processes_never_write_to_one_run(tmp_path: Path) -> None:
