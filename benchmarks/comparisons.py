@@ -120,7 +120,7 @@ def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
             reading(rows, 4),
         ]
         eight_bits = [
-            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}, ("modules.inference",)),
+            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}, ("modules.model.quantization",)),
             ctranslate2("generate", "int8", work),
             llama_cpp("q8_0", work),
             reading(rows, 1),

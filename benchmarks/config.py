@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from modules.config.base import StageConfig, too_small
 from modules.config.commands import STAGES
@@ -92,6 +92,8 @@ class ScalingBenchmark:
 @dataclass
 class BenchmarkConfig(StageConfig):
     """moyun beside other tools, on this machine: speed, memory, start-up, and how cost grows."""
+
+    program: ClassVar[str] = "benchmarks"
 
     model: SizeConfig = field(default_factory=SizeConfig)
     """A size by name."""

@@ -1,4 +1,4 @@
-"""The peak of real training steps beside modules/memory.py's estimate, printed as a table.
+"""The peak of real training steps beside training/planning/memory.py's estimate, printed as a table.
 
 python -m benchmarks.measure_memory          base: what the CPU allocator hands out, as torch's profiler sees it
 python -m benchmarks.measure_memory rss      base in float32: how far the process itself grows (Linux)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmarks.config  # noqa: F401  (adds its command to STAGES)
 from modules.config.base import MISSING
 from modules.config.commands import STAGES
 from modules.config.loader import CONF, group_names, stage_defaults

@@ -13,8 +13,9 @@ from .schema import Key, keys, type_name
 def help_text(stage: str) -> str:
     config_class = STAGES[stage]
     defaults = stage_defaults(stage)
+    program = getattr(config_class, "program", f"pipelines.{stage}")
     lines = [
-        f"python -m pipelines.{stage} key=value …   ({(config_class.__doc__ or '').strip()})",
+        f"python -m {program} key=value …   ({(config_class.__doc__ or '').strip()})",
         "",
         "  config=FILE.yaml reads keys from a file; the command line wins. key=null unsets.",
     ]

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): low-rank adapters beside frozen matrices, for fine-tuning what doesn't fit otherwise.
 
 Written here because `peft` would bring transformers and accelerate into the core install.
-The word embeddings, and the head that is tied to them, are not adapted. Files of adapters: modules/adapter.py.
+The word embeddings, and the head that is tied to them, are not adapted. Files of adapters: checkpoint/adapter.py.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import benchmarks.config  # noqa: F401  (adds its command to STAGES)
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config
 from tests.helpers.models import ROOT

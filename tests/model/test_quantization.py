@@ -63,7 +63,7 @@ def test_an_int8_row_is_bit_for_bit_the_same_beside_any_neighbours() -> None:
 def test_int8_is_near_with_the_largest_numbers_that_there_are(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums that saturate, as AVX2's do with 127 levels, would be wrong by tens of percent."""
     if levels == 63:
-        monkeypatch.setattr("modules.inference.weight_levels", lambda: 63)
+        monkeypatch.setattr("modules.model.quantization.weight_levels", lambda: 63)
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.ones(32, 256), torch.full((4, 256), 1e4)
     x[1] *= -1
@@ -107,7 +107,7 @@ def test_int8_costs_less_than_a_percent_of_perplexity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if levels == 63:
-        monkeypatch.setattr("modules.inference.weight_levels", lambda: 63)
+        monkeypatch.setattr("modules.model.quantization.weight_levels", lambda: 63)
     folder = save_model(tmp_path / "model", trained, tokenizer, {})
     rows = datasets.Dataset.from_dict({"src_txt": poems["test"] + poems["validation"]})
     plain, fast, small = (

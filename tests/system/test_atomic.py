@@ -17,8 +17,8 @@ from tests.helpers.models import ROOT
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from modules.checkpoint import new_folder
-from modules.row_files import write_rows
+from modules.system.atomic import new_folder
+from modules.system.jsonl import write_rows
 folder = Path(sys.argv[1])
 def rows():
     with new_folder(folder / "model", "a model folder") as draft:

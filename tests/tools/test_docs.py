@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+import benchmarks.config  # noqa: F401  (adds its command to STAGES)
 from modules.checkpoint.model_folder import save_model
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config
