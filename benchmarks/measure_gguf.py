@@ -21,6 +21,8 @@ from statistics import median
 import datasets
 import torch
 import torch.nn.functional as F
+from modules.inference.llama_bindings import LlamaContext
+from modules.inference.llama_cpp import LlamaCpp
 from torch import Tensor
 
 from modules.checkpoint import formats as interop
@@ -31,8 +33,6 @@ from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of
 from modules.data.encoding import Documents, encode_rows
 from modules.evaluation.task_rows import read_rows as read_task_rows
-from modules.inference.llama_bindings import LlamaContext
-from modules.inference.llama_cpp import LlamaCpp
 from modules.model.decoder import Decoder
 from modules.model.sampling import generate
 from modules.system.jsonl import read_rows

@@ -9,7 +9,8 @@ from modules.tracking.comparison import SECTIONS, Parting, RunComparison, compar
 from modules.tracking.run_facts import RunFacts, read_run
 from modules.tracking.stage_run import connect
 
-from .cli.command_line import run_stage, show, with_positions
+from .cli.command_line import run_stage, with_positions
+from .cli.printing import show
 
 SHOWN = 8
 """Differences of a section."""

@@ -25,7 +25,8 @@ from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connect
 
-from .cli.command_line import run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import show
 
 NEXT = {
     "moyun": 'python -m pipelines.generate model={target} "白日依山尽，"',

@@ -31,7 +31,8 @@ from modules.tracking.stage_run import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
 
 from .cli.bad_rows import report_quarantine, start_quarantine
-from .cli.command_line import console, progress_of, run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import console, progress_of, show
 from .cli.results import REPORT, log_results, made_by, place_of, show_results
 
 

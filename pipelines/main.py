@@ -13,7 +13,8 @@ from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
 from modules.tracking.stage_run import connect, stage_run
 
-from .cli.command_line import console, run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import console, show
 from .evaluate import EvaluateResult, evaluate
 from .finetune import finetune
 from .prepare import prepare

@@ -18,7 +18,8 @@ from modules.tracking.registry import log_model, move_alias, register_version, r
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
-from .cli.command_line import run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import show
 from .evaluate import score_folder
 
 

@@ -11,7 +11,8 @@ from modules.config.commands import RehearseConfig
 from modules.config.model import ModelConfig
 from modules.training.planning.rehearsal import elements, expected_shapes, narrow, rehearse_numbers, rehearse_shapes
 
-from .cli.command_line import console, run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import console, show
 
 
 class RehearsalError(ValueError):

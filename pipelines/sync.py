@@ -15,7 +15,8 @@ from modules.tracking.outbox.store import is_there, require_store, why
 from modules.tracking.run_lifecycle import END, GONE
 from modules.tracking.stage_run import connect
 
-from .cli.command_line import run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import show
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 from modules.training.strategies import read_progress
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
-from .cli.command_line import show
+from .cli.printing import show
 
 
 def known_folder(stage: str, config: TrainingConfig) -> str | None:

@@ -25,7 +25,7 @@ from omegaconf.resolvers import oc
 from ..system.bounded_read import read_plain_yaml
 from ..system.redaction import FROM_ENVIRONMENT
 from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
-from .base import CommandConfig
+from .base import REMOVED, CommandConfig, ConfigError
 from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
@@ -44,14 +44,6 @@ OmegaConf.register_resolver("oc.env", from_environment, replace=True)
 
 
 CONF = Path(__file__).parents[2] / "conf"
-
-
-class ConfigError(ValueError):
-    """All that is wrong with a configuration, one complaint a line."""
-
-    def __init__(self, complaints: Sequence[str]) -> None:
-        self.complaints = list(complaints)
-        super().__init__("\n".join(f"  - {complaint}" for complaint in self.complaints))
 
 
 def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
@@ -262,7 +254,8 @@ def set_leaf(
     elif mapping:  # data.columns.ANYTHING, dots and brackets too
         key, value = known[mapping], {name.removeprefix(f"{mapping}."): value}
     else:
-        complaints.append(f"{name} ({where}): no such key{suggestion(name, known)}")
+        hint = f"; {REMOVED[name]}" if name in REMOVED else suggestion(name, known)
+        complaints.append(f"{name} ({where}): no such key{hint}")
         return
     shown = "null" if value is None else value
     parent = known.get(name.rpartition(".")[0])

@@ -18,7 +18,7 @@ from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.tracking.provenance import git_state
 from modules.tracking.tracked_run import TrackedRun
 
-from .command_line import console, show
+from .printing import console, show
 
 REPORT = "report.html"
 
