@@ -64,9 +64,7 @@ def log_probabilities(model: Decoder | LlamaServer, ids: list[int], end: int, si
     return torch.stack([model.log_probabilities(ids[: i + 1], size, end) for i in range(len(ids))])
 
 
-def score(
-    decoder: Decoder, model: Decoder | LlamaServer, documents: Documents, end: int
-) -> tuple[float, float, float]:
+def score(decoder: Decoder, model: Decoder | LlamaServer, documents: Documents, end: int) -> tuple[float, float, float]:
     """Perplexity per character; how far log-probabilities are from decoder's (RMS); the spread of decoder's."""
     loss = apart = spread = 0.0
     for i, start in enumerate(documents.offsets[:-1]):
