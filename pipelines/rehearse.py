@@ -12,7 +12,7 @@ from modules.config.model import ModelConfig
 from modules.training.planning.rehearsal import elements, expected_shapes, narrow, rehearse_numbers, rehearse_shapes
 
 from .cli.command_line import run_stage
-from .cli.printing import console, show
+from .cli.printing import show, working_on
 
 
 class RehearsalError(ValueError):
@@ -33,19 +33,15 @@ def rehearse(config: RehearseConfig) -> RehearseResult:
     model.vocab_size = model.vocab_size or 50257  # GPT-3's
     layout = (config.nodes * config.devices // config.tensor_parallel, config.tensor_parallel)
     parameters = rehearse_ranks(model, layout, sorted({0, layout[0] * layout[1] - 1}), config.tokens)
-    show(f"rehearse: {layout[0]} × {layout[1]} devices (rows × matrices)", described(model, layout, parameters))
+    show(f"rehearse: {layout[0]} × {layout[1]} devices (rows × matrices)", layout_in_words(model, layout, parameters))
     small, processes = narrow(model), (2, 2) if model.num_attention_heads % 2 == 0 else (4, 1)
-    with console.status("a narrow model, on one process and on four"):
+    with working_on("a narrow model, on one process and on four"):
         alone, together = rehearse_numbers(small, *processes)
     difference = float(((together - alone) / alone).abs().max())
-    show(
-        f"rehearse: {small.num_hidden_layers} layers of width {small.hidden_size}, losses of three steps",
-        {
-            "1 process": listed(alone),
-            f"{processes[0]} × {processes[1]} processes": listed(together),
-            "largest difference": f"{difference:.1e}",
-        },
-    )
+    names = ("1 process", f"{processes[0]} × {processes[1]} processes")
+    found = dict(zip(names, (in_a_row(alone), in_a_row(together)), strict=True))
+    title = f"rehearse: {small.num_hidden_layers} layers of width {small.hidden_size}, losses of three steps"
+    show(title, found | {"largest difference": f"{difference:.1e}"})
     if not difference <= 1e-5:
         raise RehearsalError(f"four processes train differently from one: losses differ by {difference:.1e}")
     return RehearseResult(parameters, difference)
@@ -53,7 +49,7 @@ def rehearse(config: RehearseConfig) -> RehearseResult:
 
 def rehearse_ranks(model: ModelConfig, layout: tuple[int, int], ranks: list[int], tokens: int) -> int:
     """Elements on the fullest of them."""
-    with console.status("the first rank and the last on fake tensors, forward and backward"):
+    with working_on("the first rank and the last on fake tensors, forward and backward"):
         runs = rehearse_shapes(model, *layout, ranks, tokens)
     for rank, found in zip(ranks, runs, strict=True):
         expected = expected_shapes(model, *layout, rank)
@@ -65,7 +61,7 @@ def rehearse_ranks(model: ModelConfig, layout: tuple[int, int], ranks: list[int]
     return max(elements(run.shapes) for run in runs)
 
 
-def described(model: ModelConfig, layout: tuple[int, int], parameters: int) -> dict[str, str]:
+def layout_in_words(model: ModelConfig, layout: tuple[int, int], parameters: int) -> dict[str, str]:
     whole = elements(expected_shapes(model, 1, 1, 0))
     state = 16 * parameters  # float32 weights, gradients and AdamW's two moments
     return {
@@ -76,7 +72,7 @@ def described(model: ModelConfig, layout: tuple[int, int], parameters: int) -> d
     }
 
 
-def listed(losses: Tensor) -> str:
+def in_a_row(losses: Tensor) -> str:
     return ", ".join(f"{loss:.7f}" for loss in losses.tolist())
 
 

@@ -48,6 +48,20 @@ def open_model(folder: str | Path) -> StoredModel:
     return read_model(folder)
 
 
+def open_verified(folder: Path) -> tuple[StoredModel, Tokenizer, str]:
+    """A model still on disk, its tokenizer, and the hash of its weights (`verified_hash`).
+
+    Raises CheckpointError for a damaged folder, ValueError where model and tokenizer don't belong together.
+    """
+    model, tokenizer, digest = open_model(folder), load_tokenizer(folder), verified_hash(folder)
+    if (model.config.vocab_size or 0) < tokenizer.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, the model only {model.config.vocab_size}; "
+            "they don't belong together"
+        )
+    return model, tokenizer, digest
+
+
 def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
     """A model folder's decoder in eval mode, by default in the number format that it is stored in.
 
@@ -124,6 +138,13 @@ def model_folder(path: str | Path) -> Path:
     if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
         folder = Path(__file__).parents[2] / EMBEDDED
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
+
+
+def require_finite(folder: Path) -> None:
+    """ValueError naming the first parameter that holds NaN or infinity."""
+    for name, tensor in open_model(folder).weights.items():
+        if not tensor.read().isfinite().all():
+            raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")
 
 
 def model_hash(folder: Path) -> str:

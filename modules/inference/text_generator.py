@@ -52,6 +52,13 @@ class TextGenerator:
         """The continuation of each text, in order."""
         return self.write_ids(self.encode(texts), config)
 
+    def samples(self, prompts: Sequence[str], config: GenerationConfig | None = None) -> list[dict[str, Any]]:
+        """For tables: of each prompt {"prompt", "text", "stopped": whether it ended by itself}."""
+        return [
+            {"prompt": prompt, "text": prompt * self.returns_full_text + row.text, "stopped": row.stopped}
+            for prompt, row in zip(prompts, self.write(prompts, config), strict=True)
+        ]
+
     def write_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig | None = None) -> list[Continuation]:
         """The continuation of each prompt of token ids, all in one batch."""
         pieces: list[list[str]] = [[] for _ in prompts]

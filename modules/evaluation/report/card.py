@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from ...checkpoint.loading import open_model
+from ...checkpoint.model_folder import read_provenance
+from ...data.corpora.folders import source_of
+from ...model.decoder import parameter_count
+from ...system.atomic import draft_of
 from ..statistics import Metric
 from .contents import Report, Series, label
 
@@ -33,6 +39,16 @@ def model_card(
         section("Made by", [table(("", ""), made(origin, report))]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_card(name: str, folder: Path, report: Report) -> None:
+    """README.md in a model's folder, whole or not at all. name: the model, as its users give it."""
+    origin = read_provenance(folder)
+    source = source_of(origin.get("config", {}).get("data", {}).get("path"))
+    text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
+    draft = draft_of(folder / "README.md")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(folder / "README.md")
 
 
 def section(title: str, parts: Any) -> str:
