@@ -60,9 +60,14 @@ def convert(config: ConvertConfig) -> ConvertResult:
     return result
 
 
-def write_foreign(config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer) -> list[str]:
+def write_foreign(
+    config: ConvertConfig, source: Path, digest: str, model: StoredModel, tokenizer: Tokenizer
+) -> list[str]:
     """A folder of another format; what its users should know."""
-    options = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
+    options: dict[str, dict[str, Any]] = {
+        "megatron": {"tensor_parallel": config.tensor_parallel},
+        "gguf": {"dtype": config.dtype},
+    }
     with new_folder(Path(config.target), "a model folder") as draft:
         return interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
 

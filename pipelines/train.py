@@ -164,10 +164,5 @@ def tracked_fit(
         broken_off = sys.exc_info()[0] is not None
         with suppress(OSError) if broken_off else nullcontext():  # or a full disk would hide why
             run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-            log_samples(run, samples)
-
-
-def log_samples(run: TrackedRun, samples: Samples) -> None:
-    if samples.table:
-        columns = {name: [row[name] for row in samples.table] for name in samples.table[0]}
-        run.log_table(columns, "samples.json")
+            if samples.table:
+                run.log_table({name: [row[name] for row in samples.table] for name in samples.table[0]}, "samples.json")

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.models import ROOT
 
 SCRIPTS = sorted((ROOT / "pipelines").glob("*.py"))
-LINES = {"train.py": 160}
+LINES = {"train.py": 170}
 """Where a script may have more than 80."""
 
 
