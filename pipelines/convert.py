@@ -50,10 +50,8 @@ def convert(config: ConvertConfig) -> ConvertResult:
         model = apply_adapter(model, read_adapter(config.adapter), digest)
     if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
-    foreign = config.format != "moyun"
-    notes = (
-        write_foreign(config, model, tokenizer) if foreign else write_moyun(config, source, digest, model, tokenizer)
-    )
+    write = write_moyun if config.format == "moyun" else write_foreign
+    notes = write(config, source, digest, model, tokenizer)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)
     show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))

@@ -46,6 +46,8 @@ owners = metadata.packages_distributions()
 
 class OnlyAllowed:
     # Other packages seem not to be installed.
+    find_distributions = PathFinder.find_distributions
+
     @staticmethod
     def find_spec(name, path=None, target=None):
         top = name.partition(".")[0]
