@@ -1,6 +1,6 @@
 """How near a model's GGUF exports come to torch: poems continued and scored by llama.cpp too, printed as a table.
 
-python -m benchmarks.measure_gguf [MODEL [ROWS]]: models/poems and 300, the first of the bundled test poems.
+python -m benchmarks.measure_gguf [MODEL [ROWS]]: models/poems and 50, the first of the bundled test poems.
 
 Each is continued greedily from its first clause. Lead: where the two then first choose different tokens, torch's logit
 of its own choice minus its logit of the other's: the logarithm of how many times likelier torch finds its own.
@@ -111,4 +111,4 @@ def main(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(model_folder(sys.argv[1] if sys.argv[1:] else EMBEDDED), int(sys.argv[2]) if sys.argv[2:] else 300)
+    main(model_folder(sys.argv[1] if sys.argv[1:] else EMBEDDED), int(sys.argv[2]) if sys.argv[2:] else 50)

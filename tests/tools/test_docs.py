@@ -191,7 +191,7 @@ TYPED = [
     and re.search(
         r"pipelines\.(generate|prepare source=my|convert|finetune .*(1\.3B|moyun).* data\.path=my)", snippet.text
     )
-    and not re.search(r"gguf|llama_cpp|=exported|_13B|gpt3-13b|…/last|outputs/poems", snippet.text)
+    and not re.search(r"gguf|=exported|_13B|gpt3-13b|…/last|outputs/poems", snippet.text)
 ]
 
 
