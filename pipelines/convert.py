@@ -51,35 +51,30 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
     write = write_moyun if config.format == "moyun" else write_foreign
-    notes = write(config, source, digest, model, tokenizer)
+    kind = interop.format_of(source)
+    notes = write(config, {"path": str(source), "format": kind, "weights_sha256": digest}, model, tokenizer)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    result = ConvertResult(target, interop.format_of(source), parameter_count(model.config), files)
+    result = ConvertResult(target, kind, parameter_count(model.config), files)
     show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))
     return result
 
 
-def write_foreign(
-    config: ConvertConfig, source: Path, digest: str, model: StoredModel, tokenizer: Tokenizer
-) -> list[str]:
-    """A folder of another format; what its users should know."""
-    options: dict[str, dict[str, Any]] = {
-        "megatron": {"tensor_parallel": config.tensor_parallel},
-        "gguf": {"dtype": config.dtype},
-    }
-    with new_folder(Path(config.target), "a model folder") as draft:
-        return interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
-
-
-def write_moyun(
-    config: ConvertConfig, source: Path, digest: str, model: StoredModel, tokenizer: Tokenizer
-) -> list[str]:
-    read: dict[str, Any] = {"path": str(source), "format": interop.format_of(source), "weights_sha256": digest}
-    if (source / "run.yaml").is_file():  # how the model was made goes with it
-        read["run"] = read_plain_yaml(source / "run.yaml")
+def write_moyun(config: ConvertConfig, read: dict[str, Any], model: StoredModel, tokenizer: Tokenizer) -> list[str]:
+    """A moyun folder; read: what it is made of, for its run.yaml."""
+    made = Path(read["path"], "run.yaml")
+    if made.is_file():  # how the model was made goes with it
+        read["run"] = read_plain_yaml(made)
     run = provenance(config, stage="convert", source=read, tokenizer=tokenizer.fingerprint)
     tensors = ((name, tensor.read()) for name, tensor in model.weights.items())
     write_model(Path(config.target), model.config, tensors, tokenizer, run)
     return []
+
+
+def write_foreign(config: ConvertConfig, read: dict[str, Any], model: StoredModel, tokenizer: Tokenizer) -> list[str]:
+    """A folder of another format; returns what its users should know."""
+    options: Any = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
+    with new_folder(Path(config.target), "a model folder") as draft:
+        return interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
 
 
 if __name__ == "__main__":
