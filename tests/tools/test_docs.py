@@ -212,14 +212,14 @@ def test_commands_that_need_only_a_model_or_rows_work(
 
 
 def test_the_configurations_page_is_current() -> None:
-    made = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["document"]()
+    made = runpy.run_path(str(ROOT / "tools" / "configuration.py"))["document"]()
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == made, "python -m tools.configuration"
 
 
 def test_the_recipes_tables_are_current() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert page == runpy.run_path(str(ROOT / "docs" / "recipes.py"))["document"](page), "python -m tools.recipes"
+    assert page == runpy.run_path(str(ROOT / "tools" / "recipes.py"))["document"](page), "python -m tools.recipes"
 
 
 def test_every_link_and_picture_is_there() -> None:
