@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modules.config import commands
 from modules.config.base import MISSING, StageConfig
-from modules.config.commands import STAGES
 from modules.config.loader import CONF, group_names, stage_defaults
 from modules.config.schema import GROUPS, Key, keys, type_name
 from modules.system.bounded_read import read_plain_yaml
@@ -33,6 +33,9 @@ together, before any work starts. `python -m pipelines.STAGE --help` shows the s
 
 This page is made by `python -m tools.configuration` from `modules/config/` and `conf/`.
 """
+
+STAGES = {name: config for name, config in commands.STAGES.items() if config.__module__.startswith("modules.")}
+"""Without what benchmarks adds: `python -m benchmarks --help` shows its keys."""
 
 SHARED = {key.name: key for key in keys(StageConfig)}
 """Keys of every stage; they are listed once."""
