@@ -27,8 +27,8 @@ HEAD = """# Which keys are there, and how are they set?
     python -m pipelines.finetune config=mine.yaml train.init_from=FOLDER
 
 Later wins over earlier: the defaults below, `conf/model/NAME.yaml` and the like where a section is given by name,
-`conf/STAGE.yaml`, your own file (`config=FILE.yaml`), the command line. `key=` counts as not given and `key=null` unsets
-a key. Lists and mappings are YAML: `train.sample_prompts=[春,秋]`. Wrong keys, values and combinations are reported
+`conf/STAGE.yaml`, your own file (`config=FILE.yaml`), the command line. `key=` counts as not given, `key=null` unsets a
+key. Lists and mappings are YAML: `train.sample_prompts=[春,秋]`. Wrong keys, values and combinations are reported
 together, before any work starts. `python -m pipelines.STAGE --help` shows the same on the terminal.
 
 This page is made by `python -m tools.configuration` from `modules/config/` and `conf/`.

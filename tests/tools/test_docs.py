@@ -61,6 +61,7 @@ def test_every_command_is_one_that_is_taken(snippet: Snippet, tmp_path: Path, mo
         ("mlflow run . -e tune", "no entry point tune"),
         ("mlflow run . -P pretrain.output_dir=… -P finetune.output_dir=…", "give from_scratch=true with it"),
         ("python tests/nothing.py", "tests/nothing.py isn't there"),
+        ("python -m tools.nothing a", "no module tools.nothing"),
         ("python -m pytest tests/test_nothing.py -k x", "tests/test_nothing.py isn't there"),
         ("curl -s localhost:8000/v1/completions -d '{\"prompt\": }'", "no JSON"),
     ],
@@ -85,6 +86,10 @@ def complaints(snippet: Snippet) -> list[str]:
     if "-m" in line and line[line.index("-m") + 1].startswith("pipelines."):
         at = line.index("-m") + 1
         return of_stage(line[at].removeprefix("pipelines."), line[at + 1 :], snippet)
+    if "-m" in line and line[line.index("-m") + 1].startswith(("tools", "benchmarks", "tests.")):
+        module = line[line.index("-m") + 1]
+        path = ROOT / module.replace(".", "/")
+        return [] if path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() else [f"no module {module}"]
     if line[0] == "curl":
         return [f"no JSON: {body}" for body in line[line.index("-d") + 1 :][:1] if not is_json(body)]
     files = [word for word in line if re.match(r"(tests|docs)/\S+\.py", word)]
