@@ -24,7 +24,7 @@ from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.evaluation.task_rows import columns_of, groups_of, with_targets
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import parameter_count
-from modules.system.atomic import draft_of
+from modules.system.atomic import write_text
 from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
@@ -82,9 +82,7 @@ def write_card(name: str, folder: Path, report: Report) -> None:
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    draft = draft_of(folder / "README.md")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
 def load_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:

@@ -151,7 +151,7 @@ def _lines(path: Path, findings: Findings) -> Iterator[str]:
             yield _decode(raw, path, number, findings.tolerant and number > 1)
 
 
-def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
+def txt_rows(path: Path, findings: Findings) -> Iterator[Row]:
     findings.columns["src_txt"] = None
     for number, line in enumerate(_lines(path, findings), 1):
         text = line.removesuffix("\n").removesuffix("\r")
@@ -195,7 +195,7 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
             yield position, record
 
 
-def read_csv(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
+def csv_rows(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
     """Rows of a comma- or tab-separated file with a header line; blank lines are skipped."""
     header: list[str] = []
     for position, record in _csv_records(_lines(path, findings), findings, delimiter):
@@ -224,7 +224,7 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)
 
 
-def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
+def jsonl_rows(path: Path, findings: Findings) -> Iterator[Row]:
     for number, line in enumerate(_lines(path, findings), 1):
         if line.isspace():
             continue
@@ -245,7 +245,7 @@ def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
             findings.note(number, f"a JSON {type(row).__name__}, not an object with columns", row=line)
 
 
-def read_json(path: Path, findings: Findings) -> Iterator[Row]:
+def json_rows(path: Path, findings: Findings) -> Iterator[Row]:
     with _open_binary(path) as file:
         raw = file.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:

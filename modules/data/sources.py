@@ -222,11 +222,11 @@ def read_file(path: Path, findings: Findings, wanted: Collection[str]) -> Iterat
                 columns = readers.text_columns(table.schema_arrow, findings, wanted)
                 yield from readers.read_arrow(table.iter_batches(columns=columns), findings)
         elif kind == ".json":
-            yield from readers.read_json(path, findings)
+            yield from readers.json_rows(path, findings)
         elif kind in (".csv", ".tsv"):
-            yield from readers.read_csv(path, findings, "," if kind == ".csv" else "\t")
+            yield from readers.csv_rows(path, findings, "," if kind == ".csv" else "\t")
         else:
-            yield from (readers.read_txt if kind == ".txt" else readers.read_jsonl)(path, findings)
+            yield from (readers.txt_rows if kind == ".txt" else readers.jsonl_rows)(path, findings)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a complete gzip file ({error}); make or download it again") from error
     except pa.ArrowInvalid as error:

@@ -14,7 +14,7 @@ import datasets
 
 from ...system.atomic import write_json
 from ...system.checksums import sha256_of
-from ...system.jsonl import Row, read_rows, write_rows
+from ...system.jsonl import Row, read_jsonl, write_jsonl
 from ...system.redaction import redact_text
 from ..arrow import fingerprint
 from ..quarantine import QUARANTINE, DataError, Quarantine
@@ -35,10 +35,10 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
         return earlier
     begin(folder, identity)
     by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in read_rows(sample):
+    for row in read_jsonl(sample):
         by_split[split_of(row["src_txt"])].append(row)
     files = {
-        f"poems/{split}.jsonl.gz": write_rows(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
+        f"poems/{split}.jsonl.gz": write_jsonl(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
         for split in SPLITS
     }
     files |= write_derived_sets(by_split, folder)
@@ -80,7 +80,9 @@ def prepare_rows(
     copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
     begin(folder, identity)
     files = {
-        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if splits.get(name)
+        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", splits[name])
+        for name in SPLITS
+        if splits.get(name)
     }
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...system.atomic import write_json
 from ...system.checksums import sha256_of
-from ...system.jsonl import Row, read_rows, write_rows
+from ...system.jsonl import Row, read_jsonl, write_jsonl
 from .dedup import drop_exact_copies, drop_near_copies, leak_rate
 from .poem_archive import ARCHIVE_SHA512, PACKAGE, check_integrity, read_archive
 from .poem_cleaning import Poem, Simplifier, clean_poems
@@ -49,7 +49,7 @@ def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = No
     (output_dir / CLEANED).unlink(missing_ok=True)
     if not _verified(manifest, "derived", output_dir):
         report("cut verse", 0.0)
-        rows = {split: read_rows(output_dir / f"poems/{split}.jsonl.gz") for split in SPLITS}
+        rows = {split: read_jsonl(output_dir / f"poems/{split}.jsonl.gz") for split in SPLITS}
         manifest["stages"]["derived"] = _timed(_derive, rows, output_dir)
         write_json(output_dir / MANIFEST, manifest)
     report("cut verse", 1.0)
@@ -68,7 +68,7 @@ def write_derived_sets(rows_by_split: dict[str, list[Row]], output_dir: Path) ->
         for split in reversed(SPLITS):
             path = f"{name}/{split}.jsonl.gz"
             rows = _unseen(cut(rows_by_split.get(split, [])), seen)
-            files[path] = write_rows(output_dir / path, rows)
+            files[path] = write_jsonl(output_dir / path, rows)
     return files
 
 
@@ -86,13 +86,13 @@ def _clean(archive: Path, output_dir: Path, report: Progress) -> Manifest:
         report("clean", done / len(files))
     unique = drop_exact_copies(poems)
     counts.update({"cleaned": len(poems), "exact copies": len(poems) - len(unique)})
-    entry = write_rows(output_dir / CLEANED, map(_row, unique))
+    entry = write_jsonl(output_dir / CLEANED, map(_row, unique))
     return {"counts": dict(counts), "files": {CLEANED: entry}}
 
 
 def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     report("deduplicate", 0.0)
-    rows = read_rows(output_dir / CLEANED)
+    rows = read_jsonl(output_dir / CLEANED)
     poems = [Poem(row["src_txt"], row["title"], row["author"], row["source"]) for row in rows]
     report("deduplicate", 0.3)
     clusters = drop_near_copies(poems)
@@ -104,7 +104,7 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     files: Manifest = {}
     for done, split in enumerate(SPLITS, start=1):
         path = f"poems/{split}.jsonl.gz"
-        files[path] = write_rows(output_dir / path, map(_row, by_split[split]))
+        files[path] = write_jsonl(output_dir / path, map(_row, by_split[split]))
         report("write poems", done / len(SPLITS))
     characters = Counter(character for poem in clusters.kept for character in han_only(poem.text))
     counts = {
@@ -202,10 +202,10 @@ def write_sample(corpus_dir: Path, path: Path, sizes: dict[Split, int], seed: in
         source = corpus_dir / f"poems/{split}.jsonl.gz"
         if not source.is_file():
             raise ValueError(f"{source} is missing: build the corpus first (modules.data.corpora.poems.build_corpus)")
-        rows = read_rows(source)
+        rows = read_jsonl(source)
         size = sizes[split]
         if size > len(rows):
             raise ValueError(f"{source} has {len(rows)} poems, the sample wants {size}: ask for fewer")
         order = random.Random(seed).sample(range(len(rows)), len(rows))
         sample.extend(rows[index] for index in sorted(order[:size]))
-    return write_rows(path, sample)
+    return write_jsonl(path, sample)

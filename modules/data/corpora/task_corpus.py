@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...system.checksums import sha256_of
-from ...system.jsonl import write_rows
+from ...system.jsonl import write_jsonl
 from .dedup import near_copies, shingles
 from .folders import SPLITS, begin, earlier_manifest, finish, hash_share
 from .packages import bounded, check, find_or_fetch, read_members
@@ -60,7 +60,7 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     _check_not_empty(by_split, archive)
     begin(folder, identity)
     files = {
-        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
+        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
         for name in SPLITS
     }
     return finish(folder, identity | _described(corpus, archive, counts, by_split), files)

@@ -26,7 +26,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import place_of, read_templates, window
 from modules.data.quarantine import DataError
 from modules.system.checksums import sha256_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 
 PACKAGE_ROWS = 200
 
@@ -66,7 +66,7 @@ def sdist(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return {split: read_rows(folder / f"{split}.jsonl.gz") for split in SPLITS}  # type: ignore[misc]
+    return {split: read_jsonl(folder / f"{split}.jsonl.gz") for split in SPLITS}  # type: ignore[misc]
 
 
 def test_the_sources_that_the_configuration_names_are_the_corpora_there_are() -> None:
@@ -216,7 +216,7 @@ def test_an_interrupted_call_is_repeated(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modules.data.corpora.task_corpus.write_rows", interrupted)
+        patch.setattr("modules.data.corpora.task_corpus.write_jsonl", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_corpus(corpus, tmp_path / "out", archive, ignore)
     assert prepare_corpus(corpus, tmp_path / "out", archive, ignore)["files"]["train.jsonl.gz"]["rows"]
