@@ -101,7 +101,7 @@ class _Request:
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        findings, rows = open_source(self.source, self.split, {*self.origin.values(), *self.extras})
+        findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant = self.tolerant
         return findings, itertools.islice(rows, self.max_rows)
@@ -191,10 +191,8 @@ def _checked(
 
 
 def as_json(value: object) -> object:
-    """What a file gives for a list or a number, as text; text stays, and what is missing shall be found missing."""
-    return (
-        value if isinstance(value, str) or value is None or value is _ABSENT else json.dumps(value, ensure_ascii=False)
-    )
+    """A list, a number or a truth value as JSON; anything else stays what it is, and is a fault unless it is text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, int, float, list, dict)) else value
 
 
 def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -28,36 +28,44 @@ _HUB_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple[Findings, Iterator[Row]]:
+def open_source(
+    source: RowSource, split: str | None, texts: Collection[str], extras: Collection[str]
+) -> tuple[Findings, Iterator[Row]]:
     """The rows of anything load_rows takes, unread as yet, and the Findings that reading them will fill.
 
-    wanted: the user's names of the columns needed. Raises DataError where there is no such source or split.
+    Args:
+        texts: the user's names of the columns that must be strings.
+        extras: further columns to read, of any type.
+
+    Raises:
+        DataError: there is no such source or split.
     """
+    wanted = texts, extras
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if not path.exists():
-            return _open_dataset(_from_hub(source, split), f"hub dataset {source}", wanted)
+            return _open_dataset(_from_hub(source, split), f"hub dataset {source}", *wanted)
         if path.is_dir() and not _is_saved_dataset(path):
             path, split = _split_of_folder(path, split), None
         _check_split(str(path), split)
         if path.is_dir():
-            return _open_dataset(_from_disk(path), str(path), wanted)
+            return _open_dataset(_from_disk(path), str(path), *wanted)
         _check_devices(path)
         findings = Findings(str(path))
-        return findings, read_file(path, findings, wanted)
+        return findings, read_file(path, findings, *wanted)
     if isinstance(source, datasets.DatasetDict):
         if (split or "train") not in source:
             raise DataError(f"the given DatasetDict has no split {split or 'train'!r}; it has {', '.join(source)}")
-        return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", wanted)
+        return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", *wanted)
     if isinstance(source, datasets.Dataset):
         _check_split("the given dataset", split)
-        return _open_dataset(source, "the given dataset", wanted)
+        return _open_dataset(source, "the given dataset", *wanted)
     findings = Findings("the given rows")
     _check_split(findings.where, split)
     if isinstance(source, Mapping):
-        return findings, readers.read_columns(source, findings)
+        return findings, readers.column_rows(source, findings)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return findings, readers.read_objects(source, findings)
+        return findings, readers.object_rows(source, findings)
     raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
 
 
@@ -84,9 +92,11 @@ def is_mapped(source: RowSource, split: str | None) -> bool:
     return isinstance(source, (str, Path))
 
 
-def _open_dataset(dataset: datasets.Dataset, where: str, wanted: set[str]) -> tuple[Findings, Iterator[Row]]:
+def _open_dataset(
+    dataset: datasets.Dataset, where: str, texts: Collection[str], extras: Collection[str]
+) -> tuple[Findings, Iterator[Row]]:
     findings = Findings(where)
-    return findings, readers.read_dataset(dataset, findings, wanted)
+    return findings, readers.dataset_rows(dataset, findings, texts, extras)
 
 
 def _check_split(where: str, split: str | None) -> None:
@@ -207,8 +217,8 @@ def file_format(path: Path) -> str | None:
     return suffix if suffix in FORMATS and not (packed and suffix == ".parquet") else None
 
 
-def read_file(path: Path, findings: Findings, wanted: Collection[str]) -> Iterator[Row]:
-    """Rows of one file, its format told by the name. Columns outside `wanted` may be left unread.
+def read_file(path: Path, findings: Findings, texts: Collection[str], extras: Collection[str]) -> Iterator[Row]:
+    """Rows of one file, its format told by the name. Columns beside `texts` and `extras` may be left unread.
 
     Raises DataError for an unknown format, an unreadable file, bytes that aren't UTF-8, and broken structure.
     """
@@ -219,8 +229,8 @@ def read_file(path: Path, findings: Findings, wanted: Collection[str]) -> Iterat
     try:
         if kind == ".parquet":
             with pq.ParquetFile(path) as table:
-                columns = readers.text_columns(table.schema_arrow, findings, wanted)
-                yield from readers.read_arrow(table.iter_batches(columns=columns), findings)
+                columns = readers.present_columns(table.schema_arrow, findings, texts, extras)
+                yield from readers.arrow_rows(table.iter_batches(columns=columns))
         elif kind == ".json":
             yield from readers.json_rows(path, findings)
         elif kind in (".csv", ".tsv"):
