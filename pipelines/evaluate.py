@@ -11,7 +11,7 @@ import datasets
 from modules.checkpoint.loading import load_verified, open_model
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
-from modules.data.corpora.folders import source_of
+from modules.data.corpora.manifest import source_of
 from modules.data.splits import load_test_rows, load_training_rows
 from modules.evaluation.baselines import NEEDS_TRAINING_ROWS
 from modules.evaluation.likelihood import score

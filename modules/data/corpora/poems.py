@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ...system.atomic import write_json
-from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl, write_jsonl
 from .dedup import drop_exact_copies, drop_near_copies, leak_rate
+from .manifest import MANIFEST, Manifest, files_unchanged, read_manifest
 from .poem_archive import ARCHIVE_SHA512, PACKAGE, check_integrity, read_archive
 from .poem_cleaning import Poem, Simplifier, clean_poems
 from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
 
 RECIPE = "v2"
 EXPECTED_POEMS = 309_369  # of the published archive under this recipe; a build that differs is refused
-MANIFEST = "manifest.json"
 CLEANED = "cleaned.jsonl.gz"  # between the two stages; removed once the poems are written
 
 Progress = Callable[[str, float], None]
-Manifest = dict[str, Any]
 
 
 def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = None) -> Manifest:
@@ -161,19 +157,14 @@ def _earlier_manifest(output_dir: Path, digest: str) -> Manifest:
     fresh: Manifest = {"archive": PACKAGE, "archive sha512": digest, "recipe": RECIPE, "stages": {}}
     if digest != ARCHIVE_SHA512:
         fresh["archive"] = "unpublished"
-    try:
-        earlier: Manifest = json.loads((output_dir / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return fresh
+    earlier = read_manifest(output_dir)
     same = all(earlier.get(key) == fresh[key] for key in ("archive sha512", "recipe"))
     return earlier if same else fresh
 
 
 def _verified(manifest: Manifest, stage: str, output_dir: Path) -> bool:
     """Whether the stage is done and its files are still the bytes that it wrote."""
-    files = manifest["stages"].get(stage, {}).get("files", {})
-    paths = {output_dir / path: entry["sha256"] for path, entry in files.items()}
-    return bool(paths) and all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items())
+    return files_unchanged(output_dir, manifest["stages"].get(stage, {}).get("files", {}))
 
 
 def _timed(stage: Callable[..., Manifest], *arguments: Any) -> Manifest:
@@ -183,29 +174,3 @@ def _timed(stage: Callable[..., Manifest], *arguments: Any) -> Manifest:
 
 def _ignore(step: str, fraction: float) -> None:
     """Progress that nobody watches."""
-
-
-SAMPLE_SIZES: dict[Split, int] = {"train": 4400, "validation": 300, "test": 300}
-TEST_SAMPLE_SIZES: dict[Split, int] = {"train": 240, "validation": 30, "test": 30}
-_SEED = 20160
-
-
-def write_sample(corpus_dir: Path, path: Path, sizes: dict[Split, int], seed: int = _SEED) -> dict[str, Any]:
-    """Write sizes[split] random poems of each split of corpus_dir/poems to `path`, in the corpus's order.
-
-    The split is not stored: split_of(row["src_txt"]) gives it back. With the same corpus, the smaller of two
-    samples with one seed is a part of the larger. Returns the file's rows, bytes and SHA-256.
-    Raises ValueError when the corpus is not there or has too few poems in a split.
-    """
-    sample: list[Row] = []
-    for split in SPLITS:
-        source = corpus_dir / f"poems/{split}.jsonl.gz"
-        if not source.is_file():
-            raise ValueError(f"{source} is missing: build the corpus first (modules.data.corpora.poems.build_corpus)")
-        rows = read_jsonl(source)
-        size = sizes[split]
-        if size > len(rows):
-            raise ValueError(f"{source} has {len(rows)} poems, the sample wants {size}: ask for fewer")
-        order = random.Random(seed).sample(range(len(rows)), len(rows))
-        sample.extend(rows[index] for index in sorted(order[:size]))
-    return write_jsonl(path, sample)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.data import DataConfig
-from modules.data.corpora.folders import SPLITS, hash_share, prepare_rows, prepare_sample, split_by_hash
-from modules.data.corpora.verse import split_of
+from modules.data.corpora.folders import hash_share, prepare_rows, prepare_sample, split_by_hash
+from modules.data.corpora.verse import SPLITS, split_of
 from modules.data.quarantine import DataError
 from modules.data.splits import load_splits
 from modules.system.checksums import sha256_of
