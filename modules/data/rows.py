@@ -20,12 +20,10 @@ import datasets
 
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
-from .arrow import fingerprint, text_batches, write_table
+from .arrow import write_arrow
 from .quarantine import DataError, Findings, Quarantine, from_json, to_json
 from .readers import Row
-from .sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
-
-__all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows", "text_batches"]
+from .sources import RowSource, files_of, is_mapped, open_source
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
 TABLE = "rows.arrow"
@@ -122,7 +120,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     key: dict[str, Any] = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
 
     def build(folder: Path) -> None:
-        _, findings = request.read(functools.partial(write_table, folder / TABLE))
+        _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
 
@@ -137,7 +135,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
 def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
     """Mapped from a file that is deleted at once: its bytes stay until nobody maps them."""
     with writing(cache), tempfile.TemporaryDirectory(".rows", ".", cache) as folder:
-        _, findings = request.read(functools.partial(write_table, Path(folder) / TABLE))
+        _, findings = request.read(functools.partial(write_arrow, Path(folder) / TABLE))
         return datasets.Dataset.from_file(str(Path(folder) / TABLE)), findings
 
 

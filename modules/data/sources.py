@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ..system.redaction import first_line
 from . import readers
 from .quarantine import DataError, Findings
 from .readers import Row
@@ -33,24 +34,16 @@ def open_source(
 ) -> tuple[Findings, Iterator[Row]]:
     """The rows of anything load_rows takes, unread as yet, and the Findings that reading them will fill.
 
-    Args:
-        texts: the user's names of the columns that must be strings.
-        extras: further columns to read, of any type.
-
-    Raises:
-        DataError: there is no such source or split.
+    texts: the user's names of the columns that must be strings; extras: further columns to read, of any type.
+    Raises DataError where there is no such source or split.
     """
     wanted = texts, extras
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        if not path.exists():
+        path = locate(source, split)
+        if path is None:
             return _open_dataset(_from_hub(source, split), f"hub dataset {source}", *wanted)
-        if path.is_dir() and not _is_saved_dataset(path):
-            path, split = _split_of_folder(path, split), None
-        _check_split(str(path), split)
         if path.is_dir():
             return _open_dataset(_from_disk(path), str(path), *wanted)
-        _check_devices(path)
         findings = Findings(str(path))
         return findings, read_file(path, findings, *wanted)
     if isinstance(source, datasets.DatasetDict):
@@ -69,18 +62,26 @@ def open_source(
     raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
 
 
+def locate(source: str | Path, split: str | None) -> Path | None:
+    """The file or saved Dataset that holds the split; None where there is no such path here."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return None
+    if path.is_dir() and not _is_saved_dataset(path):
+        path = _split_of_folder(path, split)
+    else:
+        _check_split(str(path), split)
+    if not path.is_file() and not path.is_dir():  # a pipe would be waited for, and what was read of it once is gone
+        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
+    return path
+
+
 def files_of(source: RowSource, split: str | None) -> list[Path] | None:
     """The files whose bytes decide what open_source gives; None for what isn't a path here."""
-    if not isinstance(source, (str, Path)) or not Path(source).expanduser().exists():
-        return None
-    path = Path(source).expanduser()
-    if path.is_dir() and not _is_saved_dataset(path):
-        path, split = _split_of_folder(path, split), None
-    _check_split(str(path), split)
-    if path.is_dir():
+    path = locate(source, split) if isinstance(source, (str, Path)) else None
+    if path and path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    _check_devices(path)
-    return [path]
+    return [path] if path else None
 
 
 def is_mapped(source: RowSource, split: str | None) -> bool:
@@ -104,12 +105,6 @@ def _check_split(where: str, split: str | None) -> None:
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
-
-
-def _check_devices(path: Path) -> None:
-    """A pipe would be waited for, and what was read of it once is gone."""
-    if not path.is_file():
-        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -143,7 +138,7 @@ def _from_hub(source: str | Path, split: str | None) -> datasets.Dataset:
             with _cached_alone(silence is not None):
                 return datasets.load_dataset(name, split=split or "train")
         except Exception as error:  # no network, no such name, no such split, no rights: one answer for all
-            reason = silence or _first_line(error)
+            reason = silence or first_line(error)
     raise DataError(
         f"{name} is neither a file nor a reachable hub dataset ({reason});"
         f" check the name, or the path from {Path.cwd()}"
@@ -157,7 +152,7 @@ def _why_the_hub_is_silent(name: str) -> str | None:
     except RepositoryNotFoundError:
         return "no such path, and the hub has none of that name that you may read"
     except Exception as error:  # of whatever lies between here and the hub
-        return f"no such path, and of the hub: {_first_line(error)}"
+        return f"no such path, and of the hub: {first_line(error)}"
     return None
 
 
@@ -170,10 +165,6 @@ def _cached_alone(alone: bool) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def find_split_file(folder: str | Path, split: str) -> Path | None:

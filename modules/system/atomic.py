@@ -58,11 +58,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path, permissions: int = 0o666) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes the file `path`, in place of an earlier one; after an error all is as it was.
-
-    Args:
-        permissions: of the file, less what the process's umask takes away.
-    """
+    """A stream whose content becomes the file `path`, in place of an earlier one; after an error all is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     draft = draft_of(path)

@@ -203,7 +203,7 @@ def test_files_are_read_and_checked_once(tmp_path: Path, monkeypatch: pytest.Mon
     first = load_rows(path, cache=cache)
     assert first.to_list() == load_rows(path).to_list()
     with monkeypatch.context() as patch:
-        patch.setattr("modules.data.rows.write_table", None)  # what a second reading would need
+        patch.setattr("modules.data.rows.write_arrow", None)  # what a second reading would need
         assert fingerprint(load_rows(path, cache=cache)) == fingerprint(first)
     path.write_text('{"src_txt": "春"}\n{"src_txt": ""}\n')
     with pytest.raises(DataError, match="a.jsonl:2: src_txt is empty"):

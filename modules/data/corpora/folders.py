@@ -20,7 +20,7 @@ from ..rows import load_rows
 from ..sources import has_split
 from .manifest import begin_folder, earlier_manifest, finish_folder
 from .poems import RECIPE, write_derived_sets
-from .verse import SPLITS, split_of
+from .verse import SPLITS, Split, split_of
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
 
@@ -32,7 +32,7 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     if earlier:
         return earlier
     begin_folder(folder, identity)
-    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    by_split: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     for row in read_jsonl(sample):
         by_split[split_of(row["src_txt"])].append(row)
     files = {

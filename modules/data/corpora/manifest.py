@@ -31,13 +31,9 @@ def files_unchanged(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> boo
 
 
 def earlier_manifest(folder: Path, identity: Manifest) -> Manifest | None:
-    """The manifest of a folder that was made from just this and is unchanged.
+    """The manifest of a folder that was made from just this and is unchanged; DataError where it holds anything else.
 
-    Returns:
-        None for an empty folder, and for one whose making was interrupted: that is repeated from the start.
-
-    Raises:
-        DataError: the folder holds something else.
+    None for an empty folder, and for one whose making was interrupted: that is repeated from the start.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return None

@@ -86,16 +86,9 @@ def require_published(archive: Path, package: str, kind: str, digest: str, publi
 
 
 def download(name: str, archive: Path, what: str, command: Callable[[Path], list[str]]) -> None:
-    """Runs a package manager that downloads one file; it has its name when all of it is there.
+    """Runs a package manager's `command` of the folder to download into; `archive` is there when all of it is.
 
-    Args:
-        name: of the package.
-        archive: where the file is to be.
-        what: what is done, for messages.
-        command: what to run, of the folder that it is to download into.
-
-    Raises:
-        ValueError: it fails; the message says how to do without.
+    Raises ValueError where that fails; `what`, in its message, names what is done.
     """
     remedy = f"put {archive.name} into {archive.parent}, or give its path as archive="
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +160,8 @@ def _from_zip(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
 
 def _from_tar(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for name, content in tar_members(archive, lambda name: name.partition("/")[2], set(wanted).__contains__):
+    short = {name: name for name in wanted}
+    for name, content in tar_members(archive, lambda name: short.get(name.partition("/")[2], "")):
         found[name] = content
         if len(found) == len(wanted):
             break
@@ -190,12 +184,9 @@ class Tape:
 
 
 def tar_members(
-    archive: Path,
-    shorten: Callable[[str], str],
-    wanted: Callable[[str], object],
-    progress: Callable[[float], None] = lambda fraction: None,
+    archive: Path, wanted: Callable[[str], str], progress: Callable[[float], None] = lambda fraction: None
 ) -> Iterator[tuple[str, bytes]]:
-    """(shortened name, content) of the regular files in a .tar.gz whose shortened name is wanted.
+    """(name, content) of the regular files in a .tar.gz that `wanted` gives a name, from that in the archive.
 
     Nothing is written anywhere, whatever the names. `progress` is told the fraction of the archive read. Raises
     ValueError for an archive that unfolds to more than such packages do.
@@ -209,8 +200,8 @@ def tar_members(
                 progress(raw.tell() / size)
                 if number >= MAX_FILES:
                     raise ValueError(f"it holds over {MAX_FILES:,} files")
-                name = shorten(member.name)
-                stream = tar.extractfile(member) if member.isfile() and wanted(name) else None
+                name = wanted(member.name)
+                stream = tar.extractfile(member) if member.isfile() and name else None
                 if stream:
                     yield name, bounded(stream, name)
 

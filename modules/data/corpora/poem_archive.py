@@ -114,7 +114,7 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     files: list[PoemFile] = []
     faulty_ids: set[str] = set()
     try:
-        for name, content in tar_members(archive, _under_root, _is_wanted, progress):
+        for name, content in tar_members(archive, _wanted, progress):
             order = _order_of(name)
             records = _parse(content, name)
             if order is None:
@@ -131,12 +131,9 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     return sorted(files, key=lambda file: file.order), faulty_ids
 
 
-def _under_root(name: str) -> str:
-    return name.removeprefix(ROOT)
-
-
-def _is_wanted(name: str) -> bool:
-    return _order_of(name) is not None or name.startswith(f"{ERROR_FOLDER}poet.")
+def _wanted(name: str) -> str:
+    name = name.removeprefix(ROOT)
+    return name if _order_of(name) or name.startswith(f"{ERROR_FOLDER}poet.") else ""
 
 
 def _order_of(name: str) -> tuple[int, int, str] | None:

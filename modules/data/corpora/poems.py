@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,15 @@ CLEANED = "cleaned.jsonl.gz"  # between the two stages; removed once the poems a
 Progress = Callable[[str, float], None]
 
 
-def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = None) -> Manifest:
+def build_corpus(archive: Path, output_dir: Path, report: Progress = lambda step, fraction: None) -> Manifest:
     """Build the corpus and return its manifest; resumes after the last stage whose files are still as written.
 
-    `progress` is called with the step's name and the fraction of it done. Rows of poems have src_txt, title,
+    `report` is called with the step's name and the fraction of it done. Rows of poems have src_txt, title,
     author and source (the collection); those of quatrains src_txt; those of couplets src_txt and tgt_txt; those two
     have as their group the number of the poem that they are cut from, in its split.
     No near-copy of a poem is in another split. Raises ValueError for a damaged archive, and when the published
     archive gives another number of poems than EXPECTED_POEMS.
     """
-    report = progress or _ignore
     digest = check_integrity(archive)
     manifest = _earlier_manifest(output_dir, digest)
     if not _verified(manifest, "poems", output_dir):
@@ -46,13 +45,13 @@ def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = No
     if not _verified(manifest, "derived", output_dir):
         report("cut verse", 0.0)
         rows = {split: read_jsonl(output_dir / f"poems/{split}.jsonl.gz") for split in SPLITS}
-        manifest["stages"]["derived"] = _timed(_derive, rows, output_dir)
+        manifest["stages"]["derived"] = _timed(lambda: {"files": write_derived_sets(rows, output_dir)})
         write_json(output_dir / MANIFEST, manifest)
     report("cut verse", 1.0)
     return manifest
 
 
-def write_derived_sets(rows_by_split: dict[str, list[Row]], output_dir: Path) -> Manifest:
+def write_derived_sets(rows_by_split: Mapping[Split, list[Row]], output_dir: Path) -> Manifest:
     """Cut poems into OUT/quatrains and OUT/couplets; returns rows, bytes and SHA-256 by file.
 
     Poems of different splits may still have single lines in common, so a cut row goes only into the first of
@@ -116,10 +115,6 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     return {"counts": counts, "expected poems": EXPECTED_POEMS, "leak rate": round(leak, 5), "files": files}
 
 
-def _derive(rows_by_split: dict[str, list[Row]], output_dir: Path) -> Manifest:
-    return {"files": write_derived_sets(rows_by_split, output_dir)}
-
-
 def _check_count(digest: str, poems: int) -> None:
     if digest == ARCHIVE_SHA512 and poems != EXPECTED_POEMS:
         raise ValueError(
@@ -170,7 +165,3 @@ def _verified(manifest: Manifest, stage: str, output_dir: Path) -> bool:
 def _timed(stage: Callable[..., Manifest], *arguments: Any) -> Manifest:
     start = time.perf_counter()
     return {**stage(*arguments), "seconds": round(time.perf_counter() - start, 1)}
-
-
-def _ignore(step: str, fraction: float) -> None:
-    """Progress that nobody watches."""
