@@ -31,7 +31,7 @@ from modules.data.encoding import Documents, encode_rows
 from modules.evaluation.task_rows import read_rows as read_task_rows
 from modules.model.decoder import Decoder
 from modules.model.sampling import generate
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import load_tokenizer
 
 from .peer_llama_cpp import LlamaServer
@@ -92,7 +92,7 @@ def main(folder: Path, count: int) -> None:
     tanh.load_state_dict(decoder.state_dict())
     models = {"torch": decoder, "torch, GELU's tanh form": tanh}
     models |= {f"llama.cpp, {dtype}": exported(folder, dtype) for dtype in ("float32", "float16", "q8_0")}
-    poems = [row["src_txt"] for row in read_rows(SAMPLE) if split_of(row["src_txt"]) == "test"][:count]
+    poems = [row["src_txt"] for row in read_jsonl(SAMPLE) if split_of(row["src_txt"]) == "test"][:count]
     rows = datasets.Dataset.from_dict({"src_txt": poems})
     documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
     prompts, end = [tokenizer.encode_prompt(row.source) for row in read_task_rows(rows)], tokenizer.end_of_text_id

@@ -36,7 +36,7 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
         quarantine = start_quarantine(config.data)
-        test, train = load_task_rows(config, quarantine, start_quarantine(config.data))
+        test, train = load_task_rows(config, quarantine)
         report_quarantine(run, quarantine)
         task = Task(config, test, train)
         if config.dry_run:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.quarantine import Quarantine
-from ..data.splits import load_splits, load_test_rows
+from ..data.splits import load_test_rows, load_training_rows
 from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
@@ -29,11 +29,11 @@ Progress = Callable[[str, float], None]
 
 
 def load_task_rows(
-    config: EvaluateConfig, quarantine: Quarantine | None = None, train_quarantine: Quarantine | None = None
+    config: EvaluateConfig, quarantine: Quarantine | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Test rows; and training rows where something is made of them and data.path names any.
 
-    Bad rows go to the quarantines; without one they are refused.
+    Bad rows go to the quarantine; without one they are refused.
     """
     task, columns = config.task, columns_of(config.task, config.data)
     test = with_targets(load_test_rows(config.data, quarantine, columns))
@@ -41,8 +41,7 @@ def load_task_rows(
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
     if not config.data.path or not (counted or compared or task.examples):
         return test, None
-    splits = load_splits(config.data, config.seed, quarantine=train_quarantine, extras=columns)
-    return test, with_targets(splits["train"])
+    return test, with_targets(load_training_rows(config.data, config.seed, quarantine, columns))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 from ...checkpoint.loading import open_model
 from ...checkpoint.model_folder import read_provenance
-from ...data.corpora.folders import source_of
+from ...data.corpora.manifest import source_of
 from ...model.decoder import parameter_count
-from ...system.atomic import draft_of
+from ...system.atomic import write_text
 from ..statistics import Metric
 from .contents import Report, Series, label
 
@@ -24,7 +24,7 @@ def model_card(
 ) -> str:
     """`origin`: what run.yaml says of how the model was made (modules.tracking.provenance).
 
-    `source`: what the data's manifest says that they were made from (modules.data.corpora.folders.source_of).
+    `source`: what the data's manifest says that they were made from (modules.data.corpora.manifest.source_of).
     """
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
@@ -46,9 +46,7 @@ def write_card(name: str, folder: Path, report: Report) -> None:
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    draft = draft_of(folder / "README.md")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
 def section(title: str, parts: Any) -> str:
