@@ -65,8 +65,7 @@ def write_moyun(config: ConvertConfig, read: dict[str, Any], model: StoredModel,
     if made.is_file():  # how the model was made goes with it
         read["run"] = read_plain_yaml(made)
     run = provenance(config, stage="convert", source=read, tokenizer=tokenizer.fingerprint)
-    tensors = ((name, tensor.read()) for name, tensor in model.weights.items())
-    write_model(Path(config.target), model.config, tensors, tokenizer, run)
+    write_model(Path(config.target), model.config, ((n, t.read()) for n, t in model.weights.items()), tokenizer, run)
     return []
 
 
