@@ -196,12 +196,14 @@ def files_hash(files: Iterable[Path]) -> str:
 
 def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
     """query_key_value's rows from three blocks (all Q, all K, all V) to heads with (q, k, v) in each: (3·C, …)."""
-    return rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+    heads_of: Tensor = rows.unflatten(0, (3, heads, -1))
+    return heads_of.transpose(0, 1).flatten(0, 2)
 
 
 def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
     """The inverse of blocks_to_heads."""
-    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    blocks: Tensor = rows.unflatten(0, (heads, 3, -1))
+    return blocks.transpose(0, 1).flatten(0, 2)
 
 
 def qkv_interleaved(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:

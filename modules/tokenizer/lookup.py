@@ -20,8 +20,8 @@ Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 def ranges(starts: Counts, lengths: Counts) -> Counts:
     """[start, start + 1, … start + length - 1] of each pair, end to end."""
     ends = lengths.cumsum()
-    total = int(lengths.sum())
-    return np.arange(total, dtype=np.int64) + (starts - (ends - lengths)).repeat(lengths)
+    first: Counts = (starts - (ends - lengths)).repeat(lengths)
+    return first + np.arange(len(first), dtype=np.int64)
 
 
 def flatten(lists: Sequence[Sequence[int]]) -> tuple[Ids, Counts]:
