@@ -19,30 +19,24 @@ from torch import Tensor
 
 from ..config.loader import load_model_config, to_yaml
 from ..config.model import ModelConfig
-from ..model.decoder import Decoder
 from ..system.atomic import new_folder
 from ..system.bounded_read import read_plain_yaml
 from ..tokenizer.tokenizer import Tokenizer
 from .verification import write_golden
 from .weights import (
-    CheckpointError,
     StoredModel,
-    differences,
+    check_shapes,
     qkv_blocked,
     qkv_interleaved,
     read_weights,
     safetensors_files,
+    shapes_in,
     shapes_of,
     write_weights,
 )
 
 FILES = ("golden.safetensors", "model.yaml", "run.yaml", "tokenizer.json", "tokenizer_config.json")
 """What a model folder holds beside its weights."""
-
-
-def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
-    """`write_model` for a decoder in memory."""
-    return write_model(folder, decoder.config, decoder.state_dict().items(), tokenizer, run)
 
 
 def write_model(
@@ -54,8 +48,15 @@ def write_model(
 ) -> Path:
     """Writes a model folder under a temporary name, syncs it to disk, then renames it.
 
-    tensors: the decoder's, one by one; no more than one file of them is held in memory.
-    Raises FileExistsError rather than overwrite.
+    Args:
+        folder: Must not exist.
+        config: The architecture.
+        tensors: The decoder's, by name, one by one; no more than one file of them is held in memory.
+        tokenizer: Saved with the model, its prompt template too.
+        run: Content of run.yaml (tracking.provenance).
+
+    Raises:
+        FileExistsError: Rather than overwrite.
     """
     folder = Path(folder)
     with new_folder(folder, "a model folder") as draft:
@@ -69,18 +70,16 @@ def write_model(
 
 
 def write_architecture(folder: Path, config: ModelConfig) -> None:
-    """model.yaml; of a SizeConfig the architecture alone."""
+    """Writes model.yaml; of a SizeConfig the architecture alone."""
     architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
     (folder / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
 
 
 def read_model(folder: Path) -> StoredModel:
+    """A moyun model folder, still on disk. Raises CheckpointError where its weights don't fit model.yaml."""
     config = load_model_config(folder / "model.yaml")
-    weights = read_weights(folder)
-    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
-    if complaints:
-        file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
-        raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
+    weights, files = read_weights(folder), safetensors_files(folder)
+    check_shapes(files[0] if len(files) == 1 else folder, "model.yaml", shapes_of(config), shapes_in(weights))
     heads = config.num_attention_heads
     return StoredModel(config, {name: qkv_interleaved(name, tensor, heads) for name, tensor in weights.items()})
 

@@ -19,15 +19,18 @@ from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import END_OF_TEXT
 from ..pickles import read_pickle, write_pickle
-from ..weights import CheckpointError, StoredModel, StoredTensor, differences, shapes_of
+from ..weights import CheckpointError, StoredModel, StoredTensor, check_shapes, shapes_of
+from .architecture import GPT3
 from .modelscope import (
     PREFIXES,
     config_json,
     configuration_json,
     read_architecture,
     write_configuration,
-    write_tokenizer,
+    write_modelscope_tokenizer,
 )
+
+HOLDABLE = GPT3
 
 THEIR_NAMES = {
     "word_embeddings": "embedding.word_embeddings",
@@ -55,7 +58,7 @@ def our_name(name: str) -> str:
 
 
 def cut_dimension(name: str) -> int | None:
-    """Along which dimension our tensor `name` is cut among the ranks; None: each rank has the whole."""
+    """The dimension along which our tensor `name` is cut among the ranks; None: each rank has all of it."""
     if any(part in name for part in CUT_ROWS):
         return 0
     return 1 if name.endswith(CUT_COLUMNS) else None
@@ -77,7 +80,7 @@ def read(folder: Path) -> StoredModel:
     config = read_architecture(folder / "config.json", whole_shapes(shards[0], len(shards)), hidden_act)
     check_cuttable(config, len(paths), f"{folder / 'model'}: the number of shards")
     expected = shapes_of(config)
-    check(paths, shards, expected)
+    check_shards(paths, shards, expected)
     return StoredModel(config, {name: joined(name, shape, paths, shards) for name, shape in expected.items()})
 
 
@@ -110,13 +113,12 @@ def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
-    """Every shard has just its part of every tensor, and all have it in one number format."""
+def check_shards(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError where a shard hasn't just its part of every tensor, in the number format of the others."""
     expected = {their_name(name): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
     for path, shard in zip(paths, shards, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        if complaints := list(differences(expected, shapes)):
-            raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
+        check_shapes(path, "config.json", expected, shapes)
         for name in expected:
             if shard[name].dtype != shards[0][name].dtype:
                 raise CheckpointError(
@@ -155,12 +157,12 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_parallel: int = 1) -> None:
-    """One file a rank, one rank at a time in memory. Raises CheckpointError where `tensor_parallel` can't cut it."""
+    """Writes a file a rank, one at a time. Raises CheckpointError where `tensor_parallel` can't cut the model."""
     check_cuttable(model.config, tensor_parallel, "tensor_parallel")
     (folder / "model").mkdir()
     for rank in range(tensor_parallel):
         write_pickle(shard_path(folder, rank), {"module": shard_of(model, rank, tensor_parallel)})
-    vocab = write_tokenizer(folder, tokenizer)
+    vocab = write_modelscope_tokenizer(folder, tokenizer)
     config = config_json(model, tokenizer)
     # Not what ends a text there: ModelScope fills rows up with it, and cuts what was generated at <sep>.
     config["eod_id"] = vocab.get(END_OF_TEXT, config["eod_id"])
@@ -173,7 +175,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_paralle
 
 
 def check_cuttable(config: ModelConfig, parts: int, place: str) -> None:
-    """Whole heads and equal shares of the vocabulary; what divides the heads divides every width too."""
+    """Raises CheckpointError unless ranks get whole heads (which divide all widths) and equal shares of the ids."""
     for name in ("num_attention_heads", "vocab_size"):
         if getattr(config, name) % parts:
             raise CheckpointError(
@@ -190,12 +192,12 @@ def divisors(config: ModelConfig, limit: int) -> str:
 
 def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
     return {
-        "language_model." + their_name(name): part_of(name, tensor.read(), rank, parts)
+        "language_model." + their_name(name): part_of_rank(name, tensor.read(), rank, parts)
         for name, tensor in model.weights.items()
     }
 
 
-def part_of(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
+def part_of_rank(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
     dimension = cut_dimension(name)
     if dimension is None or parts == 1:
         return tensor
