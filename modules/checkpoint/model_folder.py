@@ -85,7 +85,7 @@ def read_model(folder: Path) -> StoredModel:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """run.yaml of the training (tracking.provenance), through conversions; empty where nothing readable is there."""
+    """How a model was trained: its run.yaml, or that of what it was converted from; empty where there is none."""
     try:
         found = read_plain_yaml(folder / "run.yaml")
     except (OSError, ValueError):
@@ -96,3 +96,17 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             break
         found = source["run"]
     return found if isinstance(found, dict) else {}
+
+
+def describe_provenance(facts: Mapping[str, Any], verb: str) -> dict[str, str]:
+    """By which run and with which code something was made, for people: {"VERB by run": …, "VERB with code": …}.
+
+    Args:
+        facts: As `read_provenance` gives them; nothing is said of a run that they don't name.
+        verb: "trained" or "evaluated".
+    """
+    if not facts.get("run_id"):
+        return {}
+    commit = str(facts.get("git.commit") or "")[:12] or "not in a checkout"
+    changed = " with uncommitted changes" if facts.get("git.dirty") == "true" else ""
+    return {f"{verb} by run": str(facts["run_id"]), f"{verb} with code": commit + changed}

@@ -23,7 +23,7 @@ FORMATS = {
     "training_checkpoint": ("*.distcp",),
     "gguf": ("model.gguf",),
 }
-"""Format, which is its module's name too → the weight files to read: the first of these patterns that finds any."""
+"""Format → the weight files to read: the first of these patterns that finds any."""
 
 WRITTEN = ("huggingface", "modelscope", "megatron", "gguf")
 
