@@ -51,12 +51,8 @@ def save_adapter(
 ) -> Path:
     """Writes the adapters of a model, whole or not at all. Raises FileExistsError rather than overwrite.
 
-    Args:
-        folder: Must not exist.
-        tensors: By the decoder's names; others than lora_a and lora_b are left out.
-        model: The architecture that the adapters belong to.
-        config: Their rank, alpha and targets.
-        base_hash: weights.weights_hash of the model folder that they were trained on.
+    tensors: by the decoder's names; others than lora_a and lora_b are left out.
+    base_hash: weights.weights_hash of the model folder that they were trained on.
     """
     heads = model.num_attention_heads
     tensors = {
@@ -104,13 +100,8 @@ def read_adapter(folder: str | Path) -> Adapter:
 def apply_adapter(model: StoredModel, adapter: Adapter, weights_sha256: str) -> StoredModel:
     """The model with the adapter merged into it, still on disk: each matrix is merged, in float32, when it is read.
 
-    Args:
-        model: The base.
-        adapter: Trained on it.
-        weights_sha256: weights.weights_hash of the folder that `model` was opened from.
-
-    Raises:
-        CheckpointError: The adapter was trained on other weights.
+    weights_sha256: weights.weights_hash of the folder that `model` was opened from.
+    Raises CheckpointError where the adapter was trained on other weights.
     """
     if weights_sha256 != adapter.base_weights_sha256:
         raise CheckpointError(

@@ -29,27 +29,15 @@ METADATA = ".metadata"
 
 DCP = "torch.distributed.checkpoint"
 
+METADATA_CLASSES = (
+    "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
+)
+
 ALLOWED = {
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch.serialization._get_layout",
-    f"{DCP}.filesystem._StorageInfo",
-    *(
-        f"{DCP}.metadata.{name}"
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath")),
+    *("collections.OrderedDict", "torch.Size", "torch.serialization._get_layout", f"{DCP}.filesystem._StorageInfo"),
+    *(f"{DCP}.metadata.{name}" for name in METADATA_CLASSES.split()),
     *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
 }
 """The classes that METADATA is made of."""

@@ -64,14 +64,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
     """A decoder to generate and score with, on the accelerator if there is one; on a CPU laid out for speed.
 
-    Args:
-        folder: A model folder of any format.
-        dtype: float32, bfloat16, int8 (on a CPU: weights and products in 8 bits, the rest in float32), or auto: as it
-            is stored, but float32 for float16 on a CPU, where that is slow and coarse.
-
-    Raises:
-        CheckpointError: As `open_model`.
-        ValueError: dtype isn't one of these, or is int8 on an accelerator.
+    dtype: float32, bfloat16, int8 (on a CPU: weights and products in 8 bits, the rest in float32), or auto: as it is
+    stored, but float32 for float16 on a CPU, where that is slow and coarse. Raises ValueError for any other.
     """
     device = default_device()
     if dtype not in ("auto", "float32", "bfloat16", "int8"):

@@ -48,15 +48,8 @@ def write_model(
 ) -> Path:
     """Writes a model folder under a temporary name, syncs it to disk, then renames it.
 
-    Args:
-        folder: Must not exist.
-        config: The architecture.
-        tensors: The decoder's, by name, one by one; no more than one file of them is held in memory.
-        tokenizer: Saved with the model, its prompt template too.
-        run: Content of run.yaml (tracking.provenance).
-
-    Raises:
-        FileExistsError: Rather than overwrite.
+    tensors: the decoder's, one by one; no more than one file of them is held in memory. run: the content of run.yaml.
+    Raises FileExistsError rather than overwrite.
     """
     folder = Path(folder)
     with new_folder(folder, "a model folder") as draft:
@@ -101,9 +94,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def describe_provenance(facts: Mapping[str, Any], verb: str) -> dict[str, str]:
     """By which run and with which code something was made, for people: {"VERB by run": …, "VERB with code": …}.
 
-    Args:
-        facts: As `read_provenance` gives them; nothing is said of a run that they don't name.
-        verb: "trained" or "evaluated".
+    facts: as `read_provenance` gives them; without a run in them nothing is said.
     """
     if not facts.get("run_id"):
         return {}

@@ -45,15 +45,9 @@ def trained_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Ten
 def stopping_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, end_of_text_id: int) -> Tensor:
     """The same loss, and how well the model knows where a text ends, in one pass over the logits.
 
-    Args:
-        hidden: (…, C)
-        weight: (V, C), whole or cut along V.
-        labels: (…), with IGNORED.
-        end_of_text_id: The id that ends a text.
-
-    Returns:
-        (4,) float32: summed negative log-likelihood of all labels; that of end-of-text labels alone; at how many of
-        these end-of-text is the likeliest token; at how many other labels it is.
+    hidden (…, C), weight (V, C) whole or cut along V, labels (…) with IGNORED → (4,) float32: summed negative
+    log-likelihood of all labels; that of end-of-text labels alone; at how many of these end-of-text is the likeliest
+    token; at how many other labels it is.
     """
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
     trained = labels != IGNORED

@@ -51,10 +51,7 @@ EMBEDDING_PLAN: dict[str, ParallelStyle] = {
 def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Shards a decoder on the meta device, in place; call `to_empty` and then `fill`.
 
-    Args:
-        decoder: On the meta device.
-        mesh: Two dimensions, named as in MESH.
-        compute: Number format that parameters are gathered and used in; None: their own.
+    mesh: its dimensions are named as in MESH. compute: number format that parameters are used in; None: their own.
     """
     tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor_mesh.size() > 1:

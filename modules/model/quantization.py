@@ -94,12 +94,8 @@ def prepare_for_inference(decoder: Decoder, int8: bool = False) -> Decoder:
 
     Matrices are replaced one by one, so that never more than one is in memory twice; the head gets a matrix of its own.
 
-    Args:
-        decoder: On the CPU. Without int8, and in a number format that oneDNN has no kernels for, it stays as it is.
-        int8: Weights and products in 8 bits, the rest in float32.
-
-    Returns:
-        The same decoder.
+    int8: weights and products in 8 bits, the rest in float32. Without it, a decoder in a number format that oneDNN has
+    no kernels for stays as it is.
     """
     decoder.requires_grad_(False)
     if int8:

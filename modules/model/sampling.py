@@ -60,15 +60,8 @@ def generate(
 
     A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
     `.send(row)` instead of next() ends that row early: a stop text was found, or its reader has gone.
-
-    Args:
-        decoder: In eval mode.
-        prompts: Token ids of each row.
-        config: One for all rows, or one for each.
-        end_of_text_id: The id that ends a row.
-
-    Raises:
-        ValueError: A prompt is empty, or leaves no position to write to.
+    All rows share a config, or each has its own.
+    Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
     rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
     cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
@@ -81,12 +74,8 @@ def write(
 ) -> Generator[tuple[int, int | None], int | None]:
     """The loop of `generate`, whatever computes the logits; yields what it yields.
 
-    Args:
-        rows: The rows to write.
-        logits: (B, V) of each row's first new token.
-        advance: (rows, left) → logits (B, V) of the next tokens; left: indices of the rows that haven't ended, in
-            their new order (`moved_up`). It may append new rows, to `rows` and to the logits.
-        end: The id that ends a row.
+    logits: (B, V) of each row's first new token. advance: (rows, left) → logits (B, V) of the next tokens; left:
+    indices of the rows that haven't ended, in their new order (`moved_up`). It may append rows to both.
     """
     while True:
         ended: set[int] = set()

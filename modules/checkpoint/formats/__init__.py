@@ -65,20 +65,9 @@ def read(folder: Path, name: str) -> StoredModel:
 
 
 def write(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **options: Any) -> list[str]:
-    """Fills an empty folder with a model in another format.
+    """Fills an empty folder with a model in one of the formats WRITTEN; returns notes for whoever exports.
 
-    Args:
-        folder: Where the files go.
-        name: One of WRITTEN.
-        model: Read tensor by tensor.
-        tokenizer: Goes with it.
-        options: Of the format's own `write`.
-
-    Returns:
-        Notes for whoever exports.
-
-    Raises:
-        CheckpointError: The format can't hold the model; decided before anything is written.
+    options are the format's own. Raises CheckpointError, before anything is written, where it can't hold the model.
     """
     check_holdable(model, name)
     notes: list[str] | None = module_of(name).write(folder, model, tokenizer, **options)
@@ -90,10 +79,9 @@ def check_holdable(model: StoredModel, name: str) -> None:
     holdable: dict[str, Holdable] = {format_name: module_of(format_name).HOLDABLE for format_name in WRITTEN}
     if options := ", ".join(unknown_options(model.config, holdable[name])):
         others = [f"format={other}" for other in WRITTEN if not any(unknown_options(model.config, holdable[other]))]
-        remedy = " or ".join(others) or "moyun's own format"
         raise CheckpointError(
-            f"a model with {options} can't be written as format={name}, which would compute other answers; "
-            f"choose {remedy}"
+            f"a model with {options} can't be written as format={name}, which would compute other answers; choose "
+            + (" or ".join(others) or "moyun's own format")
         )
     if weights := ", ".join(other_weights(model.weights)):
         raise CheckpointError(f"format={name} holds GPT-3's weights alone, and this model's are others: {weights}")

@@ -30,6 +30,13 @@ def unknown_options(config: ModelConfig, holdable: Holdable) -> Iterator[str]:
             yield f"{field.name}={value}"
 
 
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """A parameter's name with each of the table's left sides replaced by its right one, in order."""
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
+
+
 def other_weights(names: Iterable[str]) -> list[str]:
     """The weights that GPT-3 doesn't have, and those that it has and aren't there; layer numbers as *."""
     modules = [f"transformer.layers.*.{name}" for name in (*NORMS, *MATRICES)] + ["transformer.final_layernorm"]

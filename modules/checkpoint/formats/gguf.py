@@ -18,7 +18,7 @@ from torch import Tensor
 from ...config.loader import to_yaml
 from ...tokenizer.tokenizer import Tokenizer
 from ..weights import CheckpointError, StoredModel, StoredTensor, cast, qkv_blocked
-from .architecture import GPT3
+from .architecture import GPT3, renamed
 from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
 
 WEIGHTS = "model.gguf"
@@ -144,7 +144,7 @@ def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str,
     """Names and sizes first, then the numbers, with one tensor in memory."""
     for name, tensor in model.weights.items():
         shape = gguf.quants.quant_shape_to_byte_shape(tensor.shape, formats[name])
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.uint8), int(np.prod(shape)), formats[name])
+        writer.add_tensor_info(renamed(name, NAMES), shape, np.dtype(np.uint8), int(np.prod(shape)), formats[name])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -156,10 +156,3 @@ def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str,
             writer.write_tensor_data(gguf.quants.quantize(rows.float().contiguous().numpy(), formats[name]))
     finally:
         writer.close()
-
-
-def gguf_name(name: str) -> str:
-    """The decoder's parameter name → llama.cpp's."""
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name

@@ -37,7 +37,7 @@ from ..weights import (
     stored,
     write_weights,
 )
-from .architecture import GPT3
+from .architecture import GPT3, renamed
 from .huggingface_tokenizer import write_huggingface_tokenizer
 
 NAMES = {
@@ -90,7 +90,7 @@ def read(folder: Path) -> StoredModel:
     tensors = read_tensors(folder)
     head = tensors.pop("lm_head.weight", None)
     expected = shapes_of(config)
-    shapes = {gpt2_name(name): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
+    shapes = {renamed(name, NAMES): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
     check_shapes(folder, "config.json", shapes, shapes_in(tensors))
     if unreal := [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]:
         raise CheckpointError(f"{folder}: {'; '.join(unreal[:5])}, not real numbers")
@@ -99,7 +99,7 @@ def read(folder: Path) -> StoredModel:
             f"{folder}: lm_head.weight differs from wte.weight, but this decoder's head is tied to it"
         )
     heads = config.num_attention_heads
-    return StoredModel(config, {name: from_gpt2(name, tensors[gpt2_name(name)], heads) for name in expected})
+    return StoredModel(config, {name: from_gpt2(name, tensors[renamed(name, NAMES)], heads) for name in expected})
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -175,13 +175,6 @@ def same_bits(one: StoredTensor, other: StoredTensor) -> bool:
     return torch.equal(one.read().contiguous().view(torch.uint8), other.read().contiguous().view(torch.uint8))
 
 
-def gpt2_name(name: str) -> str:
-    """The decoder's parameter name → GPT-2's, without "transformer."."""
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
 def is_conv1d(name: str) -> bool:
     """Whether the decoder's parameter is a weight that GPT-2 stores as (in, out)."""
     return name.endswith(".weight") and (".attention." in name or ".mlp." in name)
@@ -220,7 +213,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
 def gpt2_tensors(model: StoredModel) -> Iterator[tuple[str, Tensor]]:
     heads = model.config.num_attention_heads
     for name, tensor in model.weights.items():
-        yield f"transformer.{gpt2_name(name)}", to_gpt2(name, tensor.read(), heads)
+        yield f"transformer.{renamed(name, NAMES)}", to_gpt2(name, tensor.read(), heads)
 
 
 def gpt2_config(config: ModelConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import END_OF_TEXT
 from ..pickles import read_pickle, write_pickle
 from ..weights import CheckpointError, StoredModel, StoredTensor, check_shapes, shapes_of
-from .architecture import GPT3
+from .architecture import GPT3, renamed
 from .modelscope import (
     PREFIXES,
     config_json,
@@ -38,23 +38,12 @@ THEIR_NAMES = {
     "transformer.": "encoder.",
     ".attention.": ".self_attention.",
 }
+OUR_NAMES = {theirs: ours for ours, theirs in THEIR_NAMES.items()}
 
 CUT_ROWS = ("word_embeddings", "query_key_value", "dense_h_to_4h")
 CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
 
 Shard = Mapping[str, Tensor]
-
-
-def their_name(name: str) -> str:
-    for ours, theirs in THEIR_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def our_name(name: str) -> str:
-    for ours, theirs in THEIR_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
 
 
 def cut_dimension(name: str) -> int | None:
@@ -105,7 +94,7 @@ def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
     """Our names → shapes of the tensors put together, going by the first shard."""
     shapes = {}
     for theirs, tensor in first.items():
-        name, shape = our_name(theirs), list(tensor.shape)
+        name, shape = renamed(theirs, OUR_NAMES), list(tensor.shape)
         dimension = cut_dimension(name)
         if dimension is not None and dimension < len(shape):
             shape[dimension] *= parts
@@ -115,7 +104,7 @@ def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
 
 def check_shards(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError where a shard hasn't just its part of every tensor, in the number format of the others."""
-    expected = {their_name(name): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
+    expected = {renamed(name, THEIR_NAMES): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
     for path, shard in zip(paths, shards, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
         check_shapes(path, "config.json", expected, shapes)
@@ -134,7 +123,8 @@ def part_shape(name: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]
 
 
 def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Sequence[Shard]) -> StoredTensor:
-    parts = [shard[their_name(name)] for shard in shards]
+    theirs = renamed(name, THEIR_NAMES)
+    parts = [shard[theirs] for shard in shards]
     dimension = cut_dimension(name)
 
     def read_whole() -> Tensor:
@@ -143,7 +133,7 @@ def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Seq
         for path, part in zip(paths, parts, strict=True):
             if not torch.equal(bits(part), bits(parts[0])):
                 raise CheckpointError(
-                    f"{path}: {their_name(name)} differs from that in {paths[0].name}, though every rank has it whole; "
+                    f"{path}: {theirs} differs from that in {paths[0].name}, though every rank has it whole; "
                     "the shards are of different checkpoints"
                 )
         return parts[0]
@@ -192,7 +182,7 @@ def divisors(config: ModelConfig, limit: int) -> str:
 
 def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
     return {
-        "language_model." + their_name(name): part_of_rank(name, tensor.read(), rank, parts)
+        "language_model." + renamed(name, THEIR_NAMES): part_of_rank(name, tensor.read(), rank, parts)
         for name, tensor in model.weights.items()
     }
 
