@@ -14,7 +14,6 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modules.checkpoint import model_folder as checkpoint
 from modules.checkpoint.loading import load_model, load_verified, verify_model
 from modules.checkpoint.model_folder import FILES
 from modules.checkpoint.verification import GOLDEN_PROMPT
@@ -192,7 +191,15 @@ def test_who_may_read_a_model_is_the_umasks_business(tmp_path: Path, decoder: De
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["weights.save_file", "verification.golden", "checkpoint.to_yaml", "checkpoint.sync"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "checkpoint.weights.save_file",
+        "checkpoint.verification.golden",
+        "checkpoint.model_folder.to_yaml",
+        "system.atomic.sync",
+    ],
+)
 def test_a_failed_save_leaves_nothing(
     tmp_path: Path,
     decoder: Decoder,
@@ -219,7 +226,7 @@ def test_the_folder_appears_when_all_is_in_it(
         synced.append(path.name)
         assert (tmp_path / "model").exists() == (path == tmp_path)
 
-    monkeypatch.setattr(checkpoint, "sync", watch)
+    monkeypatch.setattr("modules.system.atomic.sync", watch)
     save_model(tmp_path / "model", decoder, tokenizer, RUN)
     assert set(FILES) <= set(synced[:-2])  # then the draft's own entries, and at last the rename
     assert synced[-1] == tmp_path.name

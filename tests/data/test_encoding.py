@@ -272,7 +272,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_gigabyte_takes_little_memory_of_its_own(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("measure_corpus.py")
+    script = ROOT / "benchmarks" / "measure_corpus.py"
     done = subprocess.run([sys.executable, script, "1", tmp_path / "x"], capture_output=True, text=True, check=True)
     own = [float(line.partition("own")[2].split()[0]) for line in done.stdout.splitlines() if "own" in line]
     assert max(own) < 0.8
