@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.checkpoint.weights import differences
+from modules.checkpoint.weights import shape_differences
 from modules.config.commands import RehearseConfig
 from modules.config.model import ModelConfig
 from modules.training.planning.rehearsal import elements, expected_shapes, narrow, rehearse_numbers, rehearse_shapes
@@ -56,7 +56,7 @@ def rehearse_ranks(model: ModelConfig, layout: tuple[int, int], ranks: list[int]
         runs = rehearse_shapes(model, *layout, ranks, tokens)
     for rank, found in zip(ranks, runs, strict=True):
         expected = expected_shapes(model, *layout, rank)
-        complaints = list(differences(expected, found.shapes))
+        complaints = list(shape_differences(expected, found.shapes))
         if found.gradient_elements != elements(expected):
             complaints.append(f"gradients have {found.gradient_elements:,} elements, not {elements(expected):,}")
         if complaints:
