@@ -197,7 +197,7 @@ def test_who_may_read_a_model_is_the_umasks_business(tmp_path: Path, decoder: De
         "checkpoint.weights.save_file",
         "checkpoint.verification.golden",
         "checkpoint.model_folder.to_yaml",
-        "system.atomic.sync",
+        "system.atomic.flush_to_disk",
     ],
 )
 def test_a_failed_save_leaves_nothing(
@@ -226,7 +226,7 @@ def test_the_folder_appears_when_all_is_in_it(
         synced.append(path.name)
         assert (tmp_path / "model").exists() == (path == tmp_path)
 
-    monkeypatch.setattr("modules.system.atomic.sync", watch)
+    monkeypatch.setattr("modules.system.atomic.flush_to_disk", watch)
     save_model(tmp_path / "model", decoder, tokenizer, RUN)
     assert set(FILES) <= set(synced[:-2])  # then the draft's own entries, and at last the rename
     assert synced[-1] == tmp_path.name
