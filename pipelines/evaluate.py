@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from modules.checkpoint.loading import load_verified, open_model
+from modules.checkpoint.loading import is_registered, load_verified, open_model
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
 from modules.data.corpora.folders import source_of
@@ -32,7 +32,7 @@ from modules.tracking.tracked_run import TrackedRun
 
 from .cli.bad_rows import report_quarantine, start_quarantine
 from .cli.command_line import console, progress_of, run_stage, show
-from .cli.results import REPORT, log_results, made_by, place_of, show_results
+from .cli.results import CARD, REPORT, log_results, made_by, place_of, show_results
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,28 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with console.status("report"):
             report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
+            places = {"page": place_of(run, REPORT)}
             if config.card:
-                write_card(config.model, folders["model"], report)
-        show("report", {"page": place_of(run, REPORT)})
+                places["card"] = write_card(run, config.model, folders["model"], report)
+        show("report", places)
         return EvaluateResult(run.info.run_id, evaluations, samples)
 
 
-def write_card(name: str, folder: Path, report: Report) -> None:
+def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> str:
+    """Logs the model's card, and writes it into a folder that the user named; returns where it is.
+
+    A registered model's folder may be the store's own copy, which is nobody's to write to.
+    """
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    draft = draft_of(folder / "README.md")
+    run.log_text(text, CARD)
+    if is_registered(name):
+        return place_of(run, CARD)
+    draft = draft_of(folder / CARD)
     draft.write_text(text, encoding="utf-8")
-    draft.replace(folder / "README.md")
+    draft.replace(folder / CARD)
+    return str(folder / CARD)
 
 
 def load_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:

@@ -20,7 +20,8 @@ from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, show
 
-REPORT = "report.html"
+REPORT, CARD = "report.html", "README.md"
+"""Artifacts of an evaluation's run."""
 
 PER_TOKEN = "perplexity"
 """Of different tokenizers not comparable, so it is logged but not shown."""
