@@ -76,7 +76,7 @@ class EvaluateConfig(StageConfig):
     prompts: list[str] = field(default_factory=list)
     """What to continue for the sample table."""
     card: bool = False
-    """Make the model's card of the results, README.md: an artifact of the run, and in a model folder of yours a file."""
+    """Make the model's card, README.md: an artifact of the run, and a file in the model folder where that is yours."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def complaints(self) -> Iterator[str]:

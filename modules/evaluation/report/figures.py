@@ -5,29 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Series = Sequence[tuple[int, float]]
-"""(step, value)"""
+from .contents import Series
+
+POINTS = 240
+"""Of a line: more can't be told apart."""
+
+DOTTED = 40
+"""Points of a line that are marked, at most."""
 
 
 def loss_curve(history: Mapping[str, Series], title: str) -> Figure:
-    """Training loss (thin: each step; thick: a running mean) and validation loss over optimizer steps."""
+    """Training and validation loss over optimizer steps."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    train = history.get("train/loss", [])
-    if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, running_mean(losses, max(1, len(losses) // 50)), color="tab:blue", label="train")
-    validation = history.get("val/loss", [])
-    if validation:
-        axes.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", label="validation")
+    lines = {name: history.get(key, ()) for name, key in (("train", "train/loss"), ("validation", "val/loss"))}
+    draw_series(axes, lines)
     axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
-    if train or validation:
+    if axes.lines:
         axes.legend()
     return figure
+
+
+def draw_series(axes: Axes, lines: Mapping[str, Series], limits: tuple[float, float] = (-np.inf, np.inf)) -> None:
+    """A line a series: of many steps the mean of each stretch, with the lowest and highest value behind it.
+
+    What is beyond the limits is drawn at them, and what isn't finite not at all.
+    """
+    for index, (name, series) in enumerate(lines.items()):
+        steps, values = np.array([point for point in series if np.isfinite(point[1])], np.float64).reshape(-1, 2).T
+        if not len(values):
+            continue
+        starts = np.arange(0, len(values), -(-len(values) // POINTS))
+        sizes = np.diff(starts, append=len(values))
+        x, mean = (np.add.reduceat(column, starts) / sizes for column in (steps, values))
+        marker = "o" if len(x) <= DOTTED else None
+        axes.plot(x, np.clip(mean, *limits), f"C{index}", label=name, marker=marker, markersize=4, linewidth=1.8)
+        if len(values) > len(x):
+            low, high = (np.clip(of.reduceat(values, starts), *limits) for of in (np.minimum, np.maximum))
+            axes.fill_between(x, low, high, color=f"C{index}", alpha=0.18, linewidth=0)
 
 
 def perplexity_bars(scores: Mapping[str, float], title: str) -> Figure:
@@ -39,15 +58,6 @@ def perplexity_bars(scores: Mapping[str, float], title: str) -> Figure:
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.set(title=title, xlabel="perplexity per character (lower is better)", xscale="log")
     return figure
-
-
-def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of each value and up to width - 1 before it."""
-    means, total = [], 0.0
-    for index, value in enumerate(values):
-        total += value - (values[index - width] if index >= width else 0.0)
-        means.append(total / min(index + 1, width))
-    return means
 
 
 def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str) -> Figure:

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..statistics import Metric, PairedComparison, intervals
-from .charts import bar_chart, histogram, line_chart, number, signed, span
+from .charts import bar_chart, length_chart, line_chart, span
 from .contents import Column, Report, label, shown
 
 SHOWN = 8
@@ -132,7 +132,7 @@ def pictures(report: Report) -> Iterator[Picture]:
         yield from picture("Training", title, line_chart(lines, "optimizer step"), list(lines))
     if report.lengths:
         series = list(report.lengths)
-        yield from picture("Texts", "Length", histogram(report.lengths, "characters"), series)
+        yield from picture("Texts", "Length", length_chart(report.lengths, "characters"), series)
     for title, counts in report.form.items():
         yield from picture("Texts", title, bar_chart(counts), list(counts))
 
@@ -140,6 +140,23 @@ def pictures(report: Report) -> Iterator[Picture]:
 def picture(section: str, title: str, svg: Markup, series: list[str]) -> Iterator[Picture]:
     if svg:
         yield Picture(section, title, svg, series)
+
+
+def number(value: float) -> str:
+    """Four figures at most, with a comma at thousands: 0.0123, 23.46, 239.1, 1,439."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e7 or size < 1e-4:
+        return f"{value:.2e}".replace("-", "−")
+    decimals = max(0, 3 - math.floor(math.log10(size)))
+    return f"{value:,.{min(decimals, 4)}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    return number(value) if value <= 0 or math.isnan(value) else f"+{number(value)}"
 
 
 def chance(found: PairedComparison) -> str:
