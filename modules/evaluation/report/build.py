@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from ...checkpoint.model_folder import read_provenance
 from ...config.evaluation import EvaluateConfig
-from ...tracking.stage_run import metric_history
+from ...tracking.run_lifecycle import metric_history
 from ..statistics import Metric, PairedComparison, compare, rows_in_words
 from ..task_evaluation import Evaluation, ScoredRow
 from ..verse.form import line_lengths

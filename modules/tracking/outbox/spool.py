@@ -8,8 +8,6 @@ power failures.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -21,24 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .spool_lock import PRIVATE, free_lock, take_lock
+
 logger = logging.getLogger("moyun.tracking")
 
-PRIVATE = 0o600
 REFUSED = "refused.jsonl"
 
 CHUNK = 1 << 20
 """Bytes read at once."""
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
-
-
-class SpoolInUseError(ValueError):
-    """Another process writes to the run."""
-
-    def __init__(self, folder: Path, owner: str) -> None:
-        super().__init__(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
-        self.owner = owner
-        """Its number."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,14 @@ class Record:
         return str(self.fields["kind"])
 
 
-OPENED: set[Path] = set()
-"""This process's own, which the file lock doesn't keep out."""
-
-
 class Spool:
+    """A run's local log, open for writing by this process alone."""
+
     def __init__(self, folder: Path) -> None:
         """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
 
-        Raises SpoolInUseError while a process writes to it.
+        Raises:
+            SpoolInUseError: A process writes to it.
         """
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,7 +90,7 @@ class Spool:
         return self.written > self.sent
 
     def append(self, kind: str, **fields: Any) -> int:
-        """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
+        """Adds a record and returns its number. On a full disk it doesn't raise: the line waits in memory for space."""
         line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
         with self.appending:
             number = self.records
@@ -131,7 +120,7 @@ class Spool:
             self.full = True
 
     def new_file(self, name: str) -> Path:
-        """Where a file is to be put that a record will name: nothing else ever has that path."""
+        """A new path for a file that a record will name."""
         with self.appending:
             count = sum(1 for _ in (self.folder / "files").glob("*"))
             place = self.folder / "files" / f"{count:06d}"
@@ -139,7 +128,7 @@ class Spool:
         return place / name
 
     def read(self, start: int, number: int, size: int = CHUNK) -> list[Record]:
-        """The records from byte `start`, whose first has that number; as many as a chunk holds."""
+        """The records from byte `start` on, as many as `size` bytes hold; the first one's number is `number`."""
         with self.appending:  # and so not while it is being closed
             chunk = b"" if self.closed else os.pread(self.log, size, start)
         lines = chunk.split(b"\n")[:-1]
@@ -152,7 +141,7 @@ class Spool:
         return records
 
     def mark_sent(self, record: Record, refused: Sequence[tuple[Record, str]] = ()) -> None:
-        """The store has everything up to this record, but for what it refuses, which is kept aside."""
+        """Notes that the store has everything up to this record; what it refuses is kept in refused.jsonl."""
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
@@ -163,22 +152,22 @@ class Spool:
         self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
     def refused_before(self) -> list[Record]:
-        """What was kept aside; of a record that was taken in parts the refused ones."""
+        """The records in refused.jsonl; of a record that the store took in parts, the parts that it refused."""
         found: list[Record] = []
-        if has_refused(self.folder):
-            for line in (self.folder / REFUSED).read_bytes().splitlines():
-                with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
-                    entry = json.loads(line)
-                    found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
+        for line in (self.folder / REFUSED).read_bytes().splitlines() if has_refused(self.folder) else ():
+            with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
+                entry = json.loads(line)
+                found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
         return found
 
     def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
-        """In place of all that was kept aside before."""
+        """Writes refused.jsonl anew."""
         self.write_file(REFUSED, b"".join(map(refused_line, refused)))
         self.refused = len(refused)
         self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
 
     def all(self) -> Iterator[Record]:
+        """Every record, from the first."""
         start = number = 0
         while records := self.read(start, number):
             yield from records
@@ -203,14 +192,14 @@ class Spool:
         self.write_file(name, encode(content).encode())
 
     def write_file(self, name: str, content: bytes) -> None:
-        """All of it or nothing."""
+        """Writes the whole file or, where that fails, nothing."""
         temporary = self.folder / f"{name}.new"
         with open(temporary, "wb", opener=private) as file:
             file.write(content)
         os.replace(temporary, self.folder / name)
 
     def sync_to_disk(self) -> None:
-        """For checkpoints and the end: what a power failure must not take."""
+        """Makes all records so far survive a power failure; for checkpoints and the end."""
         os.fsync(self.log)
 
     def close(self) -> None:
@@ -223,42 +212,11 @@ class Spool:
             except OSError as error:
                 logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
             os.close(self.log)
-        OPENED.discard(self.folder)
-        os.close(self.lock)
-
-
-def take_lock(folder: Path) -> int:
-    """A lock that ends with the process, and that its children don't have."""
-    if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
-        raise SpoolInUseError(folder, str(os.getpid()))
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
-            owner = os.pread(file, 20, 0).decode() or "?"
-            os.close(file)
-            raise SpoolInUseError(folder, owner) from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, str(os.getpid()).encode(), 0)
-    OPENED.add(folder)
-    return file
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process writes to the run, as far as this file system knows locks; in whatever container."""
-    if folder.resolve() in OPENED:
-        return True
-    with open(folder / "lock", "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        free_lock(self.folder, self.lock)
 
 
 def whole_lines(file: int) -> tuple[int, int]:
-    """(bytes, lines) up to the last newline."""
+    """(bytes, lines) of a file up to its last newline."""
     size = lines = offset = 0
     while chunk := os.pread(file, CHUNK, offset):
         lines += chunk.count(b"\n")
@@ -269,7 +227,7 @@ def whole_lines(file: int) -> tuple[int, int]:
 
 
 def unsent(folder: Path) -> bool:
-    """Whether a run's log has more than the store, without opening it for writing."""
+    """Whether a run's log holds records that the store hasn't got; doesn't need its lock."""
     try:
         size = (folder / "log.jsonl").stat().st_size
         return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
@@ -278,6 +236,7 @@ def unsent(folder: Path) -> bool:
 
 
 def has_refused(folder: Path) -> bool:
+    """Whether the store has refused records of a run."""
     try:
         return (folder / REFUSED).stat().st_size > 0
     except FileNotFoundError:
@@ -290,7 +249,7 @@ def refused_line(refused: tuple[Record, str]) -> bytes:
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """Of a run's log, if it is short enough to be a status; otherwise empty."""
+    """The fields of a log's last record, read from its last 4 KB; "unreadable" for a longer one, which is no status."""
     with open(folder / "log.jsonl", "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         return decode((file.read().splitlines() or [b""])[-1])

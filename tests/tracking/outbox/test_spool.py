@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modules.tracking.outbox.spool import CHUNK, Spool, SpoolInUseError, last_record, unsent
+from modules.tracking.outbox.spool import CHUNK, Spool, last_record, unsent
+from modules.tracking.outbox.spool_lock import SpoolInUseError
 from tests.helpers.models import ROOT
 
 
