@@ -8,9 +8,11 @@ maximum, one sum and one logit a token (Megatron-LM's vocabulary-parallel loss, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -143,6 +145,18 @@ def softmax_in_place(
     nll = sums[0].log() + highest - sums[1]
     likeliest = torch.ones_like(highest) / sums[0]  # e^0, divided as the others are: equal to the last bit
     return exponentials.div_(sums[0]), nll, likeliest
+
+
+@overload
+def perplexity_of(loss: float) -> float: ...
+@overload
+def perplexity_of(loss: np.ndarray) -> np.ndarray: ...
+def perplexity_of(loss: float | np.ndarray) -> float | np.ndarray:
+    """exp(loss) of a mean loss in nats, or of many; at most e^700, since a float ends at e^709."""
+    if isinstance(loss, np.ndarray):
+        found: np.ndarray = np.exp(np.minimum(loss, 700.0))
+        return found
+    return math.exp(min(loss, 700.0))
 
 
 IGNORED = -100
