@@ -15,7 +15,7 @@ from typing import Any
 
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.loader import load_config
-from modules.evaluation.report.card import in_words, table
+from modules.evaluation.report.card import score_in_words, table
 from modules.evaluation.report.contents import label
 from modules.evaluation.task_evaluation import Evaluation
 from modules.tracking.provenance import git_state
@@ -84,7 +84,7 @@ def full(evaluations: Mapping[str, Evaluation]) -> tuple[tuple[str, ...], list[t
     by_name = [{measure.name: measure for measure in found.metrics} for found in evaluations.values()]
     names = dict.fromkeys(name for measures in by_name for name in measures if name != "perplexity")
     head = ("", *(COLUMNS.get(who, who) for who in shown_first(evaluations)))
-    return head, [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
+    return head, [(label(name), *(score_in_words(measures.get(name)) for measures in by_name)) for name in names]
 
 
 def shown_first(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
@@ -98,7 +98,7 @@ def summarized(line: str, name: str, evaluations: Mapping[str, Evaluation], made
     row = re.match(rf"(\| \[[^|]*\]\(docs/scores\.md#{name}\) \| [^|]*<!-- ([\w ]+) --> \|)", line)
     if not row:
         return line
-    values = {who: in_words(measure) for who, found in evaluations.items() for measure in found.metrics
+    values = {who: score_in_words(measure) for who, found in evaluations.items() for measure in found.metrics
               if measure.name == row[2]}  # fmt: skip
     tuned = values.pop("model", "") if "baseline" in evaluations else ""
     before = values.pop("baseline" if "baseline" in evaluations else "model", "")

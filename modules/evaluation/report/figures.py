@@ -17,14 +17,19 @@ DOTTED = 40
 """Points of a line that are marked, at most."""
 
 
+def panel(height: float, **labels: str) -> tuple[Figure, Axes]:
+    """An empty figure of that height in inches; labels: title, xlabel, ylabel, xscale, yscale."""
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set(**labels)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
 def loss_curve(history: Mapping[str, Series], title: str) -> Figure:
     """Training and validation loss over optimizer steps."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    lines = {name: history.get(key, ()) for name, key in (("train", "train/loss"), ("validation", "val/loss"))}
-    draw_series(axes, lines)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
+    figure, axes = panel(4, title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
+    draw_series(axes, {"train": history.get("train/loss", ()), "validation": history.get("val/loss", ())})
     if axes.lines:
         axes.legend()
     return figure
@@ -50,58 +55,48 @@ def draw_series(axes: Axes, lines: Mapping[str, Series], limits: tuple[float, fl
 
 
 def perplexity_bars(scores: Mapping[str, float], title: str) -> Figure:
-    """Perplexity per character of models and floors, lowest best, on a logarithmic axis."""
-    figure = Figure(figsize=(7, 0.6 + 0.5 * len(scores)), layout="constrained")
-    axes = figure.subplots()
+    """Perplexity per character of models and baselines, in the order given, on a logarithmic axis."""
+    label = "perplexity per character (lower is better)"
+    figure, axes = panel(0.6 + 0.5 * len(scores), title=title, xlabel=label, xscale="log")
+    axes.grid(False)
     names = list(scores)[::-1]
-    bars = axes.barh(names, [scores[name] for name in names], color="tab:blue")
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set(title=title, xlabel="perplexity per character (lower is better)", xscale="log")
+    axes.bar_label(axes.barh(names, [scores[name] for name in names], color="tab:blue"), fmt="%.0f", padding=3)
     return figure
 
 
 def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str) -> Figure:
     """Who → (value, low, high): points with their intervals, in the order given."""
-    figure = Figure(figsize=(7, 0.8 + 0.4 * len(scores)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = panel(0.8 + 0.4 * len(scores), xlabel=f"{xlabel}, with 95 % intervals")
+    axes.grid(False, axis="y")
     for name, (value, low, high) in reversed(list(scores.items())):
         axes.errorbar(value, name, xerr=[[value - low], [high - value]], fmt="o", color="tab:blue", capsize=4)
-    axes.set(xlabel=f"{xlabel}, with 95 % intervals")
-    axes.grid(axis="x", alpha=0.3)
     axes.margins(y=0.3)
     return figure
 
 
 def histogram(values: Mapping[str, Sequence[float] | np.ndarray], xlabel: str, title: str, log: bool = False) -> Figure:
-    """How many rows of each set have which value; log: of a logarithmic axis, for values above 0."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
+    """How many rows of each set have which value; log: on a logarithmic axis, for values above 0."""
+    figure, axes = panel(3.2, title=title, xlabel=xlabel, ylabel="rows", xscale="log" if log else "linear")
     every = np.concatenate([np.asarray(row, np.float64) for row in values.values()])
     edges = np.geomspace(every.min(), every.max(), 41) if log else np.histogram_bin_edges(every, bins=40)
     for name, row in values.items():
         axes.hist(row, bins=list(edges), alpha=0.55, label=name)
-    axes.set(title=title, xlabel=xlabel, ylabel="rows", xscale="log" if log else "linear")
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
 def points(x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log: str = "") -> Figure:
     """A point a row or run; labels: title, xlabel, ylabel; log: which axes are logarithmic, x, y or xy."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
+    scales = {f"{axis}scale": "log" for axis in log}
+    figure, axes = panel(3.2, **labels, **scales)
     axes.scatter(x, y, color="tab:blue", alpha=0.6, edgecolors="none")
-    axes.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear", **labels)
     axes.grid(alpha=0.3, which="both")
     return figure
 
 
 def line(values: Sequence[float], labels: Mapping[str, str], log: bool = False) -> Figure:
     """Values by their rank or number, from 1; labels: title, xlabel, ylabel."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(1, len(values) + 1), values, color="tab:blue")
     scale = "log" if log else "linear"
-    axes.set(xscale=scale, yscale=scale, **labels)
-    axes.grid(alpha=0.3)
+    figure, axes = panel(3.2, **labels, xscale=scale, yscale=scale)
+    axes.plot(range(1, len(values) + 1), values, color="tab:blue")
     return figure
