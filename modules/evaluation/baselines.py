@@ -28,11 +28,11 @@ from .task_rows import TaskRow, first_sentence
 
 def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, Metric]:
     """{"unigram": …, "bigram": …, "trigram": …}: fitted on train, scored on the same part of test as the model."""
-    texts, starts = zip(*texts_of(test, tokenizer), strict=True)
-    return ngram_floors((text for text, _ in texts_of(train, tokenizer)), texts, starts)
+    texts, starts = zip(*scored_texts(test, tokenizer), strict=True)
+    return ngram_floors((text for text, _ in scored_texts(train, tokenizer)), texts, starts)
 
 
-def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
     """(the whole text of a row, where the scored part starts)."""
     targets = rows["tgt_txt"] if "tgt_txt" in rows.column_names else None
     if targets is None:

@@ -19,7 +19,7 @@ from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, training_text, verse
 from .prompts import Prompted, build_prompts, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import groups_of, lacking, read_rows
+from .task_rows import groups_of, lacking, read_task_rows
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
@@ -77,7 +77,7 @@ class Task:
         count = min(self.task.rows or len(test), len(test))
         drawn = np.random.default_rng(config.seed).permutation(len(test))[:count]
         self.chosen: list[int] = np.sort(drawn).tolist() if set(self.metrics) & set(TEXT_METRICS) else []
-        self.rows = read_rows(test.select(self.chosen)) if self.chosen else []
+        self.rows = read_task_rows(test.select(self.chosen)) if self.chosen else []
         self.trivial = [name for name in self.task.trivial if train is not None or name not in NEEDS_TRAINING_ROWS]
         if train is None:
             counted = config.ngram_floor and "perplexity" in self.metrics

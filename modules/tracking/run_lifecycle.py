@@ -55,14 +55,14 @@ Histories = dict[str, list[tuple[int, float]]]
 # tests/tracking/test_tracking.py fails.
 
 
-def enter(run: Run) -> ActiveRun:
+def activate(run: Run) -> ActiveRun:
     """Makes a run of the store MLflow's active run, without asking the store."""
     active = ActiveRun(run)
     fluent._active_run_stack.get().append(active)
     return active
 
 
-def leave(run_id: str) -> None:
+def deactivate(run_id: str) -> None:
     """Takes a run from MLflow's active ones, without asking the store."""
     stack = fluent._active_run_stack.get()
     stack[:] = [run for run in stack if run.info.run_id != run_id]
@@ -71,11 +71,11 @@ def leave(run_id: str) -> None:
 @contextmanager
 def inside(run: Run) -> Iterator[ActiveRun]:
     """`run` is MLflow's active run within the block."""
-    active = enter(run)
+    active = activate(run)
     try:
         yield active
     finally:
-        leave(run.info.run_id)
+        deactivate(run.info.run_id)
 
 
 def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> ActiveRun:

@@ -20,9 +20,9 @@ from .outbox.store import require_store
 from .provenance import RESUMED, log_provenance
 from .run_lifecycle import (
     REFUSED,
+    activate,
     earlier_end,
     end_of,
-    enter,
     find_run,
     mark_killed_runs,
     newer_in_store,
@@ -70,7 +70,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         require_store(connect(config.tracking))
     around = open_runs[-1] if parent and open_runs else None
     root = around.root if around else Path(config.tracking.spool_dir).resolve()
-    run = begin(stage, config, root, parent, continues)
+    run = start_or_continue(stage, config, root, parent, continues)
     open_runs.append(run)
     system_metrics = None
     status, reason = "FINISHED", "finished"
@@ -93,7 +93,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         run.end(status, reason)
 
 
-def begin(
+def start_or_continue(
     stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
 ) -> TrackedRun:
     """A new run, or the one that goes on; from here on this process alone writes to its local log."""
@@ -107,7 +107,7 @@ def begin(
         except BaseException:
             run.abandon()
             raise
-        enter(found)
+        activate(found)
     else:
         active = open_run(stage, config, parent)
         try:

@@ -21,7 +21,7 @@ from .outbox.sender import Sender
 from .outbox.spool import Spool
 from .outbox.spool_lock import PRIVATE
 from .registry import log_model_once
-from .run_lifecycle import END, leave
+from .run_lifecycle import END, deactivate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +172,7 @@ class TrackedRun:
             longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
             self.sender.flush(min(self.flush_timeout, longest), longest)
         finally:
-            leave(self.info.run_id)
+            deactivate(self.info.run_id)
             self.abandon()
             self.say_what_is_left()
 

@@ -12,6 +12,7 @@ from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
 from modules.evaluation.baselines import NAMES
+from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.report.figures import perplexity_bars
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task
@@ -22,9 +23,6 @@ from .command_line import console, show
 
 REPORT, CARD = "report.html", "README.md"
 """Artifacts of an evaluation's run."""
-
-PER_TOKEN = "perplexity"
-"""Of different tokenizers not comparable, so it is logged but not shown."""
 
 
 def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:

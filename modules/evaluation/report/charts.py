@@ -23,13 +23,13 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from .contents import Series, shown
+from .contents import Series, readable
 from .figures import draw_series
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 22, 12, 36
 BINS = 24
-LABELS = 14
+MOST_LABELS = 14
 """Of bars, at most."""
 
 VARIABLES = {
@@ -66,7 +66,7 @@ def line_chart(lines: Mapping[str, Series], x_label: str) -> Markup:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
-    return drawing(draw, shown("".join(lines)))
+    return drawing(draw, readable("".join(lines)))
 
 
 def typical(series: Series) -> list[float]:
@@ -109,9 +109,9 @@ def bar_chart(counts: Mapping[str, Mapping[str, float]]) -> Markup:
             for place, value in enumerate(values):
                 x, share = place + (index + 0.5) * wide - 0.4, found.get(value, 0.0) / total
                 (bar,) = axes.bar(x, share, 0.94 * wide, color=SERIES[index % len(SERIES)])
-                bar.set_gid(f"{shown(value)}: {share:.1%}")
-        every = -(-len(values) // LABELS)
-        axes.set_xticks(range(0, len(values), every), [shown(value) for value in values[::every]])
+                bar.set_gid(f"{readable(value)}: {share:.1%}")
+        every = -(-len(values) // MOST_LABELS)
+        axes.set_xticks(range(0, len(values), every), [readable(value) for value in values[::every]])
         percent_axis(axes)
 
     return drawing(draw)

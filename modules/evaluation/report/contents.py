@@ -115,7 +115,7 @@ def label(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def shown(text: str) -> str:
+def readable(text: str) -> str:
     """A text for the page: cut where it is long, and without invisible characters."""
     clean = UNPRINTABLE.sub("�", text)
     return clean if len(clean) <= SHOWN_CHARACTERS else f"{clean[:SHOWN_CHARACTERS]}…"

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ..statistics import PairedComparison
 from .charts import bar_chart, length_chart, line_chart, span
-from .contents import Report, label, shown
+from .contents import Report, label, readable
 
 SHOWN = 8
 """Rows each of the worst and the best."""
@@ -66,7 +66,7 @@ def page_template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {filter.__name__: filter for filter in (number, difference, label, shown, p_value, verdict)}
+    found.filters |= {filter.__name__: filter for filter in (number, difference, label, readable, p_value, verdict)}
     found.tests["finite"] = math.isfinite
     return found.get_template("report.html.j2")
 

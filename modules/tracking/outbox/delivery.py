@@ -92,7 +92,7 @@ class Delivery:
         first, run_id = batch[0], self.run_id
         fields = first.fields
         if first.kind == "metrics":
-            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metrics_of(record)])
+            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metric_entities(record)])
         elif first.kind == "params":
             self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
         elif first.kind == "tags":
@@ -172,7 +172,7 @@ def halves(batch: list[Record]) -> list[list[Record]]:
     return [[Record(record.number, record.end, record.fields | {"values": dict(part)})] for part in parts]
 
 
-def metrics_of(record: Record) -> list[Metric]:
+def metric_entities(record: Record) -> list[Metric]:
     fields = record.fields
     return [Metric(name, value, fields["t"], fields["step"]) for name, value in fields["values"].items()]
 

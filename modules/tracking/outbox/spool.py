@@ -23,7 +23,7 @@ from .spool_lock import PRIVATE, free_lock, take_lock
 
 logger = logging.getLogger("moyun.tracking")
 
-REFUSED = "refused.jsonl"
+REFUSED_FILE = "refused.jsonl"
 
 CHUNK = 1 << 20
 """Bytes read at once."""
@@ -137,7 +137,7 @@ class Spool:
         records: list[Record] = []
         for line in lines:
             start += len(line) + 1
-            records.append(Record(number + len(records), start, decode(line)))
+            records.append(Record(number + len(records), start, decode_record(line)))
         return records
 
     def mark_sent(self, record: Record, refused: Sequence[tuple[Record, str]] = ()) -> None:
@@ -145,7 +145,7 @@ class Spool:
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
-            with open(self.folder / REFUSED, "ab", opener=private) as file:
+            with open(self.folder / REFUSED_FILE, "ab", opener=private) as file:
                 file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         self.write_json("sent.json", mark)
@@ -154,7 +154,7 @@ class Spool:
     def refused_before(self) -> list[Record]:
         """The records in refused.jsonl; of a record that the store took in parts, the parts that it refused."""
         found: list[Record] = []
-        for line in (self.folder / REFUSED).read_bytes().splitlines() if has_refused(self.folder) else ():
+        for line in (self.folder / REFUSED_FILE).read_bytes().splitlines() if has_refused(self.folder) else ():
             with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
                 entry = json.loads(line)
                 found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
@@ -162,7 +162,7 @@ class Spool:
 
     def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
         """Writes refused.jsonl anew."""
-        self.write_file(REFUSED, b"".join(map(refused_line, refused)))
+        self.write_file(REFUSED_FILE, b"".join(map(refused_line, refused)))
         self.refused = len(refused)
         self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
 
@@ -238,7 +238,7 @@ def unsent(folder: Path) -> bool:
 def has_refused(folder: Path) -> bool:
     """Whether the store has refused records of a run."""
     try:
-        return (folder / REFUSED).stat().st_size > 0
+        return (folder / REFUSED_FILE).stat().st_size > 0
     except FileNotFoundError:
         return False
 
@@ -252,10 +252,10 @@ def last_record(folder: Path) -> dict[str, Any]:
     """The fields of a log's last record, read from its last 4 KB; "unreadable" for a longer one, which is no status."""
     with open(folder / "log.jsonl", "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return decode((file.read().splitlines() or [b""])[-1])
+        return decode_record((file.read().splitlines() or [b""])[-1])
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def decode_record(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
         if isinstance(fields, dict) and "kind" in fields:
