@@ -10,8 +10,7 @@ from modules.config.base import TrackingConfig
 from modules.config.commands import SyncConfig
 from modules.system.redaction import redact_text
 from modules.tracking.outbox.delivery import Delivery
-from modules.tracking.outbox.spool import Spool, has_refused, last_record, unsent
-from modules.tracking.outbox.spool_lock import SpoolInUseError
+from modules.tracking.outbox.spool import Spool, SpoolInUseError, has_refused, last_record, unsent
 from modules.tracking.outbox.store import is_there, require_store, why
 from modules.tracking.registry import log_model_once
 from modules.tracking.run_lifecycle import END, GONE

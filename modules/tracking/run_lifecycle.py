@@ -21,9 +21,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
 from ..config.base import StageConfig
+from ..system.locks import is_locked
 from ..system.redaction import first_line, redact_text
-from .outbox.spool import last_record, unsent
-from .outbox.spool_lock import is_held
+from .outbox.spool import LOCK, last_record, unsent
 from .outbox.store import why
 
 logger = logging.getLogger("moyun.tracking")
@@ -192,8 +192,8 @@ def was_killed(tags: Mapping[str, str], folder: Path) -> bool:
 
     Another process may have the number by now: it began at another time.
     """
-    if (folder / "lock").exists():
-        return not is_held(folder)
+    if (folder / LOCK).exists():
+        return not is_locked(folder / LOCK)
     if tags.get(HOST) != host():
         return False
     try:

@@ -18,8 +18,7 @@ from mlflow.entities import Run, RunInfo
 from ..system.redaction import redact_text
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
-from .outbox.spool import Spool
-from .outbox.spool_lock import PRIVATE
+from .outbox.spool import PRIVATE, Spool
 from .registry import log_model_once
 from .run_lifecycle import END, deactivate
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint.weights import CheckpointError
 from ..config.loader import flatten, to_dict
 from ..config.training import TrainingConfig
-from ..system.atomic import sync, write_json
+from ..system.atomic import write_json
 from ..system.bounded_read import read_json
 from ..system.redaction import redact
 
@@ -76,7 +76,6 @@ def make_run_manifest(
 
 def write_run_manifest(folder: Path, origin: RunManifest) -> None:
     write_json(folder / ORIGIN, asdict(origin))
-    sync(folder)
 
 
 def read_run_manifest(checkpoints: Path) -> RunManifest | None:

@@ -19,16 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .spool_lock import PRIVATE, free_lock, take_lock
+from ...system.atomic import new_file
+from ...system.locks import InUseError, take_lock
 
 logger = logging.getLogger("moyun.tracking")
 
+PRIVATE = 0o600
 REFUSED_FILE = "refused.jsonl"
+LOCK = "lock"
 
 CHUNK = 1 << 20
 """Bytes read at once."""
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # floats by repr: they come back exactly
+
+
+class SpoolInUseError(ValueError):
+    """Another process writes to the run."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder} is in use: process {owner} writes to this run; let it end, or stop it")
+        self.owner = owner
+        """Its number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,12 @@ class Spool:
         """
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.lock = take_lock(self.folder)
+        try:
+            self.lock = take_lock(self.folder / LOCK, str(os.getpid()), PRIVATE)
+        except InUseError as owner:
+            raise SpoolInUseError(self.folder, str(owner) or "?") from None
+        for name in ("sent.json", "run.json", REFUSED_FILE):  # drafts of earlier versions, which a kill left behind
+            (self.folder / f"{name}.new").unlink(missing_ok=True)
         self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
         size, self.records = whole_lines(self.log)
         os.ftruncate(self.log, size)
@@ -193,10 +210,8 @@ class Spool:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Writes the whole file or, where that fails, nothing."""
-        temporary = self.folder / f"{name}.new"
-        with open(temporary, "wb", opener=private) as file:
+        with new_file(self.folder / name, PRIVATE) as file:
             file.write(content)
-        os.replace(temporary, self.folder / name)
 
     def sync_to_disk(self) -> None:
         """Makes all records so far survive a power failure; for checkpoints and the end."""
@@ -212,7 +227,7 @@ class Spool:
             except OSError as error:
                 logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
             os.close(self.log)
-        free_lock(self.folder, self.lock)
+        self.lock.release()
 
 
 def whole_lines(file: int) -> tuple[int, int]:
