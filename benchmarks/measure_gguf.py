@@ -30,7 +30,7 @@ from modules.config.generation import GenerationConfig
 from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of
 from modules.data.encoding import Documents, encode_rows
-from modules.evaluation.task_rows import read_rows as read_task_rows
+from modules.evaluation.task_rows import read_task_rows
 from modules.inference.llama_bindings import LlamaContext
 from modules.inference.llama_cpp import LlamaCpp
 from modules.model.decoder import Decoder

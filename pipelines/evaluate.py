@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
+from modules.checkpoint.loading import is_registered, load_verified, open_model, open_tokenizer
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
 from modules.data.corpora.manifest import source_of
@@ -31,7 +31,7 @@ from modules.tracking.tracked_run import TrackedRun
 
 from .cli.bad_rows import report_quarantine, start_quarantine
 from .cli.command_line import console, progress_of, run_stage, show
-from .cli.results import REPORT, log_results, made_by, place_of, show_results
+from .cli.results import CARD, REPORT, log_results, made_by, place_of, show_results
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,26 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with console.status("report"):
             report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
+            places = {"page": place_of(run, REPORT)}
             if config.card:
-                write_card(config.model, folders["model"], report)
-        show("report", {"page": place_of(run, REPORT)})
+                places["card"] = write_card(run, config.model, folders["model"], report)
+        show("report", places)
         return EvaluateResult(run.info.run_id, evaluations, samples)
 
 
-def write_card(name: str, folder: Path, report: Report) -> None:
+def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> str:
+    """Logs the model's card, and writes it into a folder that the user named; returns where it is.
+
+    A registered model's folder may be the store's own copy, which is nobody's to write to.
+    """
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    write_text(folder / "README.md", text)
+    run.log_text(text, CARD)
+    if is_registered(name):
+        return place_of(run, CARD)
+    write_text(folder / CARD, text)
+    return str(folder / CARD)
 
 
 def load_evaluation_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:

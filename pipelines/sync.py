@@ -12,6 +12,7 @@ from modules.system.redaction import redact_text
 from modules.tracking.outbox.delivery import Delivery
 from modules.tracking.outbox.spool import Spool, SpoolInUseError, has_refused, last_record, unsent
 from modules.tracking.outbox.store import is_there, require_store, why
+from modules.tracking.registry import log_model_once
 from modules.tracking.run_lifecycle import END, GONE
 from modules.tracking.stage_run import connect
 
@@ -79,7 +80,7 @@ def send_rest(folder: Path, uri: str) -> Sent:
         if last_record(folder).get("kind") != "status":  # killed, or it would hold the lock
             spool.append("tags", values={END: GONE})
             spool.append("status", status="KILLED")
-        delivery = Delivery(spool, folder.name, uri)
+        delivery = Delivery(spool, folder.name, uri, log_model_once)
         taken = delivery.retry_refused()
         while delivery.step():
             pass

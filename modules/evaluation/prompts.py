@@ -1,7 +1,7 @@
-"""Zero-, one- and few-shot prompts: solved rows before the question, as in the GPT-3 paper (Brown et al. 2020).
+"""Zero-, one- and few-shot prompts: solved examples before the question, as in the GPT-3 paper (Brown et al. 2020).
 
-For each row its own examples are drawn from the training rows. What comes out are rows again, and the tokenizer that
-makes prompts of them, so that likelihood and generation ask exactly the same.
+Each row has its own examples, drawn from the training rows. The result is rows again, and the tokenizer that makes
+prompts of them, so that likelihood and generation see exactly the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..tokenizer.prompts import SOURCE_FIELD, fill_template, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
 SPARE = 16
-"""Examples drawn beyond those needed, in place of such as are the row itself."""
+"""Examples drawn beyond those needed, to replace any with the row's own source."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prompted:
     rows: datasets.Dataset
     tokenizer: Tokenizer
     counts: dict[str, int]
-    """What had to be left out for want of positions: examples_dropped, prompts_cut."""
+    """What didn't fit into the model's positions: examples_dropped, prompts_cut."""
 
 
 def template_of(tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
@@ -45,9 +45,14 @@ def build_prompts(
     answer_tokens: int,
     seed: int,
 ) -> Prompted:
-    """Rows as the model is to see them. `answer_tokens` are kept free of its positions, beside those of the target.
+    """Rows with the prompts that the model is to see.
 
-    ValueError where examples are wanted of rows without tgt_txt, or without training rows.
+    Args:
+        positions: The model's number of positions.
+        answer_tokens: How many of them to keep free for a generated answer; the target always has room.
+
+    Raises:
+        ValueError: Examples are wanted of rows without tgt_txt, or without training rows.
     """
     if "tgt_txt" not in rows.column_names:
         if task.examples:

@@ -8,6 +8,7 @@ maximum, one sum and one logit a token (Megatron-LM's vocabulary-parallel loss, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -146,3 +147,12 @@ def softmax_in_place(
     nll = sums[0].log() + highest - sums[1]
     likeliest = torch.ones_like(highest) / sums[0]  # e^0, divided as the others are: equal to the last bit
     return exponentials.div_(sums[0]), nll, likeliest
+
+
+LARGEST_EXPONENT = 700.0
+"""A float ends at e^709."""
+
+
+def perplexity_of(loss: float) -> float:
+    """exp(loss) of a mean loss in nats, at most e^700."""
+    return math.exp(min(loss, LARGEST_EXPONENT))

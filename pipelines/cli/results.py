@@ -13,6 +13,7 @@ from rich.table import Table
 
 from modules.checkpoint.model_folder import describe_provenance
 from modules.evaluation.baselines import NAMES
+from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.report.figures import perplexity_bars
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task
@@ -21,10 +22,8 @@ from modules.tracking.tracked_run import TrackedRun
 
 from .command_line import console, show
 
-REPORT = "report.html"
-
-PER_TOKEN = "perplexity"
-"""Of different tokenizers not comparable, so it is logged but not shown."""
+REPORT, CARD = "report.html", "README.md"
+"""Artifacts of an evaluation's run."""
 
 
 def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:

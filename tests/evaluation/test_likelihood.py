@@ -60,7 +60,7 @@ def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer)
     test = datasets.Dataset.from_dict({"src_txt": ["白山"], "tgt_txt": ["黄径"]})
     floor = ngram_floor(train, test, tokenizer.with_prompt_template("{src_txt}，"))
     model = NgramModel(3).fit(["白日，黄河", "千山，万径"])
-    nll = model.negative_log_likelihood("白山，黄径", start=3)
+    nll = model.row_losses(["白山，黄径"], [3])[0]
     assert floor["trigram"].value == pytest.approx(math.exp(nll / (2 + 1)))
 
 

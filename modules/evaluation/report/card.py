@@ -1,4 +1,4 @@
-"""The same as Markdown: a model's card, README.md in its folder."""
+"""A model's card as Markdown: README.md in its folder."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ def scores(report: Report) -> Iterator[str]:
     yield in_a_line(report.facts)
     by_name = [{metric.name: metric for metric in column.metrics} for column in report.columns]
     names = dict.fromkeys(name for metrics in by_name for name in metrics)
-    rows = [(label(name), *(in_words(metrics.get(name)) for metrics in by_name)) for name in names]
+    rows = [(label(name), *(score_in_words(metrics.get(name)) for metrics in by_name)) for name in names]
     yield table(("", *(column.name for column in report.columns)), rows)
 
 
-def in_words(metric: Metric | None) -> str:
+def score_in_words(metric: Metric | None) -> str:
+    """A score with its 95 % interval; empty where there is none."""
     if metric is None or math.isnan(metric.value):
         return ""
     low, high = metric.interval()
