@@ -86,7 +86,7 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
     if start:
         tokenizer = open_tokenizer(start)
     elif config.tokenizer.path:
-        tokenizer = load_tokenizer(config.tokenizer.path)
+        tokenizer = open_tokenizer(config.tokenizer.path)
     else:
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None

@@ -24,11 +24,12 @@ from modules.data.packing import ShuffledSteps, make_step
 from modules.model.decoder import build_decoder, meta_decoder
 from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy
 from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.fit import fit as fit_training
 from modules.training.lightning_module import LanguageModel
 from modules.training.nonfinite import NonFiniteLossError
 from modules.training.optimizer import learning_rate_factor, noam
 from modules.training.planning.plan import make_plan
-from pipelines import train
+from modules.training.setup import TrainingSetup
 from tests.helpers.models import ROOT, make_config, make_decoder
 
 GOLDEN = ROOT / "tests" / "files" / "golden" / "losses.txt"
@@ -235,9 +236,9 @@ def test_the_weights_that_validate_best_are_kept(tokenizer: Tokenizer, rows: dat
     data = TextDataModule(splits, tokenizer, DataConfig(sequence_length=96, over_long="split"), batch_size=8)
     model = make_config(tokenizer.vocab_size)
     plan = dataclasses.replace(make_plan(config, model, data), learning_rate=1e-2)
-    training = train.Training(None, splits, tokenizer, model, data, plan)
+    training = TrainingSetup(None, splits, tokenizer, model, data, plan)
     losses = Losses()
-    checkpoint, metrics = train.fit("pretrain", config, training, tmp_path, losses)  # type: ignore[arg-type]
+    checkpoint, metrics = fit_training("pretrain", config, training, tmp_path, losses)  # type: ignore[arg-type]
     validations = {row["step"]: row["val/loss"] for row in losses.rows if "val/loss" in row}
     assert sorted(validations) == [10, 20, 30]
     best = min(validations, key=lambda step: validations[step])

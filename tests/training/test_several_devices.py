@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from modules.checkpoint.loading import load_model, open_model, verify_model
+from modules.checkpoint.loading import load_model, open_model, open_tokenizer, verify_model
 from modules.config.loader import ConfigError, load_config
 from modules.model.parallel import check_tensor_parallel
 from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
@@ -154,7 +154,7 @@ def test_the_command_starts_its_processes_and_tells_once(store: Path, poems_file
     # A checkpoint of both processes is a model too: what the folder was put together from.
     checkpoint = store / "out" / "checkpoints" / "last.ckpt"
     assert len(list(checkpoint.glob("*.distcp"))) == 2
-    assert load_tokenizer(checkpoint).fingerprint == load_tokenizer(store / "out" / "model").fingerprint
+    assert open_tokenizer(checkpoint).fingerprint == load_tokenizer(store / "out" / "model").fingerprint
     folder = load_model(store / "out" / "model").state_dict()
     for name, tensor in open_model(checkpoint).weights.items():
         torch.testing.assert_close(tensor.read(), folder[name], rtol=0, atol=0)

@@ -167,7 +167,7 @@ def test_two_languages_of_which_one_is_there(opened: Page) -> None:
 
 
 def test_nothing_but_the_server_itself_may_be_asked_or_run() -> None:
-    folder = ROOT / "modules" / "server" / "web"
+    folder = ROOT / "modules" / "inference" / "server" / "web"
     for path in folder.iterdir():
         addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+", path.read_text(encoding="utf-8"))
         assert set(addresses) <= {"http://www.w3.org"}  # SVG's namespace
