@@ -67,7 +67,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, poems_file: Path) -> Train:
         if processes != "1":
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += [
-            str(ROOT / "tests" / "layout_worker.py"),
+            str(ROOT / "tests" / "helpers" / "layout_worker.py"),
             str(folder),
             f"data.path={poems_file}",
             *TRAIN,

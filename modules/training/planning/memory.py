@@ -8,16 +8,17 @@ no scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
 from ...model.loss import CHUNK
+from ..optimizer import OPTIMIZERS, Shape
 
 WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
-"""Of a weight by trainer.precision; its gradient and AdamW's two moments take the same each."""
+"""Of a weight by trainer.precision; its gradient and each number of optimizer state take the same."""
 
 PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
 """Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
@@ -30,7 +31,7 @@ class TrainingMemory:
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """What the optimizer keeps from step to step: for AdamW two moments."""
     activations: int
     """What a forward pass keeps for the backward pass."""
     temporary: int
@@ -57,13 +58,15 @@ def training_memory(
     document_lengths: Sequence[int],
     accumulates: bool = True,
     adapter_parameters: int | None = None,
+    optimizer: str = "adamw",
 ) -> TrainingMemory:
     """For steps whose largest micro-batch has documents of these lengths (equal ones side by side).
 
     accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
     adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
+    optimizer: a name of optimizer.OPTIMIZERS.
     """
-    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters).memory()
+    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters, optimizer).memory()
 
 
 class StepMemory:
@@ -76,10 +79,11 @@ class StepMemory:
         document_lengths: Sequence[int],
         accumulates: bool,
         adapter_parameters: int | None,
+        optimizer: str,
     ) -> None:
         assert model.vocab_size
         self.model, self.trainer = model, trainer
-        self.adapter_parameters = adapter_parameters
+        self.adapter_parameters, self.optimizer = adapter_parameters, OPTIMIZERS[optimizer]
         self.parts = trainer.tensor_parallel
         self.weight = WEIGHT_BYTES[trainer.precision]
         self.product = PRODUCT_BYTES[trainer.precision]
@@ -108,11 +112,12 @@ class StepMemory:
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
         moments = self.moments(gradients, kept)
         highest = max(moments, key=lambda moment: moment.total)
-        fixed = weights + 2 * gradients + self.cast_weights() + self.gathered()
+        state = self.optimizer_state() / shards
+        fixed = weights + state + self.cast_weights() + self.gathered()
         return TrainingMemory(
             weights=round(weights),
             gradients=round(gradients),
-            optimizer=round(2 * gradients),
+            optimizer=round(state),
             activations=round(kept),
             temporary=round(highest.temporary + self.cast_weights() + self.gathered()),
             peak=round(fixed + highest.total),
@@ -133,7 +138,29 @@ class StepMemory:
             Moment(earlier, kept, in_layer),
             Moment(max(first_layer_gradients, 0), one_layer, in_layer),
             Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+            Moment(gradients, 0, self.optimizer_temporary()),
         ]
+
+    def optimizer_state(self) -> float:
+        if self.adapter_parameters is not None:  # matrices of layers, of which any shape takes as much
+            return 4 * self.optimizer.state((self.adapter_parameters,), True) / self.parts
+        return self.weight * sum(count * self.optimizer.state(shape, hidden) for shape, hidden, count in self.shapes())
+
+    def optimizer_temporary(self) -> float:
+        """For the dearest of the parameters, which are updated one by one, and for that gathered from FSDP's shares."""
+        if self.adapter_parameters is not None:
+            return 0.0
+        return self.weight * max(self.optimizer.temporary(shape, hidden) for shape, hidden, _ in self.shapes())
+
+    def shapes(self) -> Iterator[tuple[Shape, bool, int]]:
+        """Parameters on one device before FSDP cuts them: shape, whether it is a matrix of a layer, how many of it."""
+        c, parts, layers = self.model.hidden_size, self.parts, self.model.num_hidden_layers
+        for matrix in ((3 * c / parts, c), (c, c / parts), (4 * c / parts, c), (c, 4 * c / parts)):
+            yield matrix, True, layers
+        yield (c,), False, 6 * layers + 2
+        yield (7 * c / parts,), False, layers
+        yield (self.model.vocab_size / parts, c), False, 1  # type: ignore[operator]
+        yield (self.model.max_position_embeddings, c), False, 1
 
     def kept_by_layer(self) -> float:
         c, a = self.hidden * self.residual, self.hidden * self.product
