@@ -36,8 +36,8 @@ class TrainConfig:
     learning_rate: float | None = None
     """Peak learning rate (noam: its factor); unset: the model size's own."""
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """adafactor keeps a row and a column of each matrix, on one device; muon keeps one momentum of the layers' matrices,
-    and leaves the rest to AdamW."""
+    """adafactor keeps of a matrix's squared gradients a row and a column; muon keeps one momentum of each matrix of the
+    layers, and leaves the rest to AdamW, with the same learning rate."""
     schedule: Literal["noam", "cosine", "constant", "wsd"] = "cosine"
     """noam: lr·min((s+1)^-0.5, (s+1)·warmup^-1.5); after a linear warm-up cosine, constant, or wsd: constant, and a
     linear decay at the end."""
@@ -188,8 +188,8 @@ class TrainingConfig(StageConfig):
             )
         if self.lora.rank:
             yield (
-                f"train.optimizer=adafactor and lora.rank={self.lora.rank} exclude each other: its steps are a share of "
-                "what they change, and adapters begin at zero; give train.optimizer=adamw or muon"
+                f"train.optimizer=adafactor and lora.rank={self.lora.rank} exclude each other: its steps are a "
+                "share of what they change, and adapters begin at zero; give train.optimizer=adamw or muon"
             )
         if self.train.learning_rate is None:
             yield (
