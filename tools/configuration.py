@@ -11,8 +11,8 @@ from typing import Any
 import benchmarks.config  # noqa: F401  (adds its command to STAGES)
 from modules.config.base import MISSING
 from modules.config.commands import STAGES
-from modules.config.loader import CONF, group_names, stage_defaults
-from modules.config.schema import GROUPS, Key, keys, type_name
+from modules.config.loader import stage_defaults
+from modules.config.schema import CONF, GROUPS, Key, group_names, keys, type_name
 from modules.system.bounded_read import read_plain_yaml
 
 ROOT = Path(__file__).parents[1]

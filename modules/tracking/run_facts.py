@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from ..checkpoint.loading import is_registered, model_folder
 from ..checkpoint.model_folder import read_provenance
-from ..config.loader import flatten
+from ..config.loader import dotted_items
 from ..system.redaction import redact_text
 from ..training.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
 from .provenance import CODE, ENVIRONMENT, PARAM_PREFIX, RESUMED, SHA256
@@ -118,7 +118,7 @@ def config_of(run: Run) -> dict[str, Any]:
             for key, value in run.data.params.items()
             if key.startswith(PARAM_PREFIX)
         }
-    return dict(flatten(yaml.safe_load(text)))
+    return dict(dotted_items(yaml.safe_load(text)))
 
 
 def part(tags: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -133,7 +133,7 @@ def of_model(name: str, facts: dict[str, Any]) -> RunFacts:
         name,
         facts.get("run_id"),
         facts.get("stage"),
-        config=dict(flatten(facts.get("config") or {})),
+        config=dict(dotted_items(facts.get("config") or {})),
         data=shortened((facts.get("data") or {}) | known),
         code={key: str(value) for key, value in facts.items() if key.startswith(CODE)},
         environment={
@@ -150,7 +150,7 @@ def of_origin(name: str, origin: RunManifest) -> RunFacts:
         name,
         origin.run_id,
         origin.stage,
-        config=dict(flatten(origin.config)),
+        config=dict(dotted_items(origin.config)),
         data=shortened(origin.data | origin.fingerprints),
         metrics=origin.metrics or {},
     )

@@ -229,7 +229,7 @@ class LanguageModel(pl.LightningModule):
 
 
 def count_on(trainer: pl.Trainer, step: int) -> None:
-    """Lightning counts on from a finished step; its loader gives the steps after it (data.py).
+    """Lightning counts on from a finished step; its loader gives the steps after it (TextDataModule).
 
     All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
     checkpoint may be written, is neither saved nor restored.

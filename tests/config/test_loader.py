@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from modules.config.commands import STAGES, MainConfig
 from modules.config.generation import GenerateConfig
-from modules.config.help import help_text
 from modules.config.loader import ConfigError, load_config, load_model_config, to_dict, to_yaml
 from modules.config.model import ModelConfig
 from modules.config.schema import keys
 from modules.config.training import TrainingConfig
+from pipelines.cli.help import help_text
 from tests.config.test_config import NEEDED, complaint_of
 from tests.helpers.models import ROOT
 
