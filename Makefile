@@ -13,17 +13,20 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # MLflow's own default is the same file, but in a path with spaces its %20 also makes a stray folder
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test check faults fuzz docs lock clean help
+.PHONY: demo test test-slow check faults fuzz docs lock clean help
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model (about 2 minutes on 2 cores)
 	$(RUN) -m mlflow run . --env-manager local $(DEMO_ARGS)
 
-test: $(VENV)/installed-dev ## Run the tests
-	$(RUN) -m pytest $(TEST_ARGS)
+test: $(VENV)/installed-dev ## Run the tests, on all cores (about 10 minutes on 2)
+	$(RUN) -m pytest -n logical --dist loadfile $(TEST_ARGS)
+
+test-slow: $(VENV)/installed-dev ## Tests at real sizes, tiny to 175b (24 GiB of memory, 25 GB of disk)
+	$(RUN) -m pytest -m slow --timeout 7200 $(TEST_ARGS)
 
 faults: $(VENV)/installed-dev ## 100 faults in training runs, 20 kills of a tracking server: nothing lost? (about 15 minutes)
 	$(RUN) -m tests.workflow.faults $(FAULT_ARGS)

@@ -24,7 +24,7 @@ from modules.training.optimizer import OPTIMIZERS, SCHEDULES
 from modules.training.resume import given_checkpoint
 from modules.training.strategies import PROGRESS
 from pipelines.train import set_up_training
-from tests.helpers.layout_worker import Recorder
+from tests.helpers.layouts import Recorder
 from tests.helpers.models import make_config
 
 QUICK = [

@@ -197,7 +197,7 @@ def test_stages_of_main_share_no_object() -> None:
 
 
 @pytest.mark.parametrize(
-    "config_class", {*STAGES.values(), ModelConfig}, ids=lambda config_class: config_class.__name__
+    "config_class", list(dict.fromkeys([*STAGES.values(), ModelConfig])), ids=lambda config_class: config_class.__name__
 )
 def test_every_key_has_a_docstring(config_class: type) -> None:
     assert [key.name for key in keys(config_class) if not key.section and not key.doc] == []

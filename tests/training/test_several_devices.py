@@ -27,6 +27,7 @@ from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
 from modules.training.callbacks import SameOnAllRanks
 from pipelines.cli.launch import require_processes
 from pipelines.pretrain import pretrain
+from tests.helpers.layouts import train_layout
 from tests.helpers.models import ROOT, make_config, make_decoder
 
 LAYOUTS = {
@@ -53,30 +54,17 @@ def poems_file(tmp_path_factory: pytest.TempPathFactory, poems: dict[str, list[s
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory, poems_file: Path) -> Train:
-    """train(*arguments) → what layout_worker.py writes down, under torchrun where there are several devices."""
+    """train(*arguments) → what rank 0 of trainer.devices processes wrote down (helpers/layouts.py)."""
 
     def run(*arguments: str) -> dict[str, Any]:
-        folder = tmp_path_factory.mktemp("layout")
         processes = next((a.partition("=")[2] for a in arguments if a.startswith("trainer.devices=")), "1")
-        command = [sys.executable]
-        if processes != "1":
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += [
-            str(ROOT / "tests" / "helpers" / "layout_worker.py"),
-            str(folder),
-            f"data.path={poems_file}",
-            *TRAIN,
-            *arguments,
-        ]
-        done = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        return result | {"folder": folder}
+        given = [f"data.path={poems_file}", *TRAIN, *arguments]
+        return train_layout(tmp_path_factory.mktemp("layout"), int(processes), given)
 
     return run
 

@@ -13,6 +13,7 @@ from typing import Any
 from ...system.bounded_read import read_json_object
 from ...tokenizer.pretrained import TRAINING_METADATA as METADATA
 from ...tokenizer.tokenizer import Tokenizer
+from .. import dcp
 from ..weights import CheckpointError, StoredModel
 
 FORMATS = {
@@ -22,7 +23,8 @@ FORMATS = {
     "training_checkpoint": ("*.distcp",),
     "gguf": ("model.gguf",),
 }
-"""Format, which is its module's name too → the weight files to read: the first of these patterns that finds any."""
+"""Format, which is its module's name too (but training checkpoints: dcp.py) → the weight files to read: the first of
+these patterns that finds any."""
 
 
 def format_of(folder: Path) -> str:
@@ -49,7 +51,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 def read(folder: Path, name: str) -> StoredModel:
     """A checkpoint of another format. Raises CheckpointError naming file and tensor where it isn't whole and sound."""
-    model: StoredModel = import_module(f".{name}", __package__).read(folder)
+    model: StoredModel = (dcp if name == "training_checkpoint" else import_module(f".{name}", __package__)).read(folder)
     for parameter, tensor in model.weights.items():
         if not tensor.dtype.is_floating_point:
             files = ", ".join(str(path.relative_to(folder)) for path in weight_files(folder, name))
