@@ -29,13 +29,8 @@ IGNORED_KEYS = (
 """Keys that change nothing about what is learnt, but for the order in which devices add up."""
 
 CONTENT_KEYS = (
-    "data.path",
-    "data.columns",
-    "data.validation_path",
-    "data.test_path",
-    "data.cache_dir",
-    "tokenizer.path",
-)
+    "data.path", "data.columns", "data.validation_path", "data.test_path", "data.cache_dir", "tokenizer.path",
+)  # fmt: skip
 """Places: what was found there is compared instead."""
 
 FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")

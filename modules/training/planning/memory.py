@@ -39,17 +39,8 @@ class TrainingMemory:
     peak: int
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A point of a step where memory may peak: bytes alive beside weights and optimizer."""
-
-    gradients: float
-    activations: float
-    temporary: float
-
-    @property
-    def total(self) -> float:
-        return self.gradients + self.activations + self.temporary
+Moment = tuple[float, float, float]
+"""A point of a step where memory may peak: gradients, activations and temporary bytes, beside weights and optimizer."""
 
 
 def training_memory(
@@ -110,8 +101,7 @@ class StepMemory:
         weights = own * self.weight + adapters
         gradients = own * self.weight if self.adapter_parameters is None else adapters
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
-        moments = self.moments(gradients, kept)
-        highest = max(moments, key=lambda moment: moment.total)
+        highest = max(self.moments(gradients, kept), key=sum)
         state = self.optimizer_state() / shards
         fixed = weights + state + self.cast_weights() + self.gathered()
         return TrainingMemory(
@@ -119,8 +109,8 @@ class StepMemory:
             gradients=round(gradients),
             optimizer=round(state),
             activations=round(kept),
-            temporary=round(highest.temporary + self.cast_weights() + self.gathered()),
-            peak=round(fixed + highest.total),
+            temporary=round(highest[2] + self.cast_weights() + self.gathered()),
+            peak=round(fixed + sum(highest)),
         )
 
     def moments(self, gradients: float, kept: float) -> list[Moment]:
@@ -133,12 +123,12 @@ class StepMemory:
         one_layer = self.kept_by_layer()
         first_layer_gradients = gradients - head_gradient if not self.accumulates else gradients
         return [
-            Moment(earlier, kept, loss + self.hidden * self.residual + self.logits()),
-            Moment(earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
-            Moment(earlier, kept, in_layer),
-            Moment(max(first_layer_gradients, 0), one_layer, in_layer),
-            Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
-            Moment(gradients, 0, self.optimizer_temporary()),
+            (earlier, kept, loss + self.hidden * self.residual + self.logits()),
+            (earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
+            (earlier, kept, in_layer),
+            (max(first_layer_gradients, 0), one_layer, in_layer),
+            (gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+            (gradients, 0, self.optimizer_temporary()),
         ]
 
     def optimizer_state(self) -> float:
