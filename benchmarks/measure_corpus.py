@@ -21,9 +21,9 @@ POEMS_A_ROW = 10
 def generate(path: Path, gigabytes: float) -> None:
     """Rows of ten bundled poems each, about 1.8 KB, drawn at random."""
     from modules.data.corpora.folders import SAMPLE
-    from modules.system.jsonl import read_rows
+    from modules.system.jsonl import read_jsonl
 
-    poems = [row["src_txt"].encode() for row in read_rows(SAMPLE)]
+    poems = [row["src_txt"].encode() for row in read_jsonl(SAMPLE)]
     draw = random.Random(1)
     size = 0
     with path.open("wb") as stream:

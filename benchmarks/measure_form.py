@@ -19,7 +19,7 @@ from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
 from modules.evaluation.verse.form import couplet_form, form_of
 from modules.evaluation.verse.rhymes import rhymes_of, tone_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 
 
 def shuffled(text: str, letters: random.Random) -> str:
@@ -51,8 +51,8 @@ def say_coverage(texts: list[str]) -> None:
 def main(folder: Path, train_folder: Path) -> None:
     letters = random.Random(0)
     for name in ("poems", "quatrains"):
-        test = [row["src_txt"] for row in read_rows(folder / name / "test.jsonl.gz")]
-        train = TrainingText(row["src_txt"] for row in read_rows(train_folder / name / "train.jsonl.gz"))
+        test = [row["src_txt"] for row in read_jsonl(folder / name / "test.jsonl.gz")]
+        train = TrainingText(row["src_txt"] for row in read_jsonl(train_folder / name / "train.jsonl.gz"))
         say_coverage(test)
         other = [shuffled(text, letters) for text in test]
         forms = [
@@ -63,7 +63,7 @@ def main(folder: Path, train_folder: Path) -> None:
             for side in (test, other)
         ]
         table(f"{len(test)} {name}", *forms)
-    rows = read_rows(folder / "couplets" / "test.jsonl.gz")
+    rows = read_jsonl(folder / "couplets" / "test.jsonl.gz")
     halves = [shuffled(f"{row['src_txt']}，{row['tgt_txt']}", letters).split("，") for row in rows]
     table(
         f"{len(rows)} couplets",

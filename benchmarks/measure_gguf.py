@@ -35,7 +35,7 @@ from modules.inference.llama_bindings import LlamaContext
 from modules.inference.llama_cpp import LlamaCpp
 from modules.model.decoder import Decoder
 from modules.model.sampling import generate
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import load_tokenizer
 
 GREEDY = GenerationConfig(max_new_tokens=64, temperature=0)
@@ -91,7 +91,7 @@ def main(folder: Path, count: int) -> None:
     tanh.load_state_dict(decoder.state_dict())
     models = {"torch": decoder, "torch, GELU's tanh form": tanh}
     models |= {f"llama.cpp, {dtype}": exported(folder, dtype) for dtype in ("float32", "float16", "q8_0")}
-    poems = [row["src_txt"] for row in read_rows(SAMPLE) if split_of(row["src_txt"]) == "test"][:count]
+    poems = [row["src_txt"] for row in read_jsonl(SAMPLE) if split_of(row["src_txt"]) == "test"][:count]
     rows = datasets.Dataset.from_dict({"src_txt": poems})
     documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
     prompts, end = [tokenizer.encode_prompt(row.source) for row in read_task_rows(rows)], tokenizer.end_of_text_id

@@ -28,7 +28,7 @@ import psutil
 from modules.checkpoint.model_folder import save_model
 from modules.config.loader import load_config
 from modules.model.decoder import build_decoder
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import train_tokenizer
 from pipelines import pipeline
 from tests.helpers.models import ROOT
@@ -301,7 +301,7 @@ async def measure(server: Server, seconds: float) -> float:
 
 
 def make_model(folder: Path, size: str) -> Path:
-    tokenizer = train_tokenizer(row["src_txt"] for row in read_rows(ROOT / "data" / "poems-300.jsonl.gz"))
+    tokenizer = train_tokenizer(row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz"))
     config = load_config("benchmark", [f"model={size}"]).model
     config.vocab_size = tokenizer.vocab_size
     return save_model(folder / size, build_decoder(config, seed=0), tokenizer, {})

@@ -85,11 +85,11 @@ def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     from modules.config.loader import to_dict, to_yaml
     from modules.data.corpora.folders import SAMPLE
     from modules.data.corpora.verse import split_of
-    from modules.system.jsonl import read_rows
+    from modules.system.jsonl import read_jsonl
     from modules.tokenizer.tokenizer import train_tokenizer
 
     texts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for row in read_rows(SAMPLE):
+    for row in read_jsonl(SAMPLE):
         texts[split_of(row["src_txt"])].append(row["src_txt"])
     write_texts(folder / "rows.jsonl", texts["train"])
     write_texts(folder / "validation.jsonl", texts["validation"][:16])

@@ -11,8 +11,8 @@ import datasets
 from modules.checkpoint.loading import load_verified, open_model
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
-from modules.data.corpora.folders import source_of
-from modules.data.splits import load_splits, load_test_rows
+from modules.data.corpora.manifest import source_of
+from modules.data.splits import load_test_rows, load_training_rows
 from modules.evaluation.baselines import NEEDS_TRAINING_ROWS
 from modules.evaluation.likelihood import score
 from modules.evaluation.report.build import evaluation_report
@@ -24,7 +24,7 @@ from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.evaluation.task_rows import columns_of, groups_of, with_targets
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import parameter_count
-from modules.system.atomic import draft_of
+from modules.system.atomic import write_text
 from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
@@ -47,7 +47,7 @@ class EvaluateResult:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
-        test, train = load_rows(config, run)
+        test, train = load_evaluation_rows(config, run)
         task = Task(config, test, train)
         if config.dry_run:
             show("evaluate: what will be done", plan(task))
@@ -82,24 +82,21 @@ def write_card(name: str, folder: Path, report: Report) -> None:
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    draft = draft_of(folder / "README.md")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
-def load_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+def load_evaluation_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """(test rows, training rows where something is made of them and data.path names any)"""
     columns = columns_of(config.task, config.data)
     quarantine = start_quarantine(config.data)
     test = with_targets(load_test_rows(config.data, quarantine, columns))
-    report_quarantine(run, quarantine)
-    task = config.task
+    task, train = config.task, None
     counted = config.ngram_floor and "perplexity" in task.metrics
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
-    if not config.data.path or not (counted or compared or task.examples):
-        return test, None
-    splits = load_splits(config.data, config.seed, quarantine=start_quarantine(config.data), extras=columns)
-    return test, with_targets(splits["train"])
+    if config.data.path and (counted or compared or task.examples):
+        train = with_targets(load_training_rows(config.data, config.seed, quarantine, columns))
+    report_quarantine(run, quarantine)
+    return test, train
 
 
 def plan(task: Task) -> dict[str, str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from modules.config.data import PrepareConfig
-from modules.data.corpora import CORPORA
 from modules.data.corpora.folders import prepare_rows, prepare_sample
 from modules.data.corpora.poem_archive import find_or_fetch_archive
 from modules.data.corpora.poems import build_corpus
 from modules.data.corpora.task_corpus import prepare_corpus
+from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.tracking.stage_run import stage_run
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from modules.data.corpora.verse import split_of
 from modules.model.decoder import Decoder
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tests.helpers.models import ROOT, make_config, make_decoder
 
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poems() -> dict[str, list[str]]:
     """The 300 bundled test poems by split."""
     texts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for row in read_rows(ROOT / "data" / "poems-300.jsonl.gz"):
+    for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz"):
         texts[split_of(row["src_txt"])].append(row["src_txt"])
     return texts
 

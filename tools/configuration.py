@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import benchmarks.config  # noqa: F401  (adds its command to STAGES)
-from modules.config.base import MISSING
-from modules.config.commands import STAGES
+from modules.config import commands
+from modules.config.base import MISSING, StageConfig
 from modules.config.loader import stage_defaults
 from modules.config.schema import CONF, GROUPS, Key, group_names, keys, type_name
 from modules.system.bounded_read import read_plain_yaml
@@ -22,23 +21,32 @@ sys.path.insert(0, str(ROOT))
 
 TARGET = ROOT / "docs" / "configuration.md"
 
-HEAD = """# Configuration
-
-Made by `python -m tools.configuration` from the dataclasses in `modules/config/` and from `conf/`; a test fails while
-it isn't current. `python -m pipelines.STAGE --help` says the same on the terminal.
+HEAD = """# Which keys are there, and how are they set?
 
     python -m pipelines.finetune train.init_from=FOLDER data.path=my.csv train.learning_rate=2e-4
     python -m pipelines.finetune config=mine.yaml train.init_from=FOLDER
 
-Later wins over earlier: a section's own defaults, `conf/model/NAME.yaml` and `conf/data/NAME.yaml` where such a section
-is given a name, `conf/STAGE.yaml`, your file (`config=FILE.yaml`), the command line. `key=` counts as not given,
-`key=null` unsets, lists and mappings are YAML: `train.sample_prompts=[春,秋]`. A wrong key, value or combination stops
-everything before any work, all complaints together.
+Later wins over earlier: the defaults below, `conf/model/NAME.yaml` and the like where a section is given by name,
+`conf/STAGE.yaml`, your own file (`config=FILE.yaml`), the command line. `key=` counts as not given, `key=null` unsets a
+key. Lists and mappings are YAML: `train.sample_prompts=[春,秋]`. Wrong keys, values and combinations are reported
+together, before any work starts. `python -m pipelines.STAGE --help` shows the same on the terminal.
+
+This page is made by `python -m tools.configuration` from `modules/config/` and `conf/`.
 """
+
+STAGES = {name: config for name, config in commands.STAGES.items() if config.__module__.startswith("modules.")}
+"""Without what benchmarks adds: `python -m benchmarks --help` shows its keys."""
+
+SHARED = {key.name: key for key in keys(StageConfig)}
+"""Keys of every stage; they are listed once."""
 
 
 def document() -> str:
     lines = [HEAD, "Stages: " + ", ".join(f"[{name}](#{name})" for name in STAGES), ""]
+    shared = StageConfig()
+    rows = [(key, getattr(shared, name)) for name, key in SHARED.items() if "." not in name]
+    lines += ["## Every stage", "", *table(rows)]
+    lines += ["", "`generate`, `serve`, `convert`, `compare` and `sync` have only `tracking` of these.", ""]
     for stage in STAGES:
         lines += stage_part(stage)
     lines += [
@@ -54,11 +62,15 @@ def document() -> str:
 
 def stage_part(stage: str) -> Iterator[str]:
     config_class, defaults = STAGES[stage], stage_defaults(stage)
-    yield from (f"## {stage}", "", f"`python -m pipelines.{stage}`: {(config_class.__doc__ or '').strip()}", "")
-    yield from table([(key, defaults[key.name]) for key in keys(config_class) if "." not in key.name])
-    yield from ("", f"`conf/{stage}.yaml`:", "", "```yaml")
-    yield from (CONF / f"{stage}.yaml").read_text(encoding="utf-8").strip().splitlines()
-    yield from ("```", "")
+    doc = (config_class.__doc__ or "").strip()
+    yield from (f"## {stage}", "", f"{doc} Set beforehand: [conf/{stage}.yaml](../conf/{stage}.yaml).", "")
+    same = next(name for name, other in STAGES.items() if other is config_class)
+    if same != stage:
+        yield from (f"The keys of [{same}](#{same}).", "")
+        return
+    own = [(key, defaults[key.name]) for key in keys(config_class) if "." not in key.name and key.name not in SHARED]
+    if own:
+        yield from (*table(own), "")
 
 
 def section_part(section: type) -> Iterator[str]:
@@ -74,13 +86,15 @@ def section_part(section: type) -> Iterator[str]:
 
 
 def table(rows: list[tuple[Key, Any]]) -> Iterator[str]:
-    yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|")
+    yield from ("| Key and default | Type | Meaning |", "|---|---|---|")
     for key, value in rows:
         if key.section:
             name = key.name if key.stage else key.section.__name__
-            shown = [f"`{key.name}.…`", f"[{name}](#{name.lower()})", "`null`" if value is None else "", plain(key.doc)]
+            shown = [f"`{key.name}{'=null' if value is None else '.…'}`", f"[{name}](#{name.lower()})", plain(key.doc)]
+        elif value == MISSING:
+            shown = [f"`{key.name}`, must be given", plain(type_name(key.type)), plain(key.doc)]
         else:
-            shown = [f"`{key.name}`", plain(type_name(key.type)), f"`{written(value)}`", plain(key.doc)]
+            shown = [f"`{key.name}={written(value)}`", plain(type_name(key.type)), plain(key.doc)]
         yield f"| {' | '.join(shown)} |"
 
 
@@ -100,8 +114,6 @@ def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def written(value: Any) -> str:
     """As it would be given on the command line."""
-    if value == MISSING:
-        return "must be given"
     if value == "":
         return '""'
     if isinstance(value, list):

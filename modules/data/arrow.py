@@ -17,7 +17,7 @@ BATCH_ROWS = 4096
 _digests: weakref.WeakKeyDictionary[datasets.Dataset, str] = weakref.WeakKeyDictionary()
 
 
-def write_table(path: Path, batches: Iterable[Mapping[str, list[str]]]) -> None:
+def write_arrow(path: Path, batches: Iterable[Mapping[str, list[str]]]) -> None:
     """An Arrow stream of string columns, which datasets.Dataset.from_file maps into memory."""
     writer: pa.RecordBatchStreamWriter | None = None
     with path.open("wb") as stream:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
@@ -34,13 +32,8 @@ class TextDataModule(pl.LightningDataModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
         self.tokenizer = tokenizer
-        self.documents = {
-            name: stored_documents(
-                rows, tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
-            )
-            for name, rows in splits.items()
-            if name != "test"
-        }
+        how = tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
+        self.documents = {name: stored_documents(rows, *how) for name, rows in splits.items() if name != "test"}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -48,15 +41,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The steps that are left of training; outside a trainer those of the first epoch."""
-        ranks = self.ranks()
-        steps = ShuffledSteps(
-            self.documents["train"],
-            self.batch_size,
-            self.batch_tokens,
-            self.seed,
-            self.micro_batch_tokens,
-            **ranks,
-        )
+        plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
+        steps = ShuffledSteps(self.documents["train"], *plan, **self.ranks())
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
         return loader(steps, left)
 
@@ -80,9 +66,4 @@ class TextDataModule(pl.LightningDataModule):
 
 
 def loader(steps: Dataset[StepBatch], numbers: range) -> DataLoader[StepBatch]:
-    return DataLoader(steps, batch_size=None, collate_fn=identity, sampler=numbers)
-
-
-def identity(step: Any) -> Any:
-    """Steps are tensors already; the loader's default would rebuild them."""
-    return step
+    return DataLoader(steps, batch_size=None, sampler=numbers)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -26,7 +26,7 @@ from .arrow import fingerprint, text_batches
 class Documents:
     """Documents laid end to end. A document of n ids has n - 1 inputs, each with the next id as its label.
 
-    The arrays may be files mapped into memory (token_store.py).
+    The arrays may be files mapped into memory.
     """
 
     ids: np.ndarray
@@ -52,15 +52,17 @@ class Documents:
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Inputs of each document, (documents,) int64."""
-        return np.diff(self.offsets) - 1
+        lengths: np.ndarray = np.diff(self.offsets) - 1
+        return lengths
 
     @functools.cached_property
     def trained_tokens(self) -> np.ndarray:
         """Labels of each document that count in the loss, (documents,) int64."""
-        return np.diff(self.offsets) - self.prompt_lengths
+        trained: np.ndarray = np.diff(self.offsets) - self.prompt_lengths
+        return trained
 
 
-class Batch(NamedTuple):
+class EncodedBatch(NamedTuple):
     """Documents of a batch of rows."""
 
     ids: np.ndarray
@@ -84,24 +86,24 @@ def encode_rows(
     A longer row of plain text is split so that each of its tokens is still predicted exactly once, or cut;
     a row with tgt_txt is always cut, as the second half of a target without its prompt teaches nothing.
     """
-    batches = list(encode_batches(rows, tokenizer, sequence_length, over_long))
-    lengths = np.concatenate([batch.lengths for batch in batches])
+    batches = zip(*encode_batches(rows, tokenizer, sequence_length, over_long), strict=True)
+    ids, lengths, prompt_lengths, characters, ended, cut, split = batches
     return Documents(
-        ids=np.concatenate([batch.ids for batch in batches]),
-        offsets=np.concatenate([[0], lengths.cumsum()]),
-        prompt_lengths=np.concatenate([batch.prompt_lengths for batch in batches]),
-        characters=np.concatenate([batch.characters for batch in batches]),
-        ended=np.concatenate([batch.ended for batch in batches]),
+        ids=np.concatenate(ids),
+        offsets=np.concatenate([[0], *lengths]).cumsum(),
+        prompt_lengths=np.concatenate(prompt_lengths),
+        characters=np.concatenate(characters),
+        ended=np.concatenate(ended),
         rows=len(rows),
-        rows_cut=sum(batch.rows_cut for batch in batches),
-        rows_split=sum(batch.rows_split for batch in batches),
+        rows_cut=sum(cut),
+        rows_split=sum(split),
     )
 
 
 def encode_batches(
     rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"]
-) -> Iterator[Batch]:
-    """Batch by batch, so that memory is bounded however many rows there are."""
+) -> Iterator[EncodedBatch]:
+    """EncodedBatch by batch, so that memory is bounded however many rows there are."""
     split = over_long == "split" and "tgt_txt" not in rows.column_names
     limit = None if split else sequence_length + 1
     smallest = tokenizer.smallest_limit("tgt_txt" in rows.column_names)
@@ -113,12 +115,12 @@ def encode_batches(
 
 def encode_batch(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None, sequence_length: int
-) -> Batch:
+) -> EncodedBatch:
     """What Tokenizer.encode_examples gives for these rows, and the pieces of at most sequence_length inputs of each."""
-    flat, lengths, prompt_lengths, cut = lay_out(sources, targets, tokenizer, limit)
+    flat, lengths, prompt_lengths, cut = lay_out_rows(sources, targets, tokenizer, limit)
     starts = lengths.cumsum() - lengths
     texts = sources if targets is None else targets
-    characters = count_characters(texts, flat, starts, lengths, prompt_lengths, cut, tokenizer)
+    characters = count_trained_characters(texts, flat, starts, lengths, prompt_lengths, cut, tokenizer)
     # Neighbouring pieces share one id, the label of one and input of the next.
     pieces = np.maximum(1, -(-(lengths - 1) // sequence_length))
     row_of = np.arange(len(lengths)).repeat(pieces)
@@ -127,7 +129,7 @@ def encode_batch(
     sizes = np.minimum(sequence_length + 1, lengths[row_of] - number * sequence_length)
     ids = flat[ranges(starts[row_of] + number * sequence_length, sizes)] if len(row_of) > len(lengths) else flat
     small = tokenizer.vocab_size <= np.iinfo(np.uint16).max
-    return Batch(
+    return EncodedBatch(
         ids=ids.astype(np.uint16 if small else np.int32),
         lengths=sizes,
         prompt_lengths=np.where(first, prompt_lengths[row_of], 1).astype(np.int32),
@@ -138,7 +140,7 @@ def encode_batch(
     )
 
 
-def lay_out(
+def lay_out_rows(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
 ) -> tuple[Ids, Counts, Counts, np.ndarray]:
     """Tokenizer.encode_examples on arrays: (ids end to end, lengths, prompt lengths, whether cut), of each row.
@@ -161,16 +163,8 @@ def lay_out(
         kept = np.minimum(source_lengths, prompt_limit - overhead)
     same = np.ones_like(kept)
     lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
-    starts = np.stack(
-        [
-            same * begins[0],
-            begins[1] + source_lengths.cumsum() - source_lengths,
-            same * begins[2],
-            begins[3] + target_lengths.cumsum() - target_lengths,
-            same * begins[4],
-        ],
-        axis=1,
-    )
+    before_row = [full.cumsum() - full for full in (source_lengths, target_lengths)]
+    starts = begins + np.stack([0 * same, before_row[0], 0 * same, before_row[1], 0 * same], axis=1)
     whole = overhead + source_lengths + target_lengths + 1
     if limit is not None:
         lengths = np.clip(limit - (lengths.cumsum(axis=1) - lengths), 0, lengths)
@@ -179,7 +173,7 @@ def lay_out(
     return pool[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
 
 
-def count_characters(
+def count_trained_characters(
     texts: Sequence[str],
     flat: Ids,
     starts: Counts,
@@ -265,12 +259,10 @@ class ArrayFile:
 
     def write_header(self) -> None:
         """The same number of bytes for any length: numpy leaves room for the first dimension to grow."""
-        header: dict[str, Any] = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (self.length,),
-        }
-        np.lib.format.write_array_header_1_0(self.stream, header)
+        kind = np.lib.format.dtype_to_descr(self.dtype)
+        np.lib.format.write_array_header_1_0(
+            self.stream, {"descr": kind, "fortran_order": False, "shape": (self.length,)}
+        )
 
     def close(self) -> None:
         self.stream.seek(0)

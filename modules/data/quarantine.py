@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..system.atomic import draft_of
+from ..system.atomic import write_text
 from ..system.checksums import sha256_of
 from ..system.redaction import redact_text
 
@@ -125,10 +125,8 @@ class Quarantine:
         return lines.encode("utf-8", "backslashreplace").decode()
 
     def write(self, path: Path) -> dict[str, Any]:
-        """The list as a file, there whole or not at all; returns {"rows", "bytes", "sha256"} of it."""
-        temporary = draft_of(path)
-        temporary.write_text(self.text(), encoding="utf-8")
-        temporary.replace(path)
+        """The list as a file; returns {"rows", "bytes", "sha256"} of it."""
+        write_text(path, self.text())
         return {"rows": len(self.rows), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,35 +25,33 @@ MAX_LINE_BYTES = 10_000_000  # one 50 MB line would otherwise take over 600 MB o
 MAX_JSON_BYTES = 1_000_000_000
 """Of a .json file, which is read whole, unpacked."""
 
-JSON_COLUMNS = ("references", "slots", "choices", "answer")
-"""What tasks know of a row beside its texts: lists and numbers."""
-
 LONE_CR = "carriage return inside the line"
 LONE_CR_REMEDY = "; end the lines with \\n (tr '\\r' '\\n')"
 
 Row = tuple[int, Mapping[str, object]]
 
 
-def read_dataset(dataset: datasets.Dataset, findings: Findings, wanted: Collection[str]) -> Iterator[Row]:
+def dataset_rows(
+    dataset: datasets.Dataset, findings: Findings, texts: Collection[str], extras: Collection[str]
+) -> Iterator[Row]:
     """Rows of a Dataset in its visible order (after select, shuffle, …)."""
-    columns = text_columns(dataset.features.arrow_schema, findings, wanted)
+    columns = present_columns(dataset.features.arrow_schema, findings, texts, extras)
     if columns:
-        table = pa.table({name: visible_column(dataset, name) for name in columns})
-        yield from read_arrow(table.to_batches(max_chunksize=10_000), findings)
+        table = pa.table({name: visible_column(dataset, name, name in texts) for name in columns})
+        yield from arrow_rows(table.to_batches(max_chunksize=10_000))
 
 
-def visible_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """A string column as large_string, in the Dataset's visible order.
+def visible_column(dataset: datasets.Dataset, name: str, text: bool) -> pa.ChunkedArray:
+    """A column in the Dataset's visible order, texts as large_string.
 
     Goes past the Dataset's own access, which gathers shuffled rows one by one: 6 s for 320k rows, here 0.1 s.
     """
     # large_string: take() on string overflows its 32-bit offsets past 2 GB.
-    column = dataset.data.column(name)
-    column = column if name in JSON_COLUMNS else column.cast(pa.large_string())
+    column = dataset.data.column(name).cast(pa.large_string()) if text else dataset.data.column(name)
     return column if dataset._indices is None else column.take(dataset._indices.column(0))
 
 
-def read_columns(table: Mapping[str, object], findings: Findings) -> Iterator[Row]:
+def column_rows(table: Mapping[str, object], findings: Findings) -> Iterator[Row]:
     """Rows of {"column": [value, …], …}; DataError unless all are lists of one length."""
     for name, values in table.items():
         if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
@@ -69,7 +68,7 @@ def read_columns(table: Mapping[str, object], findings: Findings) -> Iterator[Ro
         yield position, dict(zip(columns, values, strict=True))
 
 
-def read_objects(objects: Iterable[object], findings: Findings) -> Iterator[Row]:
+def object_rows(objects: Iterable[object], findings: Findings) -> Iterator[Row]:
     """Rows of [{"column": value, …}, …]; anything but an object is noted as a bad row."""
     for position, row in enumerate(objects, 1):
         if isinstance(row, Mapping):
@@ -79,31 +78,31 @@ def read_objects(objects: Iterable[object], findings: Findings) -> Iterator[Row]
             findings.note(position, f"a {type(row).__name__}, not an object with columns", row=row)
 
 
-def text_columns(schema: pa.Schema, findings: Findings, wanted: Collection[str]) -> list[str]:
+def present_columns(
+    schema: pa.Schema, findings: Findings, texts: Collection[str], extras: Collection[str]
+) -> list[str]:
+    """Those of `texts` and `extras` that the schema has. DataError where a column of texts has another type."""
     repeated = {name for name in schema.names if schema.names.count(name) > 1}
     if repeated:
         raise DataError(f"{findings.where}: duplicate columns {sorted(repeated)}; rename or remove all but one")
     findings.columns.update(dict.fromkeys(schema.names))
-    columns = [name for name in schema.names if name in wanted]
-    for name in set(columns) - set(JSON_COLUMNS):
+    for name in set(schema.names).intersection(texts):
         kind = schema.field(name).type
         value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if value_kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
             raise DataError(f"{findings.where}: column {name!r} has type {kind}, not string; write it as text")
-    return columns
+    return [name for name in schema.names if name in texts or name in extras]
 
 
-def read_arrow(batches: Iterable[pa.RecordBatch | pa.Table], findings: Findings) -> Iterator[Row]:
-    position = 0
+def arrow_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    numbers = itertools.count(1)
     for batch in batches:
-        names = batch.schema.names
-        values = [_python_values(batch.column(index)) for index in range(len(names))]
-        for row in zip(*values, strict=True):
-            position += 1
-            yield position, dict(zip(names, row, strict=True))
+        rows = zip(*map(_python_values, batch.columns), strict=True)
+        for row, position in zip(rows, numbers, strict=False):
+            yield position, dict(zip(batch.schema.names, row, strict=True))
 
 
-def _python_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+def _python_values(column: pa.Array) -> list[object]:
     try:
         values: list[object] = column.to_pylist()
     except UnicodeDecodeError:  # as surrogates, which the check of the values finds in their row
@@ -151,7 +150,7 @@ def _lines(path: Path, findings: Findings) -> Iterator[str]:
             yield _decode(raw, path, number, findings.tolerant and number > 1)
 
 
-def read_txt(path: Path, findings: Findings) -> Iterator[Row]:
+def txt_rows(path: Path, findings: Findings) -> Iterator[Row]:
     findings.columns["src_txt"] = None
     for number, line in enumerate(_lines(path, findings), 1):
         text = line.removesuffix("\n").removesuffix("\r")
@@ -195,7 +194,7 @@ def _csv_records(lines: Iterator[str], findings: Findings, delimiter: str) -> It
             yield position, record
 
 
-def read_csv(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
+def csv_rows(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
     """Rows of a comma- or tab-separated file with a header line; blank lines are skipped."""
     header: list[str] = []
     for position, record in _csv_records(_lines(path, findings), findings, delimiter):
@@ -224,7 +223,7 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)
 
 
-def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
+def jsonl_rows(path: Path, findings: Findings) -> Iterator[Row]:
     for number, line in enumerate(_lines(path, findings), 1):
         if line.isspace():
             continue
@@ -245,7 +244,7 @@ def read_jsonl(path: Path, findings: Findings) -> Iterator[Row]:
             findings.note(number, f"a JSON {type(row).__name__}, not an object with columns", row=line)
 
 
-def read_json(path: Path, findings: Findings) -> Iterator[Row]:
+def json_rows(path: Path, findings: Findings) -> Iterator[Row]:
     with _open_binary(path) as file:
         raw = file.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
@@ -263,8 +262,8 @@ def read_json(path: Path, findings: Findings) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: invalid JSON ({error}); correct it") from error
     if isinstance(content, dict):
-        yield from read_columns(content, findings)
+        yield from column_rows(content, findings)
     elif isinstance(content, list):
-        yield from read_objects(content, findings)
+        yield from object_rows(content, findings)
     else:
         raise DataError(f'{path}: a JSON {type(content).__name__}; write a list of objects or {{"column": [value, …]}}')

@@ -20,12 +20,10 @@ import datasets
 
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
-from .arrow import fingerprint, text_batches, write_table
+from .arrow import write_arrow
 from .quarantine import DataError, Findings, Quarantine, from_json, to_json
 from .readers import Row
-from .sources import RowSource, files_of, find_split_file, has_split, is_mapped, open_source
-
-__all__ = ["DataError", "RowSource", "find_split_file", "fingerprint", "has_split", "load_rows", "text_batches"]
+from .sources import RowSource, files_of, is_mapped, open_source
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
 TABLE = "rows.arrow"
@@ -101,7 +99,7 @@ class _Request:
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        findings, rows = open_source(self.source, self.split, {*self.origin.values(), *self.extras})
+        findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant = self.tolerant
         return findings, itertools.islice(rows, self.max_rows)
@@ -122,7 +120,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     key: dict[str, Any] = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
 
     def build(folder: Path) -> None:
-        _, findings = request.read(functools.partial(write_table, folder / TABLE))
+        _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
 
@@ -137,7 +135,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
 def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
     """Mapped from a file that is deleted at once: its bytes stay until nobody maps them."""
     with writing(cache), tempfile.TemporaryDirectory(".rows", ".", cache) as folder:
-        _, findings = request.read(functools.partial(write_table, Path(folder) / TABLE))
+        _, findings = request.read(functools.partial(write_arrow, Path(folder) / TABLE))
         return datasets.Dataset.from_file(str(Path(folder) / TABLE)), findings
 
 
@@ -191,10 +189,8 @@ def _checked(
 
 
 def as_json(value: object) -> object:
-    """What a file gives for a list or a number, as text; text stays, and what is missing shall be found missing."""
-    return (
-        value if isinstance(value, str) or value is None or value is _ABSENT else json.dumps(value, ensure_ascii=False)
-    )
+    """A list, a number or a truth value as JSON; anything else stays what it is, and is a fault unless it is text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, int, float, list, dict)) else value
 
 
 def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

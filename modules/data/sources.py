@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ..system.redaction import first_line
 from . import readers
 from .quarantine import DataError, Findings
 from .readers import Row
@@ -28,51 +29,59 @@ _HUB_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def open_source(source: RowSource, split: str | None, wanted: set[str]) -> tuple[Findings, Iterator[Row]]:
+def open_source(
+    source: RowSource, split: str | None, texts: Collection[str], extras: Collection[str]
+) -> tuple[Findings, Iterator[Row]]:
     """The rows of anything load_rows takes, unread as yet, and the Findings that reading them will fill.
 
-    wanted: the user's names of the columns needed. Raises DataError where there is no such source or split.
+    texts: the user's names of the columns that must be strings; extras: further columns to read, of any type.
+    Raises DataError where there is no such source or split.
     """
+    wanted = texts, extras
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        if not path.exists():
-            return _open_dataset(_from_hub(source, split), f"hub dataset {source}", wanted)
-        if path.is_dir() and not _is_saved_dataset(path):
-            path, split = _split_of_folder(path, split), None
-        _check_split(str(path), split)
+        path = locate(source, split)
+        if path is None:
+            return _open_dataset(_from_hub(source, split), f"hub dataset {source}", *wanted)
         if path.is_dir():
-            return _open_dataset(_from_disk(path), str(path), wanted)
-        _check_devices(path)
+            return _open_dataset(_from_disk(path), str(path), *wanted)
         findings = Findings(str(path))
-        return findings, read_file(path, findings, wanted)
+        return findings, read_file(path, findings, *wanted)
     if isinstance(source, datasets.DatasetDict):
         if (split or "train") not in source:
             raise DataError(f"the given DatasetDict has no split {split or 'train'!r}; it has {', '.join(source)}")
-        return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", wanted)
+        return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", *wanted)
     if isinstance(source, datasets.Dataset):
         _check_split("the given dataset", split)
-        return _open_dataset(source, "the given dataset", wanted)
+        return _open_dataset(source, "the given dataset", *wanted)
     findings = Findings("the given rows")
     _check_split(findings.where, split)
     if isinstance(source, Mapping):
-        return findings, readers.read_columns(source, findings)
+        return findings, readers.column_rows(source, findings)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return findings, readers.read_objects(source, findings)
+        return findings, readers.object_rows(source, findings)
     raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
+
+
+def locate(source: str | Path, split: str | None) -> Path | None:
+    """The file or saved Dataset that holds the split; None where there is no such path here."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return None
+    if path.is_dir() and not _is_saved_dataset(path):
+        path = _split_of_folder(path, split)
+    else:
+        _check_split(str(path), split)
+    if not path.is_file() and not path.is_dir():  # a pipe would be waited for, and what was read of it once is gone
+        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
+    return path
 
 
 def files_of(source: RowSource, split: str | None) -> list[Path] | None:
     """The files whose bytes decide what open_source gives; None for what isn't a path here."""
-    if not isinstance(source, (str, Path)) or not Path(source).expanduser().exists():
-        return None
-    path = Path(source).expanduser()
-    if path.is_dir() and not _is_saved_dataset(path):
-        path, split = _split_of_folder(path, split), None
-    _check_split(str(path), split)
-    if path.is_dir():
+    path = locate(source, split) if isinstance(source, (str, Path)) else None
+    if path and path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    _check_devices(path)
-    return [path]
+    return [path] if path else None
 
 
 def is_mapped(source: RowSource, split: str | None) -> bool:
@@ -84,9 +93,11 @@ def is_mapped(source: RowSource, split: str | None) -> bool:
     return isinstance(source, (str, Path))
 
 
-def _open_dataset(dataset: datasets.Dataset, where: str, wanted: set[str]) -> tuple[Findings, Iterator[Row]]:
+def _open_dataset(
+    dataset: datasets.Dataset, where: str, texts: Collection[str], extras: Collection[str]
+) -> tuple[Findings, Iterator[Row]]:
     findings = Findings(where)
-    return findings, readers.read_dataset(dataset, findings, wanted)
+    return findings, readers.dataset_rows(dataset, findings, texts, extras)
 
 
 def _check_split(where: str, split: str | None) -> None:
@@ -94,12 +105,6 @@ def _check_split(where: str, split: str | None) -> None:
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
-
-
-def _check_devices(path: Path) -> None:
-    """A pipe would be waited for, and what was read of it once is gone."""
-    if not path.is_file():
-        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -133,7 +138,7 @@ def _from_hub(source: str | Path, split: str | None) -> datasets.Dataset:
             with _cached_alone(silence is not None):
                 return datasets.load_dataset(name, split=split or "train")
         except Exception as error:  # no network, no such name, no such split, no rights: one answer for all
-            reason = silence or _first_line(error)
+            reason = silence or first_line(error)
     raise DataError(
         f"{name} is neither a file nor a reachable hub dataset ({reason});"
         f" check the name, or the path from {Path.cwd()}"
@@ -147,7 +152,7 @@ def _why_the_hub_is_silent(name: str) -> str | None:
     except RepositoryNotFoundError:
         return "no such path, and the hub has none of that name that you may read"
     except Exception as error:  # of whatever lies between here and the hub
-        return f"no such path, and of the hub: {_first_line(error)}"
+        return f"no such path, and of the hub: {first_line(error)}"
     return None
 
 
@@ -160,10 +165,6 @@ def _cached_alone(alone: bool) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def find_split_file(folder: str | Path, split: str) -> Path | None:
@@ -207,8 +208,8 @@ def file_format(path: Path) -> str | None:
     return suffix if suffix in FORMATS and not (packed and suffix == ".parquet") else None
 
 
-def read_file(path: Path, findings: Findings, wanted: Collection[str]) -> Iterator[Row]:
-    """Rows of one file, its format told by the name. Columns outside `wanted` may be left unread.
+def read_file(path: Path, findings: Findings, texts: Collection[str], extras: Collection[str]) -> Iterator[Row]:
+    """Rows of one file, its format told by the name. Columns beside `texts` and `extras` may be left unread.
 
     Raises DataError for an unknown format, an unreadable file, bytes that aren't UTF-8, and broken structure.
     """
@@ -219,14 +220,14 @@ def read_file(path: Path, findings: Findings, wanted: Collection[str]) -> Iterat
     try:
         if kind == ".parquet":
             with pq.ParquetFile(path) as table:
-                columns = readers.text_columns(table.schema_arrow, findings, wanted)
-                yield from readers.read_arrow(table.iter_batches(columns=columns), findings)
+                columns = readers.present_columns(table.schema_arrow, findings, texts, extras)
+                yield from readers.arrow_rows(table.iter_batches(columns=columns))
         elif kind == ".json":
-            yield from readers.read_json(path, findings)
+            yield from readers.json_rows(path, findings)
         elif kind in (".csv", ".tsv"):
-            yield from readers.read_csv(path, findings, "," if kind == ".csv" else "\t")
+            yield from readers.csv_rows(path, findings, "," if kind == ".csv" else "\t")
         else:
-            yield from (readers.read_txt if kind == ".txt" else readers.read_jsonl)(path, findings)
+            yield from (readers.txt_rows if kind == ".txt" else readers.jsonl_rows)(path, findings)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a complete gzip file ({error}); make or download it again") from error
     except pa.ArrowInvalid as error:

@@ -48,6 +48,18 @@ def load_splits(
     return splits
 
 
+def load_training_rows(
+    config: DataConfig, seed: int, quarantine: Quarantine | None = None, extras: Collection[str] = ()
+) -> datasets.Dataset:
+    """The training rows of load_splits, without reading the others."""
+    source = config.path or ""
+    check_prepared(source)
+    rows = reader(config, quarantine, extras)(source, split="train")
+    if config.validation_path or has_split(source, "validation"):
+        return rows
+    return hold_out(rows, config.validation_fraction, seed)[0]
+
+
 def reader(
     config: DataConfig, quarantine: Quarantine | None, extras: Collection[str] = ()
 ) -> Callable[..., datasets.Dataset]:

@@ -1,4 +1,8 @@
-"""Names of what isn't whole yet: `.NAME.HOST-PROCESS.tmp`, until it is renamed or its process is gone."""
+"""Files and folders that are there whole or not at all, whenever the process is killed or the power fails.
+
+Everything is written as a draft beside its place, `.NAME.HOST-PROCESS.tmp`, synced to disk and renamed. The drafts of a
+killed process are removed by the next writer in the same folder on the same machine.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +10,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
-
-
-@contextmanager
-def new_folder(folder: Path, what: str) -> Iterator[Path]:
-    """A folder under a temporary name, to write to; then it is synced to disk and renamed, or removed if that fails.
-
-    Raises FileExistsError rather than overwrite; `what` stands in its message.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
-    draft = draft_of(folder)
-    remove_abandoned(folder.parent)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        for path in [*draft.rglob("*"), draft]:
-            sync(path)
-        draft.rename(folder)
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 DRAFT = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)\.tmp")
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes what is to become `path`: beside it, so that a rename is all that is left to do."""
+    """Where this process writes what is to become `path`."""
     return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
 
 
 def drafts_in(folder: Path) -> list[Path]:
+    """The drafts in a folder, of any process on any machine."""
     return [path for path in folder.glob(".*.tmp") if DRAFT.fullmatch(path.name)]
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes of this machine have left half written in a folder."""
+    """Removes the drafts of this machine's processes that are no longer there."""
     for path in drafts_in(folder):
         found = DRAFT.fullmatch(path.name)
         assert found
@@ -67,38 +40,97 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+def flush_to_disk(path: Path) -> None:
+    """Waits until the disk has a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_file(path: Path, permissions: int = 0o666) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes the file `path`, in place of an earlier one; after an error all is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
-    temporary = draft_of(path)
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, ensure_ascii=False, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    draft = draft_of(path)
+    try:
+        with open(draft, "wb", opener=lambda name, flags: os.open(name, flags, permissions)) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
 
 
-def take_name(draft: Path, path: Path) -> None:
-    """Syncs a folder and everything in it, then renames it."""
-    for written in [*draft.iterdir(), draft]:
-        sync(written)
-    if path.exists():  # one that didn't verify; whoever goes on from an earlier one comes by here again
-        remove_folder(path)
-    draft.rename(path)
-    sync(path.parent)
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of UTF-8 text."""
+    with new_file(path) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of indented JSON."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_link(path: Path, target: str) -> None:
+    """Makes `path` a symbolic link, in place of an earlier one."""
+    draft = draft_of(path)
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(path)
+    flush_to_disk(path.parent)
+
+
+@contextmanager
+def new_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A draft to fill, which becomes `folder`; after an error it is removed.
+
+    Args:
+        what: what the folder is, for the message.
+
+    Raises:
+        FileExistsError: `folder` is there already; it is never overwritten.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
+    draft = draft_of(folder)
+    remove_abandoned(folder.parent)
+    remove(draft)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        publish_folder(draft, folder)
+    except BaseException:
+        remove(draft)
+        raise
+
+
+def publish_folder(draft: Path, folder: Path) -> None:
+    """Syncs a draft with all that is in it, then renames it to `folder`, which it takes the place of."""
+    for path in [*draft.rglob("*"), draft]:
+        flush_to_disk(path)
+    if folder.exists():
+        remove_folder(folder)
+    draft.rename(folder)
+    flush_to_disk(folder.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Under another name first: half a folder must not pass for a whole one."""
-    removed = path.with_name(f".{path.name}.removed.tmp")
-    shutil.rmtree(removed, ignore_errors=True)
+    """Removes a folder; it is renamed first, because half of one must not pass for a whole one."""
+    removed = draft_of(path.with_name(f"{path.name}.removed"))
+    remove(removed)
     path.rename(removed)
-    shutil.rmtree(removed, ignore_errors=True)
+    remove(removed)

@@ -9,19 +9,19 @@ none, or none between machines, each writes its own and the first is kept. Any e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .atomic import new_folder
 from .checksums import damage, describe_files, write_file_list
+from .locks import file_lock
 
 FORMAT = 1
 """Raised when entries change their form; earlier ones are then never found."""
@@ -53,7 +53,7 @@ def cached(cache: Path, kind: str, origin: Mapping[str, Any], build: Callable[[P
     entry = cache / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
     if damage(entry) is None:
         return entry
-    with writing(cache), locked(entry):
+    with writing(cache), one_at_a_time(entry):
         found = damage(entry)
         if found is None:  # another process has made it meanwhile
             return entry
@@ -79,36 +79,32 @@ def writing(cache: Path) -> Iterator[None]:
 
 def remove_left_overs(entry: Path) -> None:
     """By age: a machine that this one shares no locks with may be at work."""
-    for left_over in entry.parent.glob(f".{entry.name}.*.partial"):
+    drafts = (path for path in entry.parent.glob(f".{entry.name}.*") if path.suffix in (".tmp", ".partial"))
+    for left_over in drafts:  # .partial: as earlier versions called them
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left_over.stat().st_mtime > LEFT_OVER:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
 def written(entry: Path, build: Callable[[Path], None]) -> Path:
-    partial = Path(tempfile.mkdtemp(".partial", f".{entry.name}.", entry.parent))
     try:
-        build(partial)
-        files = sorted(path for path in partial.iterdir() if path.is_file())
-        for path in files:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        write_file_list(partial, describe_files(files))
-        try:
-            partial.rename(entry)
-        except OSError:
-            if damage(entry) is not None:  # else a process was faster that no lock could hold back
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(entry, "an entry of the cache") as draft:
+            draft.chmod(0o700)
+            build(draft)
+            write_file_list(draft, describe_files(sorted(path for path in draft.iterdir() if path.is_file())))
+    except OSError:
+        if damage(entry) is not None:  # else a process was faster that no lock could hold back
+            raise
     return entry
 
 
 @contextlib.contextmanager
-def locked(entry: Path) -> Iterator[None]:
-    """One process at a time; on a file system without locks all at once, which `written` stands too."""
-    path = entry.with_name(f".{entry.name}.lock")
-    with path.open("w") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+def one_at_a_time(entry: Path) -> Iterator[None]:
+    """Waits for its turn; on a file system without locks nobody waits, which `written` stands too."""
+    lock = file_lock(entry.with_name(f".{entry.name}.lock"))
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

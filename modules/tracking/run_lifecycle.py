@@ -19,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
 from ..config.base import StageConfig
+from ..system.locks import is_locked
 from ..system.redaction import first_line, redact_text
-from .outbox.spool import is_held, last_record, unsent
+from .outbox.spool import LOCK, last_record, unsent
 from .outbox.store import why
 
 
@@ -163,8 +164,8 @@ def host() -> str:
 
 def is_gone(tags: dict[str, str], folder: Path) -> bool:
     """By the lock of its local log, which holds across containers; where that isn't here, by its process number."""
-    if (folder / "lock").exists():
-        return not is_held(folder)
+    if (folder / LOCK).exists():
+        return not is_locked(folder / LOCK)
     return tags.get(HOST) == host() and not is_alive(tags)
 
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 
 from ..config.generation import GenerationConfig
 from ..inference.text_generator import TextGenerator, generation_config
-from ..system.atomic import remove_folder
+from ..system.atomic import remove_folder, write_link
 from ..system.signals import StopRequest
 from ..tokenizer.tokenizer import Tokenizer
 from .lightning_module import LanguageModel
@@ -158,10 +158,7 @@ class Checkpoints(pl.Callback):
         path = self.folder / f"step={step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            link = self.folder / f".{LAST}.tmp"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.name)
-            link.replace(self.folder / LAST)
+            write_link(self.folder / LAST, path.name)
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from ..checkpoint.weights import CheckpointError
 from ..config.training import TrainingConfig
 from ..system.atomic import DRAFT, drafts_in, new_folder, remove
 from ..system.checksums import damage
+from ..system.locks import InUseError, take_lock
 from .callbacks import checkpoints_in
 from .run_manifest import CHECKPOINTS, RunManifest, read_run_manifest, require_same, write_run_manifest
 from .setup import TrainingSetup
@@ -43,30 +43,17 @@ def claimed(output_dir: str | None, resume: str | None) -> Iterator[RunManifest 
         raise ValueError(f"output_dir={folder} is a file: choose another name")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
-        try:
-            yield earlier_run(folder, resume)
-        finally:
-            if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
-                shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """The system frees it with the process, however that ends; on a file system without locks it holds nobody back."""
-    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise ValueError(f"output_dir={folder} is in use by {owner}: choose another, or wait for it") from None
-        except OSError as error:
-            logger.warning("%s has no locks (%s): see to it that no other run writes there", folder, error)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        stream.flush()
-        yield
+    try:
+        lock = take_lock(folder / LOCK, f"process {os.getpid()} on {os.uname().nodename}")
+    except InUseError as error:
+        owner = str(error) or "another process"
+        raise ValueError(f"output_dir={folder} is in use by {owner}: choose another, or wait for it") from None
+    try:
+        yield earlier_run(folder, resume)
+    finally:
+        if made and not any(path.name != LOCK for path in folder.iterdir()):  # refused before there was anything
+            shutil.rmtree(folder)
+        lock.release()
 
 
 def earlier_run(folder: Path, resume: str | None) -> RunManifest | None:

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint.weights import CheckpointError
 from ..config.loader import dotted_items, to_dict
 from ..config.training import TrainingConfig
-from ..system.atomic import sync, write_json
+from ..system.atomic import write_json
 from ..system.bounded_read import read_json
 from ..system.redaction import redact
 
@@ -71,7 +71,6 @@ def make_run_manifest(
 
 def write_run_manifest(folder: Path, manifest: RunManifest) -> None:
     write_json(folder / MANIFEST, asdict(manifest))
-    sync(folder)
 
 
 def read_run_manifest(checkpoints: Path) -> RunManifest | None:

@@ -29,7 +29,7 @@ from ..checkpoint.dcp import load_state, raise_if_stopped
 from ..checkpoint.pickles import load
 from ..checkpoint.weights import CheckpointError
 from ..config.training import TrainerConfig
-from ..system.atomic import sync, take_name
+from ..system.atomic import draft_of, flush_to_disk, publish_folder, remove_abandoned
 from ..system.checksums import Described, describe_files, write_file_list
 from ..system.hardware import default_device
 
@@ -107,8 +107,9 @@ class PortableCheckpoints(Strategy):
         Raises CheckpointNotSavedError where it can't be written; earlier ones stay as they are.
         """
         path = Path(self.broadcast(str(filepath)))
-        draft = path.with_name(f".{path.name}.tmp")
+        draft = Path(self.broadcast(str(draft_of(path))))  # that of the first rank
         if self.is_global_zero:
+            remove_abandoned(path.parent)
             shutil.rmtree(draft, ignore_errors=True)
         self.barrier()
         del checkpoint["loops"]  # Lightning's own way to go on; lightning_module.count_on has ours
@@ -120,7 +121,7 @@ class PortableCheckpoints(Strategy):
             files = self.described(draft)
             if self.is_global_zero:
                 write_file_list(draft, files)
-                take_name(draft, path)
+                publish_folder(draft, path)
         except (OSError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise_if_stopped(error)
@@ -140,7 +141,7 @@ class PortableCheckpoints(Strategy):
         rest = self.is_global_zero
         files = [p for p in draft.iterdir() if p.name.startswith(mine) or (rest and not p.name.startswith("__"))]
         for path in files:
-            sync(path)
+            flush_to_disk(path)
         found: list[Described | None] = [describe_files(files)]
         if dist.is_initialized():
             found = [None] * dist.get_world_size()

@@ -182,10 +182,10 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
 def test_processes_that_want_the_same_entry_build_it_once(tmp_path: Path, locks: bool) -> None:
     script = (
-        "import sys, time, pathlib\nfrom modules.system import cache\nfrom modules.system.cache import cached\n"
+        "import fcntl, sys, time, pathlib\nfrom modules.system.cache import cached\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "def none(*_): raise OSError('no locks')\n"
-        f"if not {locks}: cache.fcntl.flock = none\n"
+        f"if not {locks}: fcntl.flock = none\n"
         "def build(entry):\n    time.sleep(0.3)\n    (entry / 'a').write_text('content')\n"
         "    print('built')\n"
         "assert (cached(folder, 'x', {'n': 1}, build) / 'a').read_text() == 'content'\n"
@@ -203,7 +203,7 @@ def test_files_are_read_and_checked_once(tmp_path: Path, monkeypatch: pytest.Mon
     first = load_rows(path, cache=cache)
     assert first.to_list() == load_rows(path).to_list()
     with monkeypatch.context() as patch:
-        patch.setattr("modules.data.rows.write_table", None)  # what a second reading would need
+        patch.setattr("modules.data.rows.write_arrow", None)  # what a second reading would need
         assert fingerprint(load_rows(path, cache=cache)) == fingerprint(first)
     path.write_text('{"src_txt": "春"}\n{"src_txt": ""}\n')
     with pytest.raises(DataError, match="a.jsonl:2: src_txt is empty"):

@@ -18,7 +18,7 @@ from modules.data.quarantine import DataError, Quarantine
 from modules.data.rows import load_rows
 from modules.data.splits import load_splits
 from modules.system.checksums import sha256_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from pipelines.prepare import prepare
 
 GOOD = [{"src_txt": f"第{number}行"} for number in range(97)]
@@ -154,7 +154,7 @@ def test_prepare_writes_the_list_into_the_folder_and_the_run(tmp_path: Path, sto
     result = prepare(load_config("prepare", [*arguments, "output_dir=out"]))
     assert result.manifest["files"]["quarantine.jsonl"]["rows"] == 3
     assert result.manifest["files"]["quarantine.jsonl"]["sha256"] == sha256_of(store / "out" / "quarantine.jsonl")
-    assert sum(len(read_rows(path)) for path in (store / "out").glob("*.jsonl.gz")) == 97
+    assert sum(len(read_jsonl(path)) for path in (store / "out").glob("*.jsonl.gz")) == 97
     run = mlflow.get_run(result.run_id)
     assert run.data.metrics["rows/quarantined"] == 3
     assert "1 × src_txt is empty" in run.data.tags["quarantined"]

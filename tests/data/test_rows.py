@@ -5,6 +5,7 @@ import gzip
 import json
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import datasets
@@ -245,6 +246,43 @@ def test_typed_columns_and_nulls_of_arrow_data(tmp_path: Path) -> None:
     labels = pa.table({"src_txt": pa.array(["a", "b", "a"]).dictionary_encode(), "image": [b"", b"", b""]})
     pq.write_table(labels, tmp_path / "dictionary.parquet")
     assert load_rows(tmp_path / "dictionary.parquet")["src_txt"][:] == ["a", "b", "a"]
+
+
+EXTRAS = {"group": [3, 3, 4], "share": [0.5, 1.0, 2.5], "seen": [True, False, True], "slots": [["甲"], [], ["乙"]]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "shuffled", "given"])
+def test_extras_of_any_plain_type_are_taken_as_from_jsonl(tmp_path: Path, kind: str) -> None:
+    columns = {"src_txt": ["一", "二", "三"], "label": ["甲", "乙", "丙"], **EXTRAS}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    dataset = datasets.Dataset.from_dict(columns)
+    dataset.save_to_disk(tmp_path / "saved")
+    source = {
+        "parquet": tmp_path / "a.parquet",
+        "saved": tmp_path / "saved",
+        "shuffled": dataset.select([2, 0, 1]).select([1, 2, 0]),
+        "given": dataset,
+    }[kind]
+    expected = load_rows(tmp_path / "a.jsonl", extras=["label", *EXTRAS]).to_list()
+    assert load_rows(source, extras=["label", *EXTRAS]).to_list() == expected
+    assert expected[0] == {
+        "src_txt": "一",
+        "group": "3",
+        "label": "甲",
+        "seen": "true",
+        "share": "0.5",
+        "slots": '["甲"]',
+    }
+    with pytest.raises(DataError, match="column 'group' has type int64, not string"):  # a text stays a text
+        load_rows(source, {"group": "src_txt"}, extras=["slots"])
+
+
+def test_an_extra_that_json_does_not_know_is_a_bad_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"src_txt": ["一"], "group": [date(2024, 1, 2)]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1: group is of type date, not a string \(2024-01-02\)"):
+        load_rows(tmp_path / "a.parquet", extras=["group"])
 
 
 def test_fingerprint_tells_contents_apart_and_nothing_else() -> None:

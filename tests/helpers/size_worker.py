@@ -31,12 +31,12 @@ def write(folder: str, size: str, ids: str, dtype: str) -> dict[str, Any]:
     from modules.checkpoint.model_folder import write_model
     from modules.config.loader import load_config
     from modules.model.decoder import fresh_tensors
-    from modules.system.jsonl import read_rows
+    from modules.system.jsonl import read_jsonl
     from modules.tokenizer.tokenizer import train_tokenizer
     from tests.helpers.models import ROOT
 
     config = load_config("pretrain", [f"model={size}", f"model.vocab_size={ids}"]).model
-    tokenizer = train_tokenizer(row["src_txt"] for row in read_rows(ROOT / "data" / "poems.jsonl.gz"))
+    tokenizer = train_tokenizer(row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems.jsonl.gz"))
     tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in fresh_tensors(config, seed=0))
     write_model(Path(folder), config, tensors, tokenizer, {})
     return {}

@@ -109,6 +109,26 @@ def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, caps
     assert len(score_folder("it", model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512).units) == 3
 
 
+def test_bad_rows_of_either_split_are_counted_shown_and_listed(
+    model: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}"} for number in range(4)]
+    bad: dict[str, object] = {"src_txt": "", "tgt_txt": "答"}
+    data = write_rows(store / "data", train=[*rows, bad], test=[*rows, {"src_txt": "问"}])
+    leave_out = [f"data.path={data}", "data.bad_rows=quarantine", "data.max_bad_rows=0.2"]
+    found = run("task=instructions", f"model={model}", *leave_out)
+    printed = capsys.readouterr().out
+    assert re.search(r"src_txt is empty +1\b", printed)
+    assert re.search(r"tgt_txt is missing +1\b", printed)
+    logged = MlflowClient().get_run(found.run_id)
+    assert logged.data.metrics["rows/quarantined"] == 2
+    listed = mlflow.artifacts.load_text(f"runs:/{found.run_id}/quarantine.jsonl").splitlines()
+    assert sorted((Path(row["file"]).name, row["line"]) for row in map(json.loads, listed)) == [
+        ("test.jsonl", 5),
+        ("train.jsonl", 5),
+    ]
+
+
 def test_a_metric_that_rows_have_nothing_for_is_left_out_and_named(
     model: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

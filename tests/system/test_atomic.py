@@ -6,11 +6,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from modules.system.atomic import draft_of, new_folder, remove_abandoned, write_json
-from modules.system.jsonl import write_rows
+from modules.system.atomic import (
+    draft_of,
+    new_file,
+    new_folder,
+    publish_folder,
+    remove_abandoned,
+    remove_folder,
+    write_json,
+    write_link,
+    write_text,
+)
+from modules.system.jsonl import write_jsonl
 from modules.training.resume import claimed
 from tests.helpers.models import ROOT
 
@@ -18,14 +29,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from modules.system.atomic import new_folder
-from modules.system.jsonl import write_rows
+from modules.system.jsonl import write_jsonl
 folder = Path(sys.argv[1])
 def rows():
     with new_folder(folder / "model", "a model folder") as draft:
         (draft / "weights").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
     yield {}
-write_rows(folder / "rows.jsonl.gz", rows())
+write_jsonl(folder / "rows.jsonl.gz", rows())
 """
 
 
@@ -65,7 +76,44 @@ def test_a_draft_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
     with new_folder(tmp_path / "model", "a model folder") as draft:
         assert draft == draft_of(tmp_path / "model")
         assert str(os.getpid()) in draft.name
-        write_rows(tmp_path / "rows.jsonl.gz", [{}])
+        write_jsonl(tmp_path / "rows.jsonl.gz", [{}])
         remove_abandoned(tmp_path)
         assert draft.is_dir()
     assert hidden(tmp_path) == []
+
+
+def fail_after(stream: IO[bytes]) -> None:
+    stream.write(b"half")
+    raise ValueError("half written")
+
+
+def test_a_file_keeps_what_it_was_when_writing_fails(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "card.md", "whole")
+    with pytest.raises(ValueError, match="half"), new_file(tmp_path / "a" / "card.md") as stream:
+        fail_after(stream)
+    assert (tmp_path / "a" / "card.md").read_text() == "whole"
+    assert hidden(tmp_path / "a") == []
+
+
+def test_a_draft_takes_the_place_of_a_folder_and_a_link_that_of_another(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        draft = draft_of(tmp_path / content)
+        (draft / "below").mkdir(parents=True)
+        (draft / "below" / "part").write_text(content)
+        publish_folder(draft, tmp_path / "step")
+        write_link(tmp_path / "last", "step")
+    assert (tmp_path / "last" / "below" / "part").read_text() == "second"
+    remove_folder(tmp_path / "step")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, the folders that they lie in, and at last the folder that the new name is in."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(os.readlink(f"/proc/self/fd/{number}")).name))
+    write_text(tmp_path / "card.md", "whole")
+    assert synced == [draft_of(tmp_path / "card.md").name, tmp_path.name]
+    synced.clear()
+    with new_folder(tmp_path / "model", "a model folder") as draft:
+        (draft / "part").touch()
+    assert synced == ["part", draft.name, tmp_path.name]

@@ -30,7 +30,7 @@ from pipelines.prepare import prepare
 from tests.helpers.models import ROOT, make_config, make_decoder
 from tests.helpers.snippets import ELISION, Snippet, snippets, words
 
-PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [snippet for page in PAGES for snippet in snippets(page, ROOT)]
 COMMANDS = [snippet for snippet in SNIPPETS if snippet.kind in ("command", "inline")]
 PYTHON = [snippet for snippet in SNIPPETS if snippet.kind == "python"]
@@ -61,6 +61,7 @@ def test_every_command_is_one_that_is_taken(snippet: Snippet, tmp_path: Path, mo
         ("mlflow run . -e tune", "no entry point tune"),
         ("mlflow run . -P pretrain.output_dir=… -P finetune.output_dir=…", "give from_scratch=true with it"),
         ("python tests/nothing.py", "tests/nothing.py isn't there"),
+        ("python -m tools.nothing a", "no module tools.nothing"),
         ("python -m pytest tests/test_nothing.py -k x", "tests/test_nothing.py isn't there"),
         ("curl -s localhost:8000/v1/completions -d '{\"prompt\": }'", "no JSON"),
     ],
@@ -85,6 +86,10 @@ def complaints(snippet: Snippet) -> list[str]:
     if "-m" in line and line[line.index("-m") + 1].startswith("pipelines."):
         at = line.index("-m") + 1
         return of_stage(line[at].removeprefix("pipelines."), line[at + 1 :], snippet)
+    if "-m" in line and line[line.index("-m") + 1].startswith(("tools", "benchmarks", "tests.")):
+        module = line[line.index("-m") + 1]
+        path = ROOT / module.replace(".", "/")
+        return [] if path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() else [f"no module {module}"]
     if line[0] == "curl":
         return [f"no JSON: {body}" for body in line[line.index("-d") + 1 :][:1] if not is_json(body)]
     files = [word for word in line if re.match(r"(tests|docs)/\S+\.py", word)]
@@ -162,6 +167,7 @@ def workplace(store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     """What the snippets speak of, in the current folder: a published model, a registered one, rows."""
     decoder = make_decoder(make_config(2 * tokenizer.vocab_size, max_position_embeddings=128))
     folder = save_model(store / "nlp_gpt3_text-generation_1.3B", decoder, tokenizer, {})
+    (store / "models").symlink_to(ROOT / "models")
     for other in ("outputs/finetune-…/model", "FOLDER"):
         (store / other).parent.mkdir(parents=True, exist_ok=True)
         (store / other).symlink_to(folder)
@@ -174,7 +180,12 @@ def workplace(store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     return store
 
 
-RUNNABLE = [s for s in PYTHON if re.search(r"^from (pipelines|modules|transformers)", s.text, re.MULTILINE)]
+RUNNABLE = [
+    s
+    for s in PYTHON
+    if re.search(r"^from (pipelines|modules|transformers)", s.text, re.MULTILINE)
+    and s.file != "data/README.md"  # which needs the whole corpus
+]
 
 
 @pytest.mark.parametrize("snippet", RUNNABLE, ids=str)
@@ -212,22 +223,43 @@ def test_commands_that_need_only_a_model_or_rows_work(
 
 
 def test_the_configurations_page_is_current() -> None:
-    made = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["document"]()
+    made = runpy.run_path(str(ROOT / "tools" / "configuration.py"))["document"]()
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == made, "python -m tools.configuration"
 
 
 def test_the_recipes_tables_are_current() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert page == runpy.run_path(str(ROOT / "docs" / "recipes.py"))["document"](page), "python -m tools.recipes"
+    assert page == runpy.run_path(str(ROOT / "tools" / "recipes.py"))["document"](page), "python -m tools.recipes"
 
 
 def test_every_link_and_picture_is_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
-        for test in re.findall(r"`(tests/\w+\.py)`", page.read_text(encoding="utf-8")):
+        for test in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text(encoding="utf-8")):
             assert (ROOT / test).is_file(), (page.name, test)
+
+
+def test_every_heading_that_is_linked_to_is_there() -> None:
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            text = (page.parent / target if target else page).read_text(encoding="utf-8")
+            headings = [re.sub(r"[^\w -]", "", line) for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+            assert heading in {line.lower().replace(" ", "-") for line in headings}, (page.name, target, heading)
+
+
+NAMED = [
+    (page.name, *found)
+    for page in PAGES
+    for found in re.findall(r"^\| `([\w/]+\.py)` \| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "file", "name"), NAMED)
+def test_what_the_tour_and_the_recipes_name_is_in_its_file(page: str, file: str, name: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert re.search(rf"^\s*(?:(?:async )?def|class) {name}\b|^{name}\b", text, re.MULTILINE)
 
 
 def test_both_readmes_have_the_same_commands_and_numbers() -> None:

@@ -19,7 +19,7 @@ READMES = ("README.md", "README.zh.md")
 @pytest.fixture
 def scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tools/scores.py at work on copies of the pages."""
-    spec = importlib.util.spec_from_file_location("scores", ROOT / "docs" / "scores.py")
+    spec = importlib.util.spec_from_file_location("scores", ROOT / "tools" / "scores.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

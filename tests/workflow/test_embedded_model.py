@@ -9,7 +9,7 @@ from modules.config.base import EMBEDDED
 from modules.data.corpora.verse import split_of
 from modules.evaluation.baselines import ngram_floor
 from modules.evaluation.likelihood import score
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
 
 FOLDER = model_folder(ROOT / EMBEDDED)
@@ -21,7 +21,7 @@ def test_it_is_sound() -> None:
 
 def test_it_reads_unseen_poems_far_better_than_counting_does() -> None:
     poems: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for row in read_rows(ROOT / "data" / "poems.jsonl.gz"):
+    for row in read_jsonl(ROOT / "data" / "poems.jsonl.gz"):
         poems[split_of(row["src_txt"])].append(row["src_txt"])
     assert len(poems["test"]) == 300
     train, test = (datasets.Dataset.from_dict({"src_txt": poems[split]}) for split in ("train", "test"))

@@ -7,7 +7,6 @@ V), ours head by head. Source: transformers 5, models/gpt2.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ...config.model import ModelConfig
 from ...model.decoder import meta_decoder
+from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ..pickles import read_pickle
@@ -240,7 +240,3 @@ def gpt2_config(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "use_cache": True,
     }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

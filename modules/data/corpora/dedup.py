@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .poem_cleaning import Poem
 from .verse import clauses, han_only
@@ -44,7 +46,7 @@ def near_copies(texts: Sequence[str], units: Callable[[str], Iterable[str]] = cl
     """For each text the index of the first one of its cluster of near-copies, often its own.
 
     Near-copies share at least two units and `share` of the distinct units of the one with fewer; clusters are
-    the connected components (union-find), so a chain of near-copies is one cluster. Poems are compared by clauses;
+    the connected components, so a chain of near-copies is one cluster. Poems are compared by clauses;
     those of prose are too often set phrases, so it is compared by shingles.
     """
     unit_ids: dict[str, int] = {}
@@ -56,7 +58,7 @@ def near_copies(texts: Sequence[str], units: Callable[[str], Iterable[str]] = cl
         owners.extend([index] * len(distinct))
     sizes = np.bincount(owners, minlength=len(texts)) if owners else np.zeros(len(texts), dtype=np.int64)
     left, right = _near_pairs(np.array(of_text, dtype=np.int64), np.array(owners, dtype=np.int64), sizes, share)
-    return _components(len(texts), left.tolist(), right.tolist())
+    return _components(len(texts), left, right)
 
 
 def shingles(text: str, length: int = 8) -> set[str]:
@@ -104,17 +106,10 @@ def _near_pairs(unit_ids: Ids, owners: Ids, sizes: Ids, share: float) -> tuple[I
     return left[near], right[near]
 
 
-def _components(count: int, left: list[int], right: list[int]) -> list[int]:
+def _components(count: int, left: Ids, right: Ids) -> list[int]:
     """For each of `count` items the lowest index that it is connected to."""
-    parents = list(range(count))
-    for one, other in zip(left, right, strict=True):
-        low, high = sorted((_root(parents, one), _root(parents, other)))
-        parents[high] = low
-    return [_root(parents, index) for index in range(count)]
-
-
-def _root(parents: list[int], index: int) -> int:
-    while parents[index] != index:
-        parents[index] = parents[parents[index]]
-        index = parents[index]
-    return index
+    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)
+    lowest: list[int] = first[component].tolist()
+    return lowest

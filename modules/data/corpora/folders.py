@@ -1,8 +1,7 @@
-"""Data folders that training reads: train, validation and test files, and a manifest that says what is in them."""
+"""Data folders that training reads: train, validation and test files with a manifest, of a sample or a user's rows."""
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -12,19 +11,18 @@ from typing import Any
 
 import datasets
 
-from ...system.atomic import write_json
 from ...system.checksums import sha256_of
-from ...system.jsonl import Row, read_rows, write_rows
+from ...system.jsonl import Row, read_jsonl, write_jsonl
 from ...system.redaction import redact_text
 from ..arrow import fingerprint
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..rows import load_rows
 from ..sources import has_split
-from .poems import MANIFEST, RECIPE, write_derived_sets
-from .verse import split_of
+from .manifest import begin_folder, earlier_manifest, finish_folder
+from .poems import RECIPE, write_derived_sets
+from .verse import SPLITS, Split, split_of
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
-SPLITS = ("train", "validation", "test")
 
 
 def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
@@ -33,16 +31,16 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     earlier = earlier_manifest(folder, identity)
     if earlier:
         return earlier
-    begin(folder, identity)
-    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in read_rows(sample):
+    begin_folder(folder, identity)
+    by_split: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+    for row in read_jsonl(sample):
         by_split[split_of(row["src_txt"])].append(row)
     files = {
-        f"poems/{split}.jsonl.gz": write_rows(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
+        f"poems/{split}.jsonl.gz": write_jsonl(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
         for split in SPLITS
     }
     files |= write_derived_sets(by_split, folder)
-    return finish(folder, identity, files)
+    return finish_folder(folder, identity, files)
 
 
 def prepare_rows(
@@ -60,8 +58,8 @@ def prepare_rows(
     FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
-    found = {name: load_rows(source, columns, name, quarantine=quarantine) for name in ("train", *own)} if own else {}
-    found = found or {"": load_rows(source, columns, quarantine=quarantine)}
+    names: list[str | None] = ["train", *own] if own else [None]
+    found = {name or "": load_rows(source, columns, name, quarantine=quarantine) for name in names}
     identity = {
         "source": redact_text(str(source)),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
@@ -78,13 +76,15 @@ def prepare_rows(
     if empty:
         raise DataError(f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own")
     copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
-    begin(folder, identity)
+    begin_folder(folder, identity)
     files = {
-        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", splits[name]) for name in SPLITS if splits.get(name)
+        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", splits[name])
+        for name in SPLITS
+        if splits.get(name)
     }
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
-    return finish(folder, identity | {"exact copies dropped": copies}, files)
+    return finish_folder(folder, identity | {"exact copies dropped": copies}, files)
 
 
 def without_copies(rows: datasets.Dataset, seen: set[tuple[str, ...]]) -> Iterable[Row]:
@@ -121,47 +121,3 @@ def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: fl
 def hash_share(text: str) -> float:
     """A number from 0 to 1 that follows from the text alone, evenly spread."""
     return int(sha1(text.encode()).hexdigest(), 16) / 2**160
-
-
-def earlier_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a folder that already holds just this, its files unchanged; None for an empty folder.
-
-    Raises DataError for a folder that holds something else.
-    """
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = {}
-    same = bool(manifest) and all(manifest.get(key) == value for key, value in identity.items())
-    if same and manifest.get("unfinished"):  # an interrupted call is repeated from the start
-        return None
-    files = {folder / path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
-    if same and files and all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()):
-        return manifest
-    raise DataError(
-        f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
-        "give output_dir=ANOTHER_FOLDER, or delete this one"
-    )
-
-
-def source_of(place: str | None) -> dict[str, str]:
-    """What the manifest of a prepared folder (or of the one that a set lies in) says the rows were made from."""
-    for folder in (Path(place), Path(place).parent) if place else ():
-        if (folder / MANIFEST).is_file():
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return {key: value for key, value in manifest.items() if isinstance(value, str)}
-    return {}
-
-
-def begin(folder: Path, identity: dict[str, Any]) -> None:
-    """Marks the folder as being made from just this, so that an interrupted call can be repeated."""
-    write_json(folder / MANIFEST, {**identity, "unfinished": True})
-
-
-def finish(folder: Path, identity: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-    """The manifest goes last: a folder that has one is complete."""
-    manifest = {**identity, "files": files}
-    write_json(folder / MANIFEST, manifest)
-    return manifest

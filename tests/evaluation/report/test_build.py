@@ -12,7 +12,7 @@ import pytest
 
 from modules.config.loader import load_config
 from modules.evaluation.report.build import lengths, tally, training_curves
-from modules.system.jsonl import write_rows
+from modules.system.jsonl import write_jsonl
 from pipelines.evaluate import evaluate
 from pipelines.train import train
 from tests.checkpoint.test_dcp import QUICK
@@ -31,7 +31,7 @@ def model(store: Path, rows: datasets.Dataset) -> Path:
 
 @pytest.fixture
 def page(model: Path, store: Path, poems: dict[str, list[str]]) -> Callable[..., str]:
-    write_rows(store / "test.jsonl.gz", [{"src_txt": text} for text in poems["test"][:12]])
+    write_jsonl(store / "test.jsonl.gz", [{"src_txt": text} for text in poems["test"][:12]])
 
     def made(*arguments: str) -> str:
         found = evaluate(

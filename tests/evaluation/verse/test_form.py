@@ -15,7 +15,7 @@ from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
 from modules.evaluation.verse.form import couplet_form, form_of, line_lengths, repetition
 from modules.evaluation.verse.rhymes import rhyme, rhymes_of, tone_of
-from modules.system.jsonl import read_rows
+from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
 
 STORKS = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
@@ -99,7 +99,7 @@ def test_rhymes_and_tones_are_those_of_the_table() -> None:
 
 
 def test_verse_by_people_keeps_the_form_that_the_same_characters_shuffled_lose() -> None:
-    poems = [row["src_txt"] for row in read_rows(POEMS) if split_of(row["src_txt"]) == "test"]
+    poems = [row["src_txt"] for row in read_jsonl(POEMS) if split_of(row["src_txt"]) == "test"]
     quatrains = [quatrain for poem in poems for quatrain in cut_quatrains(poem)]
     letters = random.Random(0)
     human = [form_of(text) for text in quatrains]

@@ -86,6 +86,18 @@ def test_two_processes_never_write_to_one_run(tmp_path: Path) -> None:
     Spool(folder).close()
 
 
+def test_drafts_of_a_killed_process_go(tmp_path: Path) -> None:
+    Spool(tmp_path).close()
+    (tmp_path / "sent.json.new").touch()  # as earlier versions called them
+    killed = tmp_path / f".sent.json.{os.uname().nodename}-{2**22 + 1}.tmp"  # beyond any process number
+    killed.touch()
+    spool = Spool(tmp_path)
+    spool.write_json("run.json", {})
+    spool.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "log.jsonl", "run.json"]
+    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(tmp_path / "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

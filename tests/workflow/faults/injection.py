@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from modules.data import packing as steps
+from modules.system import atomic
 from modules.system import checksums as file_list
 from modules.tracking.tracked_run import TrackedRun
 from modules.training import callbacks as checkpoint_callback
@@ -42,10 +43,10 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (dcp, "save"),
         (strategies, "describe_files"),
         (strategies, "write_file_list"),
-        (strategies, "take_name"),
-        (strategies, "sync"),
+        (strategies, "publish_folder"),
+        (strategies, "flush_to_disk"),
         (file_list, "sha256_of"),
-        (strategies, "remove_folder"),
+        (atomic, "remove_folder"),
         (checkpoint_callback, "checkpoints_in"),
         (checkpoint_callback, "remove_folder"),
     ],

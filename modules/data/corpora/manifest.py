@@ -1,0 +1,69 @@
+"""The manifest of a data folder: what the rows were made from, and the bytes of each file that was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...system.atomic import write_json
+from ...system.checksums import sha256_of
+from ..quarantine import DataError
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's manifest, {} where there is none that can be read."""
+    try:
+        manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest
+
+
+def files_unchanged(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether there are files at all, and each still is the bytes that its entry in the manifest says."""
+    digests = {folder / path: entry["sha256"] for path, entry in files.items()}
+    return bool(digests) and all(path.is_file() and sha256_of(path) == digest for path, digest in digests.items())
+
+
+def earlier_manifest(folder: Path, identity: Manifest) -> Manifest | None:
+    """The manifest of a folder that was made from just this and is unchanged; DataError where it holds anything else.
+
+    None for an empty folder, and for one whose making was interrupted: that is repeated from the start.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    manifest = read_manifest(folder)
+    same = bool(manifest) and all(manifest.get(key) == value for key, value in identity.items())
+    if same and manifest.get("unfinished"):
+        return None
+    if same and files_unchanged(folder, manifest.get("files", {})):
+        return manifest
+    raise DataError(
+        f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
+        "give output_dir=ANOTHER_FOLDER, or delete this one"
+    )
+
+
+def begin_folder(folder: Path, identity: Manifest) -> None:
+    """Marks the folder as being made from just this, so that an interrupted call can be repeated."""
+    write_json(folder / MANIFEST, {**identity, "unfinished": True})
+
+
+def finish_folder(folder: Path, identity: Manifest, files: Mapping[str, Any]) -> Manifest:
+    """Writes the manifest without that mark, after all else, and returns it."""
+    manifest = {**identity, "files": files}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def source_of(place: str | None) -> dict[str, str]:
+    """What the manifest of a prepared folder (or of the one that a set lies in) says the rows were made from."""
+    for folder in (Path(place), Path(place).parent) if place else ():
+        if manifest := read_manifest(folder):
+            return {key: value for key, value in manifest.items() if isinstance(value, str)}
+    return {}
