@@ -2,8 +2,8 @@
 
 Later wins over earlier: the dataclasses' defaults; conf/model/NAME.yaml and conf/data/NAME.yaml where such a
 section is given a name; conf/STAGE.yaml; conf/task/NAME.yaml, which speaks of the whole stage; the user's own file
-(`config=FILE`); the command line. Every complaint is gathered and raised at once. This file and
-assignments.py alone import omegaconf: past them, only dataclasses travel.
+(`config=FILE`); the command line. Every complaint is gathered and raised at once. This is the only file that imports
+omegaconf: past it, only dataclasses travel.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from omegaconf.resolvers import oc
 
 from ..system.bounded_read import read_plain_yaml
 from ..system.redaction import FROM_ENVIRONMENT
-from .assignments import COMMAND_LINE, Assignment, parse_arguments, parse_value, read_yaml, stage_files, with_tasks
+from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value
+from .base import CommandConfig
 from .commands import STAGES
+from .evaluation import TaskConfig
 from .model import ModelConfig
-from .schema import Key, group_file, keys, suggestion, wanted
+from .schema import CONF, Key, group_file, keys, suggestion, wanted
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -131,6 +133,48 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(config if isinstance(config, Mapping) else to_dict(config))
+
+
+def stage_files(stage: str, config_class: type[CommandConfig], complaints: list[str]) -> Iterator[Assignment]:
+    """conf/STAGE.yaml, and for a stage made of stages (main) theirs first."""
+    for key in keys(config_class):
+        if key.stage and "." not in key.name:
+            yield from read_yaml(CONF / f"{key.name}.yaml", config_class, f"{key.name}.", complaints)
+    yield from read_yaml(CONF / f"{stage}.yaml", config_class, "", complaints)
+
+
+def with_tasks(
+    config_class: type[CommandConfig], files: list[Assignment], users: list[Assignment], complaints: list[str]
+) -> list[Assignment]:
+    """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
+    tasks = {key.name: key for key in keys(config_class) if key.section is TaskConfig}
+    names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
+    between: list[Assignment] = []
+    for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
+        path = group_file(tasks[name], value, where, complaints)
+        if path:
+            between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
+            between.append((f"{name}.name", path.stem, path.name))
+    return [leaf for leaf in (*files, *between, *users) if leaf not in names]
+
+
+def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]) -> Iterator[Assignment]:
+    """A file's leaves; what stands under a section's name is a leaf of that section."""
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        complaints.append(f"config file {path} doesn't exist")
+        return
+    except Exception as error:
+        complaints.append(f"config file {path} isn't YAML: {error}")
+        return
+    if not isinstance(content, DictConfig):
+        complaints.append(f"config file {path} must hold `key: value` lines")
+        return
+    sections = {key.name for key in keys(config_class) if key.section}
+    plain = OmegaConf.to_container(content, resolve=False)
+    assert isinstance(plain, dict)
+    yield from leaves(plain, prefix, sections, path.name)
 
 
 def assign(config_class: type, assignments: list[Assignment], complaints: list[str]) -> DictConfig:
