@@ -13,14 +13,14 @@ import torch
 
 from modules.checkpoint import formats as interop
 from modules.checkpoint.adapter import apply_adapter, read_adapter
-from modules.checkpoint.loading import open_model, verified_hash
+from modules.checkpoint.loading import open_model, open_tokenizer, verified_hash
 from modules.checkpoint.model_folder import write_model
 from modules.checkpoint.weights import StoredModel, in_dtype
 from modules.config.commands import ConvertConfig
 from modules.model.decoder import parameter_count
 from modules.system.atomic import new_folder
 from modules.system.bounded_read import read_plain_yaml
-from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connect
@@ -54,7 +54,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     source, target = resolve_model(config.source), Path(config.target)
     if target.exists():
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
-    model, tokenizer = open_model(source), load_tokenizer(source)
+    model, tokenizer = open_model(source), open_tokenizer(source)
     digest = verified_hash(source)
     check_vocabulary_size(source, model, tokenizer)
     if config.adapter:

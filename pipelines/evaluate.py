@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from modules.checkpoint.loading import load_verified, open_model
+from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.evaluation import EvaluateConfig
 from modules.data.corpora.manifest import source_of
@@ -25,7 +25,6 @@ from modules.evaluation.task_rows import columns_of, groups_of, with_targets
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import parameter_count
 from modules.system.atomic import write_text
-from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
 from modules.tracking.tracked_run import TrackedRun
@@ -66,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 samples = continue_prompts(TextGenerator(decoder, tokenizer, config.generation), config.prompts)
         with console.status("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
-            evaluations |= task.floors(load_tokenizer(folders["model"]))
+            evaluations |= task.floors(open_tokenizer(folders["model"]))
         log_results(run, evaluations, samples)
         show_results(task, evaluations)
         with console.status("report"):

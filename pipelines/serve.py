@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from modules.checkpoint.loading import is_registered, model_folder, require_folder
+from modules.checkpoint.loading import check_folder, is_registered, model_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.lifecycle import Lifecycle, is_loading
 
@@ -24,7 +24,7 @@ def serve(config: ServeConfig) -> None:
         folder = resolve_model(config.model)
     else:
         folder = model_folder(config.model)
-    require_folder(folder)
+    check_folder(folder)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
     if not server.this_machine_only:

@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 
 from modules.checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from modules.checkpoint.dcp import require_sound, trained_weights
+from modules.checkpoint.dcp import check_undamaged, trained_weights
 from modules.checkpoint.loading import open_model, verified_hash
 from modules.checkpoint.model_folder import write_model
 from modules.checkpoint.weights import StoredWeights
@@ -173,7 +173,7 @@ def write_result(
     facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     made = {"model folder": str(folder / "model")}
-    require_sound(checkpoint)
+    check_undamaged(checkpoint)
     weights = trained_weights(checkpoint)
     if config.lora.rank:
         weights = merge_adapter(config, training, weights, folder / "adapter", facts["parent"])

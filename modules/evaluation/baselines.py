@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tokenizer.prompts import fill_template
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
 from .task_rows import TaskRow, first_sentence
@@ -39,7 +40,7 @@ def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str
         yield from ((text, 0) for text in rows["src_txt"])
         return
     for source, target in zip(rows["src_txt"], targets, strict=True):
-        prompt = (tokenizer.prompt_template or "{src_txt}").replace("{src_txt}", source)
+        prompt = fill_template(tokenizer.prompt_template, source)
         yield prompt + target, len(prompt)
 
 

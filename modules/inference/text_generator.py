@@ -11,7 +11,6 @@ from ..config.generation import GenerationConfig
 from ..config.loader import ConfigError, validate
 from ..model.decoder import Decoder
 from ..model.sampling import generate
-from ..tokenizer.streaming import IncrementalDecoder
 from ..tokenizer.tokenizer import Tokenizer
 from .llama_cpp import LlamaCpp
 
@@ -140,7 +139,7 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], most: int = 0) -> None:
         """most: tokens that it may write; needed by who asks afterwards whether it ended before."""
-        self.decoder = IncrementalDecoder(tokenizer)
+        self.decoder = tokenizer.incremental_decoder()
         self.stop = stop
         self.most = most
         self.tokens = 0

@@ -11,6 +11,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
+from modules.checkpoint.model_folder import describe_provenance
 from modules.evaluation.baselines import NAMES
 from modules.evaluation.report.figures import perplexity_bars
 from modules.evaluation.statistics import Metric, rows_in_words
@@ -115,10 +116,8 @@ def row_table(found: Evaluation) -> dict[str, list[object]]:
 
 def made_by(run: TrackedRun) -> dict[str, str]:
     """For the end of a page: the run, the code, when."""
-    state = git_state()
-    dirty = " with uncommitted changes" if state.get("git.dirty") == "true" else ""
-    commit = f"{state['git.commit'][:12]}{dirty}" if state else "not in a checkout"
-    return {"evaluated by run": run.info.run_id, "code": commit, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    found = describe_provenance({"run_id": run.info.run_id, **git_state()}, "evaluated")
+    return {**found, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
 
 
 def place_of(run: TrackedRun, artifact: str) -> str:

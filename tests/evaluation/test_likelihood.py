@@ -10,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.checkpoint.model_folder import save_model
 from modules.evaluation.baselines import NgramModel, ngram_floor
 from modules.evaluation.likelihood import score
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.register import check_finite
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 
 def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:

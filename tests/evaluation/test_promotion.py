@@ -8,14 +8,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.checkpoint.model_folder import save_model
 from modules.config.loader import load_config
 from modules.evaluation.likelihood import score
 from modules.evaluation.promotion import decide
 from modules.evaluation.statistics import Metric, perplexity
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from pipelines.register import register
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 
 def test_models_with_other_tokenizers_are_measured_on_the_same_characters(

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import benchmarks.config  # noqa: F401  (adds its command to STAGES)
-from modules.checkpoint.model_folder import save_model
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config
 from modules.data.corpora.folders import prepare_sample
@@ -27,7 +26,7 @@ from pipelines.finetune import finetune
 from pipelines.generate import generate
 from pipelines.main import check_unused
 from pipelines.prepare import prepare
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.snippets import ELISION, Snippet, snippets, words
 
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

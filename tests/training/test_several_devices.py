@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from modules.checkpoint.loading import load_model, open_model, verify_model
-from modules.checkpoint.model_folder import save_model
 from modules.config.loader import ConfigError, load_config
 from modules.model.parallel import check_tensor_parallel
 from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
@@ -28,7 +27,7 @@ from modules.training.callbacks import SameOnAllRanks
 from pipelines.cli.launch import require_processes
 from pipelines.pretrain import pretrain
 from tests.helpers.layouts import train_layout
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 LAYOUTS = {
     "ddp-2": ["trainer.devices=2"],

@@ -34,14 +34,14 @@ from safetensors.torch import load_file, save_file
 from modules.checkpoint import formats as interop
 from modules.checkpoint.adapter import read_adapter, save_adapter
 from modules.checkpoint.loading import open_model, verified_hash, verify_model
-from modules.checkpoint.model_folder import save_model, write_architecture
+from modules.checkpoint.model_folder import write_architecture
 from modules.checkpoint.pickles import write_pickle
 from modules.checkpoint.weights import StoredModel, stored, weights_hash, write_weights
 from modules.config.model import LoraConfig
 from modules.model.lora import add_lora
 from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
 from tests.helpers.damage import damage, request_body
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 SECONDS, BYTES = 10, 3_000_000_000
 DATA = ROOT / "tests" / "files" / "modelscope"

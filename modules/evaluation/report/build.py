@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from mlflow.exceptions import MlflowException
 
-from ...checkpoint.model_folder import read_provenance
+from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.evaluation import EvaluateConfig
 from ...tracking.stage_run import metric_history
 from ..statistics import Metric, PairedComparison, compare, rows_in_words
@@ -60,7 +60,7 @@ def evaluation_report(
         score_name=ranked_by,
         higher_is_better=model[ranked_by].higher_is_better,
         samples=[continuation(sample) for sample in samples],
-        made_by={**(facts or {}), **trained(origin)},
+        made_by={**(facts or {}), **describe_provenance(origin, "trained"), **trained_on(origin)},
     )
 
 
@@ -149,14 +149,9 @@ def continuation(sample: Mapping[str, Any]) -> Sample:
     return Sample(prompt, text.removeprefix(prompt) if text.startswith(prompt) else f"\n{text}", sample.get("stopped"))
 
 
-def trained(origin: Mapping[str, Any]) -> dict[str, str]:
-    """Where the model comes from."""
-    found = {
-        "trained by run": origin.get("run_id"),
-        "trained on code": origin.get("git.commit"),
-        "trained on": (origin.get("machine") or {}).get("CPU"),
-    }
-    return {name: str(value) for name, value in found.items() if value}
+def trained_on(origin: Mapping[str, Any]) -> dict[str, str]:
+    cpu = (origin.get("machine") or {}).get("CPU")
+    return {"trained on": str(cpu)} if cpu else {}
 
 
 logger = logging.getLogger("moyun.report")

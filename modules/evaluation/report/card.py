@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...checkpoint.model_folder import describe_provenance
 from ..statistics import Metric
 from .contents import Report, Series, label
 
@@ -101,8 +102,7 @@ def settings(origin: Mapping[str, Any]) -> Iterator[str]:
 
 def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
     known = {
-        "trained by run": origin.get("run_id"),
-        "code": origin.get("git.commit"),
+        **describe_provenance(origin, "trained"),
         "finished": origin.get("time"),
         "seed": origin.get("config", {}).get("seed"),
         "machine": ", ".join(f"{key} {value}" for key, value in origin.get("machine", {}).items()),
@@ -110,6 +110,5 @@ def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
         "tokenizer": origin.get("tokenizer"),
         "began with": (origin.get("parent") or {}).get("init_from"),
         **{key: value for key, value in report.made_by.items() if key.startswith("evaluated")},
-        "evaluated with code": report.made_by.get("code"),
     }
     return [(key, str(value)) for key, value in known.items() if value]

@@ -16,7 +16,6 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from modules.checkpoint import formats as interop
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError, StoredModel, stored
 from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
@@ -31,7 +30,7 @@ from modules.tracking.registry import log_model
 from pipelines import pipeline
 from pipelines.convert import convert
 from pipelines.generate import generate
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 xllamacpp = pytest.importorskip("xllamacpp", reason="the extra llama_cpp is not installed")

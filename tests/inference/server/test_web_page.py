@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from modules.checkpoint.model_folder import read_provenance, save_model
+from modules.checkpoint.model_folder import read_provenance
 from modules.config.generation import LimitsConfig
 from modules.inference.server.web_page import FILES, model_facts
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.server_tools import Served, served, until
 
 pytestmark = pytest.mark.server
