@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from modules.checkpoint.weights import differences
+from modules.checkpoint.weights import shape_differences
 from modules.config.model import ModelConfig
 from modules.model.decoder import Decoder, build_decoder, fresh_tensors, meta_decoder
 from modules.model.loss import linear_cross_entropy, trained_cross_entropy
@@ -81,7 +81,7 @@ def wrong_shapes(model: ModelConfig, data_parallel: int, tensor_parallel: int, t
     wrong = []
     for rank, run in zip(ranks, rehearse_shapes(model, data_parallel, tensor_parallel, ranks, tokens), strict=True):
         expected = expected_shapes(model, data_parallel, tensor_parallel, rank)
-        wrong += [f"rank {rank}: {complaint}" for complaint in differences(expected, run.shapes)]
+        wrong += [f"rank {rank}: {complaint}" for complaint in shape_differences(expected, run.shapes)]
         if run.gradient_elements != elements(expected):
             wrong.append(f"rank {rank}: gradients of {run.gradient_elements:,} elements, not {elements(expected):,}")
     return wrong
