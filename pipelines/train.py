@@ -31,7 +31,7 @@ from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
 from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
-from modules.training.run_manifest import CHECKPOINTS, RunManifest, differences, write_run_manifest
+from modules.training.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 from modules.training.strategies import read_progress
 
@@ -50,7 +50,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
 
 def tell_changes(run: TrackedRun, before: RunManifest | None, now: RunManifest, start: Path | None) -> None:
     """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
-    if before and (changes := differences(before, now)):
+    if before and (changes := manifest_differences(before, now)):
         step = read_progress(start)["global_step"] if start else 0
         run.set_tags({f"moyun.changed-{run.resumed}": f"after step {step}: {'; '.join(changes.values())}"})
 
@@ -122,7 +122,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
     training = set_up_training(config, rows)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     folder = Path(known_folder(stage, config) or ".")
-    if changes := differences(before, now):
+    if changes := manifest_differences(before, now):
         raise ValueError(
             f"output_dir={folder} holds a finished run that was made differently: {'; '.join(changes.values())}. "
             "To train on, give train.init_from its model folder, or train.resume_from a checkpoint of it, and another "

@@ -16,7 +16,7 @@ import mlflow
 import torch
 
 from ..config.base import CommandConfig, StageConfig
-from ..config.loader import flatten, to_dict, to_yaml
+from ..config.loader import dotted_items, to_dict, to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
 from .tracked_run import TrackedRun
@@ -44,7 +44,7 @@ def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
         run.set_tags({RESUMED: str(run.resumed), **hashed})
         run.log_text(text, f"config.resumed-{run.resumed}.yaml")
         return
-    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
+    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in dotted_items(resolved)})
     run.log_text(text, "config.yaml")
     run.set_tags(hashed)
 

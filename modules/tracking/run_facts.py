@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from ..checkpoint.loading import is_registered, model_folder
 from ..checkpoint.model_folder import read_provenance
-from ..config.loader import flatten
+from ..config.loader import dotted_items
 from ..system.redaction import redact_text
 from ..training.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
 from .provenance import CODE, ENVIRONMENT, PARAM_PREFIX, RESUMED, SHA256, environment_tags
@@ -113,7 +113,7 @@ def config_of(run: Run) -> dict[str, Any]:
     except (MlflowException, OSError):
         given = starting(run.data.params, (PARAM_PREFIX,))
         return {key.removeprefix(PARAM_PREFIX): value for key, value in given.items()}
-    return dict(flatten(yaml.safe_load(text)))
+    return dict(dotted_items(yaml.safe_load(text)))
 
 
 def starting(tags: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -133,7 +133,7 @@ def facts_from_model(name: str, facts: dict[str, Any]) -> RunFacts:
         name,
         facts.get("run_id"),
         facts.get("stage"),
-        config=dict(flatten(facts.get("config") or {})),
+        config=dict(dotted_items(facts.get("config") or {})),
         data=shortened((facts.get("data") or {}) | known),
         code=starting(facts, CODE),
         environment=environment_tags(facts),
@@ -147,7 +147,7 @@ def facts_from_manifest(name: str, manifest: RunManifest) -> RunFacts:
         name,
         manifest.run_id,
         manifest.stage,
-        config=dict(flatten(manifest.config)),
+        config=dict(dotted_items(manifest.config)),
         data=shortened(manifest.data | manifest.fingerprints),
         metrics=manifest.metrics or {},
     )

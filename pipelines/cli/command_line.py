@@ -17,13 +17,13 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
-from modules.config.help import help_text
 from modules.config.loader import ConfigError, load_config
 from modules.config.training import TrainingConfig
 from modules.system.redaction import redact_text
 from modules.system.signals import Stopped, end_with_parent, is_main_process, is_worker, stopping_at_once
 from modules.training.fit import WorkerError
 
+from .help import help_text
 from .launch import launch, require_processes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole

@@ -129,7 +129,7 @@ def test_only_a_moyun_folder_is_registered(store: Path) -> None:
 
 MEASURE = """
 import shlex, sys, threading
-from modules.config import load_config
+from modules.config.loader import load_config
 from pipelines.convert import convert
 def anonymous():
     with open("/proc/self/status") as status:

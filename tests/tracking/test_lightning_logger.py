@@ -147,7 +147,7 @@ def test_a_stage_that_fails_after_others_worked_was_not_refused(store: Path) -> 
 
 KILLED = """
 import os, signal, sys
-from modules.config import StageConfig, TrackingConfig
+from modules.config.base import StageConfig, TrackingConfig
 from modules.tracking.stage_run import stage_run
 with stage_run("pretrain", StageConfig(tracking=TrackingConfig(log_system_metrics=False))) as run:
     run.log_metrics({"train/loss": 0.5}, 1)

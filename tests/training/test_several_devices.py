@@ -134,6 +134,14 @@ def test_adapters_train_alike_on_several_devices(
     np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=tolerance)
 
 
+@pytest.mark.parametrize("layout", ["ddp-2", "fsdp-2", "tp-2"])
+def test_muon_trains_alike_on_several_devices(layout: str, train: Train) -> None:
+    """To the precision of its orthogonalization, which is bf16's."""
+    keys = [*MODEL, "train.optimizer=muon", "train.learning_rate=1e-2", "train.max_steps=6"]
+    one, two = train(*keys), train(*keys, *LAYOUTS[layout])
+    np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=1e-4)
+
+
 # --- the command ---
 
 
@@ -283,6 +291,11 @@ def test_models_that_cannot_be_cut_are_refused(heads: int, vocabulary: int, part
             r"tensor_parallel \(8\) must divide model.num_attention_heads \(4\)",
         ),
         ("main", ["pretrain.trainer.devices=2"], "main runs its stages in one process"),
+        (
+            "pretrain",
+            ["trainer.devices=2", "trainer.strategy=fsdp", "train.optimizer=adafactor", "train.learning_rate=1e-2"],
+            "train.optimizer=adafactor and trainer.strategy=fsdp exclude each other",
+        ),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(stage: str, arguments: list[str], complaint: str) -> None:
