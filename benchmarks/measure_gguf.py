@@ -28,7 +28,7 @@ from modules.config.generation import GenerationConfig
 from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of
 from modules.data.encoding import Documents, encode_rows
-from modules.evaluation.task_rows import read_rows as read_task_rows
+from modules.evaluation.task_rows import read_task_rows
 from modules.model.decoder import Decoder
 from modules.model.sampling import generate
 from modules.system.jsonl import read_jsonl

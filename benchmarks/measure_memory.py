@@ -19,9 +19,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from modules.config.model import ModelConfig
-from modules.config.training import TrainerConfig
+from modules.config.training import TrainConfig, TrainerConfig
 from modules.model.decoder import Decoder
 from modules.model.loss import linear_cross_entropy
+from modules.training.optimizer import make_optimizer
 from modules.training.planning.memory import training_memory
 
 MIB = 2**20
@@ -40,6 +41,7 @@ class Case:
     recompute: Any = "none"
     micro_batches: int = 1
     dropout: dict[str, float] = field(default_factory=dict)
+    optimizer: Any = "adamw"
 
     @property
     def model(self) -> ModelConfig:
@@ -50,6 +52,7 @@ class Case:
         documents = f"{len(self.lengths)} of {min(self.lengths)}–{max(self.lengths)}"
         words = [size, f"{sum(self.lengths)} tokens", documents, self.precision, self.recompute]
         words += ["accumulated"] * (self.micro_batches > 1) + ["dropout"] * bool(self.dropout)
+        words += [self.optimizer] * (self.optimizer != "adamw")
         return ", ".join(words)
 
 
@@ -68,6 +71,10 @@ TINY_CASES = [
     Case(TINY, 500, [128], precision="bf16-mixed", dropout=DROPOUT),
     Case(TINY, 500, MIXED, precision="bf16-true", micro_batches=2),
     Case(TINY, 500, SHORT, precision="bf16-true", recompute="full"),
+    Case(TINY, 2000, MIXED, micro_batches=2, optimizer="adafactor"),
+    Case(TINY, 500, SHORT, precision="bf16-true", optimizer="adafactor"),
+    Case(TINY, 500, SHORT, optimizer="muon"),
+    Case(TINY, 500, SHORT, precision="bf16-true", optimizer="muon"),
 ]
 BASE_CASES = [
     Case(BASE, 16384, SHORT),
@@ -89,16 +96,16 @@ BASE_CASES = [
 
 def estimated(case: Case) -> int:
     trainer = TrainerConfig(precision=case.precision, activation_checkpointing=case.recompute)
-    return training_memory(case.model, trainer, case.lengths, case.micro_batches > 1).peak
+    return training_memory(case.model, trainer, case.lengths, case.micro_batches > 1, optimizer=case.optimizer).peak
 
 
 def train(case: Case) -> None:
-    """Two optimizer steps as lightning_module.LanguageModel takes them; AdamW's moments exist in the second."""
+    """Two optimizer steps as lightning_module.LanguageModel takes them; the optimizer's state exists in the second."""
     decoder = Decoder(case.model).train()
     if case.precision == "bf16-true":
         decoder.bfloat16()
     decoder.transformer.activation_checkpointing = case.recompute
-    optimizer = torch.optim.AdamW(decoder.parameters(), 1e-4, fused=True)
+    optimizer = make_optimizer(decoder.named_parameters(), TrainConfig(optimizer=case.optimizer), 1e-4)
     ids = torch.randint(0, case.vocab_size, (1, sum(case.lengths)))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16) if case.precision == "bf16-mixed" else nullcontext():

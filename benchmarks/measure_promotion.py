@@ -57,7 +57,7 @@ def finetuned() -> Path:
 
 def losses(name: str, folder: Path, held_out: list[datasets.Dataset]) -> Metric:
     found = [score_folder(folder, rows, 8192) for rows in held_out]
-    poem = [f"{part} {number}" for part, measure in enumerate(found) for number in measure.groups.tolist()]
+    poem = [f"{part} {number}" for part, measure in enumerate(found) for number in measure.clusters.tolist()]
     return with_clusters(as_measure(np.concatenate([measure.statistics for measure in found])), poem)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     for size in (100, 500):
         cases: dict[str, Draw] = {"equal: exchanged": partial(exchanged, new.units, old.units, size)}
         rows = levelled(new.statistics, old.statistics, 0.0), old.statistics
-        cases["equal: levelled, and tested by rows"] = partial(by_rows, *rows, new.groups, size)
+        cases["equal: levelled, and tested by rows"] = partial(by_rows, *rows, new.clusters, size)
         for effect in (0.0, 0.01, 0.02, 0.05):
             name = f"better by {effect:.0%}" if effect else "equal: levelled"
             cases[name] = partial(drawn, levelled(new.units, old.units, effect), old.units, size)

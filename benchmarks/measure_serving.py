@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.model_folder import write_model
 from modules.config.loader import load_config
-from modules.model.decoder import build_decoder
+from modules.model.decoder import fresh_tensors
 from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import train_tokenizer
 from pipelines import pipeline
@@ -304,7 +304,7 @@ def make_model(folder: Path, size: str) -> Path:
     tokenizer = train_tokenizer(row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz"))
     config = load_config("benchmark", [f"model={size}"]).model
     config.vocab_size = tokenizer.vocab_size
-    return save_model(folder / size, build_decoder(config, seed=0), tokenizer, {})
+    return write_model(folder / size, config, fresh_tensors(config, seed=0), tokenizer, {})
 
 
 def main(size: str = "tiny", seconds: str = "60") -> int:

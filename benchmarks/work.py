@@ -80,11 +80,13 @@ class Work:
 
 def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     """Rows, ids and tokenizer; `model` is a SizeConfig. ValueError where its vocabulary is too small for the rows."""
+    from datasets import Dataset
     from mlflow import MlflowClient
 
     from modules.config.loader import to_dict, to_yaml
     from modules.data.corpora.folders import SAMPLE
     from modules.data.corpora.verse import split_of
+    from modules.data.encoding import encode_rows
     from modules.system.jsonl import read_jsonl
     from modules.tokenizer.tokenizer import train_tokenizer
 
@@ -97,9 +99,9 @@ def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     if (model.vocab_size or 0) < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the bundled poems need {tokenizer.vocab_size:,} ids")
     tokenizer.save(folder / "tokenizer")
-    encoded = [tokenizer.encode_example(text).ids for text in texts["train"]]
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
-    np.savez(folder / "ids.npz", ids=np.concatenate(encoded).astype(np.int32), offsets=offsets)
+    rows = Dataset.from_dict({"src_txt": texts["train"]})
+    documents = encode_rows(rows, tokenizer, sequence_length=max(map(len, texts["train"])) * 4 + 1)  # none is cut
+    np.savez(folder / "ids.npz", ids=documents.ids.astype(np.int32), offsets=documents.offsets)
     (folder / "model.yaml").write_text(to_yaml(model), encoding="utf-8")
     MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()  # laying out the tables takes seconds
     return Work(str(folder), to_dict(model), seed, threads)

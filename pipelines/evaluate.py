@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modules.checkpoint.loading import load_verified
+from modules.checkpoint.loading import load_verified, open_tokenizer
 from modules.config.evaluation import EvaluateConfig
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
-from modules.evaluation.report.card import write_card
+from modules.evaluation.report.card import CARD, write_card
 from modules.evaluation.report.page import html
 from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
 from modules.inference.text_generator import TextGenerator
-from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
 
@@ -43,8 +42,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             show("evaluate: what will be done", evaluation_plan(task))
             return EvaluateResult(run.info.run_id, {}, [])
         log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        places = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
-        folders = {name: resolve_model(place) for name, place in places.items() if place}
+        named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
+        folders = {name: resolve_model(place) for name, place in named.items() if place}
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
@@ -55,15 +54,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 samples = TextGenerator(decoder, tokenizer, config.generation).samples(config.prompts)
         with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
-            evaluations |= task.floors(load_tokenizer(folders["model"]))
+            evaluations |= task.floors(open_tokenizer(folders["model"]))
         log_results(run, evaluations, samples)
         show_results(task, evaluations)
         with working_on("report"):
             report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
+            places = {"page": place_of(run, REPORT)}
             if config.card:
-                write_card(config.model, folders["model"], report)
-        show("report", {"page": place_of(run, REPORT)})
+                places["card"] = str(write_card(run, config.model, folders["model"], report) or place_of(run, CARD))
+        show("report", places)
         return EvaluateResult(run.info.run_id, evaluations, samples)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from modules.checkpoint.loading import require_folder
+from modules.checkpoint.loading import check_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.lifecycle import Lifecycle, is_loading
 
@@ -19,7 +19,7 @@ def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     folder = find_model(config.model, config.tracking)
-    require_folder(folder)
+    check_folder(folder)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
     if not server.this_machine_only:

@@ -10,6 +10,7 @@ from modules.config.commands import SyncConfig
 from modules.system.redaction import redact_text
 from modules.tracking.outbox.resend import Sent, send_rest, waits
 from modules.tracking.outbox.store import is_there, require_store
+from modules.tracking.registry import log_model_once
 from modules.tracking.stage_run import connect
 
 from .cli.command_line import run_stage
@@ -36,7 +37,7 @@ def sync(config: SyncConfig) -> list[Sent]:
         )
     require_store(uri)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    results = [send_rest(folder, uri) for folder in folders]
+    results = [send_rest(folder, uri, log_model_once) for folder in folders]
     show(f"sync: to {redact_text(uri)}", {result.run_id: str(result) for result in results})
     left = sum(result.left for result in results)
     if left:

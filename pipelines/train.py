@@ -27,7 +27,7 @@ from modules.training.outcome import final_weights, parent_of, require_finished,
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
 from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
-from modules.training.run_manifest import CHECKPOINTS, RunManifest, differences, write_run_manifest
+from modules.training.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 from modules.training.strategies import read_progress
 
@@ -46,7 +46,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
 
 def tell_changes(run: TrackedRun, before: RunManifest | None, now: RunManifest, start: Path | None) -> None:
     """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
-    if before and (changes := differences(before, now)):
+    if before and (changes := manifest_differences(before, now)):
         step = read_progress(start)["global_step"] if start else 0
         run.set_tags({f"moyun.changed-{run.resumed}": f"after step {step}: {'; '.join(changes.values())}"})
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from modules.config import commands
 from modules.config.base import MISSING, StageConfig
-from modules.config.loader import CONF, group_names, stage_defaults
-from modules.config.schema import GROUPS, Key, keys, type_name
+from modules.config.loader import stage_defaults
+from modules.config.schema import CONF, GROUPS, Key, group_names, keys, type_name
 from modules.system.bounded_read import read_plain_yaml
 
 ROOT = Path(__file__).parents[1]

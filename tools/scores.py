@@ -15,7 +15,7 @@ from typing import Any
 
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.loader import load_config
-from modules.evaluation.report.card import in_words, table
+from modules.evaluation.report.card import score_in_words, table
 from modules.evaluation.report.contents import label
 from modules.evaluation.task_evaluation import Evaluation
 from modules.tracking.provenance import git_state
@@ -80,11 +80,11 @@ def write(name: str, evaluations: Mapping[str, Evaluation], made_by: str) -> Non
 
 
 def full(evaluations: Mapping[str, Evaluation]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every measure but perplexity per token, by who was scored."""
-    by_name = [{measure.name: measure for measure in found.metrics} for found in evaluations.values()]
-    names = dict.fromkeys(name for measures in by_name for name in measures if name != "perplexity")
+    """Every metric but perplexity per token, by who was scored."""
+    by_name = [{metric.name: metric for metric in found.metrics} for found in evaluations.values()]
+    names = dict.fromkeys(name for metrics in by_name for name in metrics if name != "perplexity")
     head = ("", *(COLUMNS.get(who, who) for who in shown_first(evaluations)))
-    return head, [(label(name), *(in_words(measures.get(name)) for measures in by_name)) for name in names]
+    return head, [(label(name), *(score_in_words(metrics.get(name)) for metrics in by_name)) for name in names]
 
 
 def shown_first(evaluations: Mapping[str, Evaluation]) -> Iterator[str]:
@@ -98,8 +98,8 @@ def summarized(line: str, name: str, evaluations: Mapping[str, Evaluation], made
     row = re.match(rf"(\| \[[^|]*\]\(docs/scores\.md#{name}\) \| [^|]*<!-- ([\w ]+) --> \|)", line)
     if not row:
         return line
-    values = {who: in_words(measure) for who, found in evaluations.items() for measure in found.metrics
-              if measure.name == row[2]}  # fmt: skip
+    values = {who: score_in_words(metric) for who, found in evaluations.items() for metric in found.metrics
+              if metric.name == row[2]}  # fmt: skip
     tuned = values.pop("model", "") if "baseline" in evaluations else ""
     before = values.pop("baseline" if "baseline" in evaluations else "model", "")
     counted = [who for who in NGRAMS if who in values]

@@ -25,10 +25,11 @@ from .weights import (
     StoredModel,
     StoredTensor,
     blocks_to_heads,
-    differences,
+    check_shapes,
     heads_to_blocks,
     read_safetensors,
     save_tensors,
+    shapes_in,
 )
 
 WEIGHTS, FACTS = "adapter.safetensors", "adapter.yaml"
@@ -48,10 +49,10 @@ class Adapter:
 def save_adapter(
     folder: Path, tensors: Mapping[str, Tensor], model: ModelConfig, config: LoraConfig, base_hash: str
 ) -> Path:
-    """Writes adapters alone, whole or not at all. Raises FileExistsError rather than overwrite.
+    """Writes the adapters of a model, whole or not at all. Raises FileExistsError rather than overwrite.
 
     tensors: by the decoder's names; others than lora_a and lora_b are left out.
-    base_hash: weights.weights_hash of the folder that they were trained on.
+    base_hash: weights.weights_hash of the model folder that they were trained on.
     """
     heads = model.num_attention_heads
     tensors = {
@@ -97,7 +98,7 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def apply_adapter(model: StoredModel, adapter: Adapter, weights_sha256: str) -> StoredModel:
-    """The model with the adapter folded in, still at rest: each matrix is merged, in float32, when it is read.
+    """The model with the adapter merged into it, still on disk: each matrix is merged, in float32, when it is read.
 
     weights_sha256: weights.weights_hash of the folder that `model` was opened from.
     Raises CheckpointError where the adapter was trained on other weights.
@@ -110,9 +111,7 @@ def apply_adapter(model: StoredModel, adapter: Adapter, weights_sha256: str) -> 
     decoder = meta_decoder(model.config)
     names = add_lora(decoder, adapter.config, seed=0)
     expected = {name: tuple(decoder.get_parameter(name).shape) for name in names}
-    complaints = list(differences(expected, {name: tensor.shape for name, tensor in adapter.tensors.items()}))
-    if complaints:
-        raise CheckpointError(f"{WEIGHTS} doesn't fit {FACTS}: " + "; ".join(complaints[:5]))
+    check_shapes(WEIGHTS, FACTS, expected, shapes_in(adapter.tensors))
     heads = model.config.num_attention_heads
     weights = dict(model.weights)
     for name in {name.rpartition(".")[0] for name in names}:

@@ -1,6 +1,6 @@
-"""Training checkpoints, in PyTorch's distributed format (DCP), read without the powers of pickles.
+"""Training checkpoints, in PyTorch's distributed format (DCP), read without running pickled code (DCP's reader would).
 
-DCP's own reader runs what stands in the file. A checkpoint may have been written by any number of devices; model.yaml
+A checkpoint may have been written by any number of devices; model.yaml
 and the tokenizer lie in the folder above, once for all checkpoints of a run.
 """
 
@@ -22,35 +22,25 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from ..config.loader import load_model_config
 from ..system.checksums import FILE_LIST, damage
-from ..tokenizer.pretrained import TRAINING_METADATA as METADATA
-from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, differences, shapes_of
+from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, check_shapes, shapes_in, shapes_of
+
+METADATA = ".metadata"
+"""The file of DCP's that makes a folder a training checkpoint."""
 
 DCP = "torch.distributed.checkpoint"
 
+METADATA_CLASSES = (
+    "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
+)
+
 ALLOWED = {
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch.serialization._get_layout",
-    f"{DCP}.filesystem._StorageInfo",
-    *(
-        f"{DCP}.metadata.{name}"
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath")),
+    *("collections.OrderedDict", "torch.Size", "torch.serialization._get_layout", f"{DCP}.filesystem._StorageInfo"),
+    *(f"{DCP}.metadata.{name}" for name in METADATA_CLASSES.split()),
     *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
 }
-"""All that .metadata of a training checkpoint is made of."""
+"""The classes that METADATA is made of."""
 
 
 class MetadataUnpickler(pickle.Unpickler):
@@ -79,7 +69,7 @@ class SafeReader(FileSystemReader):
 
 
 def check_metadata(folder: Path, metadata: Metadata) -> None:
-    """ValueError where parts lie outside the folder's files, or tensors are larger than all of them together."""
+    """Raises ValueError where parts lie outside the folder's files, or a tensor is larger than all files together."""
     for part in metadata.storage_data.values():
         file = folder / part.relative_path
         if file.parent != folder or not file.is_file() or not 0 <= part.offset <= file.stat().st_size - part.length:
@@ -94,7 +84,7 @@ def check_metadata(folder: Path, metadata: Metadata) -> None:
 
 class SafePlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """What isn't a tensor, such as a learning rate. PyTorch unpickles it whatever it is; it gets it cleaned."""
+        """Values that aren't tensors, such as a learning rate: PyTorch would unpickle anything; they are cleaned."""
         clean = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), clean)
         clean.seek(0)
@@ -116,7 +106,7 @@ def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
 
 
 def raise_if_stopped(error: BaseException) -> None:
-    """DCP passes a signal's exception on as if it were a fault of the checkpoint."""
+    """Raises the exception of a signal, which DCP reports as if it were a fault of the checkpoint."""
     for failure in error.failures.values() if isinstance(error, CheckpointException) else ():
         reason = failure[0] if isinstance(failure, tuple) else failure
         if isinstance(reason, SystemExit | KeyboardInterrupt):
@@ -126,8 +116,12 @@ def raise_if_stopped(error: BaseException) -> None:
 PREFIX = "model.decoder."
 
 
+def is_training_checkpoint(folder: Path) -> bool:
+    return (folder / METADATA).is_file()
+
+
 def read(folder: Path) -> StoredModel:
-    """Raises CheckpointError where the run's model.yaml is missing or doesn't fit, as with adapters alone."""
+    """The model in a training checkpoint. Raises CheckpointError where model.yaml above it is missing or of another."""
     path = folder.parent / "model.yaml"
     if not path.is_file():
         raise CheckpointError(f"{folder} is a training checkpoint, but {path} is missing; copy the whole run's folder")
@@ -135,15 +129,13 @@ def read(folder: Path) -> StoredModel:
     weights = trained_weights(folder)
     if any(name.endswith("lora_a") for name in weights):
         raise CheckpointError(f"{folder} holds adapters alone: go on from it with train.resume_from")
-    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
-    if complaints:
-        raise CheckpointError(f"{folder} doesn't fit {path}: " + "; ".join(complaints[:5]))
-    require_sound(folder)
+    check_shapes(folder, path, shapes_of(config), shapes_in(weights))
+    check_undamaged(folder)
     return StoredModel(config, weights)
 
 
-def require_sound(folder: Path) -> None:
-    """CheckpointError where files aren't what was written; before there was a list of them, nobody can tell."""
+def check_undamaged(folder: Path) -> None:
+    """Raises CheckpointError where files aren't what was written; older checkpoints have no list to check them by."""
     if (folder / FILE_LIST).exists() and (wrong := damage(folder)):
         raise CheckpointError(f"{folder} is damaged ({wrong}); take another checkpoint")
 

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, or a URI that MLflow knows."""
+"""Models from folders of any format: opened, loaded, verified."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ..system.checksums import sha256_of
 from ..system.hardware import default_device
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
 from . import formats as interop
+from .dcp import is_training_checkpoint
 from .model_folder import FILES, read_model
 from .verification import CHANGED, golden_difference, saved_hashes
 from .weights import CheckpointError, StoredModel, files_hash, weights_hash
 
 
-def require_folder(folder: Path) -> None:
-    """CheckpointError for what can't be a model folder, of whatever format."""
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError for what can't be a model folder of any format."""
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
     if not folder.is_dir():
@@ -31,12 +32,9 @@ def require_folder(folder: Path) -> None:
 
 
 def open_model(folder: str | Path) -> StoredModel:
-    """A model folder's architecture and weights, still on disk; Hugging Face's and ModelScope's folders will do.
-
-    Raises CheckpointError for what it lacks.
-    """
+    """Architecture and weights of a folder of any format, still on disk. Raises CheckpointError for what it lacks."""
     folder = Path(folder)
-    require_folder(folder)
+    check_folder(folder)
     if (foreign := interop.format_of(folder)) != "moyun":
         return interop.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]
@@ -53,7 +51,7 @@ def open_verified(folder: Path) -> tuple[StoredModel, Tokenizer, str]:
 
     Raises CheckpointError for a damaged folder, ValueError where model and tokenizer don't belong together.
     """
-    model, tokenizer, digest = open_model(folder), load_tokenizer(folder), verified_hash(folder)
+    model, tokenizer, digest = open_model(folder), open_tokenizer(folder), verified_hash(folder)
     if (model.config.vocab_size or 0) < tokenizer.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, the model only {model.config.vocab_size}; "
@@ -62,11 +60,14 @@ def open_verified(folder: Path) -> tuple[StoredModel, Tokenizer, str]:
     return model, tokenizer, digest
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
-    """A model folder's decoder in eval mode, by default in the number format that it is stored in.
+def open_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder of any format; that of a training checkpoint lies in the folder above."""
+    folder = Path(folder)
+    return load_tokenizer(folder.parent if is_training_checkpoint(folder) else folder)
 
-    Raises CheckpointError naming what is missing, extra or misshapen.
-    """
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+    """A folder's decoder in eval mode; dtype None: in the number format of the file. Raises CheckpointError."""
     model = open_model(folder)
     decoder = meta_decoder(model.config)
     weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
@@ -75,10 +76,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
 
 
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
-    """A decoder to read from, on the accelerator where there is one; on a CPU laid out for speed (inference.py).
+    """A decoder to generate and score with, on the accelerator if there is one; on a CPU laid out for speed.
 
     dtype: float32, bfloat16, int8 (on a CPU: weights and products in 8 bits, the rest in float32), or auto: as it is
-    stored, but float32 for float16 on a CPU, where it is slow and coarse.
+    stored, but float32 for float16 on a CPU, where that is slow and coarse. Raises ValueError for any other.
     """
     device = default_device()
     if dtype not in ("auto", "float32", "bfloat16", "int8"):
@@ -96,26 +97,26 @@ def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
 
 
 def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer]:
-    """`load_for_inference` with the tokenizer; CheckpointError where either isn't what was saved."""
-    require_folder(folder)
-    tokenizer = load_tokenizer(folder)
-    require_unchanged(folder, tokenizer)
+    """`load_for_inference` and the tokenizer. Raises CheckpointError where either isn't what was saved."""
+    check_folder(folder)
+    tokenizer = open_tokenizer(folder)
+    check_unchanged(folder, tokenizer)
     return load_for_inference(folder, dtype), tokenizer
 
 
 def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
-    """Recomputes the golden logits and returns the largest difference; CheckpointError where it is too large.
+    """Recomputes the golden logits and returns the largest difference. Raises CheckpointError where it is too large.
 
-    One prompt doesn't touch every weight and token, so their hashes are compared too.
+    One prompt doesn't depend on every weight and token, so their hashes are compared too.
     """
     folder = Path(folder)
-    model, tokenizer = open_model(folder), load_tokenizer(folder)
+    model, tokenizer = open_model(folder), open_tokenizer(folder)
     if (foreign := interop.format_of(folder)) != "moyun":
         raise CheckpointError(
             f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
             f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
         )
-    require_unchanged(folder, tokenizer)
+    check_unchanged(folder, tokenizer)
     difference = golden_difference(folder, model, tokenizer)
     if not difference <= tolerance:  # also catches NaN
         raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")
@@ -131,7 +132,7 @@ def is_registered(place: str) -> bool:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder itself; of a training stage's output folder, the model in it. ValueError for a URL."""
+    """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(path)
@@ -150,13 +151,13 @@ def require_finite(folder: Path) -> None:
 def model_hash(folder: Path) -> str:
     """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
     foreign = interop.format_of(folder)
-    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.weight_files(folder, foreign))
+    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.files_of_format(folder, foreign))
 
 
 def verified_hash(folder: Path) -> str:
-    """`model_hash`; CheckpointError where a moyun folder's weights aren't those that were saved.
+    """`model_hash`. Raises CheckpointError where a moyun folder's weights aren't those that were saved.
 
-    A new model made of a damaged one would get hashes and golden logits of its own, and seem sound.
+    A model made from a damaged one would get hashes and golden logits of its own, and seem sound.
     """
     found = model_hash(folder)
     if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
@@ -164,8 +165,8 @@ def verified_hash(folder: Path) -> str:
     return found
 
 
-def require_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
-    """CheckpointError where a moyun folder's tokenizer, architecture or weights don't hash to what was saved."""
+def check_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError where a moyun folder's tokenizer, model.yaml or weights don't hash to what was saved."""
     if interop.format_of(folder) != "moyun":
         return
     saved, architecture = saved_hashes(folder), sha256_of(folder / "model.yaml")

@@ -19,30 +19,24 @@ from torch import Tensor
 
 from ..config.loader import load_model_config, to_yaml
 from ..config.model import ModelConfig
-from ..model.decoder import Decoder
 from ..system.atomic import new_folder
 from ..system.bounded_read import read_plain_yaml
 from ..tokenizer.tokenizer import Tokenizer
 from .verification import write_golden
 from .weights import (
-    CheckpointError,
     StoredModel,
-    differences,
+    check_shapes,
     qkv_blocked,
     qkv_interleaved,
     read_weights,
     safetensors_files,
+    shapes_in,
     shapes_of,
     write_weights,
 )
 
 FILES = ("golden.safetensors", "model.yaml", "run.yaml", "tokenizer.json", "tokenizer_config.json")
 """What a model folder holds beside its weights."""
-
-
-def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
-    """`write_model` for a decoder in memory."""
-    return write_model(folder, decoder.config, decoder.state_dict().items(), tokenizer, run)
 
 
 def write_model(
@@ -54,7 +48,7 @@ def write_model(
 ) -> Path:
     """Writes a model folder under a temporary name, syncs it to disk, then renames it.
 
-    tensors: the decoder's, one by one; no more than one file of them is held in memory.
+    tensors: the decoder's, one by one; no more than one file of them is held in memory. run: the content of run.yaml.
     Raises FileExistsError rather than overwrite.
     """
     folder = Path(folder)
@@ -69,24 +63,22 @@ def write_model(
 
 
 def write_architecture(folder: Path, config: ModelConfig) -> None:
-    """model.yaml; of a SizeConfig the architecture alone."""
+    """Writes model.yaml; of a SizeConfig the architecture alone."""
     architecture = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
     (folder / "model.yaml").write_text(to_yaml(architecture), encoding="utf-8")
 
 
 def read_model(folder: Path) -> StoredModel:
+    """A moyun model folder, still on disk. Raises CheckpointError where its weights don't fit model.yaml."""
     config = load_model_config(folder / "model.yaml")
-    weights = read_weights(folder)
-    complaints = list(differences(shapes_of(config), {name: tensor.shape for name, tensor in weights.items()}))
-    if complaints:
-        file = safetensors_files(folder)[0] if len(safetensors_files(folder)) == 1 else folder
-        raise CheckpointError(f"{file} doesn't fit model.yaml: " + "; ".join(complaints[:5]))
+    weights, files = read_weights(folder), safetensors_files(folder)
+    check_shapes(files[0] if len(files) == 1 else folder, "model.yaml", shapes_of(config), shapes_in(weights))
     heads = config.num_attention_heads
     return StoredModel(config, {name: qkv_interleaved(name, tensor, heads) for name, tensor in weights.items()})
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """run.yaml of the training (tracking.provenance), through conversions; empty where nothing readable is there."""
+    """How a model was trained: its run.yaml, or that of what it was converted from; empty where there is none."""
     try:
         found = read_plain_yaml(folder / "run.yaml")
     except (OSError, ValueError):
@@ -97,3 +89,15 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             break
         found = source["run"]
     return found if isinstance(found, dict) else {}
+
+
+def describe_provenance(facts: Mapping[str, Any], verb: str) -> dict[str, str]:
+    """By which run and with which code something was made, for people: {"VERB by run": …, "VERB with code": …}.
+
+    facts: as `read_provenance` gives them; without a run in them nothing is said.
+    """
+    if not facts.get("run_id"):
+        return {}
+    commit = str(facts.get("git.commit") or "")[:12] or "not in a checkout"
+    changed = " with uncommitted changes" if facts.get("git.dirty") == "true" else ""
+    return {f"{verb} by run": str(facts["run_id"]), f"{verb} with code": commit + changed}

@@ -6,57 +6,75 @@ model.yaml hashed to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ..model.decoder import meta_decoder, positions_of
+from ..model.decoder import meta_decoder
 from ..system.checksums import sha256_of
 from ..tokenizer.tokenizer import Tokenizer
-from .weights import CheckpointError, StoredModel, read_safetensors, save_tensors, weights_hash
+from .weights import CheckpointError, StoredModel, StoredTensor, read_safetensors, save_tensors, weights_hash
 
 CHANGED = "model.safetensors differs from what was saved; copy the folder again"
 GOLDEN_PROMPT = "白日依山尽，"
 
 
 def write_golden(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
-    """golden.safetensors of a folder that holds all else."""
+    """Writes golden.safetensors into a folder that holds all else."""
     hashes = {"weights": weights_hash(folder), "tokenizer": tokenizer.fingerprint}
     hashes["architecture"] = sha256_of(folder / "model.yaml")
     save_tensors(golden(model, tokenizer), folder / "golden.safetensors", hashes)
 
 
 def golden(model: StoredModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """{"input_ids": (1, T) int64, "logits": (V,) float32}: what the model says after a fixed prompt."""
+    """{"input_ids": (1, T) int64, "logits": (V,) float32}: the logits after GOLDEN_PROMPT."""
     ids = tokenizer.encode_prompt(GOLDEN_PROMPT)[: model.config.max_position_embeddings]
     input_ids = torch.tensor([ids or [tokenizer.end_of_text_id]])
-    return {"input_ids": input_ids, "logits": layer_by_layer(model, input_ids[0])[-1].contiguous()}
+    return {"input_ids": input_ids, "logits": next_token_logits(model, input_ids[0])}
 
 
 @torch.no_grad()
-def layer_by_layer(model: StoredModel, input_ids: Tensor) -> Tensor:
-    """Logits (T, V) of one text (T,) in float32, with never more than one layer in memory: for models of any size."""
+def next_token_logits(model: StoredModel, input_ids: Tensor) -> Tensor:
+    """Logits (V,) in float32 of the token after a text (T,), for decoders of any size and structure.
+
+    Each module's weights are read when it is called and let go after it: one matrix is in memory at a time.
+    """
     decoder = meta_decoder(model.config).eval()
-    embeddings = model.weights["word_embeddings.weight"].read()
-    positions = model.weights["position_embeddings.weight"].read()[positions_of([len(input_ids)], input_ids.device)]
-    x = embeddings[input_ids].float() + positions.float()
-    modules: list[tuple[str, nn.Module, tuple[Any, ...]]] = [
-        (f"transformer.layers.{number}.", layer, ([(1, len(input_ids))], None))
-        for number, layer in enumerate(decoder.transformer.layers)
-    ]
-    for prefix, module, others in [*modules, ("transformer.final_layernorm.", decoder.transformer.final_layernorm, ())]:
-        weights = {name: model.weights[prefix + name].read().float() for name in module.state_dict()}
-        x = functional_call(module, weights, (x, *others))
-    # By parts of the vocabulary: a float32 copy of the whole of it may be larger than a layer.
-    return torch.cat([decoder.head(x, rows.float()) for rows in embeddings.split(8192)], dim=-1)
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    for module in decoder.modules():
+        if parameters := dict(module.named_parameters(recurse=False)):
+            lend_weights(module, {part: model.weights[names[id(p)]] for part, p in parameters.items()})
+
+    def head(hidden_states: Tensor, weight: Tensor) -> Tensor:
+        # By parts of the vocabulary: a float32 copy of the whole of it may be larger than a layer.
+        rows = model.weights[names[id(weight)]].read().split(8192)
+        return torch.cat([decoder.head(hidden_states[0], part.float())[-1] for part in rows], dim=-1)
+
+    return decoder(input_ids[None], head=head).contiguous()
+
+
+def lend_weights(module: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
+    """Reads a module's own weights, by name, for each call of it, and takes them away after it."""
+    shapes = dict(module._parameters)
+    embeds = isinstance(module, nn.Embedding)  # a few rows are used: they alone become float32
+
+    def before(*_: object) -> None:
+        for name, weight in weights.items():
+            module._parameters[name] = weight.read() if embeds else weight.read().float()  # type: ignore[assignment]
+
+    def after(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        module._parameters.update(shapes)
+        return output.float() if embeds else output
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
 
 
 def golden_difference(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> float:
-    """The largest of the golden logits' differences from what the model says now."""
+    """The largest difference between the saved golden logits and those that the model gives now."""
     found = golden(model, tokenizer)
     saved = read_safetensors(folder / "golden.safetensors")
     if found.keys() != saved.keys() or any(

@@ -58,7 +58,7 @@ class StoredModel:
 
 
 def in_dtype(model: StoredModel, dtype: torch.dtype) -> StoredModel:
-    """The same in another number format; reading raises CheckpointError where a number is too large for it."""
+    """The model in another number format; reading raises CheckpointError where a number is too large for it."""
     return StoredModel(model.config, {name: cast(name, tensor, dtype) for name, tensor in model.weights.items()})
 
 
@@ -74,12 +74,12 @@ def cast(name: str, tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Tensors in memory under the same interface."""
+    """Tensors in memory as StoredTensors."""
     return {name: StoredTensor(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file. Raises CheckpointError naming a damaged file."""
+    """The tensors of one file, still on disk. Raises CheckpointError naming a damaged file."""
     try:
         file = safe_open(path, "pt")
         return {name: stored_slice(path, file, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -97,11 +97,11 @@ def stored_slice(path: Path, file: safe_open, name: str) -> StoredTensor:
 
 def safetensors_files(folder: Path, name: str = "model") -> list[Path]:
     """name.safetensors, or the shards that name.safetensors.index.json lists; CheckpointError for a missing one."""
-    return weight_files(folder, f"{name}.safetensors")
+    return files_or_shards(folder, f"{name}.safetensors")
 
 
-def weight_files(folder: Path, single_name: str) -> list[Path]:
-    """The file of that name, or the shards that single_name.index.json lists; CheckpointError for a missing one."""
+def files_or_shards(folder: Path, single_name: str) -> list[Path]:
+    """The file of that name, or the shards that its .index.json lists. Raises CheckpointError for a missing one."""
     single, index = folder / single_name, folder / f"{single_name}.index.json"
     if single.is_file():
         return [single]
@@ -137,7 +137,7 @@ def read_files(files: Iterable[Path], read: Callable[[Path], StoredWeights]) -> 
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file, readable as the umask says (safetensors 0.8 lets its owner alone). OSError if it fails."""
+    """Writes a safetensors file, readable as the umask says (safetensors 0.8 lets its owner alone). Raises OSError."""
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -148,7 +148,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> list[Path]:
-    """model.safetensors, or shards with an index where that would be over shard_bytes. Holds one shard in memory."""
+    """Writes model.safetensors, or shards of at most shard_bytes with an index; one shard is in memory at a time."""
     shards: list[Path] = []
     names: list[list[str]] = []
     total = 0
@@ -184,45 +184,61 @@ def in_shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterat
 
 
 def weights_hash(folder: Path) -> str:
-    """`files_hash` of a folder's safetensors files."""
+    """`files_hash` of a model folder's safetensors files."""
     return files_hash(safetensors_files(folder))
 
 
 def files_hash(files: Iterable[Path]) -> str:
-    """SHA-256 of the file; of several files, of their hashes in order."""
+    """SHA-256 of a file; of several files, the SHA-256 of their hashes in order."""
     digests = [sha256_of(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def shapes_in(weights: StoredWeights) -> dict[str, tuple[int, ...]]:
+    """Name → shape of stored tensors."""
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
 def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
     """query_key_value's rows from three blocks (all Q, all K, all V) to heads with (q, k, v) in each: (3·C, …)."""
-    return rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+    heads_of: Tensor = rows.unflatten(0, (3, heads, -1))
+    return heads_of.transpose(0, 1).flatten(0, 2)
 
 
 def heads_to_blocks(rows: Tensor, heads: int) -> Tensor:
     """The inverse of blocks_to_heads."""
-    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    blocks: Tensor = rows.unflatten(0, (heads, 3, -1))
+    return blocks.transpose(0, 1).flatten(0, 2)
 
 
 def qkv_interleaved(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
-    """A tensor of a format with blocks as the decoder has it, by its name there."""
+    """A tensor of a format with blocks, as the decoder has it."""
     return tensor.map(lambda rows: blocks_to_heads(rows, heads)) if QKV in name else tensor
 
 
 def qkv_blocked(name: str, tensor: Tensor, heads: int) -> Tensor:
-    """The decoder's tensor as a format with blocks has it, by its name here."""
+    """The decoder's tensor, as a format with blocks has it."""
     return heads_to_blocks(tensor, heads) if QKV in name else tensor
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of each of the decoder's tensors, in its order. CheckpointError where the vocabulary is unsaid."""
+    """Name → shape of the decoder's tensors, in its order. Raises CheckpointError where vocab_size isn't given."""
     if config.vocab_size is None:
         raise CheckpointError("the model's configuration says no vocab_size; copy it again from where it came from")
     return {name: tuple(tensor.shape) for name, tensor in meta_decoder(config).state_dict().items()}
 
 
-def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What is missing, extra or misshapen, by name; both map a name to a shape."""
+def check_shapes(
+    weights: object, described_by: object, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises CheckpointError naming `weights` and the tensors of it that aren't what `described_by` says."""
+    if complaints := list(shape_differences(expected, found)):
+        more = f" and {len(complaints) - 5} more" if len(complaints) > 5 else ""
+        raise CheckpointError(f"{weights} doesn't fit {described_by}: " + "; ".join(complaints[:5]) + more)
+
+
+def shape_differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """A complaint for each tensor that is missing, unknown or misshapen; both map a name to a shape."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             yield f"{name} is missing"

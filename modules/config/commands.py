@@ -12,37 +12,7 @@ from .data import PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
-from .training import TrainerConfig, TrainingConfig
-
-
-@dataclass
-class RehearseConfig(CommandConfig):
-    """A layout over many devices, tried on this machine alone: fake tensors for shapes, a narrow model for numbers."""
-
-    model: SizeConfig = field(default_factory=SizeConfig)
-    """A size by name."""
-    nodes: int = 1
-    """Machines."""
-    devices: int = 8
-    """GPUs on each."""
-    tensor_parallel: int = 1
-    """Devices that share each matrix."""
-    tokens: int = 2048
-    """Of the forward and backward pass."""
-
-    def complaints(self) -> Iterator[str]:
-        layout = TrainerConfig(
-            devices=self.devices, nodes=self.nodes, tensor_parallel=self.tensor_parallel, strategy="fsdp"
-        )
-        yield from layout.complaints()
-        yield from too_small(self, 1, "tokens")
-        if self.tensor_parallel > 0 and self.model.num_attention_heads % self.tensor_parallel:
-            yield (
-                f"tensor_parallel ({self.tensor_parallel}) must divide model.num_attention_heads "
-                f"({self.model.num_attention_heads})"
-            )
-        if self.tokens > self.model.max_position_embeddings:
-            yield f"tokens ({self.tokens}) is over model.max_position_embeddings ({self.model.max_position_embeddings})"
+from .training import TrainingConfig
 
 
 @dataclass
@@ -146,7 +116,6 @@ STAGES: dict[str, type[CommandConfig]] = {
     "register": RegisterConfig,
     "generate": GenerateConfig,
     "serve": ServeConfig,
-    "rehearse": RehearseConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,
     "sync": SyncConfig,

@@ -76,7 +76,7 @@ class EvaluateConfig(StageConfig):
     prompts: list[str] = field(default_factory=list)
     """What to continue for the sample table."""
     card: bool = False
-    """Write the results into the model folder too, as its card (README.md)."""
+    """Make the model's card, README.md: an artifact of the run, and a file in the model folder where that is yours."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def complaints(self) -> Iterator[str]:

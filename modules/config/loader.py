@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,12 @@ from omegaconf.resolvers import oc
 
 from ..system.bounded_read import read_plain_yaml
 from ..system.redaction import FROM_ENVIRONMENT
-from .arguments import COMMAND_LINE, Assignment, parse_arguments, parse_value
+from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value
 from .base import REMOVED, CommandConfig, ConfigError
 from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
-from .schema import Key, keys, type_name
+from .schema import CONF, Key, group_file, keys, suggestion, wanted
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -41,9 +40,6 @@ def from_environment(name: str, *default: str | None) -> str | None:
 
 
 OmegaConf.register_resolver("oc.env", from_environment, replace=True)
-
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
@@ -60,10 +56,10 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
     users += [(k, v, where) for k, v, where in given if k != "config"]
     config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
-    return finish(config, complaints)
+    return to_dataclass(config, complaints)
 
 
-def finish(config: DictConfig, complaints: list[str]) -> Any:
+def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
     """The dataclass, checked; ConfigError for the complaints so far, missing keys, or broken rules between fields."""
     if not complaints:
         try:
@@ -99,7 +95,7 @@ def load_model_config(path: Path) -> ModelConfig:
         raise ConfigError([f"{path} must hold `key: value` lines"])
     config = assign(ModelConfig, [(str(key), value, path.name) for key, value in content.items()], complaints)
     try:
-        result = finish(config, complaints)
+        result = to_dataclass(config, complaints)
     except ConfigError as error:
         raise ConfigError([f"{path}: {complaint}" for complaint in error.complaints]) from error
     assert isinstance(result, ModelConfig)
@@ -173,14 +169,6 @@ def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]
     yield from leaves(plain, prefix, sections, path.name)
 
 
-def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: str) -> Iterator[Assignment]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping) and prefix + str(name) in sections:
-            yield from leaves(value, f"{prefix}{name}.", sections, where)
-        else:
-            yield f"{prefix}{name}", value, where
-
-
 def assign(config_class: type, assignments: list[Assignment], complaints: list[str]) -> DictConfig:
     """Whole sections first, so that a leaf given anywhere survives a change of group; then leaf by leaf."""
     config: DictConfig = OmegaConf.structured(config_class)
@@ -233,17 +221,6 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
         set_leaf(config, known, name, leaf, file, complaints)
 
 
-def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path | None:
-    """conf/GROUP/NAME.yaml, or the file itself that is named; None, and a complaint, where there is no such."""
-    assert key.group
-    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
-    if path.exists():
-        return path
-    hint = suggestion(value, group_names(key.group))
-    complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
-    return None
-
-
 def set_leaf(
     config: DictConfig, known: Mapping[str, Key], name: str, value: Any, where: str, complaints: list[str]
 ) -> None:
@@ -282,27 +259,9 @@ def not_text(value: Any, hint: Any) -> bool:
     return of_text and not all(isinstance(part, str) for part in parts)
 
 
-def wanted(key: Key) -> str:
-    if key.group:
-        return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
-    if key.section:
-        return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
-    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
-    return f"must be {type_name(key.type)}{example}"
-
-
-def group_names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def suggestion(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from dotted_items(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

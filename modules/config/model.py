@@ -80,7 +80,11 @@ class ModelConfig:
 
 @dataclass
 class SizeConfig(ModelConfig):
-    """A row of the table in ModelScope's model cards: architecture, and what to pretrain it with (docs/recipes.md)."""
+    """A row of the table in ModelScope's model cards: an architecture, and the recipe to pretrain it with.
+
+    learning_rate and batch_tokens are that recipe (docs/recipes.md) and no part of the model: folders don't hold them,
+    and train.learning_rate, train.batch_tokens and train.batch_size win over them.
+    """
 
     learning_rate: float = MISSING
     """Peak learning rate, used where train.learning_rate is unset."""

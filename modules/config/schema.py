@@ -1,21 +1,25 @@
-"""What keys a configuration class has, read off the dataclasses: dotted name, type, docstring."""
+"""What keys a configuration class has, read off the dataclasses: dotted name, type, docstring, names of files."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .base import StageConfig
 from .data import DataConfig
 from .evaluation import TaskConfig
 from .model import SizeConfig
+
+CONF = Path(__file__).parents[2] / "conf"
 
 GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
@@ -82,3 +86,32 @@ def field_docs(config_class: type) -> dict[str, str]:
                 ):
                     docs[name] = inspect.cleandoc(text)
     return docs
+
+
+def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path | None:
+    """conf/GROUP/NAME.yaml, or the file itself that is named; None, and a complaint, where there is no such."""
+    assert key.group
+    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
+    if path.exists():
+        return path
+    hint = suggestion(value, group_names(key.group))
+    complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
+    return None
+
+
+def wanted(key: Key) -> str:
+    if key.group:
+        return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
+    if key.section:
+        return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
+    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
+    return f"must be {type_name(key.type)}{example}"
+
+
+def group_names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def suggestion(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

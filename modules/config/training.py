@@ -35,14 +35,20 @@ class TrainConfig:
     """Optimizer steps (with max_epochs: whichever comes first)."""
     learning_rate: float | None = None
     """Peak learning rate (noam: its factor); unset: the model size's own."""
-    schedule: Literal["noam", "cosine", "constant"] = "cosine"
-    """noam: lr·min((s+1)^-0.5, (s+1)·warmup^-1.5); cosine and constant after a linear warm-up."""
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """adafactor keeps of a matrix's squared gradients a row and a column; muon keeps one momentum of each matrix of the
+    layers, and leaves the rest to AdamW, with the same learning rate."""
+    schedule: Literal["noam", "cosine", "constant", "wsd"] = "cosine"
+    """noam: lr·min((s+1)^-0.5, (s+1)·warmup^-1.5); after a linear warm-up cosine, constant, or wsd: constant, and a
+    linear decay at the end."""
     warmup_steps: int = 100
     """Steps until the schedule's peak."""
     min_learning_rate_ratio: float = 0.1
-    """Where cosine ends, as a share of the peak."""
+    """Where cosine and wsd end, as a share of the peak."""
+    decay_fraction: float = 0.2
+    """wsd: the share of all steps, at the end, in which the rate decays."""
     weight_decay: float = 0.1
-    """AdamW's decay, on matrices only."""
+    """Decoupled decay, on matrices only."""
     beta1: float = 0.9
     """AdamW's decay of the gradient's mean."""
     beta2: float = 0.95
@@ -78,6 +84,8 @@ class TrainConfig:
         yield from too_small(self, -1, "save_top_k")  # Lightning's -1: all
         yield from not_positive(self, "learning_rate", "epsilon")
         yield from out_of_range(self, "beta1", "beta2")
+        if not 0 < self.decay_fraction <= 1:
+            yield f"decay_fraction ({self.decay_fraction}) must be above 0 and at most 1"
         if not 0 <= self.min_learning_rate_ratio <= 1:
             yield f"min_learning_rate_ratio ({self.min_learning_rate_ratio}) must be from 0 to 1"
 
@@ -159,6 +167,8 @@ class TrainingConfig(StageConfig):
                 f"lora.rank={self.lora.rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
                 "other: adapters aren't cut; trainer.strategy=fsdp alone spreads the frozen weights"
             )
+        if self.train.optimizer == "adafactor":
+            yield from self.adafactor_complaints()
         parts = self.trainer.tensor_parallel
         if self.model and parts > 1 and self.model.num_attention_heads % parts:
             yield (
@@ -168,3 +178,21 @@ class TrainingConfig(StageConfig):
         limit = self.model.max_position_embeddings if self.model else None
         if limit and self.data.sequence_length > limit:
             yield f"data.sequence_length ({self.data.sequence_length}) is over model.max_position_embeddings ({limit})"
+
+    def adafactor_complaints(self) -> Iterator[str]:
+        """Adafactor's steps are a share of each parameter's own size, and torch's takes no parameters that are cut."""
+        if self.trainer.strategy == "fsdp" and self.trainer.devices * self.trainer.nodes > 1:
+            yield (
+                "train.optimizer=adafactor and trainer.strategy=fsdp exclude each other: torch's Adafactor can't work "
+                "on weights that are spread; give trainer.strategy=ddp, or train.optimizer=adamw or muon"
+            )
+        if self.lora.rank:
+            yield (
+                f"train.optimizer=adafactor and lora.rank={self.lora.rank} exclude each other: its steps are a "
+                "share of what they change, and adapters begin at zero; give train.optimizer=adamw or muon"
+            )
+        if self.train.learning_rate is None:
+            yield (
+                "train.learning_rate must be given with train.optimizer=adafactor, whose rate is a share of each "
+                "weight's size (torch's own default is 1e-2); the model size's rate is AdamW's"
+            )

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..system.cache import cached
 from ..tokenizer.lookup import Counts, Ids, ranges
+from ..tokenizer.prompts import prompt_limits
 from ..tokenizer.tokenizer import Tokenizer
 from .arrow import fingerprint, text_batches
 
@@ -116,7 +117,7 @@ def encode_batches(
 def encode_batch(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None, sequence_length: int
 ) -> EncodedBatch:
-    """What Tokenizer.encode_examples gives for these rows, and the pieces of at most sequence_length inputs of each."""
+    """These rows (`lay_out_rows`), each in pieces of at most sequence_length inputs."""
     flat, lengths, prompt_lengths, cut = lay_out_rows(sources, targets, tokenizer, limit)
     starts = lengths.cumsum() - lengths
     texts = sources if targets is None else targets
@@ -143,7 +144,7 @@ def encode_batch(
 def lay_out_rows(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
 ) -> tuple[Ids, Counts, Counts, np.ndarray]:
-    """Tokenizer.encode_examples on arrays: (ids end to end, lengths, prompt lengths, whether cut), of each row.
+    """Rows as tokenizer/prompts.py says: (ids end to end, lengths, prompt lengths, whether cut), of each row.
 
     Each row is five stretches of one pool: before the source, source, after it, target, end-of-text.
     """
@@ -158,9 +159,7 @@ def lay_out_rows(
     kept = source_lengths
     overhead = len(before) + len(after)
     if targets is not None and limit is not None:
-        # A quarter, so that a long target doesn't take away all that it answers to.
-        prompt_limit = np.maximum(limit - target_lengths - 1, max(-(-limit // 4), overhead + 1))
-        kept = np.minimum(source_lengths, prompt_limit - overhead)
+        kept = np.minimum(source_lengths, prompt_limits(limit, target_lengths + 1, overhead) - overhead)
     same = np.ones_like(kept)
     lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
     before_row = [full.cumsum() - full for full in (source_lengths, target_lengths)]

@@ -10,6 +10,7 @@ import numpy as np
 from ..config.generation import GenerationConfig
 from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
+from ..tokenizer.prompts import prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
 
@@ -32,7 +33,7 @@ def write_answers(
 ) -> list[Answer]:
     """An answer a source, in order; a batch fills at most max_batch_tokens positions (or is one row)."""
     positions = decoder.config.max_position_embeddings
-    limit = max(positions - config.max_new_tokens, -(-positions // 4), tokenizer.smallest_limit(pairs=True))
+    limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
     cut = [
         len(prompt) == limit and len(tokenizer.encode_prompt(source)) > limit

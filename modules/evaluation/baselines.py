@@ -1,4 +1,4 @@
-"""What needs no model, so that a score can be told from nothing: trivial answers, and character n-grams as a floor.
+"""What a score is compared with that needs no model: trivial answers, and character n-grams as a floor.
 
 The n-grams are interpolated with absolute discounting:
 
@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tokenizer.prompts import fill_template
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
 from .task_rows import TaskRow, first_sentence
@@ -28,18 +29,18 @@ from .task_rows import TaskRow, first_sentence
 
 def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, Metric]:
     """{"unigram": …, "bigram": …, "trigram": …}: fitted on train, scored on the same part of test as the model."""
-    texts, starts = zip(*texts_of(test, tokenizer), strict=True)
-    return ngram_floors((text for text, _ in texts_of(train, tokenizer)), texts, starts)
+    texts, starts = zip(*scored_texts(test, tokenizer), strict=True)
+    return ngram_floors((text for text, _ in scored_texts(train, tokenizer)), texts, starts)
 
 
-def texts_of(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
     """(the whole text of a row, where the scored part starts)."""
     targets = rows["tgt_txt"] if "tgt_txt" in rows.column_names else None
     if targets is None:
         yield from ((text, 0) for text in rows["src_txt"])
         return
     for source, target in zip(rows["src_txt"], targets, strict=True):
-        prompt = (tokenizer.prompt_template or "{src_txt}").replace("{src_txt}", source)
+        prompt = fill_template(tokenizer.prompt_template, source)
         yield prompt + target, len(prompt)
 
 
@@ -97,34 +98,19 @@ class NgramModel:
         self._counts = [self._count(sequence, positions, order) for order in range(1, self.order + 1)]
         return self
 
-    def negative_log_likelihood(self, text: str, start: int = 0) -> float:
-        """Nats that the characters from index `start` on and the end of text cost, given all before them."""
-        if not 0 <= start <= len(text):
-            raise ValueError(f"start ({start}) must lie within the text of {len(text)} characters")
-        return float(self.row_losses([text], [start])[0])
-
     def row_losses(self, texts: Iterable[str], starts: Iterable[int] | None = None) -> Floats:
-        """`negative_log_likelihood` of each of many texts, (rows,); with `starts`, of what follows that index."""
+        """What predicting each text and its end costs, in nats, (rows,); with `starts`, from those indices on."""
         rows = list(texts)
         sequence, positions = self._lay_out(rows)
         losses = -np.log(self._probabilities(sequence, positions))
         sizes = np.array([len(text) + 1 for text in rows], dtype=np.int64)
         row = np.arange(len(rows)).repeat(sizes)
         if starts is not None:
-            begins = np.cumsum(sizes) - sizes + np.fromiter(starts, np.int64, len(rows))
-            losses[np.arange(len(row)) < begins[row]] = 0.0
+            first = np.fromiter(starts, np.int64, len(rows))
+            if len(bad := np.flatnonzero((first < 0) | (first >= sizes))):
+                raise ValueError(f"row {bad[0]}: start {first[bad[0]]} isn't within {sizes[bad[0]] - 1} characters")
+            losses[np.arange(len(row)) < (np.cumsum(sizes) - sizes + first)[row]] = 0.0
         return np.bincount(row, losses, len(rows)).astype(np.float64)
-
-    def next_distribution(self, context: str) -> dict[str | None, float]:
-        """Probability of each character known after `context`; "" is the end of text, None UNKNOWN."""
-        sequence, positions = self._lay_out([context])
-        history = sequence[positions[-1] - self.order + 1 : positions[-1]]
-        width = len(history) + 1
-        rows = np.tile(np.append(history, 0), (self.symbols, 1))
-        rows[:, -1] = np.arange(END, END + self.symbols)
-        ends = np.arange(self.symbols) * width + width - 1
-        names: list[str | None] = ["", None, *self.characters]
-        return dict(zip(names, self._probabilities(rows.ravel(), ends).tolist(), strict=True))
 
     def _lay_out(self, texts: list[str]) -> tuple[Ids, Ids]:
         """All texts as one sequence of symbols, each text after order-1 STARTs, and the places to predict."""

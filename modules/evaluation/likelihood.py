@@ -114,7 +114,7 @@ def token_losses(head: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weigh
 
 
 ROWS = 512
-"""Whose choices are laid out at once: memory stays flat however many rows there are."""
+"""How many rows' choices are encoded at once, so that memory doesn't grow with the rows."""
 
 
 def choice_accuracy(
@@ -137,7 +137,7 @@ def choice_accuracy(
             for source, (choices, _) in zip(sources, some, strict=True)
         ]
         cut += sum(shortened for _, _, shortened in encoded)
-        losses = iter(score_documents(decoder, lay_out(encoded), max_batch_tokens))
+        losses = iter(score_documents(decoder, choice_documents(encoded), max_batch_tokens))
         for choices, answer in some:
             found = np.array([next(losses) for _ in choices])
             lengths = np.array([len(choice) for choice in choices])
@@ -149,7 +149,7 @@ def choice_accuracy(
 
 
 def chance(rows: datasets.Dataset) -> list[Metric]:
-    """What guessing gives."""
+    """The accuracy of guessing among the choices."""
     expected = [1 / len(choices) for choices, _ in read_choices(rows)]
     return [mean(name, expected) for name in ("choice_accuracy", "choice_accuracy_per_char")]
 
@@ -166,7 +166,7 @@ def encode_question(source: str, choices: list[str], tokenizer: Tokenizer, limit
     return prompt, ids, len(prompt) == room and len(tokenizer.encode_prompt(source)) > room
 
 
-def lay_out(questions: Sequence[Question]) -> Documents:
+def choice_documents(questions: Sequence[Question]) -> Documents:
     """A document a choice: the prompt, then the choice, without an end; what is scored is the choice alone."""
     documents = [(prompt, choice) for prompt, choices, _ in questions for choice in choices]
     prompts = np.array([len(prompt) for prompt, _ in documents], np.int32)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ..checkpoint.model_folder import describe_provenance
 from ..tracking.provenance import git_state
 from ..tracking.tracked_run import TrackedRun
 from .baselines import NAMES
@@ -58,7 +59,5 @@ def row_table(found: Evaluation) -> dict[str, list[object]]:
 
 def made_by(run: TrackedRun) -> dict[str, str]:
     """For the end of a page: the run, the code, when."""
-    state = git_state()
-    dirty = " with uncommitted changes" if state.get("git.dirty") == "true" else ""
-    commit = f"{state['git.commit'][:12]}{dirty}" if state else "not in a checkout"
-    return {"evaluated by run": run.info.run_id, "code": commit, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    found = describe_provenance({"run_id": run.info.run_id, **git_state()}, "evaluated")
+    return {**found, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}

@@ -1,4 +1,4 @@
-"""What generated texts are worth beside their references, each metric as its rows' statistics (metrics.py).
+"""Metrics of generated texts beside their references, each as its rows' statistics (statistics.py).
 
 Only what was generated is scored, never the prompt. ROUGE: Lin 2004, F1 on characters as rouge_score computes it on
 tokens. BLEU: Papineni et al. 2002, by sacrebleu (Post 2018). Slot error rate: Wen et al. 2015. Repetition: seq-rep-n of
@@ -21,13 +21,13 @@ from .verse.copying import TrainingText
 from .verse.form import couplet_form, form_of
 
 REPEATED = 4
-"""Characters of what counts as repeated."""
+"""Characters of an n-gram that counts as repeated."""
 
 PRIVATE_USE = 0xF0000
 """The first of 65,534 characters that mean nothing to anybody else (Unicode, plane 15); 65,534 more follow."""
 
 SHORTEST_SLOT = 2
-"""Characters of a slot's value that may be found by chance no more."""
+"""Characters of a slot's value from which on it isn't found in a text by chance."""
 
 
 def rouge(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
@@ -155,15 +155,8 @@ def spotted(text: str, known: set[str], lengths: Sequence[int]) -> set[str]:
 
 def exact_match(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """Share of texts that are a reference, but for white space around them."""
-    return [
-        mean(
-            "exact_match",
-            [
-                float(text.strip() in {reference.strip() for reference in row.references})
-                for text, row in zip(texts, rows, strict=True)
-            ],
-        )
-    ]
+    expected = [{reference.strip() for reference in row.references} for row in rows]
+    return [mean("exact_match", [float(text.strip() in right) for text, right in zip(texts, expected, strict=True)])]
 
 
 def repetition(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
@@ -197,14 +190,14 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Metric]]] =
     "length": length,
     "couplet": couplet,
 }
-"""By the name in task.metrics; bleu and verse, which need more than this, stand beside them (evaluation.py)."""
+"""By the name in task.metrics; bleu and verse, which need more than this, stand beside them (task_evaluation.py)."""
 
 FAULTS = ("repeated", "copied", "longest copy", "characters of the first line again")
-"""What the names of metrics begin with where less is better."""
+"""Beginnings of the names of verse metrics where lower is better."""
 
 
 def training_text(train: datasets.Dataset) -> TrainingText:
-    """What verse is held against: answers where there are any, else the texts."""
+    """The training rows' answers, or texts where they have none, to find copies in."""
     return TrainingText(train["tgt_txt" if "tgt_txt" in train.column_names else "src_txt"])
 
 

@@ -30,9 +30,12 @@ class Promotion:
 
 
 def decide(new: Metric, held: Metric | None, holder: str | None, level: float = 0.05) -> Promotion:
-    """Better moves the alias; worse and undecided leave it where it is: who was promoted has shown to be better.
+    """Whether the alias moves: only to a version that is better, so that whoever carries it has shown to be.
 
-    `held` and `holder`: the metric and the version of who has the alias, None where nobody has it.
+    Args:
+        held: The metric of the version that carries the alias; None where none does.
+        holder: The number of that version.
+        level: The p-value up to which a difference counts as one.
     """
     if held is None:
         return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(new)})")
@@ -46,17 +49,17 @@ def because(found: PairedComparison, rows: str) -> Iterator[str]:
     if not found.difference and not found.low and not found.high:
         yield f"undecided, as it scores the same on every one of the {rows} ({found.new:.1f})"
         return
-    around = f"95 % interval {signed(found.low)} to {signed(found.high)}, p = {found.p_value:.2g}"
+    around = f"95 % interval {change_in_words(found.low)} to {change_in_words(found.high)}, p = {found.p_value:.2g}"
     yield (
         f"{found.verdict}, {found.new:.1f} against {found.old:.1f} on the same {rows} "
-        f"({signed(found.difference)}, {around}, power {found.power:.0%})"
+        f"({change_in_words(found.difference)}, {around}, power {found.power:.0%})"
     )
     if found.verdict == "undecided":
         seen = f"{found.detectable:.2g} ({found.detectable / found.old:.1%})"
         yield f"so many rows show a difference of {seen} four times in five"
 
 
-def signed(value: float) -> str:
+def change_in_words(value: float) -> str:
     digits = 1 if abs(value) >= 0.95 else 2
     return f"{value:+.{digits}f}".replace("-", "−")
 

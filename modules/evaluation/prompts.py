@@ -1,7 +1,7 @@
-"""Zero-, one- and few-shot prompts: solved rows before the question, as in the GPT-3 paper (Brown et al. 2020).
+"""Zero-, one- and few-shot prompts: solved examples before the question, as in the GPT-3 paper (Brown et al. 2020).
 
-For each row its own examples are drawn from the training rows. What comes out are rows again, and the tokenizer that
-makes prompts of them, so that likelihood and generation ask exactly the same.
+Each row has its own examples, drawn from the training rows. The result is rows again, and the tokenizer that makes
+prompts of them, so that likelihood and generation see exactly the same.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
-from ..tokenizer.tokenizer import SOURCE_FIELD, Tokenizer
+from ..tokenizer.prompts import SOURCE_FIELD, fill_template, prompt_limit
+from ..tokenizer.tokenizer import Tokenizer
 
 SPARE = 16
-"""Examples drawn beyond those needed, in place of such as are the row itself."""
+"""Examples drawn beyond those needed, to replace any with the row's own source."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Prompted:
     rows: datasets.Dataset
     tokenizer: Tokenizer
     counts: dict[str, int]
-    """What had to be left out for want of positions: examples_dropped, prompts_cut."""
+    """What didn't fit into the model's positions: examples_dropped, prompts_cut."""
 
 
 def template_of(tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
@@ -44,9 +45,14 @@ def build_prompts(
     answer_tokens: int,
     seed: int,
 ) -> Prompted:
-    """Rows as the model is to see them. `answer_tokens` are kept free of its positions, beside those of the target.
+    """Rows with the prompts that the model is to see.
 
-    ValueError where examples are wanted of rows without tgt_txt, or without training rows.
+    Args:
+        positions: The model's number of positions.
+        answer_tokens: How many of them to keep free for a generated answer; the target always has room.
+
+    Raises:
+        ValueError: Examples are wanted of rows without tgt_txt, or without training rows.
     """
     if "tgt_txt" not in rows.column_names:
         if task.examples:
@@ -66,7 +72,7 @@ def build_prompts(
     texts = []
     for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
         free = max(answer_tokens, len(tokenizer.encode(target)) + 1)
-        texts.append(writer.prompt(index, source, positions - min(free, positions * 3 // 4)))
+        texts.append(writer.prompt(index, source, prompt_limit(positions, free)))
     asked = rows.remove_columns("src_txt").add_column("src_txt", texts)
     return Prompted(asked, tokenizer.with_prompt_template(SOURCE_FIELD), writer.counts)
 
@@ -90,20 +96,17 @@ class FewShot:
     def prompt(self, index: int, source: str, limit: int) -> str:
         """The text of row `index`. ValueError where not even the template fits."""
         solved = [
-            self.question(self.sources[example]) + self.targets[example] + self.task.separator
+            fill_template(self.template, self.sources[example]) + self.targets[example] + self.task.separator
             for example in self.drawn(index, source)
         ]
         room = limit - len(self.tokenizer.start_ids)
-        while solved and self.size("".join(solved) + self.question(source)) > room:
+        while solved and self.size("".join(solved) + fill_template(self.template, source)) > room:
             solved = solved[1:]
             self.counts["examples_dropped"] += 1
-        if self.size("".join(solved) + self.question(source)) > room:
+        if self.size("".join(solved) + fill_template(self.template, source)) > room:
             source = self.shortened(source, room)
             self.counts["prompts_cut"] += 1
-        return "".join(solved) + self.question(source)
-
-    def question(self, source: str) -> str:
-        return self.template.replace(SOURCE_FIELD, source)
+        return "".join(solved) + fill_template(self.template, source)
 
     def size(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
@@ -120,7 +123,9 @@ class FewShot:
         fits, over = 0, len(source)
         while over - fits > 1:
             middle = (fits + over) // 2
-            fits, over = (middle, over) if self.size(self.question(source[:middle])) <= room else (fits, middle)
+            fits, over = (
+                (middle, over) if self.size(fill_template(self.template, source[:middle])) <= room else (fits, middle)
+            )
         if not fits:
             raise ValueError(
                 f"task.template ({self.template!r}) leaves none of the source within {room} tokens: shorten it, or "

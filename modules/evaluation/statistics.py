@@ -3,9 +3,9 @@
 Every metric here is a function of sums over rows: BLEU of n-gram counts, perplexity of losses and characters, a mean
 of values and rows. So a metric is kept as its rows' statistics, and resampling rows costs a matrix product:
 percentile bootstrap (Efron 1979; Koehn 2004 for BLEU) for intervals, paired approximate randomisation (Noreen 1989;
-Riezler and Maxwell 2005) for differences. Rows that hang together (cut from one poem, about one passage) are resampled
-together (the cluster bootstrap: Davison and Hinkley 1997, section 3.8): taken for independent, they make intervals too
-narrow and tests too sure.
+Riezler and Maxwell 2005) for differences. Rows that hang together (cut from one poem, about one passage: their
+column `group`) form a cluster and are resampled together (Davison and Hinkley 1997, section 3.8): taken for
+independent, they make intervals too narrow and tests too sure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ..model.loss import LARGEST_EXPONENT
+
 CELLS = 1 << 22
-"""Of a resampling matrix, at once: 32 MiB."""
+"""Elements of a resampling matrix that are made at once: 32 MiB."""
 
 NORMAL = NormalDist()
 
@@ -31,32 +33,32 @@ class Metric:
 
     name: str
     statistics: np.ndarray
-    """(rows, k): what each row adds."""
+    """(rows, k): what each row adds to the sums."""
     value_of: Callable[[np.ndarray], np.ndarray]
     """Sums (…, k) → values (…)."""
     higher_is_better: bool = True
-    groups: np.ndarray | None = None
-    """(rows,): the number of each row's group, from 0; None: each row stands alone."""
+    clusters: np.ndarray | None = None
+    """(rows,): the number of each row's cluster, from 0; None: each row stands alone."""
 
     def __post_init__(self) -> None:
         if self.statistics.ndim != 2 or not len(self.statistics):
             raise ValueError(f"{self.name} needs the statistics of at least one row, (rows, k)")
-        if self.groups is not None and self.groups.shape != self.statistics.shape[:1]:
-            raise ValueError(f"{self.name} has {len(self.statistics)} rows, but groups {self.groups.shape}")
+        if self.clusters is not None and self.clusters.shape != self.statistics.shape[:1]:
+            raise ValueError(f"{self.name} has {len(self.statistics)} rows, but clusters {self.clusters.shape}")
 
     @functools.cached_property
     def units(self) -> np.ndarray:
-        """(groups, k): the statistics of what is independent; without groups, of the rows."""
-        if self.groups is None:
+        """(clusters, k): the summed statistics of each cluster; without clusters, of each row."""
+        if self.clusters is None:
             return self.statistics
-        return np.stack([np.bincount(self.groups, column) for column in self.statistics.T], 1)
+        return np.stack([np.bincount(self.clusters, column) for column in self.statistics.T], 1)
 
     @property
     def value(self) -> float:
         return float(self.value_of(self.statistics.sum(0)))
 
     def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap over groups; (nan, nan) for a single one, which tells nothing of the others."""
+        """(low, high) by the percentile bootstrap over clusters; (nan, nan) for a single one."""
         return intervals([self], confidence, resamples, seed)[0]
 
     def of_rows(self) -> np.ndarray:
@@ -67,7 +69,7 @@ class Metric:
 def intervals(
     metrics: Sequence[Metric], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """`interval` of each, with one drawing for all that are of as many groups: drawing is what takes the time."""
+    """The `interval` of each; metrics with as many clusters share one drawing, which is what takes the time."""
     found: dict[int, tuple[float, float]] = {}
     for rows in {len(metric.units) for metric in metrics}:
         together = [index for index, metric in enumerate(metrics) if len(metric.units) == rows]
@@ -86,21 +88,21 @@ def intervals(
 
 
 def with_clusters(metric: Metric, labels: Sequence[str] | None) -> Metric:
-    """With each row's group by its label; rows without one ("" and JSON's null) stand alone."""
+    """The metric with its rows clustered by label; rows without one ("" or JSON's null) stand alone."""
     if labels is None:
         return metric
     own = [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
-    return dataclasses.replace(metric, groups=np.unique(own, return_inverse=True)[1])
+    return dataclasses.replace(metric, clusters=np.unique(own, return_inverse=True)[1])
 
 
 def rows_in_words(metric: Metric) -> str:
-    """558 test rows in 256 groups"""
-    rows, groups = len(metric.statistics), len(metric.units)
-    return f"{rows:,} test rows" + (f" in {groups:,} groups" if groups < rows else "")
+    """How many rows a metric is of, e.g. "558 test rows in 256 groups"."""
+    rows, clusters = len(metric.statistics), len(metric.units)
+    return f"{rows:,} test rows" + (f" in {clusters:,} groups" if clusters < rows else "")
 
 
 def mean(name: str, values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> Metric:
-    """The mean of a value a row; rows without one (nan) count for nothing."""
+    """The mean of one value a row; rows whose value is nan don't count."""
     column = np.asarray(values, np.float64)
     there = ~np.isnan(column)
     return Metric(name, np.stack([np.where(there, column, 0.0), there], 1), ratio, higher_is_better)
@@ -120,7 +122,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def exp_ratio(sums: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.exp(np.minimum(ratio(sums), 700.0))  # a float ends at e^709
+    found: np.ndarray = np.exp(np.minimum(ratio(sums), LARGEST_EXPONENT))
     return found
 
 
@@ -135,22 +137,29 @@ class PairedComparison:
     """new − old; of a metric where lower is better it is good when negative."""
     low: float
     high: float
-    """95 % interval of the difference (bootstrap over groups)."""
+    """95 % interval of the difference (bootstrap over clusters)."""
     p_value: float
-    """Two-sided: how often groups permutation_test at random between the models differ at least as much."""
+    """Two-sided, of `permutation_test`."""
     detectable: float
-    """The smallest difference that these rows would show four times in five (80 % power, 5 % level)."""
+    """The smallest difference that so many rows would show with 80 % power at the 5 % level."""
     power: float
-    """Probability that rows like these show a difference of the size that was found."""
+    """The probability that rows like these show a difference as large as the one found."""
     verdict: str
     """better, worse or undecided (p_value above the level)."""
 
 
 def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> PairedComparison:
-    """ValueError when the metrics aren't of the same metric on as many rows, in the same groups."""
+    """A paired test of two models' values of one metric on the same rows.
+
+    Args:
+        level: The p-value up to which the difference counts as one.
+
+    Raises:
+        ValueError: The two aren't the same metric, on as many rows in the same clusters.
+    """
     if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
         raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
-    if not np.array_equal(new.groups, old.groups):  # type: ignore[arg-type]  # None and None are equal
+    if not np.array_equal(new.clusters, old.clusters):  # type: ignore[arg-type]  # None and None are equal
         raise ValueError(f"{new.name}: the two models' rows are in different groups and can't be compared")
     rng = np.random.default_rng(seed)
     difference = new.value - old.value
@@ -178,11 +187,11 @@ def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000
 
 
 def permutation_test(new: Metric, old: Metric, at_least: float, resamples: int, rng: np.random.Generator) -> float:
-    """The p-value: the share of random exchanges of groups between the two that differ at least so much."""
+    """The p-value: the share of random swaps of clusters between the models that differ by at least `at_least`."""
     rows = len(new.units)
     total, apart = new.units.sum(0) + old.units.sum(0), old.units - new.units
     more = 0
-    for count in batches(rows, resamples):
+    for count in draws_at_once(rows, resamples):
         swapped = new.units.sum(0) + rng.integers(0, 2, (count, rows)).astype(np.float64) @ apart
         found = np.abs(new.value_of(swapped) - old.value_of(total - swapped))
         more += int((~(found < at_least * (1 - 1e-9))).sum())  # nan, of rows without a value, speaks for no difference
@@ -190,13 +199,14 @@ def permutation_test(new: Metric, old: Metric, at_least: float, resamples: int, 
 
 
 def bootstrap_weights(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """(some, rows): how often each row is drawn, `resamples` in all."""
-    for count in batches(rows, resamples):
+    """Matrices (draws, rows) of how often a draw holds each row; `resamples` draws in all."""
+    for count in draws_at_once(rows, resamples):
         drawn = rng.integers(0, rows, (count, rows)) + rows * np.arange(count)[:, None]
         yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
 
 
-def batches(rows: int, resamples: int) -> Iterator[int]:
+def draws_at_once(rows: int, resamples: int) -> Iterator[int]:
+    """`resamples` in parts, each small enough for memory."""
     at_once = max(1, CELLS // rows)
     for start in range(0, resamples, at_once):
         yield min(at_once, resamples - start)

@@ -21,11 +21,11 @@ from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, training_text, verse
 from .prompts import Prompted, build_prompts, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import columns_of, groups_of, lacking, read_rows, with_targets
+from .task_rows import columns_of, groups_of, lacking, read_task_rows, with_targets
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
-"""(what is done, its share that is done)"""
+"""Called with (what is being done, the share of it that is done)."""
 
 
 def load_task_rows(
@@ -61,11 +61,11 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model, or what stands in for one, makes of the test rows."""
+    """The metrics of a model, or of a baseline, on the test rows."""
 
     metrics: list[Metric]
     rows: list[ScoredRow] = field(default_factory=list)
-    """Those that texts were generated for."""
+    """The rows that texts were generated for."""
     counts: dict[str, int] = field(default_factory=dict)
     """What didn't fit into the model's positions: rows_cut (pairs, for their likelihood), prompts_cut (sources to
     write an answer to), choices_cut (sources of questions), examples_dropped (few-shot)."""
@@ -83,19 +83,19 @@ class Evaluation:
 
 
 class Task:
-    """Rows and how they are scored; the same for all that are compared."""
+    """The test rows and how they are scored, the same for every model and baseline."""
 
     def __init__(self, config: EvaluateConfig, test: datasets.Dataset, train: datasets.Dataset | None) -> None:
-        """DataError for rows that the metrics can't be computed of."""
+        """Raises DataError where none of the metrics can be computed of these rows."""
         self.config, self.task = config, config.task
         self.test, self.train = test, train
         self.left_out = {metric: f"the rows have no {column}" for metric, column in lacking(test, self.task).items()}
-        """What was asked for and can't be had → why."""
+        """Metric or baseline that was asked for and can't be computed → why."""
         self.metrics = [name for name in self.task.metrics if name not in self.left_out]
         count = min(self.task.rows or len(test), len(test))
         drawn = np.random.default_rng(config.seed).permutation(len(test))[:count]
         self.chosen: list[int] = np.sort(drawn).tolist() if set(self.metrics) & set(TEXT_METRICS) else []
-        self.rows = read_rows(test.select(self.chosen)) if self.chosen else []
+        self.rows = read_task_rows(test.select(self.chosen)) if self.chosen else []
         self.trivial = [name for name in self.task.trivial if train is not None or name not in NEEDS_TRAINING_ROWS]
         if train is None:
             counted = config.ngram_floor and "perplexity" in self.metrics
@@ -128,14 +128,11 @@ class Task:
     def found(
         self, metrics: Sequence[Metric], rows: list[ScoredRow] | None = None, counts: dict[str, int] | None = None
     ) -> Evaluation:
-        """Measures of all test rows or of the chosen ones, with the groups of those."""
-        labels = groups_of(self.test)
+        """Metrics of all test rows or of the chosen ones, with those rows' groups as clusters."""
+        labels, whole = groups_of(self.test), len(self.test)
         chosen = labels and [labels[row] for row in self.chosen]
-        whole = len(self.test)
-        with_groups = [
-            with_clusters(metric, labels if len(metric.statistics) == whole else chosen) for metric in metrics
-        ]
-        return Evaluation(with_groups, rows or [], counts or {})
+        clustered = [with_clusters(each, labels if len(each.statistics) == whole else chosen) for each in metrics]
+        return Evaluation(clustered, rows or [], counts or {})
 
     def likelihood(
         self, decoder: Decoder, prompted: Prompted, progress: Progress | None
@@ -143,11 +140,13 @@ class Task:
         metrics, counts = [], dict(prompted.counts)
         most = self.config.max_batch_tokens
         if "perplexity" in self.metrics:
-            found = score(decoder, prompted.tokenizer, prompted.rows, most, part(progress, "likelihood"))
+            found = score(decoder, prompted.tokenizer, prompted.rows, most, progress_of_part(progress, "likelihood"))
             metrics += [found.perplexity_per_char, found.perplexity]
             counts["rows_cut"] = found.rows_cut
         if "choices" in self.metrics:
-            accuracy, cut = choice_accuracy(decoder, prompted.tokenizer, prompted.rows, most, part(progress, "choices"))
+            accuracy, cut = choice_accuracy(
+                decoder, prompted.tokenizer, prompted.rows, most, progress_of_part(progress, "choices")
+            )
             metrics += accuracy
             counts["choices_cut"] = cut
         return metrics, counts
@@ -165,17 +164,17 @@ class Task:
             list(sources),
             generation,
             self.config.max_batch_tokens,
-            part(progress, "answers"),
+            progress_of_part(progress, "answers"),
         )
 
     def of_trivial(self, name: str) -> Evaluation:
-        """By the names in `trivial`; the texts are scored as a model's are."""
+        """A trivial baseline, by a name in `trivial`; its texts are scored as a model's are."""
         texts = trivial_answers(name, self.rows, self.train)
         found = self.of_texts(texts)
         return self.found(found, self.scored([Answer(text, False, False) for text in texts], found, {}, by_model=False))
 
     def floors(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
-        """What counting gives on the same text: of n-grams, by this tokenizer's prompts, and by guessing."""
+        """n-gram models on the same text (in this tokenizer's prompts), and guessing among choices."""
         found = {"chance": self.found(self.chance)} if self.chance else {}
         if self.config.ngram_floor and self.train is not None and "perplexity" in self.metrics:
             asked = tokenizer.with_prompt_template(template_of(tokenizer, self.task, self.config.data))
@@ -220,5 +219,5 @@ def stop_rate(answers: Sequence[Answer]) -> Metric:
     return mean("end_of_text_rate", [float(answer.stopped) for answer in answers])
 
 
-def part(progress: Progress | None, name: str) -> Callable[[float], None] | None:
+def progress_of_part(progress: Progress | None, name: str) -> Callable[[float], None] | None:
     return functools.partial(progress, name) if progress else None

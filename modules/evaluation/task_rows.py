@@ -79,7 +79,7 @@ def with_targets(rows: datasets.Dataset) -> datasets.Dataset:
     return rows.add_column("tgt_txt", [choices[answer] for choices, answer in read_choices(rows)])
 
 
-def read_rows(rows: datasets.Dataset) -> list[TaskRow]:
+def read_task_rows(rows: datasets.Dataset) -> list[TaskRow]:
     """DataError naming the row whose references or slots can't be used."""
     names = rows.column_names
     targets = rows["tgt_txt"] if "tgt_txt" in names else [None] * len(rows)

@@ -9,7 +9,6 @@ from typing import Any
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
 from ..model.sampling import generate
-from ..tokenizer.streaming import IncrementalDecoder
 from ..tokenizer.tokenizer import Tokenizer
 
 
@@ -119,7 +118,7 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], most: int = 0) -> None:
         """most: how many tokens the row may have; only `ended` needs it."""
-        self.decoder = IncrementalDecoder(tokenizer)
+        self.decoder = tokenizer.incremental_decoder()
         self.stop = stop
         self.most = most
         self.tokens = 0

@@ -1,8 +1,9 @@
 """The GPT-3 decoder in one file, torch only: attention, MLP, block, model.
 
-Architecture: Brown et al. 2020 (GPT-3), pre-LayerNorm as in GPT-2, learned absolute positions, tied head.
-Parameter names are those of the published Chinese GPT-3 base checkpoints. The rows of query_key_value go head by
-head, (q, k, v) in each, as in the published 1.3B and up: cut across devices, whole heads stay together.
+Architecture: Brown et al. 2020 (GPT-3), pre-LayerNorm as in GPT-2, learned absolute positions, the word embeddings as
+the output layer too. Parameter names are those of the published Chinese GPT-3 base checkpoints. The rows of
+query_key_value go head by head, (q, k, v) in each, as in the published 1.3B and up, so that tensor parallelism keeps
+heads whole.
 
 Letters: B batch, T time, C hidden size, nh heads, hs head size, V vocabulary, S cache capacity,
 N tokens of a batch laid end to end (N = B·T, or the sum of the document lengths).
@@ -14,42 +15,28 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..config.model import ModelConfig
 from .kv_cache import KVCache
 from .linear import Linear
 
-
-def build_decoder(config: ModelConfig, seed: int) -> Decoder:
-    """Fresh weights, laid out on the meta device first so that they are written once."""
-    decoder = meta_decoder(config)
-    decoder.to_empty(device="cpu")
-    decoder.init_weights(torch.Generator().manual_seed(seed))
-    return decoder
-
-
-def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """build_decoder's weights one by one: for a decoder that is spread over devices."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in meta_decoder(config).named_parameters():
-        tensor = torch.empty(parameter.shape)
-        init_parameter(name, tensor, config, generator)
-        yield name, tensor
-
+if TYPE_CHECKING:  # `import modules.model` loads torch and nothing else
+    from ..config.model import ModelConfig
 
 GELU_APPROXIMATION = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's names
 
 LengthGroups = list[tuple[int, int]]
-"""(documents, tokens each) of neighbouring documents of equal length: one attention call does a whole run."""
+"""(documents, tokens each) of neighbouring documents of equal length: each group takes one call of attention."""
 
 
 class Attention(nn.Module):
+    __call__: Callable[..., Tensor]  # torch says Any
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -58,16 +45,16 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
         if cache is not None and cache.longest:
             return self.dense(self.decode_step(qkv, cache))
         outputs, row = [], 0
-        for (count, length), part in zip(runs, qkv.split([c * n for c, n in runs]), strict=True):
-            qkv_of_run = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
-            q, k, v = qkv_of_run.unbind(2)
+        for (count, length), part in zip(groups, qkv.split([c * n for c, n in groups]), strict=True):
+            qkv_of_group = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
+            q, k, v = qkv_of_group.unbind(2)
             if cache is not None:
-                cache.prefill(self.layer, row, qkv_of_run[:, :, 1:])
+                cache.prefill(self.layer, row, qkv_of_group[:, :, 1:])
                 row += count
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -82,6 +69,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    __call__: Callable[..., Tensor]  # torch says Any
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.approximate = GELU_APPROXIMATION[config.hidden_act]
@@ -101,40 +90,42 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.input_layernorm(x), runs, cache))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.input_layernorm(x), groups, cache))
+        result: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return result
 
 
 class Transformer(nn.Module):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What of each layer the backward pass computes again instead of finding it kept; set from outside."""
+    """How much of each layer is computed again in the backward pass, to save memory; the training sets it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, runs: LengthGroups, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
         recompute = (
             self.activation_checkpointing != "none" and self.training and torch.is_grad_enabled() and cache is None
         )
         for layer in self.layers:
-            x = self.checkpointed(layer, x, runs) if recompute else layer(x, runs, cache)
-        return self.final_layernorm(x)
+            x = self.checkpointed(layer, x, groups) if recompute else layer(x, groups, cache)
+        normalized: Tensor = self.final_layernorm(x)
+        return normalized
 
-    def checkpointed(self, layer: nn.Module, x: Tensor, runs: LengthGroups) -> Tensor:
-        """The layer's result; for the backward pass only its input is kept, and with `selective` what costs most."""
+    def checkpointed(self, layer: nn.Module, x: Tensor, groups: LengthGroups) -> Tensor:
+        """The layer's result; for the backward pass its input alone is kept, with `selective` also what costs most."""
         options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
         if self.activation_checkpointing == "selective":
             policy = partial(selective_checkpoint_policy, layer=layer)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
-        result: Tensor = checkpoint(layer, x, runs, None, use_reentrant=False, **options)
+        result: Tensor = checkpoint(layer, x, groups, None, use_reentrant=False, **options)
         return result
 
 
 def uses_dropout(layer: Any) -> bool:
-    """Whether a Block, its adapters included, has random numbers to repeat: saving the generators' state costs time."""
+    """Whether a Block or its adapters draw random numbers: only then is the generators' state worth saving."""
     return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
 
 
@@ -143,30 +134,31 @@ def selective_checkpoint_policy(context: Any, operator: Any, *args: Any, layer: 
     name: str = operator.name()
     keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
     if keep and not layer.dropout.p:
-        # No backward pass needs the result of the MLP's second product: recomputing ends before it.
+        # The backward pass doesn't need the result of the MLP's second product: recomputation ends before it.
         inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
         keep = inputs <= outputs
     if name.startswith("aten::_scaled_dot_product"):
-        # Attention that is kept draws no random numbers again, and all later dropouts would get other ones.
+        # If attention isn't computed again, it draws no random numbers, and all later dropouts would get other ones.
         keep = not layer.attention.dropout
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class LMHead(nn.Module):
-    """hidden states (…, C), the tied word embeddings (V, C) → logits (…, V). A module, so that it can be cut too."""
+    """The output layer: hidden states (…, C), word embeddings (V, C) → logits (…, V).
+
+    It has no weights of its own; it is a module so that tensor parallelism can cut it.
+    """
+
+    __call__: Callable[..., Tensor]  # torch says Any
 
     def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
         return F.linear(hidden_states, weight)
 
 
 class Decoder(nn.Module):
-    """decoder(input_ids (B, T) int64) → logits (B, T, V).
+    """The GPT-3 decoder: decoder(input_ids (B, T) int64) → logits (B, T, V)."""
 
-    With document_lengths, input_ids is (1, N): documents laid end to end, each blind to the others and counting
-    its positions from 0. With a cache, the first call fills row i from document i; each later call takes (B, 1).
-    `head` stands in for the output layer: (hidden states (B, T, C), word embeddings (V, C)) → anything, such as a
-    loss or the logits of a few positions. It runs inside forward, where weights that are spread over devices are whole.
-    """
+    __call__: Callable[..., Tensor]  # torch says Any
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -185,13 +177,25 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
+        """Logits (B, T, V) of the token after each position, or what `head` makes of the hidden states.
+
+        Args:
+            input_ids: (B, T) int64; with document_lengths (1, N), documents laid end to end.
+            document_lengths: Tokens of each document; each attends to itself alone and counts its positions from 0.
+            cache: The first call fills row i from document i; each later call takes (B, 1), the next token a row.
+            head: Takes the place of the output layer: (hidden states (B, T, C), word embeddings (V, C)) → a loss, or
+                the logits of a few positions. It runs inside forward, where weights spread over devices are whole.
+
+        Raises:
+            ValueError: A document is longer than max_position_embeddings.
+        """
         hidden_states = self.hidden_states(input_ids, document_lengths, cache)
         return (head or self.head)(hidden_states, self.word_embeddings.weight)
 
     def hidden_states(
         self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """What the head sees: (B, T, C)."""
+        """What the output layer sees, (B, T, C); arguments as in `forward`."""
         rows, time = input_ids.shape
         lengths = [time] * rows if document_lengths is None else document_lengths
         assert sum(lengths) == input_ids.numel(), (sum(lengths), input_ids.shape)
@@ -203,14 +207,16 @@ class Decoder(nn.Module):
             )
         positions = cache.lengths if decoding and cache is not None else positions_of(lengths, input_ids.device)
         x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(positions)  # (N, C)
-        runs = [(len(list(group)), length) for length, group in groupby(lengths)]
-        x = self.transformer(self.embedding_dropout(x), runs, cache)
+        groups = [(len(list(equal)), length) for length, equal in groupby(lengths)]
+        x = self.transformer(self.embedding_dropout(x), groups, cache)
         if cache is not None:
             cache.advance(lengths)
-        return x.unflatten(0, (rows, time))
+        result: Tensor = x.unflatten(0, (rows, time))
+        return result
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Overwrites all weights with fresh ones, drawn from `generator`."""
         for name, parameter in self.named_parameters():
             init_parameter(name, parameter, self.config, generator)
 
@@ -228,14 +234,14 @@ def init_parameter(name: str, parameter: Tensor, config: ModelConfig, generator:
 
 
 def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """0, 1, 2 … restarting with each document: (N,) int64."""
+    """The position of each token in its document, 0, 1, 2 …: (N,) int64."""
     counts = torch.tensor(lengths, device=device)
     starts = counts.cumsum(0) - counts
     return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Closed formula: embeddings (V + P)·C, 12·C² + 13·C a layer, the last LayerNorm 2·C; the head is tied."""
+    """Parameters by formula: embeddings (V + P)·C, 12·C² + 13·C a layer, 2·C in the last LayerNorm."""
     c = config.hidden_size
     assert config.vocab_size
     embeddings = (config.vocab_size + config.max_position_embeddings) * c
@@ -243,6 +249,23 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def meta_decoder(config: ModelConfig) -> Decoder:
-    """Shapes without memory."""
+    """A decoder on the meta device: names and shapes, without memory or values."""
     with torch.device("meta"):
         return Decoder(config)
+
+
+def build_decoder(config: ModelConfig, seed: int) -> Decoder:
+    """A decoder on the CPU with fresh weights, the same ones for the same seed."""
+    decoder = meta_decoder(config)  # so that the weights are written only once
+    decoder.to_empty(device="cpu")
+    decoder.init_weights(torch.Generator().manual_seed(seed))
+    return decoder
+
+
+def fresh_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """The (name, tensor) pairs of `build_decoder`, one at a time: for a decoder that is spread over devices."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in meta_decoder(config).named_parameters():
+        tensor = torch.empty(parameter.shape)
+        init_parameter(name, tensor, config, generator)
+        yield name, tensor

@@ -9,15 +9,17 @@ from torch import Tensor
 
 
 class KVCache:
-    """Preallocated keys and values of rows that may differ in length; nothing is padded on the left.
+    """Preallocated keys and values of a batch of rows that may differ in length; nothing is padded on the left.
 
-    layers[layer]: keys and values side by side, (B, nh, 2, S, hs), so that a step writes both at once, and the first
-    B rows of storage[layer], which keeps the places of rows that went; lengths: (B,) int64, the positions of each row
-    already filled; mask: (B, 1, 1, T) bool, what the next token of a row sees (of longest + 1 positions), None where
-    rows are equally long and each sees all.
+    layers[layer]: keys and values side by side, (B, nh, 2, S, hs), so that a step writes both at once. It is a view of
+    the first B rows of storage[layer], which keeps the memory of finished rows for later ones.
+    lengths: (B,) int64, positions already filled in each row.
+    mask: (B, 1, 1, longest + 1) bool, the positions that the next token of a row attends to; None where rows are
+    equally long and each attends to all.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        """capacity: positions of each row, prompt and answer together (S)."""
         self.capacity = capacity
         self.layers: list[Tensor] = []
         self.storage: list[Tensor] = []
@@ -27,7 +29,7 @@ class KVCache:
         self.mask: Tensor | None = None
 
     def prefill(self, layer: int, row: int, kv: Tensor) -> None:
-        """The first pass's keys and values of some neighbouring rows: (rows, nh, 2, T, hs)."""
+        """Writes the keys and values of whole prompts, (rows, nh, 2, T, hs), into the rows from `row` on."""
         if layer == len(self.layers):  # made here, where the heads on this device and their number format are known
             shape = (len(self.lengths), kv.shape[1], 2, self.capacity, kv.shape[4])
             self.storage.append(kv.new_zeros(shape))
@@ -35,7 +37,7 @@ class KVCache:
         self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
 
     def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the next token's, (B, nh, 2, hs); returns all keys and all values, (B, nh, longest + 1, hs) each."""
+        """Writes the next token's keys and values, (B, nh, 2, hs); returns all keys and values, (B, nh, T, hs) each."""
         cached = self.layers[layer]
         if self.ragged:
             cached[torch.arange(len(kv), device=kv.device), :, :, self.lengths] = kv
@@ -45,7 +47,7 @@ class KVCache:
         return filled[:, :, 0], filled[:, :, 1]
 
     def advance(self, lengths: Sequence[int]) -> None:
-        """Called once a forward pass, after every layer has written its keys and values."""
+        """Counts the new positions of each row; called once a forward pass, after all layers have written theirs."""
         self.lengths += torch.tensor(lengths, device=self.lengths.device)
         self.ragged |= min(lengths) != max(lengths)
         self.longest += max(lengths)
@@ -54,7 +56,7 @@ class KVCache:
     def select(self, rows: Sequence[int]) -> None:
         """Drops every row but these, so that finished rows cost nothing more; new row i is the old rows[i] ≥ i.
 
-        In place, and only what is filled of the rows that move: a fraction of the cache.
+        Works in place and copies only the filled positions of the rows that move.
         """
         for cached in self.layers:
             for new, old in enumerate(rows):
@@ -64,9 +66,9 @@ class KVCache:
         self.set_lengths(self.lengths[torch.tensor(rows, device=self.lengths.device)])
 
     def merge(self, other: KVCache, capacity: int) -> None:
-        """Takes in the rows of another cache behind its own; from now on it has `capacity` positions or more.
+        """Appends the rows of another cache, and makes room for at least `capacity` positions in each row.
 
-        Nothing is computed again. What is too small for that is copied once, to at least twice the room.
+        Storage that is too small is copied once, to at least twice its size.
         """
         have, rows = len(self.lengths), len(self.lengths) + len(other.lengths)
         if capacity > self.capacity:

@@ -18,9 +18,8 @@ from .linear import Linear
 if TYPE_CHECKING:
     from ..config.model import LoraConfig, ModelConfig
 
-
 WIDTHS = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
-"""What goes in and what comes out, in hidden sizes."""
+"""Inputs and outputs of each matrix, in multiples of hidden_size."""
 
 
 class LoraLinear(Linear):
@@ -46,11 +45,15 @@ class LoraLinear(Linear):
 
 
 def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
-    """Puts adapters beside the target modules, in place, and freezes the rest; returns what is trainable, by name.
+    """Puts adapters beside the target modules, in place, and freezes the rest; outputs stay as they are (lora_b is 0).
 
-    The decoder's outputs stay what they are, as lora_b starts at 0. On the meta device only shapes are made:
-    give the adapters their values with `initial_adapters` once there is memory.
-    Raises ValueError for a target that isn't there.
+    On the meta device only shapes are made: copy the values of `initial_adapters` once there is memory.
+
+    Returns:
+        Names of the trainable parameters.
+
+    Raises:
+        ValueError: No linear layer has the name of a target.
     """
     linear = {name: module for name, module in decoder.named_modules() if type(module) is Linear}
     for target in config.target_modules:
@@ -79,13 +82,14 @@ def replace(decoder: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def adapted(decoder: nn.Module) -> dict[str, LoraLinear]:
+    """The layers with adapters, by module name."""
     return {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLinear)}
 
 
 def initial_adapters(decoder: nn.Module, seed: int) -> dict[str, Tensor]:
-    """What adapters start from, by parameter name, on the CPU: A uniform within ±1/√in, B zero.
+    """Fresh adapters by parameter name, on the CPU: lora_a uniform within ±1/√in, lora_b zero.
 
-    The same for a seed wherever the decoder lies, and however it is cut.
+    One seed gives the same values on any device and however the decoder is sharded.
     """
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, Tensor] = {}
@@ -97,12 +101,12 @@ def initial_adapters(decoder: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
-    """weight + B·A·scale, added in float32, in the type of `weight`."""
+    """weight + lora_b·lora_a·scale, added in float32, in the number format of `weight`."""
     a, b = (part.to(weight.device, torch.float32) for part in (lora_a, lora_b))
     return torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)
 
 
 def lora_parameter_count(config: ModelConfig, lora: LoraConfig) -> int:
-    """Trainable parameters, by closed formula: rank·(in + out) for each target, in each layer."""
+    """Trainable parameters by formula: rank·(in + out) for each target in each layer."""
     widths = [WIDTHS[name] for name in {target.rpartition(".")[2] for target in lora.target_modules}]
     return config.num_hidden_layers * lora.rank * config.hidden_size * sum(map(sum, widths))

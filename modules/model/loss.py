@@ -8,6 +8,7 @@ maximum, one sum and one logit a token (Megatron-LM's vocabulary-parallel loss, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,11 +20,14 @@ from torch.distributed.tensor import DTensor, Shard
 from .linear import product
 
 CHUNK = 512
-"""Rows at once: at 512 the matrix products still run at full speed, and logits stay in the cache's reach."""
+"""Tokens at once: few enough for their logits to stay in the CPU's cache, and enough for fast matrix products."""
+
+IGNORED = -100
+"""The label of a token that isn't trained on (torch's ignore_index)."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood: hidden (…, C), weight (V, C), labels (…) with IGNORED → scalar."""
+    """Summed negative log-likelihood (nats): hidden (…, C), weight (V, C), labels (…) with IGNORED → scalar."""
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
     trained = labels != IGNORED
     if not bool(trained.all()):
@@ -32,18 +36,19 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
 
 
 def trained_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same where every label counts: hidden (N, C), weight (V, C), cut along V or not, labels (N,) → scalar."""
+    """The same without ignored labels: hidden (N, C), weight (V, C) whole or cut along V, labels (N,) → scalar."""
     part, first, group = part_of(weight)
-    result: Tensor = LinearCrossEntropy.apply(hidden, part, labels - first, group)
+    result: Tensor = LinearCrossEntropy.apply(hidden, part, labels - first, group)  # type: ignore[no-untyped-call]
     return result
 
 
 @torch.no_grad()
 def stopping_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, end_of_text_id: int) -> Tensor:
-    """The same loss, and how well the model knows where a text ends; in one pass over the logits.
+    """The same loss, and how well the model knows where a text ends, in one pass over the logits.
 
-    hidden (…, C), weight (V, C), labels (…) with IGNORED → (4,): the summed negative log-likelihood; that of
-    end-of-texts alone; how many of these are the likeliest token; and of how many other labels end-of-text is.
+    hidden (…, C), weight (V, C) whole or cut along V, labels (…) with IGNORED → (4,) float32: summed negative
+    log-likelihood of all labels; that of end-of-text labels alone; at how many of these end-of-text is the likeliest
+    token; at how many other labels it is.
     """
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
     trained = labels != IGNORED
@@ -62,7 +67,7 @@ def stopping_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, end_o
 
 
 def part_of(weight: Tensor) -> tuple[Tensor, int, dist.ProcessGroup | None]:
-    """This device's part of the vocabulary, its first id, and who has the others: all of it, 0 and None where uncut."""
+    """(this device's part of the vocabulary, its first id, who has the rest); (weight, 0, None) where uncut."""
     if not isinstance(weight, DTensor):
         return weight, 0, None
     mesh = weight.device_mesh
@@ -73,19 +78,19 @@ def part_of(weight: Tensor) -> tuple[Tensor, int, dist.ProcessGroup | None]:
 class Chunk(NamedTuple):
     rows: slice
     target: Tensor
-    """(N, 1) label, counted from this part's first id."""
+    """(N, 1) label, counted from the first id of this device's part."""
     here: Tensor
-    """(N, 1) whether that is in this part."""
+    """(N, 1) whether the label is in this part."""
     probabilities: Tensor
     """(N, V)"""
     nll: Tensor
     """(N, 1)"""
     likeliest: Tensor
-    """(N, 1) the highest probability, in any part."""
+    """(N, 1) the highest probability in any part."""
 
 
 def chunks(hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Iterator[Chunk]:
-    """hidden (N, C), weight (V, C): this device's part of the vocabulary; labels (N,) counted from its first id."""
+    """hidden (N, C), weight (V, C): this device's part; labels (N,) counted from its first id → CHUNK tokens each."""
     for start in range(0, len(labels), CHUNK):
         rows = slice(start, start + CHUNK)
         logits = product(hidden[rows], weight).float()
@@ -100,7 +105,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # adapters leave it frozen
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # frozen beside adapters
         for rows, target, here, probabilities, nll, _ in chunks(hidden, weight, labels, group):
             total += nll.sum()
             if grad_hidden is not None:
@@ -128,10 +133,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 def softmax_in_place(
     logits: Tensor, target_logit: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (N, V) → their softmax, in the same memory; the labels' negative log-likelihood; the highest probability.
+    """logits (N, V) → softmax (N, V) in the same memory, negative log-likelihood (N, 1), highest probability (N, 1).
 
-    The last two are (N, 1). With a group, logits are this device's part of the vocabulary; target_logit is 0 where the
-    label isn't in it.
+    With a group, logits are this device's part of the vocabulary; target_logit is 0 where the label isn't in it.
     """
     highest = logits.amax(-1, keepdim=True)
     if group is not None:
@@ -145,5 +149,10 @@ def softmax_in_place(
     return exponentials.div_(sums[0]), nll, likeliest
 
 
-IGNORED = -100
-"""The label of a token that isn't trained on (torch's ignore_index)."""
+LARGEST_EXPONENT = 700.0
+"""A float ends at e^709."""
+
+
+def perplexity_of(loss: float) -> float:
+    """exp(loss) of a mean loss in nats, at most e^700."""
+    return math.exp(min(loss, LARGEST_EXPONENT))

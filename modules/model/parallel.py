@@ -1,4 +1,4 @@
-"""The decoder over several devices: what is cut where, and how full tensors get in and out.
+"""The decoder over several devices: which tensor is cut where, and how full tensors get in.
 
 Two meshes, as Lightning's ModelParallelStrategy makes them: "data_parallel" (each group takes a share of a step's rows;
 FSDP2 spreads parameters, gradients and optimizer state over it) and "tensor_parallel" (devices of a group share each
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,16 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..config.model import ModelConfig
 from .decoder import Decoder
+
+if TYPE_CHECKING:
+    from ..config.model import ModelConfig
 
 # It advises to merge collectives across the two meshes, which nest the other way round than it would need.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 MESH = ("data_parallel", "tensor_parallel")
-"""Names of the mesh's dimensions, outermost first; Lightning's."""
+"""Names of the mesh's dimensions, outermost first, as Lightning calls them."""
 
 LAYER_PLAN: dict[str, ParallelStyle] = {
     "attention.query_key_value": ColwiseParallel(),  # rows go head by head: each device gets whole heads
@@ -46,9 +49,9 @@ EMBEDDING_PLAN: dict[str, ParallelStyle] = {
 
 
 def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
-    """Cuts a decoder, still on the meta device, in place; call `fill` after `to_empty`.
+    """Shards a decoder on the meta device, in place; call `to_empty` and then `fill`.
 
-    compute: the number format that parameters are gathered and used in, where it isn't their own.
+    mesh: its dimensions are named as in MESH. compute: number format that parameters are used in; None: their own.
     """
     tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor_mesh.size() > 1:
@@ -64,7 +67,7 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None 
 
 
 def check_tensor_parallel(model: ModelConfig, parts: int) -> None:
-    """ValueError where tensor parallelism would cut a head, or leave a device without a part of the vocabulary."""
+    """Raises ValueError where tensor parallelism would cut a head, or leave a device without any token ids."""
     assert model.vocab_size
     if model.num_attention_heads % parts:
         raise ValueError(
@@ -85,7 +88,7 @@ def head_output() -> ParallelStyle:
 
 @torch.no_grad()
 def fill(decoder: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copies each full tensor, or this device's part of it, into a decoder; one full tensor is in memory at a time."""
+    """Copies full tensors, or this device's part of each, into a decoder; one full tensor is in memory at a time."""
     parameters = dict(decoder.named_parameters())
     for name, tensor in tensors:
         parameter = parameters.pop(name)
@@ -97,10 +100,7 @@ def fill(decoder: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def own_part(tensor: Tensor, like: DTensor) -> Tensor:
-    """What this device holds of a full tensor: cut along the tensor-parallel mesh first, then the data-parallel one.
-
-    The meshes stand the other way round, outermost first; FSDP2 cuts what tensor parallelism left it.
-    """
+    """This device's part of a full tensor: cut by tensor parallelism first, then by FSDP2 (innermost mesh first)."""
     for dimension in reversed(range(like.device_mesh.ndim)):
         placement = like.placements[dimension]
         if placement.is_replicate():

@@ -1,4 +1,4 @@
-"""Linear layers as a CPU computes them fastest, put into a decoder that only reads: generation, evaluation, serving.
+"""Linear layers in the form that a CPU computes fastest, for decoders that are never trained: generation, serving …
 
 A decoding step reads every weight once and does little with it, so what counts is how near the reading comes to the
 memory's bandwidth, and how many bytes there are to read. float32 and bfloat16 weights are laid out by oneDNN for its
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from .decoder import Decoder
 
 ROWS = 64
-"""What oneDNN is to lay weights out for; its layout for one row is slower with several, and no faster with one."""
+"""Rows that oneDNN lays weights out for; its layout for one row is slower with several, and no faster with one."""
 
 SMALLEST = 1e-30
-"""What a row of zeros is divided by."""
+"""Divisor of a row of zeros."""
 
 
 class PackedLinear(nn.Module):
@@ -54,11 +54,12 @@ class Int8Linear(nn.Module):
         quantized = (rows * (127 / largest)).round_().to(torch.int8)
         y = torch._int_mm(quantized, self.weight.T) * self.scale
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
-        return y.unflatten(0, x.shape[:-1])
+        result: Tensor = y.unflatten(0, x.shape[:-1])
+        return result
 
 
 class LinearHead(nn.Module):
-    """decoder.LMHead's place, with weights of its own: the word embeddings stay as they are, for looking up rows."""
+    """Replaces decoder.LMHead, with weights of its own: the word embeddings stay as they are, for looking up rows."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ def weight_levels() -> int:
     """127, or 63 where the CPU's products of 8-bit numbers saturate at 16 bits on the way to 32.
 
     AVX2 and the first AVX-512 add two products of an unsigned and a signed byte in 16 bits (oneDNN, "Nuances of int8
-    computations"); 2 · 255 · 63 still fits. What is asked is the kernel, since only it knows what it uses.
+    computations"); 2 · 255 · 63 still fits. The kernel itself is tried, since only it knows which instructions it uses.
     """
     extreme = torch.full((2, 64), 127, dtype=torch.int8)
     exact = torch._int_mm(extreme, extreme.T) == 64 * 127 * 127
@@ -91,8 +92,10 @@ def packs(dtype: torch.dtype) -> bool:
 def prepare_for_inference(decoder: Decoder, int8: bool = False) -> Decoder:
     """Replaces the linear layers and the head of a decoder on the CPU, in place; it can't be trained or saved then.
 
-    One matrix after the other, each let go once it is laid out anew; the head becomes a matrix of its own.
-    Where neither oneDNN nor int8 applies, the decoder stays as it is.
+    Matrices are replaced one by one, so that never more than one is in memory twice; the head gets a matrix of its own.
+
+    int8: weights and products in 8 bits, the rest in float32. Without it, a decoder in a number format that oneDNN has
+    no kernels for stays as it is.
     """
     decoder.requires_grad_(False)
     if int8:

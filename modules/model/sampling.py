@@ -1,4 +1,4 @@
-"""Sampling and the KV-cache loop; torch only. Letters as in decoder.py.
+"""The generation loop with its KV cache, and sampling; torch only. Letters as in decoder.py.
 
 A row's tokens depend on its prompt, the parameters and the seed alone, never on the rows beside it: prompts are
 laid end to end for the first pass (no padding), each row has positions and a random generator of its own, a
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rows:
-    """The rows still being written; index i of every member belongs together."""
+    """The rows still being written; index i of every list is one row."""
 
     numbers: list[int]
-    """Where each stands in the caller's list."""
+    """The index of each in the caller's list."""
     ids: list[list[int]]
-    """Prompt and what was generated so far."""
+    """Prompt and the tokens generated so far."""
     generators: list[torch.Generator]
     remaining: list[int]
     """Tokens that may still be generated."""
@@ -45,7 +45,7 @@ class Rows:
 
     @property
     def capacity(self) -> int:
-        """The most positions that one of them may yet fill."""
+        """Positions that the longest of them may come to."""
         return max(len(ids) + n for ids, n in zip(self.ids, self.remaining, strict=True))
 
 
@@ -58,10 +58,10 @@ def generate(
 ) -> Generator[tuple[int, int | None], int | None]:
     """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
 
-    All rows have one config, or each its own. A row ends with end-of-text (which isn't yielded), after max_new_tokens,
-    or at the model's last position.
-    `.send(row)` in place of next ends that row early (a stop text was found, its reader has gone).
-    Raises ValueError for an empty prompt or one that leaves no position to write to.
+    A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
+    `.send(row)` instead of next() ends that row early: a stop text was found, or its reader has gone.
+    All rows share a config, or each has its own.
+    Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
     rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
     cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
@@ -72,10 +72,10 @@ def generate(
 def write(
     rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], end: int
 ) -> Generator[tuple[int, int | None], int | None]:
-    """`generate`'s loop, whoever computes: logits (B, V) of the first new tokens; advance(rows, left) → the next.
+    """The loop of `generate`, whatever computes the logits; yields what it yields.
 
-    left: which of the rows before are still there, and in what order (`moved_up`). advance may add rows behind them,
-    to `rows` and to the logits.
+    logits: (B, V) of each row's first new token. advance: (rows, left) → logits (B, V) of the next tokens; left:
+    indices of the rows that haven't ended, in their new order (`moved_up`). It may append rows to both.
     """
     while True:
         ended: set[int] = set()
@@ -95,9 +95,9 @@ def write(
 
 
 def moved_up(count: int, ended: set[int]) -> list[int]:
-    """The rows left of `count`: each in its place, and the last ones in the places that came free.
+    """Indices of the rows left of `count`: the last rows take the places of those that ended, the others stay.
 
-    So little of a cache has to move: in a batch that rows join and leave, most of the rows lie behind one that ends.
+    So few rows of a cache have to be moved.
     """
     left = count - len(ended)
     last = [i for i in range(left, count) if i not in ended]
@@ -105,6 +105,7 @@ def moved_up(count: int, ended: set[int]) -> list[int]:
 
 
 def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> Rows:
+    """Rows of these prompts, nothing written yet. Raises ValueError as `generate` does."""
     limit = decoder.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
         if not prompt:
@@ -120,9 +121,9 @@ def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[
 
 
 def generator_of(prompt: Sequence[int], seed: int | None) -> torch.Generator:
-    """A row's own numbers: by the seed alone, prompts would be answered alike wherever they leave the choice.
+    """A row's random generator, seeded by prompt and seed: by the seed alone, all rows would draw alike.
 
-    On the CPU whatever the device: the same prompt and seed give the same text.
+    It is on the CPU whatever the device, so that the same prompt and seed give the same text.
     """
     generator = torch.Generator()
     if seed is None:
@@ -134,7 +135,7 @@ def generator_of(prompt: Sequence[int], seed: int | None) -> torch.Generator:
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """All prompts in one pass: fills the cache and returns each row's next-token logits (B, V)."""
+    """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V)."""
     device = decoder.word_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
     flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
@@ -143,7 +144,7 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) 
 
 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
-    """Next-token logits (B, V) of the rows left, from the last id of each."""
+    """Next-token logits (B, V) of `rows`, from the last id of each; `left`: their indices in the cache."""
     if len(left) < len(cache.lengths):
         cache.select(left)
     last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
@@ -167,7 +168,7 @@ def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
 
 
 def draw(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
-    """`sample` with one config for all. End-of-text is never penalized: it also starts a text, and is no repetition."""
+    """`sample` with one config for all rows. End-of-text is never penalized: it may also start a text."""
     logits = logits.float()
     if config.repetition_penalty != 1.0:
         written = [[token for token in ids if token != end_of_text_id] for ids in rows.ids]

@@ -127,11 +127,15 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
         raise
 
 
-def publish_folder(draft: Path, folder: Path) -> None:
-    """Syncs a draft with all that is in it, then renames it to `folder`, which it takes the place of."""
+def publish_folder(draft: Path, folder: Path, replace: bool = False) -> None:
+    """Syncs a draft with all that is in it, then renames it to `folder`.
+
+    Args:
+        replace: takes the place of an earlier folder; without it, OSError where somebody was faster.
+    """
     for path in [*draft.rglob("*"), draft]:
         flush_to_disk(path)
-    if folder.exists():
+    if replace and folder.exists():
         remove_folder(folder)
     draft.rename(folder)
     flush_to_disk(folder.parent)

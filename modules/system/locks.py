@@ -26,7 +26,7 @@ def file_lock(path: Path) -> BaseFileLock:
 
 
 def take_lock(path: Path, owner: str, permissions: int = 0o666) -> BaseFileLock:
-    """Takes the lock, and writes `owner` into its file, without waiting. A file system without locks is warned of.
+    """Takes the lock and writes `owner` into its file. A file system without locks is warned of.
 
     Raises:
         InUseError: it is held, in this process or another.
@@ -34,7 +34,7 @@ def take_lock(path: Path, owner: str, permissions: int = 0o666) -> BaseFileLock:
     path.touch(permissions)
     lock = file_lock(path)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # is_locked of another process holds it for a moment
     except Timeout:
         raise InUseError(path.read_text(encoding="utf-8").strip()) from None
     except OSError as error:

@@ -20,11 +20,11 @@ Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 def ranges(starts: Counts, lengths: Counts) -> Counts:
     """[start, start + 1, … start + length - 1] of each pair, end to end."""
     ends = lengths.cumsum()
-    total = int(lengths.sum())
-    return np.arange(total, dtype=np.int64) + (starts - (ends - lengths)).repeat(lengths)
+    first: Counts = (starts - (ends - lengths)).repeat(lengths)
+    return first + np.arange(len(first), dtype=np.int64)
 
 
-def flatten(lists: Sequence[Sequence[int]]) -> tuple[Ids, Counts]:
+def end_to_end(lists: Sequence[Sequence[int]]) -> tuple[Ids, Counts]:
     """Lists end to end, and the length of each."""
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     return np.fromiter((item for items in lists for item in items), np.int32, int(lengths.sum())), lengths
@@ -53,7 +53,7 @@ class CharacterTable:
             return ids, lengths
         ends = lengths.cumsum()
         rows = np.unique(np.searchsorted(ends, unknown, side="right"))
-        replaced, counts = flatten(self.encode([texts[row] for row in rows]))
+        replaced, counts = end_to_end(self.encode([texts[row] for row in rows]))
         starts = ends - lengths
         starts[rows] = len(ids) + counts.cumsum() - counts
         lengths[rows] = counts

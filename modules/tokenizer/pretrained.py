@@ -13,11 +13,11 @@ from ..system.bounded_read import VOCABULARY, read_json_object, read_text, requi
 from .vocabulary import BERT_SPECIAL_TOKENS, TokenizerKind, byte_characters
 
 NOWHERE = "\U0010fffe"
-"""A text that no vocabulary knows: some that can be read fail when they have to encode one."""
+"""A character that no vocabulary knows: some can be read, and fail only when they have to encode one."""
 
 
 def read_backend(path: Path) -> tokenizers.Tokenizer:
-    """Read a tokenizer.json; ValueError naming the file where the library cannot read it."""
+    """Reads a tokenizer.json. Raises ValueError naming the file where the library cannot read it."""
     require_small(path, VOCABULARY)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -61,7 +61,7 @@ def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
-    """ModelScope's tokenizer.json, whose tokens must be plain text; ValueError for bytes in GPT-2's disguise."""
+    """ModelScope's tokenizer.json. Raises ValueError where its tokens are bytes in GPT-2's spelling, not plain text."""
     backend = read_backend(folder / "tokenizer.json")
     if isinstance(backend.decoder, decoders.ByteLevel):
         raise ValueError("tokenizer.json is byte-level BPE, which ModelScope's GPT-3 models don't use")
@@ -69,7 +69,7 @@ def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Tokenizer:
-    """GPT-2's vocab.json and merges.txt; ValueError where they are unreadable, or not all there is."""
+    """GPT-2's vocab.json and merges.txt. Raises ValueError where they can't be read, or another file adds tokens."""
     for name in ("vocab.json", "merges.txt"):
         require_small(folder / name, VOCABULARY)
     try:
@@ -86,9 +86,6 @@ def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Token
     backend.decoder = decoders.ByteLevel()
     return backend
 
-
-TRAINING_METADATA = ".metadata"
-"""What makes a folder a checkpoint of training."""
 
 OWN_FOLDER = "moyun_tokenizer"
 """Where an exported model keeps a tokenizer that transformers can't express."""
@@ -107,7 +104,7 @@ class FoundTokenizer(NamedTuple):
 
 
 def find_tokenizer(folder: Path) -> FoundTokenizer:
-    """ValueError naming what the folder lacks or holds instead; KeyError for a key that our own file lacks."""
+    """Raises ValueError naming what the folder lacks or holds instead, KeyError for a key that our own file lacks."""
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
         require_file(folder, "tokenizer.json")
@@ -117,8 +114,6 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
         )
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
-    if (folder / TRAINING_METADATA).is_file():  # a checkpoint of training: the run's tokenizer lies above it
-        return find_tokenizer(folder.parent)
     if "megatron" in read_json_object(folder / "configuration.json"):
         require_file(folder, "tokenizer.json")
         # ModelScope ends every training row with <sep> and cuts generated text at it; <|endoftext|>,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
-
+from collections.abc import Mapping
 
 # Signs that BERT cuts off a word although people write them without a space on that side.
 NO_SPACE_BEFORE = set(".,!?;:%'-/@_")
@@ -16,15 +12,15 @@ NO_SPACE_AFTER = set("'-/@_")
 
 
 class IncrementalDecoder:
-    """`push` gives the text that is now certain; all pieces and `flush` together are `decode` of all ids.
+    """`push` gives the text that is now certain; all pieces and `flush` together are `Tokenizer.decode` of all ids.
 
     A character that spans several byte tokens comes out whole with its last one; bytes that aren't UTF-8
     become U+FFFD, as soon as that is certain.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = tokenizer.token_bytes
-        self._is_wordpiece = tokenizer.kind == "bert"
+    def __init__(self, token_bytes: Mapping[int, bytes], is_wordpiece: bool) -> None:
+        """token_bytes: id → what it adds to a text; is_wordpiece: spaces between words must be guessed."""
+        self._token_bytes, self._is_wordpiece = token_bytes, is_wordpiece
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._last = ""
 

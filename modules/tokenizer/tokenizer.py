@@ -1,4 +1,4 @@
-"""Text ↔ token ids: one interface over `tokenizers`, and the one place that says what a prompt looks like."""
+"""Text ↔ token ids: one interface over `tokenizers`. prompts.py says what a prompt looks like."""
 
 from __future__ import annotations
 
@@ -7,41 +7,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import tokenizers
 
-from .lookup import CharacterTable, Counts, Ids, flatten, standalone
+from .lookup import CharacterTable, Counts, Ids, end_to_end, standalone
 from .pretrained import find_tokenizer
+from .prompts import split_template
 from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
 from .vocabulary_training import train_backend
 
-SOURCE_FIELD = "{src_txt}"
-
-__all__ = [
-    "END_OF_TEXT",
-    "SOURCE_FIELD",
-    "EncodedExample",
-    "IncrementalDecoder",
-    "Tokenizer",
-    "TokenizerKind",
-    "load_tokenizer",
-    "train_tokenizer",
-]
+__all__ = ["END_OF_TEXT", "Tokenizer", "TokenizerKind", "load_tokenizer", "train_tokenizer"]
 
 # The library keeps about 100 bytes a token alive per batch; a whole corpus at once would not fit.
 _BATCH_SIZE = 4096
-
-
-class EncodedExample(NamedTuple):
-    """One training row."""
-
-    ids: list[int]
-    prompt_length: int
-    """The first `prompt_length` ids are not trained on; at least 1, as nothing predicts a row's first id."""
-    cut: bool
-    """Whether the row was longer than the limit."""
 
 
 class Tokenizer:
@@ -81,7 +61,7 @@ class Tokenizer:
         # One look-up a character is six times faster than the library's BPE and gives the same ids.
         self._character_ids = {token: vocab[token] for token in vocab if len(token) == 1}
         self.prompt_template = prompt_template
-        before, after = _split_template(prompt_template)
+        before, after = split_template(prompt_template)
         self._prompt_start = [*self.start_ids, *self.encode(before)]
         self._prompt_end = self.encode(after)
 
@@ -127,7 +107,7 @@ class Tokenizer:
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[Ids, Counts]:
         """`encode_batch` as (ids of all texts end to end, ids of each text); faster where characters are tokens."""
-        return flatten(self.encode_batch(texts)) if self._table is None else self._table(texts)
+        return end_to_end(self.encode_batch(texts)) if self._table is None else self._table(texts)
 
     @functools.cached_property
     def _table(self) -> CharacterTable | None:
@@ -153,41 +133,33 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids, and ids without a token (a checkpoint's padding rows), add nothing."""
-        decoder = IncrementalDecoder(self)
+        decoder = self.incremental_decoder()
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
+    def incremental_decoder(self) -> IncrementalDecoder:
+        """`decode` for ids that come one by one."""
+        return IncrementalDecoder(self.token_bytes, is_wordpiece=self.kind == "bert")
 
     def encode_prompt(self, src_txt: str, limit: int | None = None) -> list[int]:
         """What the model sees before it writes: start ids, then the template around `src_txt`.
 
-        The parts are encoded one by one, so that no merge across a seam differs from one row to the next.
-        With `limit`, `src_txt` is cut at its end until the whole has at most `limit` ids; ValueError where
-        none of it would be left.
+        Args:
+            src_txt: The source.
+            limit: The most ids of the whole; `src_txt` is cut at its end to fit.
+
+        Raises:
+            ValueError: The limit would leave nothing of `src_txt`.
         """
-        return self._prompt(self.encode(src_txt), limit)
-
-    def encode_example(self, src_txt: str, tgt_txt: str | None = None, limit: int | None = None) -> EncodedExample:
-        """A row to train on: start, `src_txt`, end; or the prompt of `src_txt`, `tgt_txt`, end.
-
-        With `limit`, a longer row is cut to `limit` ids. With a target, the source goes first (its end, down
-        to a prompt of a quarter of the limit), then the target's end. A text cut at its end has no
-        end-of-text: it did not end there. At least one id remains to train on.
-        """
-        return self.encode_examples([src_txt], None if tgt_txt is None else [tgt_txt], limit)[0]
-
-    def encode_examples(
-        self, src_txts: Sequence[str], tgt_txts: Sequence[str] | None = None, limit: int | None = None
-    ) -> list[EncodedExample]:
-        """`encode_example` for many rows; ValueError for a limit that leaves no room for a row."""
-        smallest = self.smallest_limit(pairs=tgt_txts is not None)
-        if limit is not None and limit < smallest:
-            raise ValueError(f"limit ({limit}) must be at least {smallest}: start, template, text and one more")
-        sources = self.encode_batch(src_txts)
-        if tgt_txts is None:
-            return [self._example(source, None, limit) for source in sources]
-        if len(tgt_txts) != len(src_txts):
-            raise ValueError(f"{len(src_txts)} rows of src_txt, but {len(tgt_txts)} of tgt_txt")
-        targets = self.encode_batch(tgt_txts)
-        return [self._example(*pair, limit) for pair in zip(sources, targets, strict=True)]
+        source, overhead = self.encode(src_txt), len(self._prompt_start) + len(self._prompt_end)
+        if limit is not None:
+            room = limit - overhead
+            if room < min(1, len(source)):
+                raise ValueError(
+                    f"limit ({limit}) leaves no room for the text: start and prompt template alone take "
+                    f"{overhead} tokens; raise the limit or shorten the template"
+                )
+            source = source[:room]
+        return [*self._prompt_start, *source, *self._prompt_end]
 
     @property
     def prompt_parts(self) -> tuple[list[int], list[int]]:
@@ -196,35 +168,7 @@ class Tokenizer:
 
     def smallest_limit(self, pairs: bool) -> int:
         """The fewest ids that a row may be cut to: start, template, text and one more."""
-        return self._prompt_overhead + 2 if pairs else len(self.start_ids or [None]) + 1
-
-    @property
-    def _prompt_overhead(self) -> int:
-        return len(self._prompt_start) + len(self._prompt_end)
-
-    def _prompt(self, source: list[int], limit: int | None) -> list[int]:
-        if limit is not None:
-            room = limit - self._prompt_overhead
-            if room < min(1, len(source)):
-                raise ValueError(
-                    f"limit ({limit}) leaves no room for the text: start and prompt template alone take "
-                    f"{self._prompt_overhead} tokens; raise the limit or shorten the template"
-                )
-            source = source[:room]
-        return [*self._prompt_start, *source, *self._prompt_end]
-
-    def _example(self, source: list[int], target: list[int] | None, limit: int | None) -> EncodedExample:
-        if target is None:
-            prompt, text, whole = self.start_ids, source, len(self.start_ids) + len(source) + 1
-        else:
-            prompt_limit = None
-            if limit is not None:
-                # A quarter, so that a long target doesn't take away all that it answers to.
-                prompt_limit = max(limit - len(target) - 1, -(-limit // 4), self._prompt_overhead + 1)
-            prompt, text = self._prompt(source, prompt_limit), target
-            whole = self._prompt_overhead + len(source) + len(target) + 1
-        ids = [*prompt, *text, self.end_of_text_id][:limit]
-        return EncodedExample(ids, max(1, len(prompt)), len(ids) < whole)
+        return len(self._prompt_start) + len(self._prompt_end) + 2 if pairs else max(1, len(self.start_ids)) + 1
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `load_tokenizer` reads."""
@@ -275,12 +219,3 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"no tokenizer in {folder}: its files hold what doesn't belong there ({error})") from error
     except ValueError as error:
         raise ValueError(f"no tokenizer in {folder}: {error}") from error
-
-
-def _split_template(template: str | None) -> tuple[str, str]:
-    if template is None:
-        return "", ""
-    if template.count(SOURCE_FIELD) != 1:
-        raise ValueError(f"prompt_template {template!r} must hold {SOURCE_FIELD} exactly once")
-    before, _, after = template.partition(SOURCE_FIELD)
-    return before, after

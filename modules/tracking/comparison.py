@@ -11,10 +11,10 @@ from ..training.run_manifest import CONTENT_KEYS, IGNORED_KEYS
 from .run_facts import RunFacts
 
 SECTIONS = ("config", "data", "code", "environment")
-"""In the order in which they are looked at: what comes first explains what comes after."""
+"""What is compared, in this order: a difference in one explains differences in those after it."""
 
 NO_MATTER = ("output_dir", "dry_run", "tracking.", "train.resume_from", "train.allow_changed", "trainer.progress_bar")
-"""Keys that change no number of any stage."""
+"""Beginnings of keys that change no number of any stage."""
 
 TRAINING = ("pretrain", "finetune")
 MISSING = "(not recorded)"
@@ -32,14 +32,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two series of losses part."""
+    """Where the losses of two runs part."""
 
     steps: int
-    """That both have."""
+    """How many steps both have logged."""
     bitwise: int | None = None
-    """The first step whose losses aren't the same to the last bit; None: all are."""
+    """The first step whose losses aren't the same to the last bit; None where all are."""
     beyond: int | None = None
-    """The first step at which they differ by more than the tolerance."""
+    """The first step whose losses differ by more than the tolerance; None where none do."""
     largest: float = 0.0
     """The largest difference, as a share of the loss."""
 
@@ -49,31 +49,36 @@ class RunComparison:
     one: RunFacts
     other: RunFacts
     differences: Mapping[str, list[Difference]]
-    """Section → all that differs and may matter, in the order of the configuration."""
+    """Section → what differs and can change a result, in the order of the configuration."""
     parting: Parting
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Metric that both have → its last values."""
+    """Metric that both have → the last value of each run."""
 
     @property
     def first(self) -> tuple[str, Difference] | None:
-        """(section, what differs); None where nothing that was recorded does."""
+        """(section, first difference); None where all that was recorded is the same."""
         return next(((section, found[0]) for section in SECTIONS if (found := self.differences[section])), None)
 
 
 def compare_runs(one: RunFacts, other: RunFacts, tolerance: float = 1e-4) -> RunComparison:
-    """tolerance: a difference between losses, as a share of them, that rounding alone may come to."""
+    """What two runs differ in, and where their losses part.
+
+    Args:
+        tolerance: The difference between losses, as a share of them, that rounding alone may come to.
+    """
     differences = {section: differing(getattr(one, section), getattr(other, section)) for section in SECTIONS}
     config = [found for found in differences["config"] if matters(found.key, one, other)]
     stage = [Difference("stage", str(one.stage), str(other.stage))] if one.stage != other.stage else []
     differences["config"] = stage + config
-    scored = [name for name in one.metrics if name in other.metrics and name.startswith(("val/", "test/"))]
-    names = [*(["train/loss"] if "train/loss" in one.metrics.keys() & other.metrics.keys() else []), *sorted(scored)]
+    shared = one.metrics.keys() & other.metrics.keys()
+    scored = sorted(name for name in shared if name.startswith(("val/", "test/")))
+    names = [*(["train/loss"] if "train/loss" in shared else []), *scored]
     scores = {name: (one.metrics[name], other.metrics[name]) for name in names}
-    return RunComparison(one, other, differences, parting(one.losses, other.losses, tolerance), scores)
+    return RunComparison(one, other, differences, find_parting(one.losses, other.losses, tolerance), scores)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """Nothing where either side has recorded nothing at all."""
+    """The keys whose values differ; none where one of the two has recorded nothing at all."""
     if not one or not other:
         return []
     found: dict[str, Difference] = {}
@@ -86,44 +91,44 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differen
 
 
 def stated(key: str, side: Mapping[str, Any]) -> str:
+    """A key's value as text; "given" for a section that has keys of its own."""
     if key in side:
         return str(side[key])
     return "given" if any(name.startswith(f"{key}.") for name in side) else MISSING
 
 
 def unset_section(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The section that a key is in where one side has none of it (model: null); else the key itself."""
+    """The section that holds a key, where one of the two has the section unset (model: null); else the key itself."""
     parts = key.split(".")
     above = (".".join(parts[:count]) for count in range(1, len(parts)))
     return next((section for section in above if section in one or section in other), key)
 
 
 def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
-    """Places don't where fingerprints tell what was found there; nor, in training, what changes nothing learnt."""
-    if key.startswith(NO_MATTER):
-        return False
-    hashed = bool(one.data) and bool(other.data)
-    if hashed and key.startswith(
-        (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
-    ):  # which follows from the tokenizer
-        return False
-    return not (one.stage in TRAINING and other.stage in TRAINING and key.startswith(IGNORED_KEYS))
+    """Whether a key of the configuration can change a result.
+
+    Paths can't where the fingerprints of what they hold are known; nor can what training ignores when it resumes.
+    """
+    ignored: tuple[str, ...] = NO_MATTER
+    if one.data and other.data:  # the vocabulary's size follows from the tokenizer
+        ignored += (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
+    if one.stage in TRAINING and other.stage in TRAINING:
+        ignored += IGNORED_KEYS
+    return not key.startswith(ignored)
 
 
-def parting(one: Mapping[int, float], other: Mapping[int, float], tolerance: float) -> Parting:
+def find_parting(one: Mapping[int, float], other: Mapping[int, float], tolerance: float) -> Parting:
+    """Where two series of losses (step → loss) part; two nan are the same."""
     steps = sorted(one.keys() & other.keys())
-    apart = {step: share(one[step], other[step]) for step in steps if not same(one[step], other[step])}
+    pairs = ((step, one[step], other[step]) for step in steps)
+    apart = {
+        step: abs(a - b) / max(abs(a), abs(b))
+        for step, a, b in pairs
+        if a != b and not (math.isnan(a) and math.isnan(b))
+    }
     return Parting(
         len(steps),
         next(iter(apart), None),
         next((step for step, found in apart.items() if not found <= tolerance), None),
         max(apart.values(), default=0.0),
     )
-
-
-def same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
-
-
-def share(one: float, other: float) -> float:
-    return abs(one - other) / max(abs(one), abs(other))

@@ -15,13 +15,15 @@ from .tracked_run import TrackedRun
 
 
 class RunLogger(Logger):
+    """What a Trainer logs goes to the stage's run."""
+
     def __init__(self, run: TrackedRun) -> None:
         super().__init__()
         self.run = run
         self.history: dict[str, list[tuple[int, float]]] = {
             name: list(series) for name, series in run.earlier.items() if not name.startswith(PREFIX)
         }
-        """Every metric's (step, value), those of the run's earlier processes first: for the pictures at the end."""
+        """Metric → (step, value), those of the run's earlier processes first; for the loss curve at the end."""
 
     @property
     def name(self) -> str:

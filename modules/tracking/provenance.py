@@ -1,10 +1,11 @@
-"""Where a result comes from: configuration, code, versions."""
+"""Where a result comes from: configuration, code, versions and machine, as tags of a run and in a model's run.yaml."""
 
 from __future__ import annotations
 
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,7 +16,7 @@ import mlflow
 import torch
 
 from ..config.base import CommandConfig, StageConfig
-from ..config.loader import flatten, to_dict, to_yaml
+from ..config.loader import dotted_items, to_dict, to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
 from .tracked_run import TrackedRun
@@ -27,38 +28,49 @@ PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":
 PARAM_NAME_LIMIT = 250
 
 CODE, ENVIRONMENT, SHA256 = ("git.",), ("version.", "machine."), ("sha256.",)
-"""Beginnings of the tags that tell of these."""
+"""Prefixes of the tags that record the code, the environment and fingerprints of files."""
 
 RESUMED = "moyun.resumed"
 """Tag: how often the run went on."""
 
 
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
-    """Where the run comes from. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
+    """Logs a run's origin. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
     resolved = redact(to_dict(config))
     text = to_yaml(resolved)
     hashed = {"config.sha256": sha256(text.encode()).hexdigest()}
-    environment = {f"version.{name}": value for name, value in versions().items()} | machine_state()
-    run.set_tags({"stage": stage, **git_state(), **environment})
+    run.set_tags({"stage": stage, **git_state(), **environment_tags(environment())})
     if run.resumed:
         run.set_tags({RESUMED: str(run.resumed), **hashed})
         run.log_text(text, f"config.resumed-{run.resumed}.yaml")
         return
-    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in flatten(resolved)})
+    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in dotted_items(resolved)})
     run.log_text(text, "config.yaml")
     run.set_tags(hashed)
 
 
+def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
+    """The content of a model folder's run.yaml: the run, its origin, and what the stage adds."""
+    run = mlflow.active_run()
+    return {
+        "run_id": run.info.run_id if run else None,
+        "config": redact(to_dict(config)),
+        **git_state(),
+        **environment(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **redact(facts),
+    }
+
+
 def param_name(key: str) -> str:
-    """A user's column name may hold what MLflow refuses in a parameter's name; config.yaml has it as it is."""
+    """A name that MLflow takes: a user's column name may hold what it refuses, and only config.yaml has it as it is."""
     return (PARAM_PREFIX + PARAM_NAME.sub("_", key))[:PARAM_NAME_LIMIT]
 
 
 def git_state() -> dict[str, str]:
     """{"git.commit": …, "git.dirty": "true" or "false"} of this code; empty outside a checkout."""
-    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(Path(__file__).parents[2])]
     try:
-        git = ["git", "-C", str(root)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -66,24 +78,16 @@ def git_state() -> dict[str, str]:
     return {"git.commit": commit.strip(), "git.dirty": str(bool(status.strip())).lower()}
 
 
-def machine_state() -> dict[str, str]:
-    """{"machine.CPU": …}: what numbers may depend on beside code and versions; nothing that names the machine."""
-    return {f"machine.{name}": value for name, value in describe_machine(torch.get_num_threads()).items()}
+def environment() -> dict[str, dict[str, str]]:
+    """What numbers may depend on beside code: versions and the machine's kind, but nothing that names the machine."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"versions": versions, "machine": describe_machine(torch.get_num_threads())}
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
-    """What run.yaml in a model folder says: the run, the code, the versions, and what the stage adds."""
-    run = mlflow.active_run()
+def environment_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """{"version.torch": …, "machine.CPU": …} of `environment`'s facts, or of what a run.yaml has of them."""
     return {
-        "run_id": run.info.run_id if run else None,
-        "config": redact(to_dict(config)),
-        **git_state(),
-        "versions": versions(),
-        "machine": describe_machine(torch.get_num_threads()),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **redact(facts),
+        f"{prefix}{name}": str(value)
+        for prefix, section in zip(ENVIRONMENT, ("versions", "machine"), strict=True)
+        for name, value in (facts.get(section) or {}).items()
     }

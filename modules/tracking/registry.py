@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models.model import ModelInfo
 
 from ..checkpoint.loading import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
@@ -36,7 +35,10 @@ RECORD = "moyun.record"
 
 
 def log_model_once(folder: Path, run: Run, record: str) -> str:
-    """log_model in that run, unless it was done before and the answer lost; half a model of a broken try is deleted."""
+    """`log_model` to a run, once for each `record`: a call whose answer was lost can be made again.
+
+    A model that such a call left unfinished is deleted.
+    """
     client = MlflowClient()
     wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
     for found in client.search_logged_models([run.info.experiment_id], wanted):
@@ -49,15 +51,9 @@ def log_model_once(folder: Path, run: Run, record: str) -> str:
 
 def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
     """Logs a model folder to the active run as a pyfunc that serves itself; returns its models:/ URI."""
-    with patient():
-        info = log_pyfunc(folder, tags)
-    return str(info.model_uri)
-
-
-def log_pyfunc(folder: Path, tags: dict[str, str] | None) -> ModelInfo:
     requirements = (*SERVING_REQUIREMENTS, *(["jieba"] if load_tokenizer(folder).kind == "jieba_bpe" else []))
-    with TemporaryDirectory(prefix="moyun-code-") as code:
-        return mlflow.pyfunc.log_model(
+    with patient(), TemporaryDirectory(prefix="moyun-code-") as code:
+        info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PYFUNC),
             artifacts={"model": str(folder)},
@@ -68,6 +64,7 @@ def log_pyfunc(folder: Path, tags: dict[str, str] | None) -> ModelInfo:
             input_example=EXAMPLE,
             tags=tags,
         )
+    return str(info.model_uri)
 
 
 def serving_code(folder: Path) -> Path:
@@ -122,9 +119,14 @@ def move_alias(name: str, alias: str, number: str) -> None:
 
 
 def resolve_model(uri: str) -> Path:
-    """A model folder from a path or a models:/ URI (models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID).
+    """The model folder that a path or a models:/ URI names, to be read only: it may be the store's own copy.
 
-    A path may be of any format that checkpoint.open_model reads.
+    Args:
+        uri: A path, of any format that checkpoint.loading.open_model reads, or models:/NAME@ALIAS,
+            models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/PATH.
+
+    Raises:
+        ValueError: There is no such model or no tracking store, or what the URI names isn't moyun's.
     """
     if not is_registered(uri):
         return model_folder(uri)

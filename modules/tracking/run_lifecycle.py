@@ -1,4 +1,7 @@
-"""How runs of the tracking store begin, go on and end, and what is said of those whose process is gone."""
+"""How a run of the tracking store begins, goes on and ends, and how runs are found whose process was killed.
+
+`stage_run` calls these in that order. A run carries tags that name its process (`owner_tags`) and how it ended (`END`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import psutil
@@ -24,46 +26,60 @@ from ..system.redaction import first_line, redact_text
 from .outbox.spool import LOCK, last_record, unsent
 from .outbox.store import why
 
+logger = logging.getLogger("moyun.tracking")
 
-def enter(run: Run) -> ActiveRun:
+END = "end"
+"""Tag of every run: how it ended, in words."""
+
+RUNNING = "still running"
+GONE = "its process is gone"
+"""What END says of a run whose process was killed before it could say more."""
+
+REFUSED = "refused"
+"""How END begins for a command that was wrong, and so had no results."""
+
+HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
+"""Tags that name the process of a run."""
+
+SAME_START = 60.0
+"""Seconds by which a process's start may seem to move when the clock is set."""
+
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+INTERRUPTED = 128 + signal.SIGINT
+
+Histories = dict[str, list[tuple[int, float]]]
+"""Metric → (step, value) of every step that was logged."""
+
+# moyun uses one private name of MLflow's, the stack of active runs. mlflow.start_run(run_id) and mlflow.end_run would
+# do the same, but wait for the store, and may fail there. Should the name change, the first test of
+# tests/tracking/test_tracking.py fails.
+
+
+def activate(run: Run) -> ActiveRun:
+    """Makes a run of the store MLflow's active run, without asking the store."""
     active = ActiveRun(run)
     fluent._active_run_stack.get().append(active)
     return active
 
 
-def leave(run_id: str) -> None:
-    """As mlflow.end_run does, which asks the store before anything else can be done."""
+def deactivate(run_id: str) -> None:
+    """Takes a run from MLflow's active ones, without asking the store."""
     stack = fluent._active_run_stack.get()
     stack[:] = [run for run in stack if run.info.run_id != run_id]
 
 
 @contextmanager
 def inside(run: Run) -> Iterator[ActiveRun]:
-    active = enter(run)
+    """`run` is MLflow's active run within the block."""
+    active = activate(run)
     try:
         yield active
     finally:
-        leave(run.info.run_id)
-
-
-logger = logging.getLogger("moyun.tracking")
-
-END = "end"
-"""Tag of every run: how it ended."""
-
-RUNNING = "still running"
-GONE = "its process is gone"
-REFUSED = "refused"
-HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
-CONTINUES = "moyun.continues"
-
-SAME_START = 60.0
-"""Seconds by which a process's start may seem to move when the clock is set."""
-
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+        deactivate(run.info.run_id)
 
 
 def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> ActiveRun:
+    """A new run, below `parent` where there is one; under `mlflow run` the run that the command made."""
     # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
     from_command_line = not parent and "MLFLOW_RUN_ID" in os.environ
     if not parent and not from_command_line:
@@ -78,7 +94,7 @@ def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> Activ
 
 
 def find_run(run_id: str) -> Run:
-    """A run that is to go on. ValueError if the store has none of that id."""
+    """The run that is to go on. Raises ValueError if the store has none of that id."""
     try:
         return MlflowClient().get_run(run_id)
     except MlflowException as error:
@@ -89,31 +105,34 @@ def find_run(run_id: str) -> Run:
 
 
 def reopen_run(stage: str, run: Run) -> None:
-    """The run is running again; the one that `mlflow run` made for the command says where to look."""
-    client, run_id = MlflowClient(), run.info.run_id
-    client.log_batch(run_id, tags=run_tags(owner_tags()))
-    client.update_run(run_id, status="RUNNING")
+    """Marks a run as running again; under `mlflow run` the command's own run then points to it."""
+    run_id = run.info.run_id
+    set_tags(run_id, owner_tags())
+    MlflowClient().update_run(run_id, status="RUNNING")
     command = os.environ.pop("MLFLOW_RUN_ID", None)
     if command and command != run_id:
-        client.log_batch(command, tags=run_tags({"stage": stage, CONTINUES: run_id, END: f"went on in run {run_id}"}))
+        set_tags(command, {"stage": stage, "moyun.continues": run_id, END: f"went on in run {run_id}"})
 
 
-def newer_in_store(run: Run, earlier: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
-    """Metric → (step, value) where the store is ahead of this machine's log: made elsewhere, or lost with the power."""
+def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]]) -> Histories:
+    """The metrics of which the store has later steps than this machine's log: made elsewhere, or lost with the power.
+
+    Args:
+        earlier: Metric → (step, value) as the local log has them.
+    """
+    last = {name: max(step for step, _ in series) for name, series in earlier.items() if series}
+    latest = run.data.to_proto().metrics  # each metric's last step, without its history
+    return metric_history(run.info.run_id, [m.key for m in latest if m.step > last.get(m.key, -1)])
+
+
+def metric_history(run_id: str, names: Sequence[str]) -> Histories:
+    """Every step of these metrics, as the store has them."""
     client = MlflowClient()
-    ahead = [
-        metric.key
-        for metric in run.data._metric_objs  # each metric's last step, without its history
-        if metric.step > max((step for step, _ in earlier.get(metric.key, ())), default=-1)
-    ]
-    return {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in ahead}
-
-
-INTERRUPTED = 128 + signal.SIGINT
+    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
 
 
 def end_of(error: BaseException, began: bool) -> tuple[str, str]:
-    """(status, what is said of it) of a run that an error ends; `began`: there were results already."""
+    """(status, END) of a run that an error ends; `began`: there were results already."""
     if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == INTERRUPTED):
         return "KILLED", "interrupted (Ctrl-C)"
     if isinstance(error, SystemExit):
@@ -124,29 +143,35 @@ def end_of(error: BaseException, began: bool) -> tuple[str, str]:
 
 
 def earlier_end(run: Run) -> tuple[str, str]:
-    """(status, what was said of it) of a run as it was found."""
-    if run.info.status == "RUNNING":  # its process didn't get to say more
+    """(status, END) of a run as it was found; one that still says RUNNING was killed."""
+    if run.info.status == "RUNNING":
         return "KILLED", GONE
     return run.info.status, run.data.tags.get(END, "")
 
 
-def mark_gone(active: Run, root: Path) -> None:
-    """Runs that say they are running, whose process was killed here: KILLED. Best effort, one search."""
+def mark_killed_runs(active: Run, root: Path) -> None:
+    """Sets the status of runs that say they are running, but whose process was killed on this machine, to KILLED.
+
+    It looks through the experiment of `active` with one search, and an error of the store is no error of the stage.
+
+    Args:
+        root: Folder of the runs' local logs.
+    """
     client = MlflowClient()
     try:
         for run in client.search_runs([active.info.experiment_id], f"tags.`{END}` = '{RUNNING}'"):
             run_id, folder = run.info.run_id, root / run.info.run_id
-            if run_id == active.info.run_id or not is_gone(run.data.tags, folder):
+            if run_id == active.info.run_id or not was_killed(run.data.tags, folder):
                 continue
             if unsent(folder):
                 logger.warning("tracking: run %s left unsent records: `python -m pipelines.sync` sends them", run_id)
-            if unsent(folder) and last_record(folder).get("kind") == "status":
-                continue  # which will tell how it ended
+                if last_record(folder).get("kind") == "status":
+                    continue  # which will tell how it ended
             if run.info.status == "RUNNING":
                 client.update_run(run_id, status="KILLED")
-            client.log_batch(run_id, tags=run_tags({END: GONE}))
+            set_tags(run_id, {END: GONE})
     except Exception as error:
-        logger.debug("tracking: runs whose process is gone weren't marked: %s", error)
+        logger.debug("tracking: runs whose process was killed weren't marked: %s", error)
 
 
 def owner_tags() -> dict[str, str]:
@@ -155,28 +180,29 @@ def owner_tags() -> dict[str, str]:
 
 
 def host() -> str:
-    """This machine, and in it the container whose process numbers are meant."""
+    """This machine, and the container in it whose process numbers are meant."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
 
-def is_gone(tags: dict[str, str], folder: Path) -> bool:
-    """By the lock of its local log, which holds across containers; where that isn't here, by its process number."""
+def was_killed(tags: Mapping[str, str], folder: Path) -> bool:
+    """By the lock of its local log, which holds across containers; where that isn't here, by its process number.
+
+    Another process may have the number by now: it began at another time.
+    """
     if (folder / LOCK).exists():
         return not is_locked(folder / LOCK)
-    return tags.get(HOST) == host() and not is_alive(tags)
-
-
-def is_alive(tags: dict[str, str]) -> bool:
-    """Whether the process that a run's tags name still runs, and isn't another one with its number."""
+    if tags.get(HOST) != host():
+        return False
     try:
         started = psutil.Process(int(tags[PID])).create_time()
     except psutil.NoSuchProcess:
-        return False
-    return abs(started - float(tags[STARTED])) < SAME_START
+        return True
+    return abs(started - float(tags[STARTED])) >= SAME_START
 
 
-def run_tags(tags: dict[str, Any]) -> list[RunTag]:
-    return [RunTag(name, str(value)) for name, value in tags.items()]
+def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """All in one request."""
+    MlflowClient().log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])

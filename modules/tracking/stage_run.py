@@ -1,15 +1,18 @@
-"""MLflow: one run a stage, nested under whoever started it, with all that tells where a result came from."""
+"""The MLflow run of a stage: opened when the stage begins, handed to it as a TrackedRun, ended however the stage ends.
+
+`stage_run` is the whole story. How a run begins and ends in the store is in run_lifecycle.py, what it records of its
+origin in provenance.py, what a stage logs to it in tracked_run.py, and how that gets to the store in outbox/.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
-from mlflow import MlflowClient
 
 from ..config.base import StageConfig, TrackingConfig
 from ..system.redaction import redact_text
@@ -17,11 +20,11 @@ from .outbox.store import require_store
 from .provenance import RESUMED, log_provenance
 from .run_lifecycle import (
     REFUSED,
+    activate,
     earlier_end,
     end_of,
-    enter,
     find_run,
-    mark_gone,
+    mark_killed_runs,
     newer_in_store,
     open_run,
     reopen_run,
@@ -44,24 +47,30 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
 
 
 open_runs: list[TrackedRun] = []
-"""Innermost last."""
+"""The runs of the stages that are at work, the innermost last."""
 
 
 @contextmanager
 def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
-    Inside another run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that the
-    command made, never a second one beside it. `continues` is the id of a run to go on with instead; the command's own
-    run then points to it, and where the command is refused that run stays as it ended. ValueError before any work if
-    the store doesn't answer, or hasn't got that run; SpoolInUseError if another process writes to it.
+    Inside another stage's run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that
+    the command made, never a second one beside it.
+
+    Args:
+        continues: Id of a run to go on with instead of a new one. Under `mlflow run` the command's own run then points
+            to it. Where the stage refuses its arguments, the run stays as it had ended.
+
+    Raises:
+        ValueError: The store doesn't answer, or hasn't got the run that is to go on; before any work.
+        SpoolInUseError: Another process writes to that run.
     """
     parent = mlflow.active_run()
     if not parent:
         require_store(connect(config.tracking))
     around = open_runs[-1] if parent and open_runs else None
     root = around.root if around else Path(config.tracking.spool_dir).resolve()
-    run = begin(stage, config, root, parent, continues)
+    run = start_or_continue(stage, config, root, parent, continues)
     open_runs.append(run)
     system_metrics = None
     status, reason = "FINISHED", "finished"
@@ -84,10 +93,10 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         run.end(status, reason)
 
 
-def begin(
+def start_or_continue(
     stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
 ) -> TrackedRun:
-    """A new run, or one that goes on; its local log is this process's alone from here on."""
+    """A new run, or the one that goes on; from here on this process alone writes to its local log."""
     seconds = config.tracking.flush_timeout
     if continues:
         found = find_run(continues)
@@ -98,7 +107,7 @@ def begin(
         except BaseException:
             run.abandon()
             raise
-        enter(found)
+        activate(found)
     else:
         active = open_run(stage, config, parent)
         try:
@@ -106,12 +115,21 @@ def begin(
         except BaseException as error:
             mlflow.end_run(end_of(error, began=False)[0])
             raise
-    mark_gone(run.run, root)
+    mark_killed_runs(run.run, root)
     return run
 
 
 def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str, digest: str | None = None) -> str:
-    """Rows as a tracked MLflow dataset input; returns their fingerprint, which is `digest` where it is known."""
+    """Logs rows as an input of the run, an MLflow dataset.
+
+    Args:
+        source: Where they come from: a path or URL.
+        context: What they are to the run, e.g. train or test.
+        digest: Their fingerprint, where it is known already.
+
+    Returns:
+        Their fingerprint (SHA-256, hexadecimal).
+    """
     from mlflow.data.huggingface_dataset import from_huggingface
 
     from ..data.arrow import fingerprint
@@ -121,9 +139,3 @@ def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str,
     tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
     run.log_input(tracked, context)
     return digest
-
-
-def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Metric → (step, value) of every step that was logged."""
-    client = MlflowClient()
-    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}

@@ -23,6 +23,8 @@ SECONDS = 2.0
 
 
 class SystemMetrics:
+    """A thread that samples and logs them until `stop`."""
+
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
         self.monitor = SystemMetricsMonitor(run.info.run_id)  # never started: it only reads the counters

@@ -1,6 +1,6 @@
-"""An MLflow run as a stage writes to it: into the run's local log, from where a thread sends it to the store.
+"""An MLflow run as a stage writes to it: into the run's local log, from which a thread sends it to the store.
 
-Nothing here waits for the store but log_model, flush and end, and nothing raises because it is away.
+Only log_model, flush and end wait for the store, and nothing raises because it is away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..system.redaction import redact_text
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
 from .outbox.spool import PRIVATE, Spool
-from .run_lifecycle import leave
+from .registry import log_model_once
+from .run_lifecycle import END, deactivate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,12 +33,22 @@ PARAMS_AT_ONCE = 100
 """MLflow's limit for one call."""
 
 SECONDS_WHEN_STOPPED = 10.0
-"""What a run may still spend on sending after SIGTERM or Ctrl-C: who stops it may not wait longer."""
+"""What a run may still spend on sending after SIGTERM or Ctrl-C: whoever stops it may not wait longer."""
 
 
 class TrackedRun:
+    """The run of a stage, to log metrics, parameters, tags, files and models to."""
+
     def __init__(self, run: Run, root: Path, flush_timeout: float) -> None:
-        """`root` holds the local logs of all runs. Raises spool.SpoolInUseError while another process writes to it."""
+        """Opens the run's local log and starts the thread that sends it.
+
+        Args:
+            root: Folder of the local logs of all runs.
+            flush_timeout: Seconds to wait for a store that takes nothing.
+
+        Raises:
+            SpoolInUseError: Another process writes to the run.
+        """
         uri = mlflow.get_tracking_uri()
         self.run = run
         self.root = root.resolve()
@@ -46,14 +57,14 @@ class TrackedRun:
         about = self.spool.read_json("run.json", {}) | {"run_id": run.info.run_id, "store": redact_text(uri)}
         self.spool.write_json("run.json", about)
         self.earlier = self.spool.metrics() if self.spool.records else {}
-        """What processes before this one logged: metric → (step, value)."""
+        """What earlier processes of the run logged: metric → (step, value)."""
         self.known = {name: {step for step, _ in series} for name, series in self.earlier.items()}
         self.tables: dict[str, None] = {}
         self.resumed = 0
         """How often the run went on."""
         self.began = False
-        """Whether there are results; what fails before was refused."""
-        self.sender = Sender(Delivery(self.spool, run.info.run_id, uri))
+        """Whether there are results: a stage that fails with none was refused."""
+        self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
         self.sender.start()
 
     @property
@@ -61,7 +72,12 @@ class TrackedRun:
         return self.run.info
 
     def go_on(self, newer: Mapping[str, Sequence[tuple[int, float]]], resumed: int) -> None:
-        """After an end that the log may still have to tell. `newer`: what the store knows and this log doesn't."""
+        """Marks the run as running again.
+
+        Args:
+            newer: Metric → (step, value) of metrics of which the store knows later steps than the local log.
+            resumed: How often the store says that the run went on before.
+        """
         for name, series in newer.items():
             self.earlier[name] = list(series)
             self.known[name] = {step for step, _ in series}
@@ -71,11 +87,12 @@ class TrackedRun:
         self.spool.append("status", status="RUNNING")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """A step that an earlier process of the run has logged is not logged again."""
+        """Metric → value at a step. A step that an earlier process of the run has logged isn't logged again."""
         self.began = True
         self.write_metrics(metrics, step)
 
     def write_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """The same for metrics that are no results of the stage, as the machine's."""
         values = {name: float(value) for name, value in metrics.items()}
         if self.known:
             values = {name: value for name, value in values.items() if step not in self.known.get(name, ())}
@@ -92,7 +109,7 @@ class TrackedRun:
 
     @contextmanager
     def artifact(self, path: str) -> Iterator[Path]:
-        """A file to be filled, e.g. for folder/name.txt; logged when it is whole, so that a crash leaves no half."""
+        """A new file to write to, logged as `path` when the block ends: a crash within it logs no half of a file."""
         file = self.spool.new_file(PurePosixPath(path).name)
         yield file
         file.chmod(PRIVATE)
@@ -118,14 +135,17 @@ class TrackedRun:
         self.set_tags(table_tag(self.tables))
 
     def log_input(self, dataset: Dataset, context: str) -> None:
-        entity = dataset._to_mlflow_entity()
-        self.spool.append("input", context=context, dataset=dict(entity))
+        self.spool.append("input", context=context, dataset=dataset.to_dict())
 
     def log_model(self, folder: Path) -> str | None:
-        """Logs a model folder after all before it; its models:/ URI, or None where the store is away.
+        """Logs a model folder, once all that was logged before has been sent.
 
-        In that case the local log keeps it, and the folder must stay until pipelines.sync has sent it. Raises what
-        MLflow has against the model.
+        Returns:
+            Its models:/ URI; None where the store is away. Then the local log keeps the record, and the folder must
+            stay until pipelines.sync has sent it.
+
+        Raises:
+            Exception: Whatever MLflow has against the model.
         """
         number = self.spool.append("model", folder=str(folder.resolve()))
         self.flush()
@@ -139,24 +159,24 @@ class TrackedRun:
         return self.sender.flush(self.flush_timeout)
 
     def sync_to_disk(self) -> None:
-        """What is logged so far survives a power failure; for checkpoints."""
+        """Makes all that was logged so far survive a power failure; for checkpoints."""
         self.spool.sync_to_disk()
 
     def end(self, status: str, reason: str) -> None:
-        """The last thing said to the run: FINISHED, FAILED or KILLED, and in words (tag `end`)."""
+        """Ends the run: its status (FINISHED, FAILED or KILLED), and in words how it ended."""
         try:
-            self.set_tags({"end": reason})
+            self.set_tags({END: reason})
             self.spool.append("status", status=status)
             self.spool.sync_to_disk()
             longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
             self.sender.flush(min(self.flush_timeout, longest), longest)
         finally:
-            leave(self.info.run_id)
+            deactivate(self.info.run_id)
             self.abandon()
             self.say_what_is_left()
 
     def abandon(self) -> None:
-        """Sends and writes nothing more."""
+        """Stops sending, and closes the local log."""
         self.sender.stop()
         self.spool.close()
 

@@ -20,7 +20,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from .lightning_module import LanguageModel
 
 
-class Progress(TQDMProgressBar):
+class ProgressLine(TQDMProgressBar):
     """A line with loss and speed. Refreshed rarely: drawing it must not cost training time."""
 
     def __init__(self, stage: str) -> None:

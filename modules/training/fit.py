@@ -1,4 +1,4 @@
-"""The middle of training: a decoder on its devices, Lightning's trainer, and the checkpoint that validates best."""
+"""Training itself: the decoder on its devices, Lightning's trainer, and the checkpoint that validates best."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import keep_freed_memory
-from .callbacks import Checkpoints, Progress, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
+from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .lightning_module import LanguageModel
 from .planning.plan import TrainingPlan
 from .run_manifest import CHECKPOINTS
@@ -54,7 +54,7 @@ def fit(
     if train.early_stopping_patience:
         callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:
-        callbacks.append(Progress(stage))
+        callbacks.append(ProgressLine(stage))
     trainer = make_trainer(config, plan, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -118,7 +118,7 @@ def best_checkpoint(
 
 
 def make_module(config: TrainingConfig, training: TrainingSetup) -> LanguageModel:
-    """Still without memory: it takes its weights when it is known which devices they go to."""
+    """On the meta device, without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
     decoder.transformer.activation_checkpointing = config.trainer.activation_checkpointing
     if config.trainer.precision == "bf16-true":

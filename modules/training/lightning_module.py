@@ -24,7 +24,7 @@ from ..model.loss import linear_cross_entropy, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
 from .nonfinite import SkippedSteps, describe, refusal, rows_in
-from .optimizer import clip_gradients, learning_rate_factor
+from .optimizer import clip_gradients, learning_rate_factor, make_optimizer
 from .validation import Validation
 
 
@@ -83,9 +83,12 @@ class LanguageModel(pl.LightningModule):
         nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
         return nll
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Asked for anew each time: spreading a model over devices makes parameters of its own."""
-        return [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """By name; asked for anew each time: spreading a model over devices makes parameters of its own."""
+        return {name: parameter for name, parameter in self.decoder.named_parameters() if parameter.requires_grad}
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.trained_parameters().items(), self.config, self.learning_rate)
 
     def on_train_start(self) -> None:
         if self.global_step:
@@ -98,8 +101,8 @@ class LanguageModel(pl.LightningModule):
         rate = self.learning_rate * learning_rate_factor(self.global_step, self.config, self.total_steps)
         scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
         scheduler._last_lr = [rate for _ in scheduler.base_lrs]
-        for group, now in zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True):
-            group |= self.optimizer_options() | {"weight_decay": now["weight_decay"], "lr": rate}
+        for group, now in zip(scheduler.optimizer.param_groups, self.fresh_optimizer().param_groups, strict=True):
+            group |= now | {"params": group["params"], "lr": rate}
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -113,7 +116,7 @@ class LanguageModel(pl.LightningModule):
                 # Gradients are averaged over the ranks, but the sum is wanted.
                 self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
         loss_value = self.agree(losses) / step.trained_tokens
-        norm = clip_gradients(self.trained_parameters(), self.config.gradient_clip_val or math.inf)
+        norm = clip_gradients([*self.trained_parameters().values()], self.config.gradient_clip_val or math.inf)
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             self.handle_nonfinite(step, losses, loss_value, norm, learning_rate)
@@ -170,7 +173,7 @@ class LanguageModel(pl.LightningModule):
         what = describe(self.trainer.global_step, loss, norm, rate, rows)
         if self.config.on_nonfinite == "stop":
             raise refusal(what)
-        self.skipped.skip(what, self.trained_parameters())
+        self.skipped.skip(what, self.trained_parameters().values())
 
     def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
         """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
@@ -219,29 +222,14 @@ class LanguageModel(pl.LightningModule):
         self.step_ended_at = time.perf_counter()  # validation isn't training time
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=True, **self.optimizer_options())
+        optimizer = self.fresh_optimizer()
         factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """AdamW decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-        parameters = self.trained_parameters()
-        return [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-
-    def optimizer_options(self) -> dict[str, Any]:
-        return {
-            "lr": self.learning_rate,
-            "betas": (self.config.beta1, self.config.beta2),
-            "eps": self.config.epsilon,
-        }
-
 
 def count_on(trainer: pl.Trainer, step: int) -> None:
-    """Lightning counts on from a finished step; its loader gives the steps after it (data.py).
+    """Lightning counts on from a finished step; its loader gives the steps after it (TextDataModule).
 
     All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
     checkpoint may be written, is neither saved nor restored.

@@ -26,7 +26,7 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class SkippedSteps:
-    """By on_nonfinite=skip."""
+    """How many steps train.on_nonfinite=skip has left out of this run, and how many of them just now in a row."""
 
     steps: int = 0
     in_a_row: int = 0

@@ -1,15 +1,122 @@
-"""Learning-rate schedules as pure functions of the optimizer step s = 0, 1, 2 …"""
+"""Optimizers and learning-rate schedules by the names that configuration gives them, and gradient clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Adafactor, AdamW, Muon, Optimizer
 
 from ..config.training import TrainConfig
+
+Named = Iterable[tuple[str, nn.Parameter]]
+"""Parameters with their names in the decoder, as `named_parameters` gives them."""
+
+Shape = Sequence[float]
+"""Of a parameter on one device; a share of a cut one need not be whole."""
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """An entry of OPTIMIZERS: how an optimizer is built, and what memory it takes, counted in numbers.
+
+    Numbers have the format of the weights they belong to.
+    """
+
+    build: Callable[[Named, TrainConfig, float], Optimizer]
+    """(trained parameters, configuration, peak learning rate) → the optimizer."""
+    state: Callable[[Shape, bool], float]
+    """(a parameter's shape, whether it is a matrix of a layer) → numbers kept from step to step."""
+    temporary: Callable[[Shape, bool], float]
+    """The same → numbers alive while that parameter is updated."""
+
+
+def make_optimizer(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
+    """The optimizer that `train.optimizer` names, over these parameters and with nothing learnt yet."""
+    return OPTIMIZERS[config.optimizer].build(parameters, config, learning_rate)
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix inside a layer, adapters included, and not the embeddings or the head."""
+    return parameter.dim() >= 2 and ".layers." in f".{name}"
+
+
+def adamw(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
+    """Decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
+    groups = decay_groups((parameter for _, parameter in parameters), config)
+    return AdamW(groups, learning_rate, (config.beta1, config.beta2), config.epsilon, fused=True)
+
+
+def adafactor(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
+    """Shazeer and Stern 2018: of a matrix's squared gradients only the mean of each row and each column is kept."""
+    return Adafactor(decay_groups((parameter for _, parameter in parameters), config), learning_rate)
+
+
+def muon(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
+    """Jordan et al. 2024: orthogonalized momentum for the layers' matrices, AdamW for embeddings, norms and biases."""
+    named = list(parameters)
+    matrices = [parameter for name, parameter in named if is_hidden_matrix(name, parameter)]
+    rest = [(name, parameter) for name, parameter in named if not is_hidden_matrix(name, parameter)]
+    # Steps as long as AdamW's, so that a learning rate serves both (Liu et al. 2025).
+    options = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    first = Muon(matrices, learning_rate, **options)  # type: ignore[arg-type]
+    return JointOptimizer([first, adamw(rest, config, learning_rate)] if rest else [first])
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
+    every = list(parameters)
+    return [
+        {"params": [p for p in every if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in every if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+class JointOptimizer(Optimizer):
+    """Several optimizers, each over parameters of its own, with one list of groups and one state.
+
+    Lightning, schedulers and checkpoints see a single optimizer.
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = parts
+        self.counts = [len(part.param_groups) for part in parts]
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:  # Lightning's, which does nothing
+            closure()
+        groups = iter(self.param_groups)
+        for part, count in zip(self.parts, self.counts, strict=True):
+            # Loading a checkpoint replaces both, so they are handed over at each step.
+            part.param_groups = [next(groups) for _ in range(count)]
+            part.state = self.state
+            part.step()
+
+
+def two_moments(shape: Shape, hidden: bool) -> float:
+    return 2 * math.prod(shape)
+
+
+def row_and_column(shape: Shape, hidden: bool) -> float:
+    return sum(shape)  # of a vector all of it
+
+
+def momentum_or_two_moments(shape: Shape, hidden: bool) -> float:
+    return math.prod(shape) * (1 if hidden else 2)
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerKind(adamw, two_moments, lambda shape, hidden: 0),
+    "adafactor": OptimizerKind(adafactor, row_and_column, lambda shape, hidden: math.prod(shape)),
+    "muon": OptimizerKind(muon, momentum_or_two_moments, lambda shape, hidden: 3 * math.prod(shape) if hidden else 0),
+}
+"""What train.optimizer can name."""
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
@@ -32,6 +139,9 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(whole))
 
 
+# --- schedules: what the peak learning rate is multiplied with at optimizer step 0, 1, 2 … ---
+
+
 def noam(step: int, warmup_steps: int) -> float:
     """min((s+1)^-0.5, (s+1)·warmup^-1.5), Vaswani et al. 2017 without its width factor, as the original recipe."""
     return min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)
@@ -48,12 +158,22 @@ def cosine(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -
     return min(warm_up(step, warmup_steps), final_ratio + (1 - final_ratio) * decay)
 
 
+def warm_up_stable_decay(step: int, config: TrainConfig, total_steps: int) -> float:
+    """Linear warm-up to 1, there until the last decay_fraction of all steps, then a line to the last one's ratio."""
+    left = (total_steps - step - 1) / (config.decay_fraction * total_steps)
+    ratio = config.min_learning_rate_ratio
+    return min(warm_up(step, config.warmup_steps), ratio + (1 - ratio) * min(max(left, 0.0), 1.0))
+
+
+SCHEDULES: dict[str, Callable[[int, TrainConfig, int], float]] = {
+    "noam": lambda step, config, total: noam(step, config.warmup_steps),
+    "cosine": lambda step, config, total: cosine(step, config.warmup_steps, total, config.min_learning_rate_ratio),
+    "constant": lambda step, config, total: warm_up(step, config.warmup_steps),
+    "wsd": warm_up_stable_decay,
+}
+"""What train.schedule can name: (step, configuration, all steps) → factor."""
+
+
 def learning_rate_factor(step: int, config: TrainConfig, total_steps: int) -> float:
     """What the peak learning rate is multiplied with at a step."""
-    match config.schedule:
-        case "noam":
-            return noam(step, config.warmup_steps)
-        case "cosine":
-            return cosine(step, config.warmup_steps, total_steps, config.min_learning_rate_ratio)
-        case "constant":
-            return warm_up(step, config.warmup_steps)
+    return SCHEDULES[config.schedule](step, config, total_steps)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from ..checkpoint.dcp import require_sound, trained_weights
+from ..checkpoint.dcp import check_undamaged, trained_weights
 from ..checkpoint.loading import open_model, verified_hash
 from ..config.training import TrainingConfig
-from .run_manifest import RunManifest, differences
+from .run_manifest import RunManifest, manifest_differences
 from .setup import TrainingSetup
 
 ADAPTER = "adapter alone"
@@ -35,7 +35,7 @@ def final_weights(
     Returns:
         The tensors by name, and what else was made: {"adapter alone": its folder} or nothing.
     """
-    require_sound(checkpoint)
+    check_undamaged(checkpoint)
     weights, made = trained_weights(checkpoint), dict[str, str]()
     if config.lora.rank:
         assert training.start, "TrainingConfig.complaints sees to it"
@@ -65,7 +65,7 @@ def result_facts(
 
 def require_finished(before: RunManifest, now: RunManifest, folder: Path) -> None:
     """ValueError where output_dir holds a finished run that was made otherwise, or whose model folder is gone."""
-    if changes := differences(before, now):
+    if changes := manifest_differences(before, now):
         raise ValueError(
             f"output_dir={folder} holds a finished run that was made differently: {'; '.join(changes.values())}. "
             "To train on, give train.init_from its model folder, or train.resume_from a checkpoint of it, and another "

@@ -31,7 +31,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def claimed(output_dir: str | None, resume: str | None) -> Iterator[RunManifest | None]:
-    """Locks output_dir for this process; yields the origin of the run in it, None where it is new or empty.
+    """Locks output_dir for this process; yields the manifest of the run in it, None where it is new or empty.
 
     Raises ValueError where another process has it, or where it holds anything else: nothing is overwritten.
     """
@@ -61,11 +61,11 @@ def earlier_run(folder: Path, resume: str | None) -> RunManifest | None:
     if not inside:
         remove_drafts(folder)
         return None
-    origin = read_run_manifest(folder / CHECKPOINTS)
-    if origin and resume and (resume == "auto" or same_place(resume, origin.resumed_from)):
+    manifest = read_run_manifest(folder / CHECKPOINTS)
+    if manifest and resume and (resume == "auto" or same_place(resume, manifest.resumed_from)):
         remove_drafts(folder)
-        return origin
-    if origin:
+        return manifest
+    if manifest:
         hint = "it holds a run, which train.resume_from=auto goes on with, or takes as it is where it is finished"
     else:
         hint = f"it holds {', '.join(inside[:5])}"
@@ -123,31 +123,37 @@ def given_checkpoint(resume_from: str) -> Path:
 
 
 def where_to_start(
-    config: TrainingConfig, folder: str | None, before: RunManifest | None, now: RunManifest, total_steps: int
+    config: TrainingConfig, folder: str | None, earlier: RunManifest | None, manifest: RunManifest, total_steps: int
 ) -> tuple[Path | None, RunManifest]:
-    """The checkpoint to go on from, None for the first step; with what the run is made from. `folder` is the run's.
+    """The checkpoint to go on from, None for the first step; with the manifest to write.
 
-    ValueError where it is of another training, or of a finished one.
+    Args:
+        folder: the run's, where it is known before the run has begun.
+        earlier: the manifest that was found in it.
+        manifest: what this run is made from.
+
+    Raises:
+        ValueError: the checkpoint is of another training, or of one that has taken its last step.
     """
     given = config.train.resume_from
-    if before:
+    if earlier:
         place = Path(folder or ".") / CHECKPOINTS
-        require_same(before, now, config.train.allow_changed, place)
-        now = dataclasses.replace(now, resumed_from=before.resumed_from)
-        checkpoint = newest_sound(place) or (given_checkpoint(before.resumed_from) if before.resumed_from else None)
+        require_same(earlier, manifest, config.train.allow_changed, place)
+        manifest = dataclasses.replace(manifest, resumed_from=earlier.resumed_from)
+        checkpoint = newest_sound(place) or (given_checkpoint(earlier.resumed_from) if earlier.resumed_from else None)
     elif given and given != "auto":
         checkpoint = given_checkpoint(given)
-        now = dataclasses.replace(now, resumed_from=str(checkpoint))
+        manifest = dataclasses.replace(manifest, resumed_from=str(checkpoint))
         if source := read_run_manifest(checkpoint.parent):
-            require_same(source, now, config.train.allow_changed, checkpoint.parent)
+            require_same(source, manifest, config.train.allow_changed, checkpoint.parent)
         if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
             raise ValueError(
                 f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
                 "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
             )
     else:
-        return None, now
-    return checkpoint, now
+        return None, manifest
+    return checkpoint, manifest
 
 
 def describe_start(checkpoint: Path | None) -> dict[str, str]:
@@ -164,19 +170,19 @@ def followed(config: TrainingConfig) -> Path | None:
         return next(iter(found.values()))
     if given and given != "auto":
         return Path(given)
-    before = read_run_manifest(place) if place and given else None
-    return Path(before.resumed_from) if before and before.resumed_from else None
+    earlier = read_run_manifest(place) if place and given else None
+    return Path(earlier.resumed_from) if earlier and earlier.resumed_from else None
 
 
-def describe_checkpoints(folder: Path, training: TrainingSetup, origin: RunManifest) -> None:
+def describe_checkpoints(folder: Path, training: TrainingSetup, manifest: RunManifest) -> None:
     """What lets every checkpoint of the run be opened as a model, and gone on from."""
     if folder.exists():
         for name in ("model", "adapter"):  # made of a checkpoint by a process that didn't get to tell of it
             shutil.rmtree(folder.parent / name, ignore_errors=True)
-        write_run_manifest(folder, origin)
+        write_run_manifest(folder, manifest)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder, "a run") as draft:
         write_architecture(draft, training.model)
         training.tokenizer.save(draft)
-        write_run_manifest(draft, origin)
+        write_run_manifest(draft, manifest)

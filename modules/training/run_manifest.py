@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.weights import CheckpointError
-from ..config.loader import flatten, to_dict
+from ..config.loader import dotted_items, to_dict
 from ..config.training import TrainingConfig
 from ..system.atomic import write_json
 from ..system.bounded_read import read_json
 from ..system.redaction import redact
 
 CHECKPOINTS = "checkpoints"
-ORIGIN = "origin.json"
+MANIFEST = "origin.json"
 
 IGNORED_KEYS = (
     "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
@@ -29,22 +29,17 @@ IGNORED_KEYS = (
 """Keys that change nothing about what is learnt, but for the order in which devices add up."""
 
 CONTENT_KEYS = (
-    "data.path",
-    "data.columns",
-    "data.validation_path",
-    "data.test_path",
-    "data.cache_dir",
-    "tokenizer.path",
-)
+    "data.path", "data.columns", "data.validation_path", "data.test_path", "data.cache_dir", "tokenizer.path",
+)  # fmt: skip
 """Places: what was found there is compared instead."""
 
-FIXED_KEYS = ("model.", "tokenizer", "stage")
+FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")
 """What a checkpoint can't be gone on with under another one."""
 
 
 @dataclass(frozen=True)
 class RunManifest:
-    """What a run was made from."""
+    """The run, the configuration, and hashes of everything else that what is learnt depends on."""
 
     stage: str
     run_id: str
@@ -74,13 +69,13 @@ def make_run_manifest(
     return RunManifest(stage, run_id, redact(to_dict(config)), dict(data), tokenizer, init_from)
 
 
-def write_run_manifest(folder: Path, origin: RunManifest) -> None:
-    write_json(folder / ORIGIN, asdict(origin))
+def write_run_manifest(folder: Path, manifest: RunManifest) -> None:
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def read_run_manifest(checkpoints: Path) -> RunManifest | None:
     """None where there is none; CheckpointError for one that can't be read."""
-    path = checkpoints / ORIGIN
+    path = checkpoints / MANIFEST
     if not path.is_file():
         return None
     try:
@@ -92,11 +87,11 @@ def read_run_manifest(checkpoints: Path) -> RunManifest | None:
         ) from error
 
 
-def require_same(before: RunManifest, now: RunManifest, allowed: list[str], place: Path) -> None:
+def require_same(earlier: RunManifest, manifest: RunManifest, allowed: list[str], place: Path) -> None:
     """ValueError naming all that is different and isn't allowed to be."""
     changes = {
         name: text
-        for name, text in differences(before, now).items()
+        for name, text in manifest_differences(earlier, manifest).items()
         if name.startswith(FIXED_KEYS) or not any(name == key or name.startswith(f"{key}.") for key in allowed)
     }
     if not changes:
@@ -112,23 +107,24 @@ def require_same(before: RunManifest, now: RunManifest, allowed: list[str], plac
     )
 
 
-def differences(before: RunManifest, now: RunManifest) -> dict[str, str]:
+def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[str, str]:
     """Key → what has changed, in words."""
     found = {}
-    if before.stage != now.stage:
-        found["stage"] = f"it is of {before.stage}, not {now.stage}"
-    old, new = (dict(flatten(origin.config)) for origin in (before, now))
+    if earlier.stage != manifest.stage:
+        found["stage"] = f"it is of {earlier.stage}, not {manifest.stage}"
+    defaults = to_dict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
+    old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     for key in sorted(old.keys() | new.keys()):
         if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from")) or old.get(key) == new.get(key):
             continue
-        if key == "model.vocab_size" and before.tokenizer != now.tokenizer:
+        if key == "model.vocab_size" and earlier.tokenizer != manifest.tokenizer:
             continue  # it follows from the tokenizer, which is named below
         found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
-    splits = sorted(before.data.keys() | now.data.keys())
-    if others := [split for split in splits if before.data.get(split) != now.data.get(split)]:
+    splits = sorted(earlier.data.keys() | manifest.data.keys())
+    if others := [split for split in splits if earlier.data.get(split) != manifest.data.get(split)]:
         found["data"] = f"the rows for {' and '.join(others)} are others"
-    if before.tokenizer != now.tokenizer:
+    if earlier.tokenizer != manifest.tokenizer:
         found["tokenizer"] = "the tokenizer is another"
-    if before.init_from != now.init_from:
+    if earlier.init_from != manifest.init_from:
         found["train.init_from"] = "the weights that training starts from are others"
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytorch_lightning as pl
 
-from ..checkpoint.loading import open_model
+from ..checkpoint.loading import open_model, open_tokenizer
 from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
@@ -20,6 +20,7 @@ from ..data.sources import RowSource
 from ..data.splits import load_splits
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
+from ..tokenizer.prompts import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .planning.plan import TrainingPlan, batch_of, make_plan
 from .run_manifest import RunManifest, make_run_manifest
@@ -83,14 +84,14 @@ def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tok
 def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
     """With the prompt template that the rows need: none for plain text; for pairs config's, else the tokenizer's."""
     if start:
-        tokenizer = load_tokenizer(start)
+        tokenizer = open_tokenizer(start)
     elif config.tokenizer.path:
-        tokenizer = load_tokenizer(config.tokenizer.path)
+        tokenizer = open_tokenizer(config.tokenizer.path)
     else:
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None
     if "tgt_txt" in rows.column_names:
-        template = config.data.prompt_template or tokenizer.prompt_template or "{src_txt}"
+        template = config.data.prompt_template or tokenizer.prompt_template or SOURCE_FIELD
     return tokenizer.with_prompt_template(template)
 
 

@@ -121,7 +121,7 @@ class PortableCheckpoints(Strategy):
             files = self.described(draft)
             if self.is_global_zero:
                 write_file_list(draft, files)
-                publish_folder(draft, path)
+                publish_folder(draft, path, replace=True)
         except (OSError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise_if_stopped(error)

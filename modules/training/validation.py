@@ -7,26 +7,12 @@ where it doesn't.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..data.packing import MicroBatch
-
-
-def perplexity_per_character(total_nll: float, characters: int, rows: int) -> float:
-    """Perplexity per character: exp(total_nll / (characters + rows)).
-
-    total_nll is the negative log-likelihood in nats of every scored character, punctuation included, and of
-    the end of text of every row; so the number of predictions is one a character plus one a row. Counted in
-    characters and not in tokens, it compares models whatever their tokenizers.
-
-    Raises ValueError when nothing was scored.
-    """
-    if characters + rows <= 0:
-        raise ValueError("perplexity of no text is undefined: score at least one row")
-    return math.exp(min(total_nll / (characters + rows), 700.0))  # a float ends at e^709
+from ..model.loss import perplexity_of
 
 
 @dataclass
@@ -55,8 +41,8 @@ class Validation:
     def metrics(self) -> dict[str, float]:
         metrics = {
             "val/loss": self.nll / self.tokens,
-            "val/perplexity": math.exp(min(self.nll / self.tokens, 700.0)),
-            "val/perplexity_per_char": perplexity_per_character(self.nll, int(self.characters), int(self.ends)),
+            "val/perplexity": perplexity_of(self.nll / self.tokens),
+            "val/perplexity_per_char": perplexity_of(self.nll / (self.characters + self.ends)),
         }
         if self.ends:
             metrics["val/end_of_text_nll"] = self.end_nll / self.ends

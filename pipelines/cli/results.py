@@ -9,6 +9,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
+from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.tracking.tracked_run import TrackedRun
@@ -16,9 +17,7 @@ from modules.tracking.tracked_run import TrackedRun
 from .printing import console, show
 
 REPORT = "report.html"
-
-PER_TOKEN = "perplexity"
-"""Of different tokenizers not comparable, so it is logged but not shown."""
+"""Artifact of an evaluation's run."""
 
 
 def evaluation_plan(task: Task) -> dict[str, str]:

@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 
+from modules.checkpoint.dcp import trained_weights
 from modules.checkpoint.formats import format_of
 from modules.checkpoint.loading import open_model
 from modules.checkpoint.model_folder import write_architecture
@@ -18,6 +20,7 @@ from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import load_config
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.fit import fit
+from modules.training.optimizer import OPTIMIZERS, SCHEDULES
 from modules.training.resume import given_checkpoint
 from modules.training.strategies import PROGRESS
 from pipelines.train import set_up_training
@@ -61,6 +64,28 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(rows: datasets.Dataset, 
     )
     assert len(whole) == 25
     np.testing.assert_allclose(rest, whole[5:], rtol=1e-6)
+
+
+KINDS = [(optimizer, "constant") for optimizer in OPTIMIZERS] + [("adamw", schedule) for schedule in SCHEDULES]
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), sorted(set(KINDS)))
+def test_every_optimizer_and_schedule_goes_on_bit_for_bit(
+    optimizer: str, schedule: str, rows: datasets.Dataset, tmp_path: Path
+) -> None:
+    keys = [f"train.optimizer={optimizer}", f"train.schedule={schedule}", "train.learning_rate=1e-2"]
+    keys += ["train.max_steps=6", "train.validate_every_n_steps=3", "train.save_top_k=-1", "train.decay_fraction=0.5"]
+    whole = losses(rows, tmp_path / "whole", *keys)
+    third = tmp_path / "whole" / "checkpoints" / "step=3.ckpt"
+    assert losses(rows, tmp_path / "rest", *keys, f"train.resume_from={third}") == whole[3:]
+    first, second = (
+        {
+            name: tensor.read()
+            for name, tensor in trained_weights(tmp_path / run / "checkpoints" / "step=6.ckpt").items()
+        }
+        for run in ("whole", "rest")
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 class Payload:

@@ -14,16 +14,15 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modules.checkpoint import model_folder as checkpoint
 from modules.checkpoint.loading import load_model, load_verified, verify_model
-from modules.checkpoint.model_folder import FILES, save_model
+from modules.checkpoint.model_folder import FILES
 from modules.checkpoint.verification import GOLDEN_PROMPT
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import ConfigError
 from modules.config.model import ModelConfig
 from modules.model.decoder import Decoder, LMHead, build_decoder
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 RUN = {"run_id": "abc", "note": "春", "data": {"train": None}}
 
@@ -126,6 +125,33 @@ def test_the_golden_logits_are_of_the_next_token(folder: Path, decoder: Decoder,
     torch.testing.assert_close(found["logits"], decoder(torch.tensor([ids]))[0, -1])
 
 
+class OtherDecoder(Decoder):
+    """Of another structure: no learned positions, a gate in the MLP's place of each layer, a scale of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        del self.position_embeddings
+        self.scale = torch.nn.Parameter(torch.full((config.hidden_size,), 1.5))
+        for block in self.transformer.layers:
+            block.mlp = torch.nn.Sequential(torch.nn.Linear(config.hidden_size, config.hidden_size), torch.nn.SiLU())
+
+    def hidden_states(self, input_ids: torch.Tensor, document_lengths: Any = None, cache: Any = None) -> torch.Tensor:
+        x = self.word_embeddings(input_ids.flatten()) * self.scale
+        return self.transformer(x, [(1, input_ids.numel())], None)[None]
+
+
+def test_golden_logits_verify_any_decoder(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They compare what a model says, not what it is made of."""
+    monkeypatch.setattr("modules.model.decoder.Decoder", OtherDecoder)
+    other = OtherDecoder(make_config(tokenizer.vocab_size)).eval()
+    folder = save_model(tmp_path / "model", other, tokenizer, {})
+    expected = other(torch.tensor([tokenizer.encode_prompt(GOLDEN_PROMPT)]))[0, -1]
+    torch.testing.assert_close(load_file(folder / "golden.safetensors")["logits"], expected)
+    assert verify_model(folder) == 0.0
+
+
 def test_the_golden_prompt_fits_a_model_of_few_positions(tmp_path: Path, tokenizer: Tokenizer) -> None:
     config = ModelConfig(tokenizer.vocab_size, 8, 1, 2, max_position_embeddings=3)
     folder = save_model(tmp_path / "model", build_decoder(config, 0), tokenizer, {})
@@ -165,7 +191,15 @@ def test_who_may_read_a_model_is_the_umasks_business(tmp_path: Path, decoder: De
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["weights.save_file", "verification.golden", "checkpoint.to_yaml", "checkpoint.sync"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "checkpoint.weights.save_file",
+        "checkpoint.verification.golden",
+        "checkpoint.model_folder.to_yaml",
+        "system.atomic.flush_to_disk",
+    ],
+)
 def test_a_failed_save_leaves_nothing(
     tmp_path: Path,
     decoder: Decoder,
@@ -192,7 +226,7 @@ def test_the_folder_appears_when_all_is_in_it(
         synced.append(path.name)
         assert (tmp_path / "model").exists() == (path == tmp_path)
 
-    monkeypatch.setattr(checkpoint, "sync", watch)
+    monkeypatch.setattr("modules.system.atomic.flush_to_disk", watch)
     save_model(tmp_path / "model", decoder, tokenizer, RUN)
     assert set(FILES) <= set(synced[:-2])  # then the draft's own entries, and at last the rename
     assert synced[-1] == tmp_path.name

@@ -26,8 +26,9 @@ from modules.data.quarantine import DataError
 from modules.data.rows import load_rows
 from modules.data.splits import load_splits
 from modules.system.cache import LEFT_OVER, CacheError, cached
-from modules.tokenizer.tokenizer import EncodedExample, Tokenizer, load_tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from modules.training.setup import trained_on
+from tests.helpers.examples import EncodedExample, encode_examples
 from tests.helpers.models import ROOT
 
 USUAL = st.sampled_from("白日依山尽，。a1 \n\u0301\u3000𠮷<|endoftext|>")
@@ -73,7 +74,7 @@ def test_rows_are_laid_out_as_one_by_one(
     chosen = tokenizer.with_prompt_template("问{src_txt}答" if kind == "pair" else None)
     documents = encode_rows(datasets.Dataset.from_dict(columns), chosen, length, "split" if kind == "src" else "cut")
     limit = None if kind == "src" else length + 1
-    examples = chosen.encode_examples(sources, targets if kind == "pair" else None, limit)
+    examples = encode_examples(chosen, sources, targets if kind == "pair" else None, limit)
     expected = [piece for example in examples for piece in pieces(example, length)]
     parts = np.split(documents.ids, documents.offsets[1:-1])
     assert [(part.tolist(), prompt) for part, prompt in zip(parts, documents.prompt_lengths, strict=True)] == expected
@@ -271,7 +272,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_gigabyte_takes_little_memory_of_its_own(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("measure_corpus.py")
+    script = ROOT / "benchmarks" / "measure_corpus.py"
     done = subprocess.run([sys.executable, script, "1", tmp_path / "x"], capture_output=True, text=True, check=True)
     own = [float(line.partition("own")[2].split()[0]) for line in done.stdout.splitlines() if "own" in line]
     assert max(own) < 0.8

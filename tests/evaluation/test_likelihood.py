@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from modules.checkpoint.loading import require_finite
-from modules.checkpoint.model_folder import save_model
 from modules.evaluation.baselines import NgramModel, ngram_floor
 from modules.evaluation.likelihood import score
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 
 def by_hand(decoder: Decoder, ids: list[int], scored_from: int) -> float:
@@ -61,7 +60,7 @@ def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer)
     test = datasets.Dataset.from_dict({"src_txt": ["白山"], "tgt_txt": ["黄径"]})
     floor = ngram_floor(train, test, tokenizer.with_prompt_template("{src_txt}，"))
     model = NgramModel(3).fit(["白日，黄河", "千山，万径"])
-    nll = model.negative_log_likelihood("白山，黄径", start=3)
+    nll = model.row_losses(["白山，黄径"], [3])[0]
     assert floor["trigram"].value == pytest.approx(math.exp(nll / (2 + 1)))
 
 

@@ -17,10 +17,9 @@ import torch
 
 from modules.checkpoint.formats import huggingface
 from modules.checkpoint.loading import open_model
-from modules.checkpoint.model_folder import save_model
 from modules.evaluation.likelihood import choice_accuracy, encode_question, lay_out, score_documents
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 QUESTIONS = [
     ("白日依山尽，", ["黄河入海流。", "春", "the fox"]),

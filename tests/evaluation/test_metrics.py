@@ -41,8 +41,8 @@ def drawn(rows: int, references: int) -> tuple[list[str], list[TaskRow]]:
     return ["", "山", *[text() for _ in range(rows - 2)]], found
 
 
-def values(measures: list[Metric]) -> dict[str, float]:
-    return {measure.name: measure.value for measure in measures}
+def values(metrics: list[Metric]) -> dict[str, float]:
+    return {metric.name: metric.value for metric in metrics}
 
 
 @pytest.mark.parametrize("references", [1, 3])

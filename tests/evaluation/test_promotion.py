@@ -8,23 +8,22 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.checkpoint.model_folder import save_model
 from modules.config.loader import load_config
 from modules.evaluation.likelihood import score
 from modules.evaluation.promotion import decide
 from modules.evaluation.statistics import Metric, perplexity
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from pipelines.register import register
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 
 def test_models_with_other_tokenizers_are_measured_on_the_same_characters(
     tokenizer: Tokenizer, rows: datasets.Dataset
 ) -> None:
     other = train_tokenizer(rows["src_txt"], "bpe", 600)
-    measures = [score(make_decoder(make_config(t.vocab_size)), t, rows).perplexity_per_char for t in (tokenizer, other)]
-    assert (measures[0].statistics[:, 1] == measures[1].statistics[:, 1]).all()
-    assert decide(measures[0], measures[1], "1").comparison
+    metrics = [score(make_decoder(make_config(t.vocab_size)), t, rows).perplexity_per_char for t in (tokenizer, other)]
+    assert (metrics[0].statistics[:, 1] == metrics[1].statistics[:, 1]).all()
+    assert decide(metrics[0], metrics[1], "1").comparison
 
 
 def test_a_registration_tests_groups_of_rows(store: Path, tokenizer: Tokenizer) -> None:

@@ -21,7 +21,7 @@ from modules.evaluation.answers import batches, write_answers
 from modules.evaluation.likelihood import chance, choice_accuracy, score
 from modules.evaluation.prompts import build_prompts
 from modules.evaluation.task_evaluation import Task
-from modules.evaluation.task_rows import columns_of, read_choices, read_rows, with_targets
+from modules.evaluation.task_rows import columns_of, read_choices, read_task_rows, with_targets
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
@@ -200,9 +200,9 @@ def test_columns_of_a_task_are_read_as_lists_and_numbers(tmp_path: Path) -> None
     for cache in (None, tmp_path / "cache"):
         found = load_rows(tmp_path / "rows.jsonl", cache=cache, extras=wanted)
         assert read_choices(found) == [(["甲", "丙"], 0)]
-        assert read_rows(found)[0].references == ["甲", "乙"]
+        assert read_task_rows(found)[0].references == ["甲", "乙"]
         assert load_rows(tmp_path / "rows.jsonl", cache=cache).column_names == ["src_txt", "tgt_txt"]
-    assert read_rows(load_rows(tmp_path / "rows.csv", extras=wanted))[0].references == ["甲", "乙"]
+    assert read_task_rows(load_rows(tmp_path / "rows.csv", extras=wanted))[0].references == ["甲", "乙"]
     given = load_rows(datasets.Dataset.from_list([row]), extras=wanted)
     assert read_choices(given) == [(["甲", "丙"], 0)]
     assert columns_of(TaskConfig(metrics=["choices"]), DataConfig(columns={"answer": "tgt_txt"})) == {
@@ -233,7 +233,7 @@ def test_the_right_choice_stands_in_for_a_target() -> None:
 
 def test_of_plain_text_the_first_clause_is_asked_and_the_rest_expected() -> None:
     rows = datasets.Dataset.from_dict({"src_txt": ["白日依山尽，黄河入海流。", "春", "，春"]})
-    assert [(row.source, row.references) for row in read_rows(rows)] == [
+    assert [(row.source, row.references) for row in read_task_rows(rows)] == [
         ("白日依山尽，", ["黄河入海流。"]),
         ("春", [""]),
         ("，春", [""]),

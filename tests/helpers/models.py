@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modules.checkpoint.model_folder import write_model
 from modules.config.model import ModelConfig
 from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,3 +32,8 @@ def make_decoder(config: ModelConfig, seed: int = 0, spread: float = 5.0) -> Dec
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed + 1))
     return decoder.eval()
+
+
+def save_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer, run: Mapping[str, Any]) -> Path:
+    """`write_model` for a decoder in memory."""
+    return write_model(folder, decoder.config, decoder.state_dict().items(), tokenizer, run)

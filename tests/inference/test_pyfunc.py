@@ -11,12 +11,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from modules.checkpoint.model_folder import save_model
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
 from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.registry import MODULES, PYFUNC, SERVING_REQUIREMENTS, code_behind, log_model
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 OPTIONS = {"max_new_tokens": 8, "temperature": 0.0}
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from modules.checkpoint.adapter import Adapter, apply_adapter, read_adapter, save_adapter
 from modules.checkpoint.loading import load_model, open_model, verify_model
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError, StoredModel, heads_to_blocks, stored, weights_hash
 from modules.config.data import DataConfig
 from modules.config.loader import ConfigError, load_config
@@ -28,7 +27,7 @@ from modules.training.fit import make_module
 from modules.training.lightning_module import LanguageModel
 from pipelines.finetune import finetune
 from pipelines.train import set_up_training
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 IDS = torch.arange(1, 25)[None]

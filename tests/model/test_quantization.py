@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from modules.checkpoint.loading import load_for_inference, load_model
-from modules.checkpoint.model_folder import save_model
 from modules.evaluation.likelihood import score
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
@@ -17,7 +16,7 @@ from modules.model.kv_cache import KVCache
 from modules.model.loss import linear_cross_entropy
 from modules.model.quantization import Int8Linear, PackedLinear, packs, prepare_for_inference
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春"]
 

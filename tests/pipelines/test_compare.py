@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from modules.config.loader import ConfigError, load_config
-from modules.tracking.comparison import Difference, compare_runs, parting
+from modules.tracking.comparison import Difference, compare_runs, find_parting
 from modules.tracking.run_facts import RunFacts, read_run
 from pipelines.cli.command_line import with_positions
 from pipelines.compare import compare
@@ -114,10 +114,10 @@ def test_three_runs_or_one_are_refused() -> None:
 def test_losses_part_in_the_last_bit_first_and_beyond_rounding_later() -> None:
     one = {1: 5.0, 2: 4.0, 3: 3.0, 4: 2.0, 5: math.nan}
     other = {2: 4.0, 3: math.nextafter(3.0, 4.0), 4: 2.1, 5: math.nan, 6: 1.0}
-    found = parting(one, other, 1e-4)
+    found = find_parting(one, other, 1e-4)
     assert (found.steps, found.bitwise, found.beyond) == (4, 3, 4)
     assert found.largest == pytest.approx(0.1 / 2.1)
-    assert parting({1: math.nan}, {1: 1.0}, 1e-4).beyond == 1
+    assert find_parting({1: math.nan}, {1: 1.0}, 1e-4).beyond == 1
 
 
 def test_the_stage_comes_first_and_what_changes_nothing_is_left_out() -> None:

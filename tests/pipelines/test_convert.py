@@ -17,7 +17,6 @@ import yaml
 
 from modules.checkpoint import formats as interop
 from modules.checkpoint.loading import load_model, model_hash, open_model, verify_model
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
 from modules.config.loader import load_config
 from modules.config.model import ModelConfig
@@ -26,7 +25,7 @@ from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokeniz
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.register import register
-from tests.helpers.models import ROOT
+from tests.helpers.models import ROOT, save_model
 
 DATA = ROOT / "tests" / "files" / "modelscope"
 QUIET = "tracking.log_system_metrics=false"
@@ -130,7 +129,7 @@ def test_only_a_moyun_folder_is_registered(store: Path) -> None:
 
 MEASURE = """
 import shlex, sys, threading
-from modules.config import load_config
+from modules.config.loader import load_config
 from pipelines.convert import convert
 def anonymous():
     with open("/proc/self/status") as status:

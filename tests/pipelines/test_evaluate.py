@@ -10,7 +10,6 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from modules.checkpoint.model_folder import save_model
 from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.data.quarantine import DataError
@@ -18,7 +17,7 @@ from modules.data.splits import load_test_rows
 from modules.evaluation.likelihood import score_folder
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.evaluate import EvaluateResult, evaluate
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 
 POEMS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"] * 3
 QUIET = ["tracking.log_system_metrics=false", "generation.max_new_tokens=8", "generation.temperature=0"]

@@ -100,7 +100,7 @@ def test_a_draft_takes_the_place_of_a_folder_and_a_link_that_of_another(tmp_path
         draft = draft_of(tmp_path / content)
         (draft / "below").mkdir(parents=True)
         (draft / "below" / "part").write_text(content)
-        publish_folder(draft, tmp_path / "step")
+        publish_folder(draft, tmp_path / "step", replace=True)
         write_link(tmp_path / "last", "step")
     assert (tmp_path / "last" / "below" / "part").read_text() == "second"
     remove_folder(tmp_path / "step")
@@ -117,3 +117,19 @@ def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     with new_folder(tmp_path / "model", "a model folder") as draft:
         (draft / "part").touch()
     assert synced == ["part", draft.name, tmp_path.name]
+
+
+def make_twice(folder: Path) -> None:
+    with new_folder(folder, "a model folder") as draft:
+        (draft / "weights").write_text("mine")
+        with new_folder(folder.with_name("other"), "a model folder") as other:
+            (other / "weights").write_text("theirs")
+        folder.with_name("other").rename(folder)
+
+
+def test_a_folder_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    """Two processes may make the same folder at once; whoever is second gets an error and removes nothing."""
+    with pytest.raises(OSError, match="not empty"):
+        make_twice(tmp_path / "model")
+    assert (tmp_path / "model" / "weights").read_text() == "theirs"
+    assert not hidden(tmp_path)

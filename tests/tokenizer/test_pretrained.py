@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from modules.tokenizer.pretrained import byte_level_backend
-from modules.tokenizer.streaming import IncrementalDecoder
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from modules.tokenizer.vocabulary import byte_characters
 
@@ -74,7 +73,7 @@ def test_byte_level_bpe_gives_back_any_text(loaded: dict[str, Tokenizer], source
     assert ids == loaded["files"].encode(text)
     assert 0 not in ids
     assert tokenizer.decode([0, *ids, 0]) == text
-    decoder = IncrementalDecoder(tokenizer)
+    decoder = tokenizer.incremental_decoder()
     assert "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush() == text
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.tokenizer import vocabulary as tokenizer_backends
-from modules.tokenizer.streaming import IncrementalDecoder
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tests.helpers.examples import encode_example, encode_examples
 from tests.helpers.models import ROOT
 
 DATA = ROOT / "tests" / "files"
@@ -105,12 +105,12 @@ def test_bert_ids_equal_the_reference(tokenizers: dict[str, Tokenizer]) -> None:
     bert, text = tokenizers["bert"], FACTS["generate_from_text"]["text"]
     facts = FACTS["preprocess_base"]
     row = facts["train_src_only"]["input_ids"]
-    assert bert.encode_example(text).ids == row[: row.index(0)]
+    assert encode_example(bert, text).ids == row[: row.index(0)]
     assert bert.encode_prompt(text) == FACTS["generate_from_text"]["sequences"][0][: 1 + len(text)]
     target = facts["train_src_and_tgt"]["labels"]  # [CLS] target [SEP] padding: the reference's defect
     target_text = bert.decode(target)
     assert target_text == "白日依山尽"
-    example = bert.encode_example(text, target_text)
+    example = encode_example(bert, text, target_text)
     assert example.ids == [*row[: row.index(0)][:-1], *target[1 : target.index(0)]]
     assert example.prompt_length == 1 + len(text)
 
@@ -137,9 +137,9 @@ def test_jieba_bpe_ids_equal_the_reference(tokenizers: dict[str, Tokenizer]) -> 
     assert jieba_bpe.end_of_text_id == facts["special"]["sep"]
     assert jieba_bpe.encode("天<sep>生") == facts["literal_sep_in_text"]
     assert jieba_bpe.decode(facts["with_id"]) == "天生"
-    assert jieba_bpe.encode_example("天生我材必有用") == (facts["src_only"]["tokens"][:2], 1, False)
-    assert jieba_bpe.encode_example("").prompt_length == 1, "no start token: nothing predicts the first id"
-    with_target = jieba_bpe.encode_example("天生我材必有用\n", "疑是地上霜")
+    assert encode_example(jieba_bpe, "天生我材必有用") == (facts["src_only"]["tokens"][:2], 1, False)
+    assert encode_example(jieba_bpe, "").prompt_length == 1, "no start token: nothing predicts the first id"
+    with_target = encode_example(jieba_bpe, "天生我材必有用\n", "疑是地上霜")
     assert with_target.ids == facts["src_tgt"]["tokens"][: facts["src_tgt"]["inputs_len"]]
     assert with_target.prompt_length == facts["src_tgt"]["prompts_len"]
     too_long = facts["too_long"]["tokens"]
@@ -163,10 +163,10 @@ def test_batches_equal_single_calls(
     tokenizer = tokenizers[kind].with_prompt_template("问{src_txt}答")
     sources, targets = [source for source, _ in rows], [target for _, target in rows]
     assert tokenizer.encode_batch(sources) == [tokenizer.encode(source) for source in sources]
-    singles = [tokenizer.encode_example(source, target, limit) for source, target in rows]
-    assert tokenizer.encode_examples(sources, targets, limit) == singles
-    singles = [tokenizer.encode_example(source, None, limit) for source in sources]
-    assert tokenizer.encode_examples(sources, limit=limit) == singles
+    singles = [encode_example(tokenizer, source, target, limit) for source, target in rows]
+    assert encode_examples(tokenizer, sources, targets, limit) == singles
+    singles = [encode_example(tokenizer, source, None, limit) for source in sources]
+    assert encode_examples(tokenizer, sources, limit=limit) == singles
 
 
 @settings(deadline=None)
@@ -184,7 +184,7 @@ def test_prompt_is_start_template_source(tokenizers: dict[str, Tokenizer]) -> No
     assert asking.encode_prompt("ick日", limit=len(whole) - 1) == [*whole[:-2], whole[-1]]
     assert plain.encode_prompt("白日") == [0, *plain.encode("白日")]
     assert plain.prompt_template is None
-    example = asking.encode_example("ick日", "山")
+    example = encode_example(asking, "ick日", "山")
     assert example == ([*whole, *plain.encode("山"), 0], len(whole), False)
     with pytest.raises(ValueError, match="no room for the text"):
         asking.encode_prompt("ick日", limit=len(whole) - len(plain.encode("ick日")))
@@ -208,9 +208,9 @@ def test_limit_cuts_rows_but_leaves_something_to_train_on(
     smallest = 2 if target is None else empty_prompt + 2
     if limit < smallest:
         with pytest.raises(ValueError, match=f"at least {smallest}"):
-            tokenizer.encode_example(source, target, limit)
+            encode_example(tokenizer, source, target, limit)
         return
-    whole, row = tokenizer.encode_example(source, target), tokenizer.encode_example(source, target, limit)
+    whole, row = encode_example(tokenizer, source, target), encode_example(tokenizer, source, target, limit)
     assert row.cut == (len(whole.ids) > limit)
     assert len(row.ids) == min(limit, len(whole.ids))
     assert row.prompt_length < len(row.ids)
@@ -230,7 +230,7 @@ def test_limit_cuts_rows_but_leaves_something_to_train_on(
 @pytest.mark.parametrize("kind", ALL)
 def test_streamed_pieces_are_the_decoded_text(tokenizers: dict[str, Tokenizer], kind: str, ids: list[int]) -> None:
     tokenizer = tokenizers[kind]
-    decoder = IncrementalDecoder(tokenizer)
+    decoder = tokenizer.incremental_decoder()
     pieces = [decoder.push(token_id) for token_id in ids] + [decoder.flush()]
     text = tokenizer.decode(ids)
     assert "".join(pieces) == text
@@ -242,7 +242,7 @@ def test_streamed_pieces_are_the_decoded_text(tokenizers: dict[str, Tokenizer], 
 
 def test_streaming_holds_back_a_broken_character_only(tokenizers: dict[str, Tokenizer]) -> None:
     character = tokenizers["character"]
-    decoder = IncrementalDecoder(character)
+    decoder = character.incremental_decoder()
     ids = [*character.encode("白"), *character.encode("龘"), *character.encode("日")]
     assert [decoder.push(token_id) for token_id in ids] == ["白", "", "", "龘", "日"]
     assert decoder.push(1 + 0xE4) == ""

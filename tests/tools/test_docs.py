@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import benchmarks.config  # noqa: F401  (adds its command to STAGES)
-from modules.checkpoint.model_folder import save_model
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config
 from modules.data.corpora.folders import prepare_sample
@@ -27,7 +26,7 @@ from pipelines.finetune import finetune
 from pipelines.generate import generate
 from pipelines.main import check_unused
 from pipelines.prepare import prepare
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.snippets import ELISION, Snippet, snippets, words
 
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -133,7 +132,7 @@ def of_entry(name: str, values: dict[str, str]) -> list[str]:
     return [*command[3:], *(f"{key}={value}" for key, value in values.items() if key not in declared)]
 
 
-@pytest.mark.parametrize("name", sorted(set(ENTRY_POINTS) - {"rehearse"}))  # which has a big example
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
 def test_an_entry_point_does_by_itself_what_its_command_does(name: str) -> None:
     needed = [f"{key}=given" for key, about in ENTRY_POINTS[name]["parameters"].items() if "default" not in about]
     needed += ["train.init_from=given"] if name == "finetune" else []

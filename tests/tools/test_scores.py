@@ -37,8 +37,8 @@ def sections(scores: ModuleType) -> dict[str, str]:
 
 def found(**values: float) -> Evaluation:
     """What somebody scored on three rows, all alike."""
-    measures = [mean(name, [value] * 3) for name, value in values.items()]
-    return Evaluation(measures)
+    metrics = [mean(name, [value] * 3) for name, value in values.items()]
+    return Evaluation(metrics)
 
 
 def test_results_stand_in_their_section_and_in_both_readmes(scores: ModuleType) -> None:

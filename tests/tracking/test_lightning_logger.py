@@ -22,7 +22,7 @@ from modules.system.redaction import redact_text
 from modules.tracking import run_lifecycle as run_life
 from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.outbox.spool import Spool
-from modules.tracking.run_lifecycle import END, GONE, RUNNING, end_of, owner_tags, run_tags
+from modules.tracking.run_lifecycle import END, GONE, RUNNING, end_of, owner_tags, set_tags
 from modules.tracking.stage_run import stage_run
 from tests.helpers.models import ROOT
 from tests.tracking.test_tracking import all_runs, quiet
@@ -147,8 +147,8 @@ def test_a_stage_that_fails_after_others_worked_was_not_refused(store: Path) -> 
 
 KILLED = """
 import os, signal, sys
-from modules.config import StageConfig, TrackingConfig
-from modules.tracking import stage_run
+from modules.config.base import StageConfig, TrackingConfig
+from modules.tracking.stage_run import stage_run
 with stage_run("pretrain", StageConfig(tracking=TrackingConfig(log_system_metrics=False))) as run:
     run.log_metrics({"train/loss": 0.5}, 1)
     run.flush()
@@ -190,8 +190,8 @@ def test_a_killed_run_of_a_container_that_was_made_anew_is_missed_by_its_logs_lo
     with monkeypatch.context() as patch, stage_run("prepare", quiet()) as alive:
         patch.setattr(run_life, "host", lambda: "another container")
         killed = MlflowClient().create_run(alive.info.experiment_id)
-        MlflowClient().log_batch(killed.info.run_id, tags=run_tags(owner_tags()))
-        MlflowClient().log_batch(alive.info.run_id, tags=run_tags(owner_tags()))
+        set_tags(killed.info.run_id, owner_tags())
+        set_tags(alive.info.run_id, owner_tags())
         Spool(root / killed.info.run_id).close()
         patch.undo()
         with stage_run("prepare", quiet()):
@@ -207,8 +207,8 @@ def test_a_process_number_that_was_given_anew_is_another_process(store: Path, mo
         old = client.create_run(run.info.experiment_id)
         elsewhere = client.create_run(run.info.experiment_id)
         tags = owner_tags()
-        client.log_batch(old.info.run_id, tags=run_tags(tags | {run_life.STARTED: "1000000000.0"}))
-        client.log_batch(elsewhere.info.run_id, tags=run_tags(tags | {run_life.HOST: "other", run_life.PID: "1"}))
+        set_tags(old.info.run_id, tags | {run_life.STARTED: "1000000000.0"})
+        set_tags(elsewhere.info.run_id, tags | {run_life.HOST: "other", run_life.PID: "1"})
     with stage_run("prepare", quiet()):
         pass
     assert client.get_run(old.info.run_id).data.tags[END] == GONE

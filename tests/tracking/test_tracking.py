@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from modules.config.base import StageConfig, TrackingConfig
-from modules.config.loader import flatten, load_config
+from modules.config.loader import dotted_items, load_config
 from modules.data.arrow import fingerprint
 from modules.system.redaction import redact, redact_text
 from modules.tracking import provenance as lineage
@@ -159,7 +159,7 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     with stage_run("main", config) as run:
         pass
     (found,) = all_runs()
-    expected = {f"cfg.{key}": str(value) for key, value in flatten(redact(lineage.to_dict(config)))}
+    expected = {f"cfg.{key}": str(value) for key, value in dotted_items(redact(lineage.to_dict(config)))}
     assert len(expected) > PARAMS_AT_ONCE
     assert found.data.params == expected
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"

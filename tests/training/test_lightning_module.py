@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import datasets
 import numpy as np
@@ -24,12 +24,12 @@ from modules.data.packing import ShuffledSteps, make_step
 from modules.model.decoder import build_decoder, meta_decoder
 from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy
 from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.fit import fit as fit_training
 from modules.training.lightning_module import LanguageModel
 from modules.training.nonfinite import NonFiniteLossError
-from modules.training.optimizer import learning_rate_factor, noam
+from modules.training.optimizer import OPTIMIZERS, SCHEDULES, learning_rate_factor, noam
 from modules.training.planning.plan import make_plan
-from modules.training.validation import perplexity_per_character
-from pipelines import train
+from modules.training.setup import TrainingSetup
 from tests.helpers.models import ROOT, make_config, make_decoder
 
 GOLDEN = ROOT / "tests" / "files" / "golden" / "losses.txt"
@@ -129,8 +129,32 @@ def test_cosine_warms_up_peaks_and_ends_where_it_should() -> None:
     assert sorted(factors[9:], reverse=True) == factors[9:]
 
 
-def test_only_matrices_decay(decoder: Any) -> None:
-    module = LanguageModel(decoder, TrainConfig(max_steps=1, weight_decay=0.3), 1e-3, 1)
+def test_wsd_warms_up_stays_and_decays_to_its_end() -> None:
+    config = TrainConfig(schedule="wsd", warmup_steps=10, decay_fraction=0.25, min_learning_rate_ratio=0.2)
+    factors = [learning_rate_factor(step, config, total_steps=100) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(factors[9:75]) == {1.0}
+    assert factors[75:] == pytest.approx([1 - 0.8 * (step + 1) / 25 for step in range(25)])
+
+
+@pytest.mark.parametrize(("key", "known"), [("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)])
+def test_configuration_names_what_there_is(key: str, known: dict[str, Any]) -> None:
+    assert get_args(get_type_hints(TrainConfig)[key]) == tuple(known)
+
+
+def test_muon_has_the_layers_matrices_and_adamw_the_rest(decoder: Any) -> None:
+    module = LanguageModel(decoder, TrainConfig(optimizer="muon", weight_decay=0.3), 1e-3, 1)
+    matrices, embeddings, rest = module.configure_optimizers()["optimizer"].param_groups
+    names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    assert all("layers." in names[id(p)] and p.dim() == 2 for p in matrices["params"])
+    assert [names[id(p)] for p in embeddings["params"]] == ["word_embeddings.weight", "position_embeddings.weight"]
+    assert [group["weight_decay"] for group in (matrices, embeddings, rest)] == [0.3, 0.3, 0.0]
+    assert sum(len(group["params"]) for group in (matrices, embeddings, rest)) == len(names)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_only_matrices_decay(optimizer: Any, decoder: Any) -> None:
+    module = LanguageModel(decoder, TrainConfig(max_steps=1, weight_decay=0.3, optimizer=optimizer), 1e-3, 1)
     decaying, rest = module.configure_optimizers()["optimizer"].param_groups
     assert (decaying["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     assert {p.dim() for p in decaying["params"]} == {2}
@@ -214,7 +238,7 @@ def test_validation_weighs_tokens(tokenizer: Tokenizer, rows: datasets.Dataset, 
     characters, ends = int(documents.characters.sum()), int(documents.ended.sum())
     assert row["val/loss"] == pytest.approx(nll / batch.trained_tokens, rel=1e-5)
     assert row["val/perplexity"] == pytest.approx(math.exp(nll / batch.trained_tokens), rel=1e-4)
-    assert row["val/perplexity_per_char"] == pytest.approx(perplexity_per_character(nll, characters, ends), rel=1e-4)
+    assert row["val/perplexity_per_char"] == pytest.approx(math.exp(nll / (characters + ends)), rel=1e-4)
 
 
 def test_a_non_finite_gradient_stops_before_the_step(
@@ -236,9 +260,9 @@ def test_the_weights_that_validate_best_are_kept(tokenizer: Tokenizer, rows: dat
     data = TextDataModule(splits, tokenizer, DataConfig(sequence_length=96, over_long="split"), batch_size=8)
     model = make_config(tokenizer.vocab_size)
     plan = dataclasses.replace(make_plan(config, model, data), learning_rate=1e-2)
-    training = train.Training(None, splits, tokenizer, model, data, plan)
+    training = TrainingSetup(None, splits, tokenizer, model, data, plan)
     losses = Losses()
-    checkpoint, metrics = train.fit("pretrain", config, training, tmp_path, losses)  # type: ignore[arg-type]
+    checkpoint, metrics = fit_training("pretrain", config, training, tmp_path, losses)  # type: ignore[arg-type]
     validations = {row["step"]: row["val/loss"] for row in losses.rows if "val/loss" in row}
     assert sorted(validations) == [10, 20, 30]
     best = min(validations, key=lambda step: validations[step])

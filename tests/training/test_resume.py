@@ -28,9 +28,10 @@ from modules.training.resume import claimed, newest_sound
 from modules.training.run_manifest import (
     CHECKPOINTS,
     RunManifest,
-    differences,
     make_run_manifest,
+    manifest_differences,
     read_run_manifest,
+    require_same,
     write_run_manifest,
 )
 from pipelines.train import train
@@ -140,7 +141,22 @@ def test_the_second_run_names_the_first_and_a_killed_one_holds_nobody_back(tmp_p
     ],
 )  # fmt: skip
 def test_what_is_different_is_named(arguments: tuple[str, ...], changes: dict[str, str], found: dict[str, str]) -> None:
-    assert differences(origin(), origin(*arguments, **changes)) == found
+    assert manifest_differences(origin(), origin(*arguments, **changes)) == found
+
+
+def test_keys_that_are_newer_than_a_run_had_their_defaults_in_it() -> None:
+    old = origin()
+    for key in ("optimizer", "decay_fraction"):
+        del old.config["train"][key]
+    assert manifest_differences(old, origin()) == {}
+    assert manifest_differences(old, origin("train.optimizer=muon")) == {
+        "train.optimizer": "train.optimizer was adamw, and is muon"
+    }
+
+
+def test_another_optimizer_cannot_be_allowed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.optimizer was adamw, and is muon\. Give what .* output_dir$"):
+        require_same(origin(), origin("train.optimizer=muon"), ["train"], tmp_path)
 
 
 def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:

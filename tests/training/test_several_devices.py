@@ -19,8 +19,7 @@ import psutil
 import pytest
 import torch
 
-from modules.checkpoint.loading import load_model, open_model, verify_model
-from modules.checkpoint.model_folder import save_model
+from modules.checkpoint.loading import load_model, open_model, open_tokenizer, verify_model
 from modules.config.loader import ConfigError, load_config
 from modules.model.parallel import check_tensor_parallel
 from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
@@ -28,7 +27,7 @@ from modules.training.callbacks import SameOnAllRanks
 from pipelines.cli.launch import require_processes
 from pipelines.pretrain import pretrain
 from tests.helpers.layouts import train_layout
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 LAYOUTS = {
     "ddp-2": ["trainer.devices=2"],
@@ -135,6 +134,14 @@ def test_adapters_train_alike_on_several_devices(
     np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=tolerance)
 
 
+@pytest.mark.parametrize("layout", ["ddp-2", "fsdp-2", "tp-2"])
+def test_muon_trains_alike_on_several_devices(layout: str, train: Train) -> None:
+    """To the precision of its orthogonalization, which is bf16's."""
+    keys = [*MODEL, "train.optimizer=muon", "train.learning_rate=1e-2", "train.max_steps=6"]
+    one, two = train(*keys), train(*keys, *LAYOUTS[layout])
+    np.testing.assert_allclose(curve(two, "train/loss"), curve(one, "train/loss"), rtol=1e-4)
+
+
 # --- the command ---
 
 
@@ -155,7 +162,7 @@ def test_the_command_starts_its_processes_and_tells_once(store: Path, poems_file
     # A checkpoint of both processes is a model too: what the folder was put together from.
     checkpoint = store / "out" / "checkpoints" / "last.ckpt"
     assert len(list(checkpoint.glob("*.distcp"))) == 2
-    assert load_tokenizer(checkpoint).fingerprint == load_tokenizer(store / "out" / "model").fingerprint
+    assert open_tokenizer(checkpoint).fingerprint == load_tokenizer(store / "out" / "model").fingerprint
     folder = load_model(store / "out" / "model").state_dict()
     for name, tensor in open_model(checkpoint).weights.items():
         torch.testing.assert_close(tensor.read(), folder[name], rtol=0, atol=0)
@@ -284,6 +291,11 @@ def test_models_that_cannot_be_cut_are_refused(heads: int, vocabulary: int, part
             r"tensor_parallel \(8\) must divide model.num_attention_heads \(4\)",
         ),
         ("main", ["pretrain.trainer.devices=2"], "main runs its stages in one process"),
+        (
+            "pretrain",
+            ["trainer.devices=2", "trainer.strategy=fsdp", "train.optimizer=adafactor", "train.learning_rate=1e-2"],
+            "train.optimizer=adafactor and trainer.strategy=fsdp exclude each other",
+        ),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(stage: str, arguments: list[str], complaint: str) -> None:

@@ -33,15 +33,15 @@ from safetensors.torch import load_file, save_file
 
 from modules.checkpoint import formats as interop
 from modules.checkpoint.adapter import read_adapter, save_adapter
-from modules.checkpoint.loading import open_model, verified_hash, verify_model
-from modules.checkpoint.model_folder import save_model, write_architecture
+from modules.checkpoint.loading import open_model, open_tokenizer, verified_hash, verify_model
+from modules.checkpoint.model_folder import write_architecture
 from modules.checkpoint.pickles import write_pickle
 from modules.checkpoint.weights import StoredModel, stored, weights_hash, write_weights
 from modules.config.model import LoraConfig
 from modules.model.lora import add_lora
 from modules.tokenizer.tokenizer import load_tokenizer, train_tokenizer
 from tests.helpers.damage import damage, request_body
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 SECONDS, BYTES = 10, 3_000_000_000
 DATA = ROOT / "tests" / "files" / "modelscope"
@@ -93,7 +93,7 @@ def read_folder(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], list[
         adapter = read_adapter(folder)
         return {name: tensor.read() for name, tensor in adapter.tensors.items()}, []
     place = folder / "step=1.ckpt" if kind == "run" else folder
-    ids = load_tokenizer(place).encode(PROMPT)
+    ids = open_tokenizer(place).encode(PROMPT)
     model = open_model(place)
     weights = {name: tensor.read() for name, tensor in model.weights.items()}
     verified_hash(place)

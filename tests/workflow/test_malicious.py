@@ -25,9 +25,9 @@ from pipelines.convert import convert
 from pipelines.evaluate import evaluate
 from pipelines.finetune import finetune
 from pipelines.generate import generate
+from pipelines.main import main
 from pipelines.pretrain import pretrain
 from pipelines.register import register
-from pipelines.rehearse import rehearse
 from pipelines.serve import serve
 from tests.workflow.fuzz import make_folders
 
@@ -256,10 +256,10 @@ def test_a_cached_array_is_no_pickle(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("command", ["rehearse", "pretrain"])
+@pytest.mark.parametrize("command", ["main", "pretrain"])
 def test_a_size_by_file_makes_no_objects(command: str, store: Path) -> None:
     as_yaml(store / "size.yaml", Evil(store / "canary"))
-    function = {"rehearse": rehearse, "pretrain": pretrain}[command]
+    function = {"main": main, "pretrain": pretrain}[command]
     with pytest.raises(ValueError, match=r"size\.yaml"):
         start(function, command, f"model={store / 'size.yaml'}")
     assert not (store / "canary").exists()

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...config.loader import to_yaml
 from ...tokenizer.tokenizer import Tokenizer
 from ..weights import CheckpointError, StoredModel, StoredTensor, cast, qkv_blocked
+from .architecture import GPT3, renamed
 from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
 
 WEIGHTS = "model.gguf"
@@ -35,9 +36,11 @@ NAMES = {
     "mlp.dense_4h_to_h": "ffn_down",
 }
 
+HOLDABLE = GPT3  # what matters in training alone is kept in model.yaml beside the file
+
 NumberFormat = Literal["keep", "float32", "bfloat16", "float16", "q8_0"]
 
-FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+GGML_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """Ours → GGMLQuantizationType's names; general.file_type is MOSTLY_ and that, but for F32."""
 
 BLOCK = 32
@@ -45,7 +48,7 @@ BLOCK = 32
 
 
 def read(folder: Path) -> StoredModel:
-    """Always refuses: nothing here computes with GGUF's blocks but llama.cpp itself."""
+    """Raises CheckpointError: only llama.cpp computes with GGUF's blocks."""
     raise CheckpointError(
         f"{folder} is a GGUF export, which llama.cpp alone computes with: start its own server on it (docs/models.md), "
         "or give the model that the export was made of"
@@ -67,7 +70,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, dtype: NumberF
     (folder / "model.yaml").write_text(to_yaml(asdict(model.config)), encoding="utf-8")
     vocab, notes = vocabulary(folder, tokenizer, model.config.vocab_size or 0)
     writer = gguf.GGUFWriter(folder / WEIGHTS, "gpt2")
-    formats = {name: format_of(gguf, name, tensor, dtype) for name, tensor in model.weights.items()}
+    formats = {name: number_format(gguf, name, tensor, dtype) for name, tensor in model.weights.items()}
     add_architecture(writer, model)
     writer.add_file_type(file_type(gguf, formats["word_embeddings.weight"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -125,15 +128,15 @@ def add_vocabulary(gguf: Any, writer: Any, vocab: Vocabulary, tokenizer: Tokeniz
     writer.add_chat_template(chat_template(tokenizer.prompt_template))
 
 
-def format_of(gguf: Any, name: str, tensor: StoredTensor, dtype: NumberFormat) -> Any:
+def number_format(gguf: Any, name: str, tensor: StoredTensor, dtype: NumberFormat) -> Any:
     if len(tensor.shape) == 1 or name.startswith("position_embeddings"):
         return gguf.GGMLQuantizationType.F32
     kept = str(tensor.dtype).removeprefix("torch.")
-    return gguf.GGMLQuantizationType[FORMATS.get(kept, "F32") if dtype == "keep" else FORMATS[dtype]]
+    return gguf.GGMLQuantizationType[GGML_TYPES.get(kept, "F32") if dtype == "keep" else GGML_TYPES[dtype]]
 
 
-def file_type(gguf: Any, number_format: Any) -> Any:
-    name = number_format.name
+def file_type(gguf: Any, ggml_type: Any) -> Any:
+    name = ggml_type.name
     return gguf.LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"]
 
 
@@ -141,7 +144,7 @@ def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str,
     """Names and sizes first, then the numbers, with one tensor in memory."""
     for name, tensor in model.weights.items():
         shape = gguf.quants.quant_shape_to_byte_shape(tensor.shape, formats[name])
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.uint8), int(np.prod(shape)), formats[name])
+        writer.add_tensor_info(renamed(name, NAMES), shape, np.dtype(np.uint8), int(np.prod(shape)), formats[name])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -153,10 +156,3 @@ def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str,
             writer.write_tensor_data(gguf.quants.quantize(rows.float().contiguous().numpy(), formats[name]))
     finally:
         writer.close()
-
-
-def gguf_name(name: str) -> str:
-    """The decoder's parameter name → llama.cpp's."""
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name

@@ -23,8 +23,9 @@ import numpy as np
 import tokenizers
 
 from ...tokenizer.pretrained import read_backend
+from ...tokenizer.prompts import split_template
 from ...tokenizer.streaming import NO_SPACE_BEFORE, is_wide
-from ...tokenizer.tokenizer import SOURCE_FIELD, Tokenizer
+from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import byte_characters
 
 FIRST_BYTES = 256
@@ -256,14 +257,14 @@ def disguised(token: str) -> str:
 
 
 def disguise(spelt: bytes) -> str:
-    """Bytes in GPT-2's spelling (tokenizer_backends.byte_characters)."""
+    """Bytes in GPT-2's spelling (vocabulary.byte_characters)."""
     characters = {byte: character for character, byte in byte_characters().items()}
     return "".join(characters[byte] for byte in spelt)
 
 
 def chat_template(template: str | None) -> str:
     """Jinja, as llama.cpp's chat endpoint applies it: the prompt template around what was said last."""
-    before, _, after = (template or SOURCE_FIELD).partition(SOURCE_FIELD)
+    before, after = split_template(template)
     parts = [json.dumps(before, ensure_ascii=False), "messages[-1]['content']", json.dumps(after, ensure_ascii=False)]
     return "".join(f"{{{{ {part} }}}}" for part in parts if part != '""')
 

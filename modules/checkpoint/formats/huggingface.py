@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ...config.model import ModelConfig
-from ...model.decoder import meta_decoder
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
@@ -27,16 +26,19 @@ from ..weights import (
     CheckpointError,
     StoredModel,
     StoredTensor,
-    differences,
+    check_shapes,
+    files_or_shards,
     qkv_blocked,
     qkv_interleaved,
     read_files,
     read_safetensors,
+    shapes_in,
+    shapes_of,
     stored,
-    weight_files,
     write_weights,
 )
-from .huggingface_tokenizer import write_tokenizer
+from .architecture import GPT3, renamed
+from .huggingface_tokenizer import write_huggingface_tokenizer
 
 NAMES = {
     "word_embeddings": "wte",
@@ -51,7 +53,7 @@ NAMES = {
     "mlp.dense_4h_to_h": "mlp.c_proj",
 }
 
-FORMATS = {"model.safetensors": read_safetensors, "pytorch_model.bin": lambda path: stored(read_pickle(path))}
+READERS = {"model.safetensors": read_safetensors, "pytorch_model.bin": lambda path: stored(read_pickle(path))}
 
 CAUSAL_MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 """Buffers that older files hold: they say nothing about the model."""
@@ -76,6 +78,8 @@ SIZES = {
     "n_head": "num_attention_heads",
 }
 
+HOLDABLE = GPT3
+
 
 def read(folder: Path) -> StoredModel:
     """A GPT-2-layout folder: config.json with model.safetensors or pytorch_model.bin, in shards or not.
@@ -85,18 +89,17 @@ def read(folder: Path) -> StoredModel:
     config = read_config(folder / "config.json")
     tensors = read_tensors(folder)
     head = tensors.pop("lm_head.weight", None)
-    expected = {name: tuple(t.shape) for name, t in meta_decoder(config).state_dict().items()}
-    shapes = {gpt2_name(name): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
-    complaints = list(differences(shapes, {name: tensor.shape for name, tensor in tensors.items()}))
-    complaints += [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]
-    if complaints:
-        raise CheckpointError(f"{folder}: the weights don't fit config.json: " + "; ".join(complaints[:5]))
+    expected = shapes_of(config)
+    shapes = {renamed(name, NAMES): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
+    check_shapes(folder, "config.json", shapes, shapes_in(tensors))
+    if unreal := [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]:
+        raise CheckpointError(f"{folder}: {'; '.join(unreal[:5])}, not real numbers")
     if head and not same_bits(head, tensors["wte.weight"]):
         raise CheckpointError(
             f"{folder}: lm_head.weight differs from wte.weight, but this decoder's head is tied to it"
         )
     heads = config.num_attention_heads
-    return StoredModel(config, {name: from_gpt2(name, tensors[gpt2_name(name)], heads) for name in expected})
+    return StoredModel(config, {name: from_gpt2(name, tensors[renamed(name, NAMES)], heads) for name in expected})
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -155,10 +158,10 @@ def not_supported(options: Mapping[str, Any]) -> Iterator[str]:
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """By GPT-2's names without "transformer.", causal masks left out."""
-    there = [n for n in FORMATS if (folder / n).is_file() or (folder / f"{n}.index.json").is_file()]
+    there = [n for n in READERS if (folder / n).is_file() or (folder / f"{n}.index.json").is_file()]
     if not there:
-        raise CheckpointError(f"{folder} has no weights: {' or '.join(FORMATS)} (or its index and shards) is missing")
-    found = read_files(weight_files(folder, there[0]), FORMATS[there[0]])
+        raise CheckpointError(f"{folder} has no weights: {' or '.join(READERS)} (or its index and shards) is missing")
+    found = read_files(files_or_shards(folder, there[0]), READERS[there[0]])
     tensors = {n.removeprefix("transformer."): t for n, t in found.items() if not CAUSAL_MASK.fullmatch(n)}
     twice = [name for name in tensors if name in found and f"transformer.{name}" in found]
     if twice:
@@ -170,13 +173,6 @@ def same_bits(one: StoredTensor, other: StoredTensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(one.read().contiguous().view(torch.uint8), other.read().contiguous().view(torch.uint8))
-
-
-def gpt2_name(name: str) -> str:
-    """The decoder's parameter name → GPT-2's, without "transformer."."""
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def is_conv1d(name: str) -> bool:
@@ -205,7 +201,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
         raise FileExistsError(f"{folder} isn't empty; nothing is overwritten: choose another name")
     config = model.config
     write_weights(folder, gpt2_tensors(model), shard_bytes)
-    ids, notes = write_tokenizer(folder, tokenizer, config.max_position_embeddings)
+    ids, notes = write_huggingface_tokenizer(folder, tokenizer, config.max_position_embeddings)
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in model.weights.values()))
     write_json(folder / "config.json", gpt2_config(config) | ids | {"dtype": str(dtype).removeprefix("torch.")})
     # No length: vLLM would take max_new_tokens for the most that anyone may ask for, and with max_length
@@ -217,7 +213,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
 def gpt2_tensors(model: StoredModel) -> Iterator[tuple[str, Tensor]]:
     heads = model.config.num_attention_heads
     for name, tensor in model.weights.items():
-        yield f"transformer.{gpt2_name(name)}", to_gpt2(name, tensor.read(), heads)
+        yield f"transformer.{renamed(name, NAMES)}", to_gpt2(name, tensor.read(), heads)
 
 
 def gpt2_config(config: ModelConfig) -> dict[str, Any]:

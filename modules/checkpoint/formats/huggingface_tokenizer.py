@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from itertools import groupby
@@ -12,13 +11,16 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, processors
 
+from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.pretrained import OWN_FOLDER, read_backend
 from ...tokenizer.streaming import NO_SPACE_AFTER, NO_SPACE_BEFORE, is_wide
 from ...tokenizer.tokenizer import Tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> tuple[dict[str, int | None], list[str]]:
+def write_huggingface_tokenizer(
+    folder: Path, tokenizer: Tokenizer, max_length: int
+) -> tuple[dict[str, int | None], list[str]]:
     """Returns the ids of bos, eos and pad for config.json, and notes for whoever exports.
 
     Our own keys stay in tokenizer_config.json, so that `load_tokenizer` gives back the same tokenizer.
@@ -34,7 +36,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> tupl
     if tokenizer.kind == "jieba_bpe":
         tokenizer.save(folder / OWN_FOLDER)
         # A class that doesn't exist: for a folder without one AutoTokenizer makes an empty GPT-2 tokenizer.
-        write_config(folder, {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length})
+        write_json(
+            folder / "tokenizer_config.json", {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length}
+        )
         notes.append(
             f"transformers has no tokenizer that cuts words with jieba, so AutoTokenizer refuses the folder: moyun's "
             f"is in {OWN_FOLDER}/; encode with moyun and hand over ids"
@@ -48,7 +52,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> tupl
         backend.decoder = wordpiece_decoder()
     (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     tokens = special_tokens(backend, own)
-    write_config(folder, own | tokens | OPTIONS | {"model_max_length": max_length})
+    write_json(folder / "tokenizer_config.json", own | tokens | OPTIONS | {"model_max_length": max_length})
     return ids | {"pad_token_id": backend.token_to_id(tokens["pad_token"])}, notes
 
 
@@ -98,8 +102,3 @@ def wordpiece_decoder() -> decoders.Decoder:
             decoders.Replace(tokenizers.Regex(f"(?<={left}) | (?={right})"), ""),
         ]
     )
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

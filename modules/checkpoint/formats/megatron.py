@@ -19,15 +19,18 @@ from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import END_OF_TEXT
 from ..pickles import read_pickle, write_pickle
-from ..weights import CheckpointError, StoredModel, StoredTensor, differences, shapes_of
+from ..weights import CheckpointError, StoredModel, StoredTensor, check_shapes, shapes_of
+from .architecture import GPT3, renamed
 from .modelscope import (
     PREFIXES,
     config_json,
     configuration_json,
     read_architecture,
     write_configuration,
-    write_tokenizer,
+    write_modelscope_tokenizer,
 )
+
+HOLDABLE = GPT3
 
 THEIR_NAMES = {
     "word_embeddings": "embedding.word_embeddings",
@@ -35,6 +38,7 @@ THEIR_NAMES = {
     "transformer.": "encoder.",
     ".attention.": ".self_attention.",
 }
+OUR_NAMES = {theirs: ours for ours, theirs in THEIR_NAMES.items()}
 
 CUT_ROWS = ("word_embeddings", "query_key_value", "dense_h_to_4h")
 CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
@@ -42,20 +46,8 @@ CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
 Shard = Mapping[str, Tensor]
 
 
-def their_name(name: str) -> str:
-    for ours, theirs in THEIR_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def our_name(name: str) -> str:
-    for ours, theirs in THEIR_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
 def cut_dimension(name: str) -> int | None:
-    """Along which dimension our tensor `name` is cut among the ranks; None: each rank has the whole."""
+    """The dimension along which our tensor `name` is cut among the ranks; None: each rank has all of it."""
     if any(part in name for part in CUT_ROWS):
         return 0
     return 1 if name.endswith(CUT_COLUMNS) else None
@@ -77,7 +69,7 @@ def read(folder: Path) -> StoredModel:
     config = read_architecture(folder / "config.json", whole_shapes(shards[0], len(shards)), hidden_act)
     check_cuttable(config, len(paths), f"{folder / 'model'}: the number of shards")
     expected = shapes_of(config)
-    check(paths, shards, expected)
+    check_shards(paths, shards, expected)
     return StoredModel(config, {name: joined(name, shape, paths, shards) for name, shape in expected.items()})
 
 
@@ -102,7 +94,7 @@ def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
     """Our names → shapes of the tensors put together, going by the first shard."""
     shapes = {}
     for theirs, tensor in first.items():
-        name, shape = our_name(theirs), list(tensor.shape)
+        name, shape = renamed(theirs, OUR_NAMES), list(tensor.shape)
         dimension = cut_dimension(name)
         if dimension is not None and dimension < len(shape):
             shape[dimension] *= parts
@@ -110,13 +102,12 @@ def whole_shapes(first: Shard, parts: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
-    """Every shard has just its part of every tensor, and all have it in one number format."""
-    expected = {their_name(name): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
+def check_shards(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError where a shard hasn't just its part of every tensor, in the number format of the others."""
+    expected = {renamed(name, THEIR_NAMES): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
     for path, shard in zip(paths, shards, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        if complaints := list(differences(expected, shapes)):
-            raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
+        check_shapes(path, "config.json", expected, shapes)
         for name in expected:
             if shard[name].dtype != shards[0][name].dtype:
                 raise CheckpointError(
@@ -132,7 +123,8 @@ def part_shape(name: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]
 
 
 def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Sequence[Shard]) -> StoredTensor:
-    parts = [shard[their_name(name)] for shard in shards]
+    theirs = renamed(name, THEIR_NAMES)
+    parts = [shard[theirs] for shard in shards]
     dimension = cut_dimension(name)
 
     def read_whole() -> Tensor:
@@ -141,7 +133,7 @@ def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Seq
         for path, part in zip(paths, parts, strict=True):
             if not torch.equal(bits(part), bits(parts[0])):
                 raise CheckpointError(
-                    f"{path}: {their_name(name)} differs from that in {paths[0].name}, though every rank has it whole; "
+                    f"{path}: {theirs} differs from that in {paths[0].name}, though every rank has it whole; "
                     "the shards are of different checkpoints"
                 )
         return parts[0]
@@ -155,12 +147,12 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_parallel: int = 1) -> None:
-    """One file a rank, one rank at a time in memory. Raises CheckpointError where `tensor_parallel` can't cut it."""
+    """Writes a file a rank, one at a time. Raises CheckpointError where `tensor_parallel` can't cut the model."""
     check_cuttable(model.config, tensor_parallel, "tensor_parallel")
     (folder / "model").mkdir()
     for rank in range(tensor_parallel):
         write_pickle(shard_path(folder, rank), {"module": shard_of(model, rank, tensor_parallel)})
-    vocab = write_tokenizer(folder, tokenizer)
+    vocab = write_modelscope_tokenizer(folder, tokenizer)
     config = config_json(model, tokenizer)
     # Not what ends a text there: ModelScope fills rows up with it, and cuts what was generated at <sep>.
     config["eod_id"] = vocab.get(END_OF_TEXT, config["eod_id"])
@@ -173,7 +165,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_paralle
 
 
 def check_cuttable(config: ModelConfig, parts: int, place: str) -> None:
-    """Whole heads and equal shares of the vocabulary; what divides the heads divides every width too."""
+    """Raises CheckpointError unless ranks get whole heads (which divide all widths) and equal shares of the ids."""
     for name in ("num_attention_heads", "vocab_size"):
         if getattr(config, name) % parts:
             raise CheckpointError(
@@ -190,12 +182,12 @@ def divisors(config: ModelConfig, limit: int) -> str:
 
 def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
     return {
-        "language_model." + their_name(name): part_of(name, tensor.read(), rank, parts)
+        "language_model." + renamed(name, THEIR_NAMES): part_of_rank(name, tensor.read(), rank, parts)
         for name, tensor in model.weights.items()
     }
 
 
-def part_of(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
+def part_of_rank(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
     dimension = cut_dimension(name)
     if dimension is None or parts == 1:
         return tensor

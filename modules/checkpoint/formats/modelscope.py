@@ -19,10 +19,19 @@ from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ..pickles import read_pickle, write_pickle
-from ..weights import CheckpointError, StoredModel, differences, qkv_blocked, qkv_interleaved, shapes_of, stored
+from ..weights import (
+    CheckpointError,
+    StoredModel,
+    check_shapes,
+    qkv_blocked,
+    qkv_interleaved,
+    shapes_in,
+    shapes_of,
+    stored,
+)
+from .architecture import GPT3, SIZES, Holdable
 
 PREFIXES = ("model.language_model.", "language_model.")
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 RATES: dict[str, tuple[tuple[str, ...], float]] = {
     "layer_norm_eps": (("layernorm_epsilon",), 1e-12),
@@ -31,6 +40,9 @@ RATES: dict[str, tuple[tuple[str, ...], float]] = {
     "attention_probs_dropout_prob": (("attention_dropout", "attention_probs_dropout_prob"), 0.1),
 }
 """Our name → GPT3Config's (the 1.3B and up have other names than base) and its default."""
+
+HOLDABLE: Holdable = {**GPT3, "hidden_act": ("gelu",)}
+"""ModelScope's class for this layout always computes the exact GELU."""
 
 
 def read_architecture(
@@ -109,7 +121,7 @@ def write_configuration(folder: Path, config: Mapping[str, Any], configuration: 
     write_json(folder / "configuration.json", dict(configuration))
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+def write_modelscope_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """tokenizer.json with moyun's tokenizer_config.json, so that any kind and prompt template comes back; vocab.txt
     for BERT's, which ModelScope reads. Returns token → id."""
     tokenizer.save(folder)
@@ -130,28 +142,22 @@ def read(folder: Path) -> StoredModel:
     """Raises CheckpointError naming file and tensor where the folder isn't whole and sound."""
     path = folder / WEIGHTS
     tensors = stored(read_pickle(path, PREFIXES))
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shapes = shapes_in(tensors)
     config = read_architecture(folder / "config.json", shapes, "gelu")
     expected = shapes_of(config)
-    if complaints := list(differences(expected, shapes)):
-        raise CheckpointError(f"{path} doesn't fit config.json: " + "; ".join(complaints[:5]))
+    check_shapes(path, "config.json", expected, shapes)
     heads = config.num_attention_heads
     return StoredModel(config, {name: qkv_interleaved(name, tensors[name], heads) for name in expected})
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError for a model with the tanh GELU, which ModelScope's class for this layout doesn't have."""
-    if model.config.hidden_act != "gelu":
-        raise CheckpointError(
-            f"a model with hidden_act={model.config.hidden_act} can't be written as format=modelscope, whose GELU is "
-            "the exact one: its answers would differ; choose format=megatron"
-        )
+    """Fills an empty folder with what ModelScope reads as GPT-3 base or large."""
     heads = model.config.num_attention_heads
     tensors = {}
     for name, tensor in model.weights.items():
         tensors["language_model." + name] = qkv_blocked(name, tensor.read(), heads)
     write_pickle(folder / WEIGHTS, tensors)
-    write_tokenizer(folder, tokenizer)
+    write_modelscope_tokenizer(folder, tokenizer)
     length = model.config.max_position_embeddings
     configuration = configuration_json("text-gen-tokenizer", "text-generation", length)
     write_configuration(folder, config_json(model, tokenizer), configuration)

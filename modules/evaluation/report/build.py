@@ -1,4 +1,4 @@
-"""What pipelines.evaluate found, as a report."""
+"""The report of an evaluation, from its results and the run that trained the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 from mlflow.exceptions import MlflowException
 
-from ...checkpoint.model_folder import read_provenance
+from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.evaluation import EvaluateConfig
-from ...tracking.stage_run import metric_history
+from ...tracking.run_lifecycle import metric_history
 from ..statistics import Metric, PairedComparison, compare, rows_in_words
 from ..task_evaluation import Evaluation, ScoredRow
 from ..verse.form import line_lengths
@@ -24,7 +24,7 @@ COMPARED = ("champion", "baseline")
 """Models that the first one is tested against, row by row."""
 
 PER_TOKEN = "perplexity"
-"""Left out: between tokenizers it can't be compared."""
+"""The metric that a report leaves out, since models with different tokenizers can't be compared by it."""
 
 RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "perplexity_per_char")
 """What the worst and best rows are chosen by: the first of these that there is."""
@@ -41,16 +41,19 @@ def evaluation_report(
     folder: Path,
     facts: Mapping[str, str] | None = None,
 ) -> Report:
-    """evaluations: "model" first; folder: the model's; facts: more for the page's end, e.g. the run.
+    """All that the page and the card say.
 
-    The curves are those of the training run that made the folder, where the tracking store has it.
+    Args:
+        evaluations: Who was scored → its evaluation; "model" first.
+        folder: The model's folder; the tracking store is asked for the curves of the run that made it.
+        facts: What the end of the page says beside that, e.g. the evaluation's run.
     """
     model = evaluations["model"]
     ranked_by = next((name for name in RANKED_BY if name in model), model.metrics[0].name)
     origin = read_provenance(folder)
     return Report(
         title=f"{label(config.task.name or 'evaluation')}: {config.model}",
-        facts=described(config, test, model),
+        facts=facts_of(config, test, model),
         columns=[Column(name, metrics_of(found)) for name, found in evaluations.items()],
         comparisons={name: list(comparisons(model, evaluations[name])) for name in COMPARED if name in evaluations},
         curves=training_curves(origin.get("run_id")),
@@ -60,11 +63,11 @@ def evaluation_report(
         score_name=ranked_by,
         higher_is_better=model[ranked_by].higher_is_better,
         samples=[continuation(sample) for sample in samples],
-        made_by={**(facts or {}), **trained(origin)},
+        made_by={**(facts or {}), **describe_provenance(origin, "trained"), **trained_on(origin)},
     )
 
 
-def described(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation) -> dict[str, str]:
+def facts_of(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation) -> dict[str, str]:
     generation = config.generation
     greedy = generation.temperature == 0
     sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
@@ -88,7 +91,7 @@ def metrics_of(found: Evaluation) -> list[Metric]:
 
 
 def comparisons(model: Evaluation, other: Evaluation) -> Iterator[PairedComparison]:
-    """Of every metric that both have on the same rows."""
+    """Paired tests, one for each metric that both have on the same rows."""
     for metric in metrics_of(model):
         if metric.name in other and other[metric.name].statistics.shape == metric.statistics.shape:
             found = compare(metric, other[metric.name], resamples=RESAMPLES)
@@ -125,13 +128,13 @@ def verse_form(
 
 
 def tally(values: Iterator[int], most: int) -> dict[str, float]:
-    """Value → how often, in order; all above `most` are one."""
+    """Value → how often it occurs, in order; all values above `most` are counted together."""
     counts = Counter(min(value, most + 1) for value in values)
     return {str(value) if value <= most else f"> {most}": float(counts[value]) for value in sorted(counts)}
 
 
 def examples(test: datasets.Dataset, model: Evaluation, ranked_by: str) -> Iterator[Example]:
-    """The rows that texts were written for; without any, all rows by the metric itself."""
+    """The rows that texts were generated for; where there are none, all rows with their own score."""
     for row in model.rows:
         reference = row.references[0] if row.references else None
         yield Example(row.source, row.scores.get(ranked_by, math.nan), row.text, reference, row.stopped)
@@ -149,14 +152,9 @@ def continuation(sample: Mapping[str, Any]) -> Sample:
     return Sample(prompt, text.removeprefix(prompt) if text.startswith(prompt) else f"\n{text}", sample.get("stopped"))
 
 
-def trained(origin: Mapping[str, Any]) -> dict[str, str]:
-    """Where the model comes from."""
-    found = {
-        "trained by run": origin.get("run_id"),
-        "trained on code": origin.get("git.commit"),
-        "trained on": (origin.get("machine") or {}).get("CPU"),
-    }
-    return {name: str(value) for name, value in found.items() if value}
+def trained_on(origin: Mapping[str, Any]) -> dict[str, str]:
+    cpu = (origin.get("machine") or {}).get("CPU")
+    return {"trained on": str(cpu)} if cpu else {}
 
 
 logger = logging.getLogger("moyun.report")

@@ -1,4 +1,4 @@
-"""The same as Markdown: a model's card, README.md in its folder."""
+"""A model's card as Markdown: README.md in its folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.loading import open_model
-from ...checkpoint.model_folder import read_provenance
+from ...checkpoint.loading import is_registered, open_model
+from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...data.corpora.manifest import source_of
 from ...model.decoder import parameter_count
 from ...system.atomic import write_text
+from ...tracking.tracked_run import TrackedRun
 from ..statistics import Metric
 from .contents import Report, Series, label
+
+CARD = "README.md"
 
 TOLD = ("model", "data", "tokenizer", "train", "lora")
 """Sections of the configuration that say what was learnt, and how."""
@@ -41,12 +44,22 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_card(name: str, folder: Path, report: Report) -> None:
-    """README.md in a model's folder, whole or not at all. name: the model, as its users give it."""
+def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path | None:
+    """Logs the model's card to the run, and writes it into a folder that the user named.
+
+    A registered model's folder may be the store's own copy, which is nobody's to write to.
+
+    Returns:
+        The file in the folder; None where there is only the run's artifact.
+    """
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    write_text(folder / "README.md", text)
+    run.log_text(text, CARD)
+    if is_registered(name):
+        return None
+    write_text(folder / CARD, text)
+    return folder / CARD
 
 
 def section(title: str, parts: Any) -> str:
@@ -70,11 +83,12 @@ def scores(report: Report) -> Iterator[str]:
     yield in_a_line(report.facts)
     by_name = [{metric.name: metric for metric in column.metrics} for column in report.columns]
     names = dict.fromkeys(name for metrics in by_name for name in metrics)
-    rows = [(label(name), *(in_words(metrics.get(name)) for metrics in by_name)) for name in names]
+    rows = [(label(name), *(score_in_words(metrics.get(name)) for metrics in by_name)) for name in names]
     yield table(("", *(column.name for column in report.columns)), rows)
 
 
-def in_words(metric: Metric | None) -> str:
+def score_in_words(metric: Metric | None) -> str:
+    """A score with its 95 % interval; empty where there is none."""
     if metric is None or math.isnan(metric.value):
         return ""
     low, high = metric.interval()
@@ -115,8 +129,7 @@ def settings(origin: Mapping[str, Any]) -> Iterator[str]:
 
 def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
     known = {
-        "trained by run": origin.get("run_id"),
-        "code": origin.get("git.commit"),
+        **describe_provenance(origin, "trained"),
         "finished": origin.get("time"),
         "seed": origin.get("config", {}).get("seed"),
         "machine": ", ".join(f"{key} {value}" for key, value in origin.get("machine", {}).items()),
@@ -124,6 +137,5 @@ def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:
         "tokenizer": origin.get("tokenizer"),
         "began with": (origin.get("parent") or {}).get("init_from"),
         **{key: value for key, value in report.made_by.items() if key.startswith("evaluated")},
-        "evaluated with code": report.made_by.get("code"),
     }
     return [(key, str(value)) for key, value in known.items() if value]

@@ -1,200 +1,165 @@
-"""Pictures as SVG text: small, sharp on any screen, and coloured by the page, so that they follow its dark mode.
+"""The pictures of a report's page: matplotlib draws, the page's own fonts and colours show.
 
-Hand-made: matplotlib's need a Chinese font on the machine that draws, and have one colour scheme.
+matplotlib's fonts lack Chinese and its colours are fixed; so text stays text, and each colour becomes a variable of
+report.css, which has one for light and one for dark.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from .contents import Series, shown
+from .contents import Series, readable
+from .figures import draw_series
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
-
-POINTS = 240
-"""Of a line: more can't be told apart at this size."""
-
+LEFT, RIGHT, TOP, BOTTOM = 46, 22, 12, 36
 BINS = 24
+MOST_LABELS = 14
+"""Of bars, at most."""
+
+VARIABLES = {
+    "#b3332c": "--s0", "#2f6690": "--s1", "#a9762b": "--s2", "#5e7f4f": "--s3",
+    "#6d675e": "--soft", "#e4dfd5": "--rule",
+}  # fmt: skip
+"""Colour as matplotlib draws it → its name in report.css."""
+*SERIES, SOFT, RULE = VARIABLES
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11.5,
+    "axes.prop_cycle": cycler(color=SERIES),
+    "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": RULE,
+    "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "axes.xmargin": 0.02, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "axes.labelpad": 1,
+}  # fmt: skip
 
 
 def line_chart(lines: Mapping[str, Series], x_label: str) -> Markup:
-    """One line a series: of many steps the mean of each stretch, with the lowest and highest behind it."""
-    lines = {name: [point for point in series if math.isfinite(point[1])] for name, series in lines.items()}
-    lines = {name: series for name, series in lines.items() if series}
-    if not lines:
-        return Markup("")
-    x_low, x_high = span([step for series in lines.values() for step, _ in series], 0)
+    """A line a series; of many steps the mean of each stretch, with the lowest and highest behind it."""
     values = [value for series in lines.values() for value in typical(series)]
-    y_low, y_high = span(values)
+    if not values:
+        return Markup("")
+    low, high = span(values)
     if min(values) >= 0:
-        y_low = max(y_low, 0.0)
-    parts = [axes(x_low, x_high, y_low, y_high, x_label)]
-    for index, series in enumerate(lines.values()):
-        stretches = list(thinned(series))
-        xs = [scaled(step, x_low, x_high, LEFT, WIDTH - RIGHT) for step, *_ in stretches]
-        low, mean, high = ([height(row[column], y_low, y_high) for row in stretches] for column in (1, 2, 3))
-        if len(series) > len(stretches):
-            outline = [*zip(xs, high, strict=True), *reversed([*zip(xs, low, strict=True)])]
-            parts.append(f'<polygon class="band s{index % 4}" points="{path(outline)}"/>')
-        parts.append(f'<polyline class="line s{index % 4}" points="{path(zip(xs, mean, strict=True))}"/>')
-        if len(stretches) <= 40:
-            parts += [
-                f'<circle class="dot s{index % 4}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-                for x, y in zip(xs, mean, strict=True)
-            ]
-    return drawing(parts)
+        low = max(low, 0.0)
+
+    def draw(axes: Axes) -> None:
+        draw_series(axes, lines, (low, high))
+        axes.set(xlabel=x_label, ylim=(low, high))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+
+    return drawing(draw, readable("".join(lines)))
 
 
 def typical(series: Series) -> list[float]:
-    """Values without the first steps' way down, which would press the rest flat where there are many steps."""
-    values = [value for _, value in series]
+    """Finite values without the first steps' way down, which would press the rest flat where there are many steps."""
+    values = [value for _, value in series if math.isfinite(value)]
     return values[len(values) // 50 :]
 
 
-def thinned(series: Series) -> Iterator[tuple[float, float, float, float]]:
-    """(step, lowest, mean, highest) of at most POINTS stretches."""
-    size = -(-len(series) // POINTS)
-    for start in range(0, len(series), size):
-        stretch = series[start : start + size]
-        values = [value for _, value in stretch]
-        step = sum(step for step, _ in stretch) / len(stretch)
-        yield step, min(values), sum(values) / len(values), max(values)
-
-
-def histogram(lengths: Mapping[str, Sequence[int]], x_label: str) -> Markup:
+def length_chart(lengths: Mapping[str, Sequence[int]], x_label: str) -> Markup:
     """Shares of texts by length, one shape a series; the longest 1 % are counted in the last bar."""
-    lengths = {name: values for name, values in lengths.items() if len(values)}
-    if not lengths:
+    every = np.sort(np.concatenate([[], *lengths.values()]))
+    if not len(every):
         return Markup("")
-    every = sorted(value for values in lengths.values() for value in values)
     low, high = every[0], every[min(len(every) - 1, int(len(every) * 0.99))] + 1
     width = max(1, -(-(high - low) // BINS))
-    count = -(-(high - low) // width)
-    shares = {
-        name: binned([min((value - low) // width, count - 1) for value in values], count)
-        for name, values in lengths.items()
-    }
-    top = max(max(found) for found in shares.values())
-    right = low + count * width
-    parts = [axes(low, right, 0, top * 1.06, x_label, percent=True)]
-    for index, found in enumerate(shares.values()):
-        corners: list[tuple[float, float]] = [(float(low), 0.0)]
-        for number, share in enumerate(found):
-            corners += [(low + number * width, share), (low + (number + 1) * width, share)]
-        corners.append((float(right), 0.0))
-        points = [(scaled(x, low, right, LEFT, WIDTH - RIGHT), height(y, 0, top * 1.06)) for x, y in corners]
-        parts.append(f'<polygon class="area s{index % 4}" points="{path(points)}"/>')
-    return drawing(parts)
+    edges = np.arange(low, high + width, width)
 
+    def draw(axes: Axes) -> None:
+        for index, values in enumerate(lengths.values()):
+            if len(values):
+                shares = np.histogram(np.minimum(values, edges[-1] - 1), edges)[0] / len(values)
+                color = SERIES[index % len(SERIES)]
+                axes.stairs(shares, edges, fill=True, facecolor=to_rgba(color, 0.28), edgecolor=color, linewidth=1.4)
+        axes.set(xlabel=x_label)
+        percent_axis(axes)
 
-def binned(places: Sequence[int], count: int) -> list[float]:
-    found = [0] * count
-    for place in places:
-        found[place] += 1
-    return [number / len(places) for number in found]
+    return drawing(draw)
 
 
 def bar_chart(counts: Mapping[str, Mapping[str, float]]) -> Markup:
     """Shares of each value, side by side for each series."""
-    counts = {name: found for name, found in counts.items() if sum(found.values()) > 0}
-    if not counts:
-        return Markup("")
     values = list(dict.fromkeys(value for found in counts.values() for value in found))
-    shares = [[found.get(value, 0.0) / sum(found.values()) for value in values] for found in counts.values()]
-    top = max(max(found) for found in shares) * 1.08
-    parts = [axes(None, None, 0, top, "", percent=True)]
-    slot = (WIDTH - LEFT - RIGHT) / len(values)
-    wide = min(34.0, slot * 0.8 / len(shares))
-    for place, value in enumerate(values):
-        middle = LEFT + (place + 0.5) * slot
-        for index, found in enumerate(shares):
-            x, y = middle + (index - len(shares) / 2) * wide, height(found[place], 0, top)
-            parts.append(
-                f'<rect class="bar s{index % 4}" x="{x:.1f}" y="{y:.1f}" width="{wide * 0.94:.1f}" '
-                f'height="{HEIGHT - BOTTOM - y:.1f}"><title>{escape(shown(value))}: {found[place]:.1%}</title></rect>'
-            )
-        if len(values) <= 14 or place % -(-len(values) // 14) == 0:
-            parts.append(
-                f'<text class="tick mid" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(shown(value))}</text>'
-            )
-    return drawing(parts)
+    if not any(sum(found.values()) for found in counts.values()):
+        return Markup("")
+    wide = 0.8 / len(counts)
+
+    def draw(axes: Axes) -> None:
+        for index, found in enumerate(counts.values()):
+            total = sum(found.values()) or 1
+            for place, value in enumerate(values):
+                x, share = place + (index + 0.5) * wide - 0.4, found.get(value, 0.0) / total
+                (bar,) = axes.bar(x, share, 0.94 * wide, color=SERIES[index % len(SERIES)])
+                bar.set_gid(f"{readable(value)}: {share:.1%}")
+        every = -(-len(values) // MOST_LABELS)
+        axes.set_xticks(range(0, len(values), every), [readable(value) for value in values[::every]])
+        percent_axis(axes)
+
+    return drawing(draw)
 
 
-def axes(
-    x_low: float | None, x_high: float | None, y_low: float, y_high: float, x_label: str, percent: bool = False
-) -> str:
-    parts = []
-    for value in ticks(y_low, y_high, 4):
-        y = height(value, y_low, y_high)
-        label = f"{value:.0%}" if percent and y_high > 0.04 else f"{value:.1%}" if percent else tick_label(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{label}</text>')
-    if x_low is not None and x_high is not None:
-        for value in ticks(x_low, x_high, 5):
-            x = scaled(value, x_low, x_high, LEFT, WIDTH - RIGHT)
-            anchor = "end" if x > WIDTH - RIGHT - 20 else "mid"
-            parts.append(
-                f'<text class="tick {anchor}" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{tick_label(value)}</text>'
-            )
-    base = HEIGHT - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="label mid" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
-    return "".join(parts)
+def percent_axis(axes: Axes) -> None:
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.04 else 1))
 
 
-def scaled(value: float, low: float, high: float, start: float, end: float) -> float:
-    return start + (value - low) / ((high - low) or 1.0) * (end - start)
+def drawing(draw: Callable[[Axes], None], salt: str = "") -> Markup:
+    """The SVG of what `draw` draws, the same each time. `salt` keeps ids of a page's pictures apart."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that matplotlib's fonts lack
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), frameon=False)
+        size = (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - TOP - BOTTOM) / HEIGHT
+        axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
+        axes.patch.set_visible(False)
+        for axis, count in ((axes.xaxis, 5), (axes.yaxis, 4)):
+            axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+        draw(axes)
+        figure.savefig(buffer := io.StringIO(), format="svg", metadata={"Date": None})
+    return Markup(inlined(ElementTree.fromstring(buffer.getvalue())))
 
 
-def height(value: float, low: float, high: float) -> float:
-    """What is beyond the axis is drawn at its end."""
-    return min(max(scaled(value, low, high, HEIGHT - BOTTOM, TOP), TOP), HEIGHT - BOTTOM)
+def inlined(root: ElementTree.Element) -> str:
+    """An SVG for a page: coloured by its variables, in its font, without what it defines for a document of its own."""
+    for parent in root.iter():
+        for child in [child for child in parent if child.tag.endswith(("}metadata", "}style", "}clipPath"))]:
+            parent.remove(child)
+    for element in root.iter():
+        _, _, element.tag = element.tag.rpartition("}")
+        given = {name.replace("{http://www.w3.org/1999/xlink}", "xlink:"): value for name, value in element.items()}
+        element.attrib = {name: tidied(name, value) for name, value in given.items() if name != "clip-path"}
+        if element.tag == "g" and ": " in (name := element.attrib.pop("id", "")):
+            ElementTree.SubElement(element, "title").text = name
+    root.attrib = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-hidden": "true"}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def path(points: Sequence[tuple[float, float]] | Iterator[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def drawing(parts: Sequence[str]) -> Markup:
-    """What is in `parts` must be escaped already."""
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-hidden="true">{"".join(parts)}</svg>')
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers, from at or above low to at or below high."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    """Four figures at most, with a comma at thousands: 0.0123, 23.46, 239.1, 1,439."""
-    if math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1e7 or size < 1e-4:
-        return f"{value:.2e}".replace("-", "−")
-    decimals = max(0, 3 - math.floor(math.log10(size)))
-    text = f"{value:,.{min(decimals, 4)}f}"
-    return text.replace("-", "−")
-
-
-def signed(value: float) -> str:
-    return number(value) if value <= 0 or math.isnan(value) else f"+{number(value)}"
-
-
-def tick_label(value: float) -> str:
-    return f"{value:,.10g}".replace("-", "−")
+def tidied(name: str, value: str) -> str:
+    if name == "style":
+        value = re.sub(r"font[\w-]*: [^;]*;? ?", "", value)
+        return re.sub("#[0-9a-f]{6}", lambda found: f"var({VARIABLES.get(found[0], '--ink')})", value)
+    if name in ("d", "x", "y", "transform"):
+        return re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}", " ".join(value.split()))
+    return value
 
 
 def span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..statistics import Metric, PairedComparison
+from ..statistics import Metric, PairedComparison, intervals
 
 STOP_RATE = "end_of_text_rate"
 
@@ -67,6 +68,15 @@ class Report:
     made_by: Mapping[str, str] = field(default_factory=dict)
     """Run, code and versions; shown at the end."""
 
+    @functools.cached_property
+    def scores(self) -> dict[str, dict[str, tuple[Metric, float, float]]]:
+        """Metric → column → (the metric, low and high of its 95 % interval), in the columns' order."""
+        found: dict[str, dict[str, tuple[Metric, float, float]]] = {}
+        for column in self.columns:
+            for metric, (low, high) in zip(column.metrics, intervals(column.metrics), strict=True):
+                found.setdefault(metric.name, {})[column.name] = metric, low, high
+        return found
+
     def ranked(self, count: int) -> tuple[list[Example], list[Example]]:
         """(worst, best) by score, at most `count` of each, none in both."""
         scored = [example for example in self.examples if not math.isnan(example.score)]
@@ -84,7 +94,7 @@ class Report:
 
 
 SHOWN_CHARACTERS = 400
-"""Of a text."""
+"""Of a text, at most."""
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Controls, half characters, and marks that turn the direction of the text around them."""
@@ -105,7 +115,7 @@ def label(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def shown(text: str) -> str:
-    """What a reader can take in, and a browser show: cut, and without characters that aren't to be seen."""
+def readable(text: str) -> str:
+    """A text for the page: cut where it is long, and without invisible characters."""
     clean = UNPRINTABLE.sub("�", text)
     return clean if len(clean) <= SHOWN_CHARACTERS else f"{clean[:SHOWN_CHARACTERS]}…"

@@ -13,9 +13,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..statistics import Metric, PairedComparison, intervals
-from .charts import bar_chart, histogram, line_chart, number, signed, span
-from .contents import Column, Report, label, shown
+from ..statistics import PairedComparison
+from .charts import bar_chart, length_chart, line_chart, span
+from .contents import Report, label, readable
 
 SHOWN = 8
 """Rows each of the worst and the best."""
@@ -23,18 +23,18 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of one column, and where its interval lies on the line that all columns share."""
+    """A metric of one column, and where it and its interval are on the line that all columns share."""
 
     column: str
     value: float
     low: float
     high: float
     start: float
-    """Percent, as the next two."""
+    """Of the interval, in percent of the line, as the next two."""
     width: float
     point: float
     verdict: str | None
-    """Against this column the first one is better, worse or undecided; None where they weren't compared."""
+    """Of the first column against this one: better, worse, undecided or the same; None where they weren't compared."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,18 @@ class Line:
 def html(report: Report) -> str:
     """The whole page. The same report gives the same page."""
     worst, best = report.ranked(SHOWN)
-    page: str = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
-            lines=list(score_lines(report)),
-            pictures=list(pictures(report)),
-            worst=worst,
-            best=best,
-        )
+    page: str = page_template().render(
+        report=report,
+        style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+        lines=list(score_lines(report)),
+        pictures=list(pictures(report)),
+        worst=worst,
+        best=best,
     )
     return page
 
 
-def environment() -> jinja2.Environment:
+def page_template() -> jinja2.Template:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -70,52 +66,26 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
-        "number": number,
-        "signed": signed,
-        "label": label,
-        "shown": shown,
-        "chance": chance,
-        "verdict": verdict,
-    }
+    found.filters |= {filter.__name__: filter for filter in (number, difference, label, readable, p_value, verdict)}
     found.tests["finite"] = math.isfinite
-    return found
+    return found.get_template("report.html.j2")
 
 
 def score_lines(report: Report) -> Iterator[Line]:
     """A line a metric, in the order in which columns bring them."""
-    names = dict.fromkeys(metric.name for column in report.columns for metric in column.metrics)
-    verdicts = {
-        (against, found.name): verdict(found)
-        for against, comparisons in report.comparisons.items()
-        for found in comparisons
-    }
-    found = [dict(zip(names_of(column), intervals(column.metrics), strict=True)) for column in report.columns]
-    for name in names:
-        having = [
-            (column.name, metric, ends[name])
-            for column, ends in zip(report.columns, found, strict=True)
-            for metric in column.metrics
-            if metric.name == name
-        ]
-        low, high = span([value for _, metric, ends in having for value in (*ends, metric.value)])
+    verdicts = {(who, found.name): verdict(found) for who, tests in report.comparisons.items() for found in tests}
+    for name, row in report.scores.items():
+        low, high = span([value for metric, *ends in row.values() for value in (metric.value, *ends)])
+        percent = 100 / (high - low)
         scores = [
-            place(column, metric, ends, low, high, verdicts.get((column, name))) for column, metric, ends in having
-        ]
-        better = "higher is better" if having[0][1].higher_is_better else "lower is better"
+            Score(
+                column, metric.value, start, end, percent * (start - low), percent * (end - start),
+                percent * (metric.value - low), verdicts.get((column, name)),
+            )
+            for column, (metric, start, end) in row.items()
+        ]  # fmt: skip
+        better = "higher is better" if next(iter(row.values()))[0].higher_is_better else "lower is better"
         yield Line(label(name), better, scores)
-
-
-def names_of(column: Column) -> list[str]:
-    return [metric.name for metric in column.metrics]
-
-
-def place(
-    column: str, metric: Metric, interval: tuple[float, float], low: float, high: float, verdict: str | None
-) -> Score:
-    at = [100 * (value - low) / (high - low) if math.isfinite(value) else math.nan for value in interval]
-    point = 100 * (metric.value - low) / (high - low) if math.isfinite(metric.value) else math.nan
-    return Score(column, metric.value, *interval, at[0], at[1] - at[0], point, verdict)
 
 
 @dataclass(frozen=True)
@@ -128,21 +98,33 @@ class Picture:
 
 def pictures(report: Report) -> Iterator[Picture]:
     """Those that have something to show."""
-    for title, lines in report.curves.items():
-        yield from picture("Training", title, line_chart(lines, "optimizer step"), list(lines))
-    if report.lengths:
-        series = list(report.lengths)
-        yield from picture("Texts", "Length", histogram(report.lengths, "characters"), series)
-    for title, counts in report.form.items():
-        yield from picture("Texts", title, bar_chart(counts), list(counts))
+    found = [
+        Picture("Training", title, line_chart(lines, "optimizer step"), list(lines))
+        for title, lines in report.curves.items()
+    ]
+    found.append(Picture("Texts", "Length", length_chart(report.lengths, "characters"), list(report.lengths)))
+    found += [Picture("Texts", title, bar_chart(counts), list(counts)) for title, counts in report.form.items()]
+    return (picture for picture in found if picture.svg)
 
 
-def picture(section: str, title: str, svg: Markup, series: list[str]) -> Iterator[Picture]:
-    if svg:
-        yield Picture(section, title, svg, series)
+def number(value: float) -> str:
+    """Four figures at most, with a comma at thousands: 0.0123, 23.46, 239.1, 1,439."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e7 or size < 1e-4:
+        return f"{value:.2e}".replace("-", "−")
+    decimals = max(0, 3 - math.floor(math.log10(size)))
+    return f"{value:,.{min(decimals, 4)}f}".replace("-", "−")
 
 
-def chance(found: PairedComparison) -> str:
+def difference(value: float) -> str:
+    return number(value) if value <= 0 or math.isnan(value) else f"+{number(value)}"
+
+
+def p_value(found: PairedComparison) -> str:
     return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
 
 

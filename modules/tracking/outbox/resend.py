@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...system.redaction import redact_text
 from ..run_lifecycle import END, GONE
-from .delivery import Delivery
+from .delivery import Delivery, LogModel
 from .spool import Spool, SpoolInUseError, has_refused, last_record, unsent
 from .store import why
 
@@ -36,8 +36,8 @@ def waits(folder: Path) -> bool:
     return unsent(folder) or has_refused(folder) or last_record(folder).get("kind") != "status"
 
 
-def send_rest(folder: Path, uri: str) -> Sent:
-    """Sends what waits in a run's log; a run whose process is gone is ended as KILLED."""
+def send_rest(folder: Path, uri: str, log_model: LogModel) -> Sent:
+    """Sends what waits in a run's log (models by log_model); a run whose process is gone is ended as KILLED."""
     try:
         spool = Spool(folder)
     except SpoolInUseError as error:
@@ -48,7 +48,7 @@ def send_rest(folder: Path, uri: str) -> Sent:
         if last_record(folder).get("kind") != "status":  # killed, or it would hold the lock
             spool.append("tags", values={END: GONE})
             spool.append("status", status="KILLED")
-        delivery = Delivery(spool, folder.name, uri)
+        delivery = Delivery(spool, folder.name, uri, log_model)
         taken = delivery.retry_refused()
         while delivery.step():
             pass

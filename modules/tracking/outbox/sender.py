@@ -16,16 +16,18 @@ INTERVAL = 5.0
 """Seconds between looks at what is new, so that the UI stays alive."""
 
 SHARE = 0.04
-"""Of the time that sending may compute while the stage works: the two share Python's lock."""
+"""The share of the time that the sender may compute while the stage works: the two share Python's lock."""
 
 LONGEST_PAUSE = 15.0
 """Seconds between two tries, at most."""
 
 SILENCE = 10.0
-"""Seconds that an outage lasts before it is spoken of."""
+"""Seconds that an outage may last before a warning is logged."""
 
 
 class Sender:
+    """The thread that calls a Delivery's `step` until it is stopped."""
+
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.spool = delivery.spool
@@ -36,7 +38,7 @@ class Sender:
         self.spoken = False
         self.progress_at = 0.0
         self.waited = 0.0
-        """Seconds that a run has waited in vain since the store last took something: of log_model and end together."""
+        """Seconds that log_model and end have waited in vain since the store last took something."""
         self.hurried = False
         self.stopped = False
         self.wake = threading.Event()
@@ -46,7 +48,7 @@ class Sender:
         self.thread.start()
 
     def work(self) -> None:
-        """In rounds: what is logged in one waits for the next, so that calls stay few."""
+        """Sends in rounds: what is logged during one waits for the next, so that there are few calls."""
         until = self.spool.written
         while not self.stopped:
             began, more = time.thread_time(), False
@@ -63,7 +65,7 @@ class Sender:
             self.wake.clear()
 
     def rest(self, computed: float) -> float:
-        """Seconds after a call that took so many to compute; none while somebody waits."""
+        """Seconds to wait after a call that computed for `computed` seconds; none while a flush waits."""
         return 0.0 if self.hurried else min(LONGEST_PAUSE, computed * (1 / SHARE - 1))
 
     def pause(self) -> float:
@@ -95,9 +97,12 @@ class Sender:
             )
 
     def flush(self, seconds: float, longest: float = float("inf")) -> bool:
-        """Waits until all is sent: at most so long after the store last took something, and `longest` in all.
+        """Waits until everything is sent; returns whether it was.
 
-        What was waited in vain before counts: a dead store costs a run this time once.
+        Args:
+            seconds: How long to wait for a store that takes nothing. Earlier waits count, so that a dead store costs a
+                run this time once.
+            longest: How long to wait in all.
         """
         started = time.monotonic()
         self.hurried = True
@@ -114,6 +119,6 @@ class Sender:
         return not self.spool.behind
 
     def stop(self) -> None:
-        """The thread ends after the call it is in; what that one does, it no longer marks."""
+        """Ends the thread after the call that it is in, without noting what that call has sent."""
         self.stopped = True
         self.wake.set()

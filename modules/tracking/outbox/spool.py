@@ -25,7 +25,7 @@ from ...system.locks import InUseError, take_lock
 logger = logging.getLogger("moyun.tracking")
 
 PRIVATE = 0o600
-REFUSED = "refused.jsonl"
+REFUSED_FILE = "refused.jsonl"
 LOCK = "lock"
 
 CHUNK = 1 << 20
@@ -58,10 +58,13 @@ class Record:
 
 
 class Spool:
+    """A run's local log, open for writing by this process alone."""
+
     def __init__(self, folder: Path) -> None:
         """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
 
-        Raises SpoolInUseError while a process writes to it.
+        Raises:
+            SpoolInUseError: A process writes to it.
         """
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,7 +72,7 @@ class Spool:
             self.lock = take_lock(self.folder / LOCK, str(os.getpid()), PRIVATE)
         except InUseError as owner:
             raise SpoolInUseError(self.folder, str(owner) or "?") from None
-        for name in ("sent.json", "run.json", REFUSED):  # drafts of earlier versions, which a kill left behind
+        for name in ("sent.json", "run.json", REFUSED_FILE):  # drafts of earlier versions, which a kill left behind
             (self.folder / f"{name}.new").unlink(missing_ok=True)
         self.log = os.open(self.folder / "log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
         size, self.records = whole_lines(self.log)
@@ -104,7 +107,7 @@ class Spool:
         return self.written > self.sent
 
     def append(self, kind: str, **fields: Any) -> int:
-        """Returns the record's number. Never raises for a full disk: the line waits in memory for space."""
+        """Adds a record and returns its number. On a full disk it doesn't raise: the line waits in memory for space."""
         line = encode({"kind": kind, "t": int(time.time() * 1000), **fields}).encode() + b"\n"
         with self.appending:
             number = self.records
@@ -134,7 +137,7 @@ class Spool:
             self.full = True
 
     def new_file(self, name: str) -> Path:
-        """Where a file is to be put that a record will name: nothing else ever has that path."""
+        """A new path for a file that a record will name."""
         with self.appending:
             count = sum(1 for _ in (self.folder / "files").glob("*"))
             place = self.folder / "files" / f"{count:06d}"
@@ -142,7 +145,7 @@ class Spool:
         return place / name
 
     def read(self, start: int, number: int, size: int = CHUNK) -> list[Record]:
-        """The records from byte `start`, whose first has that number; as many as a chunk holds."""
+        """The records from byte `start` on, as many as `size` bytes hold; the first one's number is `number`."""
         with self.appending:  # and so not while it is being closed
             chunk = b"" if self.closed else os.pread(self.log, size, start)
         lines = chunk.split(b"\n")[:-1]
@@ -151,37 +154,37 @@ class Spool:
         records: list[Record] = []
         for line in lines:
             start += len(line) + 1
-            records.append(Record(number + len(records), start, decode(line)))
+            records.append(Record(number + len(records), start, decode_record(line)))
         return records
 
     def mark_sent(self, record: Record, refused: Sequence[tuple[Record, str]] = ()) -> None:
-        """The store has everything up to this record, but for what it refuses, which is kept aside."""
+        """Notes that the store has everything up to this record; what it refuses is kept in refused.jsonl."""
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
-            with open(self.folder / REFUSED, "ab", opener=private) as file:
+            with open(self.folder / REFUSED_FILE, "ab", opener=private) as file:
                 file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         self.write_json("sent.json", mark)
         self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
     def refused_before(self) -> list[Record]:
-        """What was kept aside; of a record that was taken in parts the refused ones."""
+        """The records in refused.jsonl; of a record that the store took in parts, the parts that it refused."""
         found: list[Record] = []
-        if has_refused(self.folder):
-            for line in (self.folder / REFUSED).read_bytes().splitlines():
-                with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
-                    entry = json.loads(line)
-                    found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
+        for line in (self.folder / REFUSED_FILE).read_bytes().splitlines() if has_refused(self.folder) else ():
+            with suppress(ValueError):  # a crash tore it: then its record wasn't marked, and comes again
+                entry = json.loads(line)
+                found.append(Record(entry["number"], entry.get("end", 0), entry["record"]))
         return found
 
     def keep_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
-        """In place of all that was kept aside before."""
-        self.write_file(REFUSED, b"".join(map(refused_line, refused)))
+        """Writes refused.jsonl anew."""
+        self.write_file(REFUSED_FILE, b"".join(map(refused_line, refused)))
         self.refused = len(refused)
         self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
 
     def all(self) -> Iterator[Record]:
+        """Every record, from the first."""
         start = number = 0
         while records := self.read(start, number):
             yield from records
@@ -206,11 +209,12 @@ class Spool:
         self.write_file(name, encode(content).encode())
 
     def write_file(self, name: str, content: bytes) -> None:
+        """Writes the whole file or, where that fails, nothing."""
         with new_file(self.folder / name, PRIVATE) as file:
             file.write(content)
 
     def sync_to_disk(self) -> None:
-        """For checkpoints and the end: what a power failure must not take."""
+        """Makes all records so far survive a power failure; for checkpoints and the end."""
         os.fsync(self.log)
 
     def close(self) -> None:
@@ -227,7 +231,7 @@ class Spool:
 
 
 def whole_lines(file: int) -> tuple[int, int]:
-    """(bytes, lines) up to the last newline."""
+    """(bytes, lines) of a file up to its last newline."""
     size = lines = offset = 0
     while chunk := os.pread(file, CHUNK, offset):
         lines += chunk.count(b"\n")
@@ -238,7 +242,7 @@ def whole_lines(file: int) -> tuple[int, int]:
 
 
 def unsent(folder: Path) -> bool:
-    """Whether a run's log has more than the store, without opening it for writing."""
+    """Whether a run's log holds records that the store hasn't got; doesn't need its lock."""
     try:
         size = (folder / "log.jsonl").stat().st_size
         return bool(json.loads((folder / "sent.json").read_bytes())["offset"] < size)
@@ -247,8 +251,9 @@ def unsent(folder: Path) -> bool:
 
 
 def has_refused(folder: Path) -> bool:
+    """Whether the store has refused records of a run."""
     try:
-        return (folder / REFUSED).stat().st_size > 0
+        return (folder / REFUSED_FILE).stat().st_size > 0
     except FileNotFoundError:
         return False
 
@@ -259,13 +264,13 @@ def refused_line(refused: tuple[Record, str]) -> bytes:
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """Of a run's log, if it is short enough to be a status; otherwise empty."""
+    """The fields of a log's last record, read from its last 4 KB; "unreadable" for a longer one, which is no status."""
     with open(folder / "log.jsonl", "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return decode((file.read().splitlines() or [b""])[-1])
+        return decode_record((file.read().splitlines() or [b""])[-1])
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def decode_record(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
         if isinstance(fields, dict) and "kind" in fields:

@@ -29,13 +29,14 @@ BRIEF = {
 
 
 def be_brief() -> None:
+    """Shortens MLflow's timeouts, where the user hasn't set them."""
     for name, value in BRIEF.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """MLflow's own timeout, for models: a server answers when it has stored all of an upload."""
+    """MLflow's own timeout within the block, for models: a server answers only when it has stored a whole upload."""
     ours = os.environ.get(TIMEOUT) == BRIEF[TIMEOUT]
     if ours:
         del os.environ[TIMEOUT]
@@ -47,7 +48,7 @@ def patient() -> Iterator[None]:
 
 
 def require_store(uri: str, seconds: float = 10.0) -> None:
-    """ValueError if the store doesn't answer in time, whatever it is that hangs."""
+    """Raises ValueError if the tracking store doesn't answer within `seconds`, whatever hangs."""
     be_brief()
     failure: list[BaseException] = []
     asking = threading.Thread(target=ask, args=(uri, failure), daemon=True)
@@ -81,7 +82,7 @@ def is_there(uri: str) -> bool:
 
 
 REFUSALS = (413, 422)
-"""HTTP statuses of what the store will never take. Others may pass: a login that expired, a run that isn't there."""
+"""HTTP statuses of what the store will never take. Other errors may pass, as a login that expired."""
 
 INVALID = "INVALID_PARAMETER_VALUE"
 """The error code that makes a refusal of a 400. Others are no judgement: BAD_REQUEST is what MLflow says for most of
@@ -97,7 +98,7 @@ SHORTLY = {
     "read-only transaction": "its database is read-only",
     "QueuePool limit": "its database has no connection left",
 }
-"""What libraries say in several hundred characters."""
+"""Part of a library's message of several hundred characters → the same in a few words."""
 
 
 def is_refusal(error: Exception) -> bool:
@@ -117,6 +118,6 @@ def says_invalid(response: requests.Response) -> bool:
 
 
 def why(error: BaseException) -> str:
-    """In a few words, without secrets."""
+    """An error in a few words, without secrets."""
     text = str(error)
     return next((short for said, short in SHORTLY.items() if said in text), None) or first_line(error)

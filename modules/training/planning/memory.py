@@ -8,16 +8,17 @@ no scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
 from ...model.loss import CHUNK
+from ..optimizer import OPTIMIZERS, Shape
 
 WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
-"""Of a weight by trainer.precision; its gradient and AdamW's two moments take the same each."""
+"""Of a weight by trainer.precision; its gradient and each number of optimizer state take the same."""
 
 PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
 """Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
@@ -30,7 +31,7 @@ class TrainingMemory:
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """What the optimizer keeps from step to step: for AdamW two moments."""
     activations: int
     """What a forward pass keeps for the backward pass."""
     temporary: int
@@ -38,17 +39,8 @@ class TrainingMemory:
     peak: int
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A point of a step where memory may peak: bytes alive beside weights and optimizer."""
-
-    gradients: float
-    activations: float
-    temporary: float
-
-    @property
-    def total(self) -> float:
-        return self.gradients + self.activations + self.temporary
+Moment = tuple[float, float, float]
+"""A point of a step where memory may peak: gradients, activations and temporary bytes, beside weights and optimizer."""
 
 
 def training_memory(
@@ -57,13 +49,15 @@ def training_memory(
     document_lengths: Sequence[int],
     accumulates: bool = True,
     adapter_parameters: int | None = None,
+    optimizer: str = "adamw",
 ) -> TrainingMemory:
     """For steps whose largest micro-batch has documents of these lengths (equal ones side by side).
 
     accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
     adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
+    optimizer: a name of optimizer.OPTIMIZERS.
     """
-    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters).memory()
+    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters, optimizer).memory()
 
 
 class StepMemory:
@@ -76,10 +70,11 @@ class StepMemory:
         document_lengths: Sequence[int],
         accumulates: bool,
         adapter_parameters: int | None,
+        optimizer: str,
     ) -> None:
         assert model.vocab_size
         self.model, self.trainer = model, trainer
-        self.adapter_parameters = adapter_parameters
+        self.adapter_parameters, self.optimizer = adapter_parameters, OPTIMIZERS[optimizer]
         self.parts = trainer.tensor_parallel
         self.weight = WEIGHT_BYTES[trainer.precision]
         self.product = PRODUCT_BYTES[trainer.precision]
@@ -106,16 +101,16 @@ class StepMemory:
         weights = own * self.weight + adapters
         gradients = own * self.weight if self.adapter_parameters is None else adapters
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
-        moments = self.moments(gradients, kept)
-        highest = max(moments, key=lambda moment: moment.total)
-        fixed = weights + 2 * gradients + self.cast_weights() + self.gathered()
+        highest = max(self.moments(gradients, kept), key=sum)
+        state = self.optimizer_state() / shards
+        fixed = weights + state + self.cast_weights() + self.gathered()
         return TrainingMemory(
             weights=round(weights),
             gradients=round(gradients),
-            optimizer=round(2 * gradients),
+            optimizer=round(state),
             activations=round(kept),
-            temporary=round(highest.temporary + self.cast_weights() + self.gathered()),
-            peak=round(fixed + highest.total),
+            temporary=round(highest[2] + self.cast_weights() + self.gathered()),
+            peak=round(fixed + sum(highest)),
         )
 
     def moments(self, gradients: float, kept: float) -> list[Moment]:
@@ -128,12 +123,34 @@ class StepMemory:
         one_layer = self.kept_by_layer()
         first_layer_gradients = gradients - head_gradient if not self.accumulates else gradients
         return [
-            Moment(earlier, kept, loss + self.hidden * self.residual + self.logits()),
-            Moment(earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
-            Moment(earlier, kept, in_layer),
-            Moment(max(first_layer_gradients, 0), one_layer, in_layer),
-            Moment(gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+            (earlier, kept, loss + self.hidden * self.residual + self.logits()),
+            (earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
+            (earlier, kept, in_layer),
+            (max(first_layer_gradients, 0), one_layer, in_layer),
+            (gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+            (gradients, 0, self.optimizer_temporary()),
         ]
+
+    def optimizer_state(self) -> float:
+        if self.adapter_parameters is not None:  # matrices of layers, of which any shape takes as much
+            return 4 * self.optimizer.state((self.adapter_parameters,), True) / self.parts
+        return self.weight * sum(count * self.optimizer.state(shape, hidden) for shape, hidden, count in self.shapes())
+
+    def optimizer_temporary(self) -> float:
+        """For the dearest of the parameters, which are updated one by one, and for that gathered from FSDP's shares."""
+        if self.adapter_parameters is not None:
+            return 0.0
+        return self.weight * max(self.optimizer.temporary(shape, hidden) for shape, hidden, _ in self.shapes())
+
+    def shapes(self) -> Iterator[tuple[Shape, bool, int]]:
+        """Parameters on one device before FSDP cuts them: shape, whether it is a matrix of a layer, how many of it."""
+        c, parts, layers = self.model.hidden_size, self.parts, self.model.num_hidden_layers
+        for matrix in ((3 * c / parts, c), (c, c / parts), (4 * c / parts, c), (c, 4 * c / parts)):
+            yield matrix, True, layers
+        yield (c,), False, 6 * layers + 2
+        yield (7 * c / parts,), False, layers
+        yield (self.model.vocab_size / parts, c), False, 1  # type: ignore[operator]
+        yield (self.model.max_position_embeddings, c), False, 1
 
     def kept_by_layer(self) -> float:
         c, a = self.hidden * self.residual, self.hidden * self.product

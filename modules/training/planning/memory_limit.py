@@ -38,13 +38,13 @@ class MemoryDemand:
     batch_tokens: int | None
     micro_batch_tokens: int
     adapter_parameters: int | None = None
+    optimizer: str = "adamw"
 
     def memory(self) -> TrainingMemory:
         share = self.largest_share()
         lengths = largest_micro_batch(self.lengths, min(share, self.micro_batch_tokens))
-        return training_memory(
-            self.model, self.trainer, lengths, share > self.micro_batch_tokens, self.adapter_parameters
-        )
+        accumulates = share > self.micro_batch_tokens
+        return training_memory(self.model, self.trainer, lengths, accumulates, self.adapter_parameters, self.optimizer)
 
     def largest_share(self) -> int:
         """The most tokens of one step on one rank, whatever the shuffle."""
@@ -93,7 +93,7 @@ def container_memory() -> float:
         return math.inf
 
 
-def in_words(size: float) -> str:
+def memory_in_words(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
 
 
@@ -105,11 +105,11 @@ def require_memory(demand: MemoryDemand) -> None:
     source = (
         "trainer.device_memory" if demand.trainer.device_memory else "free now; trainer.device_memory=GIB overrides"
     )
-    message = f"a step would need {in_words(needed)} of a device that has {in_words(limit)} ({source})"
+    message = f"a step would need {memory_in_words(needed)} of a device that has {memory_in_words(limit)} ({source})"
     for keys, changed in remedies(demand):
         peak = changed.memory().peak
         if peak <= device_memory(changed.trainer):  # of a CPU, processes share one memory
-            raise ValueError(f"{message}. This would do, at {in_words(peak)}: {keys}")
+            raise ValueError(f"{message}. This would do, at {memory_in_words(peak)}: {keys}")
     raise ValueError(f"{message}; not even {MOST_DEVICES} of them would do: choose a smaller model or larger devices")
 
 
@@ -141,13 +141,13 @@ def cheaper_passes(demand: MemoryDemand, **trainer: Any) -> Iterator[tuple[str, 
         while True:
             keys = {"activation_checkpointing": mode, **trainer}
             changed = replace(demand, trainer=replace(demand.trainer, **keys), micro_batch_tokens=tokens)
-            yield " ".join(differences(demand, changed)), changed
+            yield " ".join(changed_keys(demand, changed)), changed
             if tokens <= longest:
                 break
             tokens = max(tokens // 2, longest)
 
 
-def differences(before: MemoryDemand, after: MemoryDemand) -> Iterator[str]:
+def changed_keys(before: MemoryDemand, after: MemoryDemand) -> Iterator[str]:
     if after.micro_batch_tokens != before.micro_batch_tokens:
         yield f"train.micro_batch_tokens={after.micro_batch_tokens}"
     for name in TrainerConfig.__dataclass_fields__:

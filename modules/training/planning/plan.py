@@ -13,7 +13,7 @@ from ...data.datamodule import TextDataModule
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from .memory import TrainingMemory
-from .memory_limit import MemoryDemand, in_words
+from .memory_limit import MemoryDemand, memory_in_words
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class TrainingPlan:
             "tokens a step": f"{self.tokens_per_step:,.0f}",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
             "learning rate": f"{self.learning_rate:g}{self.unreached()}",
-            "memory a device": f"{in_words(memory.peak)} at a step's peak, where not all of these meet:",
-            "  weights": in_words(memory.weights),
-            "  gradients": in_words(memory.gradients),
-            "  optimizer": in_words(memory.optimizer),
-            "  activations": in_words(memory.activations),
-            "  temporary": in_words(memory.temporary),
+            "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
+            "  weights": memory_in_words(memory.weights),
+            "  gradients": memory_in_words(memory.gradients),
+            "  optimizer": f"{memory_in_words(memory.optimizer)} ({self.demand.optimizer})",
+            "  activations": memory_in_words(memory.activations),
+            "  temporary": memory_in_words(memory.temporary),
         }
 
 
@@ -80,6 +80,7 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         data.batch_tokens,
         config.train.micro_batch_tokens,
         lora_parameter_count(model, config.lora) if config.lora.rank else None,
+        config.train.optimizer,
     )
     return TrainingPlan(
         parameters=parameter_count(model),

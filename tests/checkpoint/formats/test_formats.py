@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -190,7 +191,7 @@ class Evil:
 @pytest.fixture(params=["base", "base, as before PyTorch 1.6", "megatron_tp2"])
 def malicious(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(DATA / request.param.partition(",")[0], tmp_path / "malicious"))
-    (path,) = interop.weight_files(folder, interop.format_of(folder))[-1:]
+    (path,) = interop.files_of_format(folder, interop.format_of(folder))[-1:]
     content = torch.load(path, weights_only=True)
     content["language_model.note"] = Evil(tmp_path / "canary")
     torch.save(content, path, _use_new_zipfile_serialization="," not in request.param)
@@ -233,7 +234,7 @@ def test_a_malicious_pickle_is_refused_everywhere(
 
 
 def test_the_canary_would_be_seen(malicious: Path) -> None:
-    torch.load(interop.weight_files(malicious, interop.format_of(malicious))[-1], weights_only=False)
+    torch.load(interop.files_of_format(malicious, interop.format_of(malicious))[-1], weights_only=False)
     assert (malicious.parent / "canary").is_dir()
 
 
@@ -267,3 +268,54 @@ def test_a_tensor_takes_only_its_own_place_in_the_file(tmp_path: Path) -> None:
     assert torch.equal(found["rows"], whole[5:7])
     assert torch.equal(found["columns"], whole[:3, 5:7])
     assert torch.equal(found["one"], whole[9, 9])
+
+
+# --- architectures that a format can't hold ---
+
+EXPORTED = ["huggingface", "modelscope", "megatron", "gguf"]
+
+
+@dataclasses.dataclass
+class WiderConfig(ModelConfig):
+    """A decoder of tomorrow: one more option, and one more with a list for a default."""
+
+    position_embedding: str = "learned"
+    windows: list[int] = dataclasses.field(default_factory=list)
+
+
+def wider(**options: Any) -> StoredModel:
+    config = WiderConfig(**dataclasses.asdict(SMALL), **options)
+    return StoredModel(config, model_of(SMALL).weights)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_option_that_a_format_does_not_know_is_refused(name: str, tmp_path: Path, letters: Tokenizer) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"position_embedding=rope can't be written as format={name}.*moyun's own"
+    ):
+        interop.write(tmp_path, name, wider(position_embedding="rope"), letters)
+    with pytest.raises(CheckpointError, match=r"position_embedding=rope, windows=\[4\] can't"):
+        interop.write(tmp_path, name, wider(position_embedding="rope", windows=[4]), letters)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_with_its_default_the_files_are_the_same(name: str, tmp_path: Path, letters: Tokenizer) -> None:
+    for folder, model in ((tmp_path / "plain", model_of(SMALL)), (tmp_path / "wider", wider())):
+        folder.mkdir()
+        interop.write(folder, name, model, letters)
+    files = [path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.*") if path.is_file()]
+    assert len(files) > 3
+    for file in files:
+        if (name, file.name) != ("gguf", "model.yaml"):  # which tells all options, the new one too
+            assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "wider" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_weights_that_a_format_does_not_know_are_named_together(name: str, tmp_path: Path, letters: Tokenizer) -> None:
+    weights = dict(model_of(SMALL).weights)
+    del weights["position_embeddings.weight"]
+    extra = stored({f"transformer.layers.{n}.mlp.gate.{part}": torch.ones(2) for n in (0, 1) for part in ("a", "b")})
+    with pytest.raises(CheckpointError, match=r"layers\.\*\.mlp\.gate\.a, .*\.mlp\.gate\.b, no position_embeddings"):
+        interop.write(tmp_path, name, StoredModel(SMALL, weights | extra), letters)
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from benchmarks.peer_llama_cpp import LlamaServer
 from modules.checkpoint import formats as interop
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError, StoredModel, stored
 from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
@@ -26,7 +25,7 @@ from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokeniz
 from pipelines import pipeline
 from pipelines.convert import convert
 from pipelines.generate import generate
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 pytest.importorskip("xllamacpp", reason="the extra bench is not installed")

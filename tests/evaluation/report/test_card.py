@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from modules.config.loader import load_config
+from modules.system.checksums import sha256_of
+from modules.tracking.registry import log_model
+from modules.tracking.stage_run import connect
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -42,8 +46,31 @@ def test_a_card_tells_how_the_model_was_made_and_what_it_scores(store: Path) -> 
         "evaluated with code",
     ):
         assert told in card, told
+    assert mlflow.artifacts.load_text(f"runs:/{found.run_id}/README.md") == card
     assert evaluate(load_config("evaluate", [*arguments, "tracking.log_system_metrics=false"])).run_id not in card
     assert not list((store / "half").glob(".*"))
+
+
+def test_the_card_of_a_registered_model_goes_to_the_run_and_leaves_the_registry_alone(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = pretrain(load_config("pretrain", [*SMALL, f"data.path={ROOT / 'data' / 'poems-300.jsonl.gz'}"]))
+    assert made.model
+    (made.model / "README.md").write_text("by hand", encoding="utf-8")
+    connect()
+    with mlflow.start_run():
+        uri = log_model(made.model)
+    mlflow.register_model(uri, "own")
+    folder = Path(mlflow.artifacts.download_artifacts("models:/own/1"))
+    before = {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+    (store / "test.txt").write_text("白日依山尽，黄河入海流。\n", encoding="utf-8")
+    arguments = ["data.path=null", "data.test_path=test.txt", "prompts=[]", "tracking.log_system_metrics=false"]
+    found = evaluate(load_config("evaluate", ["model=models:/own/1", "card=true", *arguments]))
+    assert {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()} == before
+    card: str = mlflow.artifacts.load_text(f"runs:/{found.run_id}/README.md")
+    assert "# models:/own/1" in card
+    assert made.run_id in card
+    assert "README.md" in next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("card"))
 
 
 def test_a_card_of_a_model_whose_making_is_unknown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from modules.evaluation.report.charts import BINS, POINTS, bar_chart, histogram, line_chart, number, ticks
+from modules.evaluation.report.charts import BINS, bar_chart, length_chart, line_chart
 from modules.evaluation.report.contents import Column, Example, Report, Sample
-from modules.evaluation.report.page import html
+from modules.evaluation.report.figures import POINTS
+from modules.evaluation.report.page import html, number
 from modules.evaluation.statistics import compare, mean, perplexity
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\x00\ud800"
@@ -110,19 +111,34 @@ def test_a_single_row_has_a_score_without_an_interval() -> None:
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     lines = {"train": [(step, float(step)) for step in range(100_000)], "nothing": [(1, math.nan)]}
     svg = line_chart(lines, "step")
-    points = re.findall(r'<polyline class="line s0" points="([^"]*)"', svg)[0].split()
+    points = re.findall(r'<path d="M ([^"]*)" style="fill: none; stroke: var\(--s0\)', svg)[0].split(" L ")
     assert len(points) <= POINTS
+    (first, _), (last, _) = points[0].split(), points[-1].split()
+    labels = dict(re.findall(r'<text [^>]*x="([\d.]+)"[^>]*>([\d,]+)</text>', svg))
+    left, right = (float(next(x for x, label in labels.items() if label == at)) for at in ("0", "100,000"))
+    assert (float(first), float(last)) == pytest.approx((left, right), abs=2)
     assert len(svg) < 20_000
     assert line_chart({"nothing": []}, "step") == ""
 
 
 def test_histograms_count_every_text_once() -> None:
-    svg = histogram({"a": [10] * 3 + [20], "b": [10**6]}, "characters")
-    assert svg.count("<polygon") == 2
-    corners = re.findall(r'<polygon class="area s0" points="([^"]*)"', svg)[0].split()
-    assert len(corners) <= 2 * BINS + 2
-    assert (histogram({"a": []}, "x"), bar_chart({"a": {}})) == ("", "")
+    svg = length_chart({"a": [10] * 3 + [20], "b": [10**6]}, "characters")
+    shapes = re.findall(r'<path d="([^"]*)" style="fill: var\(--s(\d)\)', svg)
+    assert [series for _, series in shapes] == ["0", "1"]
+    assert shapes[0][0].count("L") <= 2 * BINS + 2
+    assert (length_chart({"a": []}, "x"), bar_chart({"a": {}})) == ("", "")
     assert "75.0%" in bar_chart({"a": {"4": 3, "5": 1}})
+
+
+def test_pictures_follow_the_page_and_are_the_same_each_time() -> None:
+    page = html(report())
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert pictures.count("<svg") == 3
+    assert not re.search(r"#[0-9a-f]{6}|font-family|<style|var\(--ink\)", pictures)
+    names = re.findall(r' id="([^"]*)"', pictures)
+    assert len(names) == len(set(names))
+    assert html(report()) == page
+    assert bar_chart({"a": {"春$\\frac$": 1}})  # neither a formula nor a character that matplotlib lacks
 
 
 @pytest.mark.parametrize(
@@ -135,14 +151,17 @@ def test_numbers_have_four_figures(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.92, 9.1), (-2, 2), (1e-4, 3e-4), (10, 5000), (7, 7)])
 def test_marks_are_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
+    svg = line_chart({"values": [(0, low), (1, high)]}, "step")
+    texts = re.findall(r'<text style="text-anchor: end[^>]*>([^<]*)</text>', svg)
+    found = [float(text.replace("−", "-").replace(",", "")) for text in texts]
     assert 1 <= len(found) <= 8
-    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    room = (high - low or high) * 0.07
+    assert all(low - room <= value <= high + room for value in found)
 
 
 def test_the_same_model_is_said_to_be_the_same() -> None:
     measure = mean("m", [0.1, 0.5, 0.9])
     columns = [Column("model", [measure]), Column("champion", [measure])]
     page = html(Report("r", columns=columns, comparisons={"champion": [compare(measure, measure)]}))
-    assert "The same on every row, by every measure." in page
+    assert "The same on every row, by every metric." in page
     assert "undecided</span>" not in page

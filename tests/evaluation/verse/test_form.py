@@ -13,7 +13,7 @@ from benchmarks.measure_form import shuffled
 from modules.data.corpora.verse import cut_couplets, cut_quatrains, split_of
 from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
-from modules.evaluation.verse.form import couplet_form, form_of, line_lengths, repetition
+from modules.evaluation.verse.form import couplet_form, form_of, line_lengths, repeated_share
 from modules.evaluation.verse.rhymes import rhyme, rhymes_of, tone_of
 from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
@@ -86,8 +86,8 @@ def test_couplets() -> None:
 
 
 def test_repetition_is_of_all_stretches() -> None:
-    assert repetition("一一，一二", 1) == 0.5
-    assert repetition("一一，一二", 2) == pytest.approx(1 / 3)
+    assert repeated_share("一一，一二", 1) == 0.5
+    assert repeated_share("一一，一二", 2) == pytest.approx(1 / 3)
 
 
 def test_rhymes_and_tones_are_those_of_the_table() -> None:

@@ -11,14 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import ConfigError, load_config
 from modules.inference.server import lifecycle
 from modules.inference.server.lifecycle import Lifecycle, listen
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.serve import name_of, serve
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 from tests.helpers.server_tools import address_in, process, send_and_keep, until
 
 

@@ -15,7 +15,6 @@ import torch
 from mlflow.pyfunc.scoring_server import invocations
 from safetensors.torch import load_file, save_file
 
-from modules.checkpoint.model_folder import save_model
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import load_config
 from modules.inference.server.lifecycle import Lifecycle
@@ -23,7 +22,7 @@ from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking.registry import log_model
 from modules.tracking.stage_run import connect
 from pipelines.register import register
-from tests.helpers.models import make_config, make_decoder
+from tests.helpers.models import make_config, make_decoder, save_model
 from tests.helpers.server_tools import address_in, process
 
 

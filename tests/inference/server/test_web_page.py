@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from modules.checkpoint.model_folder import read_provenance, save_model
+from modules.checkpoint.model_folder import read_provenance
 from modules.config.generation import LimitsConfig
 from modules.inference.server.web_page import PAGE_FILES, model_facts
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
-from tests.helpers.models import ROOT, make_config, make_decoder
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.server_tools import Served, served, until
 
 pytestmark = pytest.mark.server
@@ -167,7 +167,7 @@ def test_two_languages_of_which_one_is_there(opened: Page) -> None:
 
 
 def test_nothing_but_the_server_itself_may_be_asked_or_run() -> None:
-    folder = ROOT / "modules" / "server" / "web"
+    folder = ROOT / "modules" / "inference" / "server" / "web"
     for path in folder.iterdir():
         addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+", path.read_text(encoding="utf-8"))
         assert set(addresses) <= {"http://www.w3.org"}  # SVG's namespace

@@ -90,7 +90,7 @@ def test_a_store_that_is_back_is_caught_up_with_at_a_pace_that_leaves_training_a
     faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
-    monkeypatch.setattr(spool, "decode", lambda line: decoded.append(line) or json.loads(line))
+    monkeypatch.setattr(spool, "decode_record", lambda line: decoded.append(line) or json.loads(line))
     run = open_run(faulty)
     faulty.fault = "dead"
     expected = log_steps(run, 0, 5000)

@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.measure_memory import BASE, BASE_CASES, SHORT, TINY, TINY_CASES, Case, estimated, measured
 from modules.config.model import ModelConfig
-from modules.config.training import TrainerConfig
-from modules.model.decoder import meta_decoder
+from modules.config.training import TrainConfig, TrainerConfig
+from modules.model.decoder import Decoder, meta_decoder
+from modules.training.optimizer import OPTIMIZERS, make_optimizer
 from modules.training.planning.memory import TrainingMemory, training_memory
 
 
@@ -23,10 +25,8 @@ def test_the_estimate_is_what_a_base_step_takes(case: Case) -> None:
 
 
 def memory_of(shape: dict[str, Any] = BASE, lengths: Any = SHORT, **trainer: Any) -> TrainingMemory:
-    adapters = trainer.pop("adapter_parameters", None)
-    return training_memory(
-        ModelConfig(vocab_size=16384, **shape), TrainerConfig(**trainer), lengths, adapter_parameters=adapters
-    )
+    keys = {name: trainer.pop(name) for name in ("adapter_parameters", "optimizer") if name in trainer}
+    return training_memory(ModelConfig(vocab_size=16384, **shape), TrainerConfig(**trainer), lengths, **keys)
 
 
 @pytest.mark.parametrize("shape", [TINY, BASE], ids=["tiny", "base"])
@@ -36,6 +36,28 @@ def test_weights_gradients_and_moments_follow_the_number_format(shape: dict[str,
         memory = memory_of(shape, precision=precision)
         assert memory.weights == memory.gradients == size * parameters
         assert memory.optimizer == 2 * size * parameters
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_plans_state_is_what_the_optimizer_keeps(optimizer: Any, precision: str) -> None:
+    """Beside a step counter of 4 bytes a parameter."""
+    decoder = Decoder(ModelConfig(vocab_size=16384, **TINY))
+    if precision == "bf16-true":
+        decoder.bfloat16()
+    for parameter in decoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built = make_optimizer(decoder.named_parameters(), TrainConfig(optimizer=optimizer), 1e-3)
+    built.step()
+    tensors = [tensor for state in built.state.values() for tensor in state.values() if tensor.dim()]
+    assert memory_of(TINY, precision=precision, optimizer=optimizer).optimizer == sum(t.nbytes for t in tensors)
+
+
+def test_muon_keeps_one_momentum_of_adapters_and_of_each_devices_matrices() -> None:
+    assert memory_of(adapter_parameters=1_000_000, optimizer="muon").optimizer == 4_000_000
+    cut = memory_of(devices=4, strategy="fsdp", tensor_parallel=4, optimizer="muon")
+    saved = 4 * 12 * 12 * 768**2 / 4  # the second moment of a device's part of twelve layers' matrices
+    assert cut.optimizer == memory_of(devices=4, strategy="fsdp", tensor_parallel=4).optimizer - saved
 
 
 def test_ddp_keeps_everything_on_each_device_and_fsdp_a_share() -> None:

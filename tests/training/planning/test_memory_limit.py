@@ -19,8 +19,8 @@ from modules.training.planning.memory_limit import (
     GIB,
     MemoryDemand,
     device_memory,
-    in_words,
     largest_micro_batch,
+    memory_in_words,
     require_memory,
 )
 from tests.helpers.models import ROOT
@@ -86,7 +86,7 @@ def refusal(demand: MemoryDemand) -> str:
 )
 def test_the_least_costly_remedy_is_named(gib: float, keys: str) -> None:
     message = refusal(demand_of(device_memory=gib))
-    assert f"has {in_words(gib * GIB)} (trainer.device_memory)" in message
+    assert f"has {memory_in_words(gib * GIB)} (trainer.device_memory)" in message
     assert message.endswith(f": {keys}") or (keys.startswith("trainer.") and keys in message)
 
 
@@ -123,7 +123,8 @@ def test_what_an_earlier_run_in_this_process_left_counts_as_free() -> None:
     """As when main trains twice: freed blocks are kept during a run, and would be missed by the next one's check."""
     script = (
         "import psutil, torch\nfrom modules.system.hardware import keep_freed_memory\n"
-        "from modules.config import TrainerConfig\nfrom modules.training.planning.memory_limit import device_memory\n"
+        "from modules.config.training import TrainerConfig\n"
+        "from modules.training.planning.memory_limit import device_memory\n"
         "resident = lambda: psutil.Process().memory_info().rss // 2**20\nkeep_freed_memory()\n"
         "blocks = [torch.ones(2**20) for _ in range(100)]\nkept = torch.ones(2**20)\ndel blocks\n"
         "before = resident()\ndevice_memory(TrainerConfig(accelerator='cpu'))\nprint(before - resident())\n"

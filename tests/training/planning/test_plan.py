@@ -104,6 +104,8 @@ def test_the_plan_is_told_in_words(tokenizer: Tokenizer) -> None:
     assert lines["learning rate"] == "0.25"
     assert re.match(r"\d+ MiB at a step's peak", lines["memory a device"])
     assert lines["  weights"] == lines["  gradients"] == "0 MiB"
+    assert lines["  optimizer"] == "0 MiB (adamw)"
+    assert plan_of(tokenizer, batch_size=4, max_steps=4, optimizer="muon").describe()["  optimizer"] == "0 MiB (muon)"
 
 
 def test_a_rate_that_is_never_reached_is_told(tokenizer: Tokenizer) -> None:

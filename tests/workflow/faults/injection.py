@@ -32,7 +32,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a validation": [(LanguageModel, "validation_step")],
     "after a validation": [(checkpoint_callback.Checkpoints, "on_validation_end")],
     "when the model is made": [
-        (train, "require_sound"),
+        (train, "check_undamaged"),
         (train, "write_model"),
         (TrackedRun, "log_model"),
         (train, "write_run_manifest"),

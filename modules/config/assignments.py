@@ -1,10 +1,10 @@
-"""Command-line arguments → what is assigned to which key."""
+"""Command-line arguments and nested mappings → what is assigned to which key."""
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -44,3 +44,11 @@ def escaped(value: Any) -> Any:
     if isinstance(value, list):
         return [escaped(part) for part in value]
     return INTERPOLATION.sub(r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: str) -> Iterator[Assignment]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and prefix + str(name) in sections:
+            yield from leaves(value, f"{prefix}{name}.", sections, where)
+        else:
+            yield f"{prefix}{name}", value, where

@@ -26,11 +26,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ...config.model import ModelConfig
-from ...model.decoder import Decoder, build_decoder, fresh_tensors, meta_decoder
-from ...model.loss import linear_cross_entropy, trained_cross_entropy
-from ...model.parallel import MESH, fill, parallelize
-from ..optimizer import clip_gradients
+from modules.checkpoint.weights import shape_differences
+from modules.config.model import ModelConfig
+from modules.model.decoder import Decoder, build_decoder, fresh_tensors, meta_decoder
+from modules.model.loss import linear_cross_entropy, trained_cross_entropy
+from modules.model.parallel import MESH, fill, parallelize
+from modules.training.optimizer import clip_gradients
 
 ROW_CUT = ("query_key_value.weight", "query_key_value.bias", "dense_h_to_4h.weight", "dense_h_to_4h.bias")
 COLUMN_CUT = ("attention.dense.weight", "dense_4h_to_h.weight")
@@ -72,6 +73,18 @@ def play_rank(model: ModelConfig, data_parallel: int, tensor_parallel: int, rank
         shapes = {name: tuple(local(parameter).shape) for name, parameter in decoder.named_parameters()}
         gradients = [local(parameter.grad) for parameter in decoder.parameters() if parameter.grad is not None]
     return FakeRun(shapes, sum(gradient.numel() for gradient in gradients))
+
+
+def wrong_shapes(model: ModelConfig, data_parallel: int, tensor_parallel: int, tokens: int = 2048) -> list[str]:
+    """What the first rank and the last hold otherwise than the closed formula says; nothing where the layout holds."""
+    ranks = sorted({0, data_parallel * tensor_parallel - 1})
+    wrong = []
+    for rank, run in zip(ranks, rehearse_shapes(model, data_parallel, tensor_parallel, ranks, tokens), strict=True):
+        expected = expected_shapes(model, data_parallel, tensor_parallel, rank)
+        wrong += [f"rank {rank}: {complaint}" for complaint in shape_differences(expected, run.shapes)]
+        if run.gradient_elements != elements(expected):
+            wrong.append(f"rank {rank}: gradients of {run.gradient_elements:,} elements, not {elements(expected):,}")
+    return wrong
 
 
 def first_row_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import MISSING
-from .commands import STAGES
-from .loader import group_names, stage_defaults
-from .schema import Key, keys, type_name
+from modules.config.base import MISSING
+from modules.config.commands import STAGES
+from modules.config.loader import stage_defaults
+from modules.config.schema import Key, group_names, keys, type_name
 
 
 def help_text(stage: str) -> str:
