@@ -9,7 +9,7 @@ from modules.config.generation import GenerateConfig
 
 from . import find_model, pipeline
 from .cli.command_line import run_stage, with_positions
-from .cli.printing import write_text
+from .cli.printing import stream_text
 
 
 def generate(config: GenerateConfig) -> str:
@@ -17,7 +17,7 @@ def generate(config: GenerateConfig) -> str:
     folder = find_model(config.model, config.tracking)
     generator = pipeline(model=str(folder), dtype=config.dtype, **asdict(config.generation))
     prompt = [config.prompt] if generator.returns_full_text else []
-    return write_text(prompt, generator.stream(config.prompt))
+    return stream_text(prompt, generator.stream(config.prompt))
 
 
 if __name__ == "__main__":

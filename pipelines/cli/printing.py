@@ -23,7 +23,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def write_text(before: list[str], pieces: Iterable[str]) -> str:
+def stream_text(before: list[str], pieces: Iterable[str]) -> str:
     """Prints pieces of text as they come, and returns the whole."""
     written = list(before)
     print("".join(written), end="", flush=True)

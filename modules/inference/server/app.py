@@ -30,7 +30,7 @@ from .requests import (
     as_request_error,
     characters_of,
     check_limits,
-    prompt_limit,
+    most_prompt_tokens,
     read_body,
     tokenize,
 )
@@ -79,7 +79,7 @@ class Service:
         """Takes requests from here on. run: how the model was made (read_provenance), for the card."""
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
-        self.prompt_tokens = prompt_limit(self.limits, engine.decoder.config.max_position_embeddings)
+        self.prompt_tokens = most_prompt_tokens(self.limits, engine.decoder.config.max_position_embeddings)
         self.characters = characters_of(self.prompt_tokens, tokenizer)
         self.state = "ready"
 

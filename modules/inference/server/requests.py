@@ -152,7 +152,7 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
     return prompts
 
 
-def prompt_limit(limits: LimitsConfig, positions: int) -> int:
+def most_prompt_tokens(limits: LimitsConfig, positions: int) -> int:
     """The most tokens of a prompt."""
     return min(limits.prompt_tokens or positions, positions - 1)
 
