@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def pipeline(
     task: str = "text-generation",
-    model: str = EMBEDDED,
+    model: str | Path = EMBEDDED,
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     **defaults: Any,
 ) -> TextGenerator:
@@ -36,7 +36,7 @@ def pipeline(
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
     config = GenerationConfig.parse(defaults)
-    return TextGenerator(*load_verified(find_model(model), dtype), config)
+    return TextGenerator(*load_verified(find_model(str(model)), dtype), config)
 
 
 def find_model(model: str, tracking: TrackingConfig | None = None) -> Path:
