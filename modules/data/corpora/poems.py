@@ -125,8 +125,7 @@ def rows_by_split(rows: Iterable[Row]) -> dict[Split, list[Row]]:
 
 def _quatrain_rows(rows: list[Row]) -> Iterator[Row]:
     for poem, row in enumerate(rows, start=1):
-        for quatrain in cut_quatrains(row["src_txt"]):
-            yield {"src_txt": quatrain, "group": str(poem)}
+        yield from ({"src_txt": quatrain, "group": str(poem)} for quatrain in cut_quatrains(row["src_txt"]))
 
 
 def _couplet_rows(rows: list[Row]) -> Iterator[Row]:
