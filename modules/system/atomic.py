@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 DRAFT = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)\.tmp")
 
 
@@ -34,8 +32,19 @@ def remove_abandoned(folder: Path) -> None:
     """Removes the drafts of this machine's processes that are no longer there."""
     for path in folder.glob(".*.tmp"):
         found = DRAFT.fullmatch(path.name)
-        if found and found["host"] == os.uname().nodename and not psutil.pid_exists(int(found["process"])):
+        if found and found["host"] == os.uname().nodename and not is_alive(int(found["process"])):
             remove(path)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has this id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def remove(path: Path) -> None:
