@@ -22,8 +22,7 @@ def write_arrow(path: Path, batches: Iterable[Mapping[str, list[str]]]) -> None:
     writer: pa.RecordBatchStreamWriter | None = None
     with path.open("wb") as stream:
         for batch in batches:
-            arrays = {name: pa.array(texts, pa.string()) for name, texts in batch.items()}
-            table = pa.RecordBatch.from_pydict(arrays)
+            table = pa.RecordBatch.from_pydict({name: pa.array(texts, pa.string()) for name, texts in batch.items()})
             writer = writer or pa.ipc.new_stream(stream, table.schema)
             writer.write_batch(table)
         if writer:
@@ -39,22 +38,15 @@ def record_batches(dataset: datasets.Dataset) -> Iterator[pa.RecordBatch]:
         yield from dataset.data.table.to_batches(max_chunksize=BATCH_ROWS)
         return
     chosen = dataset._indices.column(0).to_numpy().astype(np.int64)
-    for first, last in _neighbours(chosen):
+    if len(chosen) and (np.diff(chosen) > 0).all():  # row numbers within one stretch of BATCH_ROWS go together
+        bounds = [0, *(np.flatnonzero(np.diff(chosen // BATCH_ROWS)) + 1).tolist(), len(chosen)]
+    else:
+        bounds = [*range(0, len(chosen), BATCH_ROWS), len(chosen)]
+    for first, last in itertools.pairwise(bounds):
         # Sliced first: take() on a column of many chunks copies all of it.
         start, end = int(chosen[first:last].min()), int(chosen[first:last].max()) + 1
         near = dataset.data.table.slice(start, end - start)
         yield from near.take(pa.array(chosen[first:last] - start)).combine_chunks().to_batches()
-
-
-def _neighbours(chosen: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Bounds of stretches of row numbers that lie within BATCH_ROWS of each other, where the numbers rise."""
-    if not len(chosen):
-        return iter(())
-    if (np.diff(chosen) > 0).all():
-        bounds = [0, *(np.flatnonzero(np.diff(chosen // BATCH_ROWS)) + 1).tolist(), len(chosen)]
-    else:
-        bounds = [*range(0, len(chosen), BATCH_ROWS), len(chosen)]
-    return itertools.pairwise(bounds)
 
 
 def text_batches(dataset: datasets.Dataset) -> Iterator[dict[str, list[str]]]:
@@ -69,12 +61,8 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     Hashed column by column: name, row count, UTF-8 lengths (int64, little-endian), then the bytes; no two
     different tables give the same input. Raises ValueError for null values or no src_txt.
     """
-    if dataset not in _digests:
-        _digests[dataset] = _fingerprint(dataset)
-    return _digests[dataset]
-
-
-def _fingerprint(dataset: datasets.Dataset) -> str:
+    if dataset in _digests:
+        return _digests[dataset]
     digest = hashlib.sha256(b"moyun rows 1\n")
     names = [name for name in ("src_txt", "tgt_txt") if name in dataset.column_names]
     if "src_txt" not in names:
@@ -87,7 +75,7 @@ def _fingerprint(dataset: datasets.Dataset) -> str:
             bounds = _offsets(column)
             if bounds[-1] > bounds[0]:
                 digest.update(memoryview(column.buffers()[2])[bounds[0] : bounds[-1]])
-    return digest.hexdigest()
+    return _digests.setdefault(dataset, digest.hexdigest())
 
 
 def _columns(dataset: datasets.Dataset, name: str) -> Iterator[pa.LargeStringArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datasets
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..config.data import DataConfig
 from ..system.cache import cache_folder
@@ -28,10 +28,8 @@ class TextDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens
-        self.micro_batch_tokens = micro_batch_tokens
-        self.seed = seed
-        self.tokenizer = tokenizer
+        self.batch_size, self.batch_tokens, self.micro_batch_tokens = batch_size, batch_tokens, micro_batch_tokens
+        self.seed, self.tokenizer = seed, tokenizer
         how = tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
         self.documents = {name: stored_documents(rows, *how) for name, rows in splits.items() if name != "test"}
 
@@ -44,11 +42,11 @@ class TextDataModule(pl.LightningDataModule):
         plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
         steps = ShuffledSteps(self.documents["train"], *plan, **self.ranks())
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
-        return loader(steps, left)
+        return DataLoader(steps, batch_size=None, sampler=left)
 
     def val_dataloader(self) -> DataLoader[StepBatch]:
         steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks())
-        return loader(steps, range(len(steps)))
+        return DataLoader(steps, batch_size=None, sampler=range(len(steps)))
 
     def beginning(self, document: int, characters: int = 20) -> str:
         """Of a training document's text, to find its row by."""
@@ -63,7 +61,3 @@ class TextDataModule(pl.LightningDataModule):
             return {}
         shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
-
-
-def loader(steps: Dataset[StepBatch], numbers: range) -> DataLoader[StepBatch]:
-    return DataLoader(steps, batch_size=None, sampler=numbers)

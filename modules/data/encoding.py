@@ -77,10 +77,7 @@ class EncodedBatch(NamedTuple):
 
 
 def encode_rows(
-    rows: datasets.Dataset,
-    tokenizer: Tokenizer,
-    sequence_length: int,
-    over_long: Literal["split", "cut"] = "cut",
+    rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"] = "cut"
 ) -> Documents:
     """Encodes src_txt (and tgt_txt); no document has more than sequence_length inputs.
 
@@ -153,23 +150,24 @@ def lay_out_rows(
     target_ids, target_lengths = np.zeros(0, np.int32), np.zeros_like(source_lengths)
     if targets is not None:
         target_ids, target_lengths = tokenizer.encode_flat(targets)
-    parts = [np.array(before, np.int32), source_ids, np.array(after, np.int32), target_ids]
-    pool = np.concatenate([*parts, np.array([tokenizer.end_of_text_id], np.int32)])
-    begins = np.cumsum([0, *map(len, parts)])
+    stretches = before, source_ids, after, target_ids, [tokenizer.end_of_text_id]
+    parts = [np.asarray(stretch, np.int32) for stretch in stretches]
+    begins = np.cumsum([0, *map(len, parts[:-1])])
     kept = source_lengths
     overhead = len(before) + len(after)
     if targets is not None and limit is not None:
         kept = np.minimum(source_lengths, prompt_limits(limit, target_lengths + 1, overhead) - overhead)
     same = np.ones_like(kept)
     lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
-    before_row = [full.cumsum() - full for full in (source_lengths, target_lengths)]
-    starts = begins + np.stack([0 * same, before_row[0], 0 * same, before_row[1], 0 * same], axis=1)
+    starts = np.tile(begins, (len(kept), 1))
+    starts[:, 1] += source_lengths.cumsum() - source_lengths
+    starts[:, 3] += target_lengths.cumsum() - target_lengths
     whole = overhead + source_lengths + target_lengths + 1
     if limit is not None:
         lengths = np.clip(limit - (lengths.cumsum(axis=1) - lengths), 0, lengths)
     row_lengths = lengths.sum(axis=1)
     prompt = np.maximum(1, overhead + kept if targets is not None else same * len(before))
-    return pool[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
+    return np.concatenate(parts)[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
 
 
 def count_trained_characters(
@@ -191,15 +189,10 @@ def count_trained_characters(
 
 
 ARRAYS = tuple(field.name for field in fields(Documents))[:5]
-COUNTS = tuple(field.name for field in fields(Documents))[5:]
 
 
 def stored_documents(
-    rows: datasets.Dataset,
-    tokenizer: Tokenizer,
-    sequence_length: int,
-    over_long: Literal["split", "cut"],
-    cache: Path,
+    rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"], cache: Path
 ) -> Documents:
     """What encode_rows gives, as arrays on disk: memory is bounded however many rows there are."""
     origin = {
@@ -209,11 +202,8 @@ def stored_documents(
         "over_long": over_long,
         "tokenizers": version("jieba") if tokenizer.kind == "jieba_bpe" else version("tokenizers"),
     }
-
-    def build(folder: Path) -> None:
-        write_documents(folder, rows, tokenizer, sequence_length, over_long)
-
-    return open_documents(cached(cache, "tokens", origin, build))
+    how = rows, tokenizer, sequence_length, over_long
+    return open_documents(cached(cache, "tokens", origin, lambda folder: write_documents(folder, *how)))
 
 
 def open_documents(folder: Path) -> Documents:
@@ -247,21 +237,18 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         self.stream = path.open("wb")
         self.length = 0
-        self.dtype = np.dtype(np.int64)
 
     def append(self, values: np.ndarray) -> None:
         if not self.length:
-            self.dtype = values.dtype
+            self.kind = np.lib.format.dtype_to_descr(values.dtype)
             self.write_header()
         self.length += len(values)
         self.stream.write(values.tobytes())
 
     def write_header(self) -> None:
         """The same number of bytes for any length: numpy leaves room for the first dimension to grow."""
-        kind = np.lib.format.dtype_to_descr(self.dtype)
-        np.lib.format.write_array_header_1_0(
-            self.stream, {"descr": kind, "fortran_order": False, "shape": (self.length,)}
-        )
+        header = {"descr": self.kind, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.stream, header)
 
     def close(self) -> None:
         self.stream.seek(0)

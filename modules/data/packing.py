@@ -72,8 +72,6 @@ def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: i
 
     As few groups as that takes, and alike in size: a small left-over group would waste a pass.
     """
-    if not len(documents):
-        return []
     ordered = documents[np.argsort(lengths[documents], kind="stable")]
     all_tokens = int(lengths[ordered].sum())
     count = max(1, -(-all_tokens // micro_batch_tokens))
@@ -86,7 +84,7 @@ def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: i
             groups.append(ordered[start:position])
             start, total = position, 0
         total += length
-    return [*groups, ordered[start:]]
+    return [*groups, ordered[start:]] if len(ordered) else []
 
 
 def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
@@ -119,30 +117,23 @@ def make_step(
     lengths = documents.lengths
     ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
     shares = [split_step(ordered[r::world_size], lengths, micro_batch_tokens) for r in range(world_size)]
-    groups = shares[rank]
-    padding = max(map(len, shares)) - len(groups)
-    return StepBatch(
-        micro_batches=[*(collate(documents, group) for group in groups), *[empty(documents)] * padding],
-        trained_tokens=int(documents.trained_tokens[chosen].sum()),
-    )
+    micro_batches = [collate(documents, group) for group in shares[rank]]
+    micro_batches += [empty(documents)] * (max(map(len, shares)) - len(micro_batches))
+    return StepBatch(micro_batches, trained_tokens=int(documents.trained_tokens[chosen].sum()))
 
 
 def empty(documents: Documents) -> MicroBatch:
     """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
-    input_ids = torch.from_numpy(documents.ids[:1].astype(np.int64))[None]
-    labels = torch.full((1, 1), IGNORED)
-    nothing = np.empty(0, np.int64)
-    return MicroBatch(input_ids, labels, [1], trained_tokens=0, characters=0, ends=0, documents=nothing)
+    ids, nothing = torch.from_numpy(documents.ids[:1].astype(np.int64))[None], np.empty(0, np.int64)
+    return MicroBatch(ids, torch.full((1, 1), IGNORED), [1], trained_tokens=0, characters=0, ends=0, documents=nothing)
 
 
 class StepDataset(Dataset[StepBatch]):
     """Item i is made of the i-th group of documents in a plan."""
 
     def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **ranks: int):
-        self.documents = documents
-        self.plan = plan
-        self.micro_batch_tokens = micro_batch_tokens
-        self.ranks = ranks
+        self.documents, self.plan = documents, plan
+        self.micro_batch_tokens, self.ranks = micro_batch_tokens, ranks
 
     def __len__(self) -> int:
         return len(self.plan)

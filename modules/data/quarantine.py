@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,9 @@ class Quarantine:
         """Takes in a source's bad rows; DataError where they are too large a share."""
         bad, total = len(findings.bad), len(findings.bad) + good
         if bad > self.max_share * total:
-            raise DataError(
-                findings.described(
-                    f"{bad:,} of {total:,} rows are bad ({bad / total:.2%}), over max_bad_rows={self.max_share}",
-                    "Correct or delete these rows, or raise max_bad_rows, then start again.",
-                )
-            )
+            head = f"{bad:,} of {total:,} rows are bad ({bad / total:.2%}), over max_bad_rows={self.max_share}"
+            remedy = "Correct or delete these rows, or raise max_bad_rows, then start again."
+            raise DataError(findings.described(head, remedy))
         for row in sorted(findings.bad):
             place = {"file": redact_text(findings.where), findings.unit: row.position}
             self.rows.append(place | {"reason": row.fault, "detail": row.detail, "text": row.text})
@@ -128,13 +125,3 @@ class Quarantine:
         """The list as a file; returns {"rows", "bytes", "sha256"} of it."""
         write_text(path, self.text())
         return {"rows": len(self.rows), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def to_json(findings: Findings) -> dict[str, Any]:
-    """What a cache has to keep of them."""
-    return {"unit": findings.unit, "bad": [asdict(row) for row in findings.bad]}
-
-
-def from_json(where: str, content: Mapping[str, Any]) -> Findings:
-    rows: Sequence[Mapping[str, Any]] = content["bad"]
-    return Findings(where, content["unit"], bad=[BadRow(**row) for row in rows])

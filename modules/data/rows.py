@@ -12,7 +12,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import datasets
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
-from .quarantine import DataError, Findings, Quarantine, from_json, to_json
+from .quarantine import BadRow, DataError, Findings, Quarantine
 from .readers import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
@@ -79,10 +79,7 @@ def load_rows(
 
 
 class _LateColumnError(Exception):
-    """Rows before lack a column that only shows now: they have to be checked anew."""
-
-    def __init__(self, columns: Collection[str]) -> None:
-        self.columns = columns
+    """Rows before lack a column that only shows now: they have to be checked anew. args: all columns so far."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,9 @@ class _Request:
         while True:
             findings, rows = self.opened(known)
             try:
-                return consume(_checked(findings, rows, self.columns, self.origin, self.extras)), findings
+                return consume(_checked(findings, rows, self)), findings
             except _LateColumnError as more:
-                known = more.columns
+                known = more.args
 
 
 def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
@@ -122,13 +119,17 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     def build(folder: Path) -> None:
         _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
         if request.tolerant:
-            (folder / BAD_ROWS).write_text(json.dumps(to_json(findings)), encoding="utf-8")
+            kept = {"unit": findings.unit, "bad": [asdict(row) for row in findings.bad]}
+            (folder / BAD_ROWS).write_text(json.dumps(kept), encoding="utf-8")
 
+    # Keys that only some requests have, so that entries of earlier versions are still found.
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
-    entry = cached(cache, "rows", key | ({"tolerant": True} if request.tolerant else {}), build)
+    key |= {"tolerant": True} if request.tolerant else {}
+    entry = cached(cache, "rows", key, build)
     findings, _ = request.opened()
     if request.tolerant:
-        findings = from_json(findings.where, json.loads((entry / BAD_ROWS).read_text(encoding="utf-8")))
+        kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
+        findings = Findings(findings.where, kept["unit"], bad=[BadRow(**row) for row in kept["bad"]])
     return datasets.Dataset.from_file(str(entry / TABLE)), findings
 
 
@@ -144,32 +145,25 @@ def _in_memory(batches: _Batches) -> datasets.Dataset:
     for batch in batches:
         for name, texts in batch.items():
             values.setdefault(name, []).extend(texts)
-    return datasets.Dataset.from_dict(
-        values, features=datasets.Features({name: datasets.Value("string") for name in values})
-    )
+    features = datasets.Features({name: datasets.Value("string") for name in values})
+    return datasets.Dataset.from_dict(values, features=features)
 
 
-def _checked(
-    findings: Findings,
-    rows: Iterator[Row],
-    columns: Mapping[str, str],
-    origin: Mapping[str, str],
-    extras: Collection[str],
-) -> _Batches:
+def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Batches:
     """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows.
 
     Where bad rows are tolerated it is raised only if there are no others.
     """
     present: dict[str, str] | None = None
     any_good = False
+    wanted = {**request.origin, **{name: name for name in request.extras}}
     for batch in _in_batches(rows):
         before = present
-        wanted = {**origin, **{name: name for name in extras}}
         present = {target: name for target, name in wanted.items() if name in findings.columns}
         if before not in (None, present):
-            raise _LateColumnError(present.values())
+            raise _LateColumnError(*present.values())
         values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
-        for name in set(extras) & set(values):
+        for name in set(request.extras) & set(values):
             values[name] = [as_json(value) for value in values[name]]
         bad = _note_bad_values(findings, batch, values, wanted)
         if bad and findings.tolerant:
@@ -181,7 +175,7 @@ def _checked(
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
-        _check_present(findings, columns, origin)
+        _check_present(findings, request.columns, request.origin)
     if not (findings.tolerant and any_good):
         findings.raise_if_bad()
     if present is None:
@@ -216,13 +210,9 @@ def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:
             hint = f"; did you mean data.columns.{name}={near[0]}?" if near else ""
             raise DataError(f"data.columns.{name}={target}: the target must be src_txt or tgt_txt{hint}")
         if target in origin:
-            raise DataError(
-                f"data.columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one of them"
-            )
+            raise DataError(f"data.columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one")
         origin[target] = name
-    for target in TEXT_COLUMNS:
-        if target not in columns:
-            origin.setdefault(target, target)
+    origin = {target: target for target in TEXT_COLUMNS if target not in columns} | origin
     return {target: origin[target] for target in TEXT_COLUMNS if target in origin}
 
 

@@ -37,29 +37,30 @@ def open_source(
     texts: the user's names of the columns that must be strings; extras: further columns to read, of any type.
     Raises DataError where there is no such source or split.
     """
-    wanted = texts, extras
     if isinstance(source, (str, Path)):
         path = locate(source, split)
-        if path is None:
-            return _open_dataset(_from_hub(source, split), f"hub dataset {source}", *wanted)
-        if path.is_dir():
-            return _open_dataset(_from_disk(path), str(path), *wanted)
-        findings = Findings(str(path))
-        return findings, read_file(path, findings, *wanted)
-    if isinstance(source, datasets.DatasetDict):
+        if path and path.is_file():
+            findings = Findings(str(path))
+            return findings, read_file(path, findings, texts, extras)
+        dataset, where = (_from_disk(path), str(path)) if path else (_from_hub(source, split), f"hub dataset {source}")
+    elif isinstance(source, datasets.DatasetDict):
+        where = f"split {split or 'train'!r}"
         if (split or "train") not in source:
-            raise DataError(f"the given DatasetDict has no split {split or 'train'!r}; it has {', '.join(source)}")
-        return _open_dataset(source[split or "train"], f"split {split or 'train'!r}", *wanted)
-    if isinstance(source, datasets.Dataset):
-        _check_split("the given dataset", split)
-        return _open_dataset(source, "the given dataset", *wanted)
-    findings = Findings("the given rows")
-    _check_split(findings.where, split)
-    if isinstance(source, Mapping):
-        return findings, readers.column_rows(source, findings)
-    if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return findings, readers.object_rows(source, findings)
-    raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
+            raise DataError(f"the given DatasetDict has no {where}; it has {', '.join(source)}")
+        dataset = source[split or "train"]
+    elif isinstance(source, datasets.Dataset):
+        dataset, where = source, "the given dataset"
+        _check_split(where, split)
+    else:
+        findings = Findings("the given rows")
+        _check_split(findings.where, split)
+        if isinstance(source, Mapping):
+            return findings, readers.column_rows(source, findings)
+        if isinstance(source, Sequence) and not isinstance(source, bytes):
+            return findings, readers.object_rows(source, findings)
+        raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
+    findings = Findings(where)
+    return findings, readers.dataset_rows(dataset, findings, texts, extras)
 
 
 def locate(source: str | Path, split: str | None) -> Path | None:
@@ -67,10 +68,16 @@ def locate(source: str | Path, split: str | None) -> Path | None:
     path = Path(source).expanduser()
     if not path.exists():
         return None
-    if path.is_dir() and not _is_saved_dataset(path):
-        path = _split_of_folder(path, split)
-    else:
+    if not path.is_dir() or _is_saved_dataset(path):
         _check_split(str(path), split)
+    elif found := find_split_file(path, split or "train"):
+        path = found
+    else:
+        present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise DataError(
+            f"{path} has no file for split {split or 'train'!r}; it holds {present};"
+            f" name one {split or 'train'}.csv (.jsonl, .parquet, …), or give a file's path"
+        )
     if not path.is_file() and not path.is_dir():  # a pipe would be waited for, and what was read of it once is gone
         raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
     return path
@@ -93,13 +100,6 @@ def is_mapped(source: RowSource, split: str | None) -> bool:
     return isinstance(source, (str, Path))
 
 
-def _open_dataset(
-    dataset: datasets.Dataset, where: str, texts: Collection[str], extras: Collection[str]
-) -> tuple[Findings, Iterator[Row]]:
-    findings = Findings(where)
-    return findings, readers.dataset_rows(dataset, findings, texts, extras)
-
-
 def _check_split(where: str, split: str | None) -> None:
     if split not in (None, "train"):
         raise DataError(
@@ -109,17 +109,6 @@ def _check_split(where: str, split: str | None) -> None:
 
 def _is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-
-
-def _split_of_folder(folder: Path, split: str | None) -> Path:
-    found = find_split_file(folder, split or "train")
-    if found is None:
-        present = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise DataError(
-            f"{folder} has no file for split {split or 'train'!r}; it holds {present};"
-            f" name one {split or 'train'}.csv (.jsonl, .parquet, …), or give a file's path"
-        )
-    return found
 
 
 def _from_disk(path: Path) -> datasets.Dataset:
@@ -139,10 +128,8 @@ def _from_hub(source: str | Path, split: str | None) -> datasets.Dataset:
                 return datasets.load_dataset(name, split=split or "train")
         except Exception as error:  # no network, no such name, no such split, no rights: one answer for all
             reason = silence or first_line(error)
-    raise DataError(
-        f"{name} is neither a file nor a reachable hub dataset ({reason});"
-        f" check the name, or the path from {Path.cwd()}"
-    )
+    where = f"{name} is neither a file nor a reachable hub dataset ({reason})"
+    raise DataError(f"{where}; check the name, or the path from {Path.cwd()}")
 
 
 def _why_the_hub_is_silent(name: str) -> str | None:
@@ -175,11 +162,8 @@ def find_split_file(folder: str | Path, split: str) -> Path | None:
     names = _VALIDATION_NAMES if split in _VALIDATION_NAMES else (split,)
     found = []
     for path in sorted(Path(folder).iterdir()):
-        if path.is_dir():
-            matches = path.name in names and _is_saved_dataset(path)
-        else:
-            matches = Path(path.name.removesuffix(".gz")).stem in names and file_format(path) is not None
-        if matches:
+        stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+        if stem in names and (_is_saved_dataset(path) if path.is_dir() else file_format(path)):
             found.append(path)
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)

@@ -30,8 +30,7 @@ def load_splits(
     training rows, drawn by seed. quarantine takes bad rows; without one they are refused. extras: columns to keep
     beside the texts. Raises DataError.
     """
-    if source is None:
-        source = config.path
+    source = config.path if source is None else source
     if source is None:
         raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
     check_prepared(source)

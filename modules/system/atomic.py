@@ -30,10 +30,9 @@ def drafts_in(folder: Path) -> list[Path]:
 
 def remove_abandoned(folder: Path) -> None:
     """Removes the drafts of this machine's processes that are no longer there."""
-    for path in drafts_in(folder):
+    for path in folder.glob(".*.tmp"):
         found = DRAFT.fullmatch(path.name)
-        assert found
-        if found["host"] == os.uname().nodename and not is_alive(int(found["process"])):
+        if found and found["host"] == os.uname().nodename and not is_alive(int(found["process"])):
             remove(path)
 
 
@@ -107,11 +106,7 @@ def write_link(path: Path, target: str) -> None:
 def new_folder(folder: Path, what: str) -> Iterator[Path]:
     """A draft to fill, which becomes `folder`; after an error it is removed.
 
-    Args:
-        what: what the folder is, for the message.
-
-    Raises:
-        FileExistsError: `folder` is there already; it is never overwritten.
+    Raises FileExistsError where `folder` is there already; `what` says in the message what it is.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
@@ -130,8 +125,7 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
 def publish_folder(draft: Path, folder: Path, replace: bool = False) -> None:
     """Syncs a draft with all that is in it, then renames it to `folder`.
 
-    Args:
-        replace: takes the place of an earlier folder; without it, OSError where somebody was faster.
+    With `replace` it takes the place of an earlier folder; without, OSError where there is one.
     """
     for path in [*draft.rglob("*"), draft]:
         flush_to_disk(path)

@@ -61,7 +61,15 @@ def cached(cache: Path, kind: str, origin: Mapping[str, Any], build: Callable[[P
             logger.warning("%s is damaged (%s): it is made again", entry, found)
             shutil.rmtree(entry, ignore_errors=True)
         remove_left_overs(entry)
-        return written(entry, build)
+        try:
+            with new_folder(entry, "an entry of the cache") as draft:
+                draft.chmod(0o700)
+                build(draft)
+                write_file_list(draft, describe_files(sorted(path for path in draft.iterdir() if path.is_file())))
+        except OSError:
+            if damage(entry) is not None:  # else a process was faster that no lock could hold back
+                raise
+    return entry
 
 
 @contextlib.contextmanager
@@ -79,28 +87,16 @@ def writing(cache: Path) -> Iterator[None]:
 
 def remove_left_overs(entry: Path) -> None:
     """By age: a machine that this one shares no locks with may be at work."""
-    drafts = (path for path in entry.parent.glob(f".{entry.name}.*") if path.suffix in (".tmp", ".partial"))
-    for left_over in drafts:  # .partial: as earlier versions called them
+    for path in entry.parent.glob(f".{entry.name}.*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left_over.stat().st_mtime > LEFT_OVER:
-                shutil.rmtree(left_over, ignore_errors=True)
-
-
-def written(entry: Path, build: Callable[[Path], None]) -> Path:
-    try:
-        with new_folder(entry, "an entry of the cache") as draft:
-            draft.chmod(0o700)
-            build(draft)
-            write_file_list(draft, describe_files(sorted(path for path in draft.iterdir() if path.is_file())))
-    except OSError:
-        if damage(entry) is not None:  # else a process was faster that no lock could hold back
-            raise
-    return entry
+            draft = path.suffix in (".tmp", ".partial")  # .partial: as earlier versions called them
+            if draft and time.time() - path.stat().st_mtime > LEFT_OVER:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def one_at_a_time(entry: Path) -> Iterator[None]:
-    """Waits for its turn; on a file system without locks nobody waits, which `written` stands too."""
+    """Waits for its turn; on a file system without locks nobody waits, which `cached` allows for too."""
     lock = file_lock(entry.with_name(f".{entry.name}.lock"))
     with contextlib.suppress(OSError):
         lock.acquire()

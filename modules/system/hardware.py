@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "neon")
 
 
 def keep_freed_memory() -> None:
@@ -32,9 +33,6 @@ def give_freed_memory_back() -> None:
 def default_device() -> torch.device:
     """The accelerator, where there is one."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "neon")
 
 
 def default_threads() -> int:

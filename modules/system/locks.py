@@ -26,10 +26,9 @@ def file_lock(path: Path) -> BaseFileLock:
 
 
 def take_lock(path: Path, owner: str, permissions: int = 0o666) -> BaseFileLock:
-    """Takes the lock and writes `owner` into its file. A file system without locks is warned of.
+    """Takes the lock and writes `owner` into its file; InUseError where it is held, in this process or another.
 
-    Raises:
-        InUseError: it is held, in this process or another.
+    A file system without locks is warned of.
     """
     path.touch(permissions)
     lock = file_lock(path)

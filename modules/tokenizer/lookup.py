@@ -45,7 +45,7 @@ class CharacterTable:
         self.encode = encode
 
     def __call__(self, texts: Sequence[str]) -> tuple[Ids, Counts]:
-        """(ids end to end, ids of each text)."""
+        """(ids end to end, number of ids of each text)."""
         ids = self.table[code_points(texts)]
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         unknown = np.flatnonzero(ids == UNKNOWN)
@@ -66,16 +66,9 @@ def standalone(tokens: Iterable[str], encode: Encode) -> dict[str, int]:
     Asked of the tokenizer itself, alone and between letters; letters, digits and marks join their neighbours.
     """
     categories = ("Lo", "Po", "Ps", "Pe", "Pi", "Pf", "Pd")
-    candidates = [
-        token
-        for token in tokens
-        if len(token) == 1 and unicodedata.category(token) in categories and not unicodedata.combining(token)
-    ]
+    candidates = [token for token in tokens if len(token) == 1 and unicodedata.category(token) in categories]
     (letter,) = encode(["a"])
     alone = encode(candidates)
     between = encode([f"a{character}a" for character in candidates])
-    return {
-        character: ids[0]
-        for character, ids, context in zip(candidates, alone, between, strict=True)
-        if len(ids) == 1 and context == [*letter, *ids, *letter]
-    }
+    found = zip(candidates, alone, between, strict=True)
+    return {token: ids[0] for token, ids, context in found if len(ids) == 1 and context == [*letter, *ids, *letter]}

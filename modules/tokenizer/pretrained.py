@@ -16,8 +16,10 @@ NOWHERE = "\U0010fffe"
 """A character that no vocabulary knows: some can be read, and fail only when they have to encode one."""
 
 
-def read_backend(path: Path) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json. Raises ValueError naming the file where the library cannot read it."""
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """The folder's tokenizer.json. Raises ValueError naming it where it is missing or the library can't read it."""
+    require_file(folder, "tokenizer.json")
+    path = folder / "tokenizer.json"
     require_small(path, VOCABULARY)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -25,9 +27,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
     except BaseException as error:  # the library raises a bare Exception, and panics at what it doesn't expect
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(
-            f"{path} is not a readable tokenizer.json ({error}); copy it again from where it came from"
-        ) from error
+        raise ValueError(f"{path} is not a readable tokenizer.json ({error}); copy it again") from error
     # Its own pipelines may have saved a maximum length; cutting and padding are the caller's business.
     backend.no_truncation()
     backend.no_padding()
@@ -60,14 +60,6 @@ def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def jieba_bpe_backend(folder: Path) -> tokenizers.Tokenizer:
-    """ModelScope's tokenizer.json. Raises ValueError where its tokens are bytes in GPT-2's spelling, not plain text."""
-    backend = read_backend(folder / "tokenizer.json")
-    if isinstance(backend.decoder, decoders.ByteLevel):
-        raise ValueError("tokenizer.json is byte-level BPE, which ModelScope's GPT-3 models don't use")
-    return backend
-
-
 def byte_level_backend(folder: Path, add_prefix_space: bool) -> tokenizers.Tokenizer:
     """GPT-2's vocab.json and merges.txt. Raises ValueError where they can't be read, or another file adds tokens."""
     for name in ("vocab.json", "merges.txt"):
@@ -94,7 +86,7 @@ SUPPORTED = "supported: moyun's own, BERT's WordPiece, GPT-2's byte-level BPE, M
 
 
 class FoundTokenizer(NamedTuple):
-    """The arguments of tokenizer.Tokenizer."""
+    """The arguments of `Tokenizer`."""
 
     backend: tokenizers.Tokenizer
     kind: TokenizerKind
@@ -107,18 +99,17 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     """Raises ValueError naming what the folder lacks or holds instead, KeyError for a key that our own file lacks."""
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
-        require_file(folder, "tokenizer.json")
-        backend = read_backend(folder / "tokenizer.json")
-        return FoundTokenizer(
-            backend, config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
-        )
+        own = config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
+        return FoundTokenizer(read_backend(folder), *own)
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
     if "megatron" in read_json_object(folder / "configuration.json"):
-        require_file(folder, "tokenizer.json")
+        backend = read_backend(folder)
+        if isinstance(backend.decoder, decoders.ByteLevel):
+            raise ValueError("tokenizer.json is byte-level BPE, which ModelScope's GPT-3 models don't use")
         # ModelScope ends every training row with <sep> and cuts generated text at it; <|endoftext|>,
         # its eod_id, only pads rows and is never trained on. There is no start token.
-        return FoundTokenizer(jieba_bpe_backend(folder), "jieba_bpe", "<sep>", [])
+        return FoundTokenizer(backend, "jieba_bpe", "<sep>", [])
     return hugging_face_tokenizer(folder, config)
 
 
@@ -129,7 +120,7 @@ def hugging_face_tokenizer(folder: Path, config: dict[str, Any]) -> FoundTokeniz
     if (folder / "vocab.txt").is_file() and (not has_json or str(name).removesuffix("Fast") == "BertTokenizer"):
         return FoundTokenizer(bert_backend(folder, config), "bert", "[SEP]", ["[CLS]"])
     if has_json:
-        backend = read_backend(folder / "tokenizer.json")
+        backend = read_backend(folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend = byte_level_backend(folder, bool(config.get("add_prefix_space", False)))
     elif (folder / "tokenizer.model").is_file() or (folder / "spiece.model").is_file():

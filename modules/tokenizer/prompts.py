@@ -16,12 +16,10 @@ SOURCE_FIELD = "{src_txt}"
 
 def split_template(template: str | None) -> tuple[str, str]:
     """The text before and after the source. Raises ValueError unless the source is there just once."""
-    if template is None:
-        return "", ""
-    if template.count(SOURCE_FIELD) != 1:
+    parts = (SOURCE_FIELD if template is None else template).split(SOURCE_FIELD)
+    if len(parts) != 2:
         raise ValueError(f"prompt_template {template!r} must hold {SOURCE_FIELD} exactly once")
-    before, _, after = template.partition(SOURCE_FIELD)
-    return before, after
+    return parts[0], parts[1]
 
 
 def fill_template(template: str | None, source: str) -> str:

@@ -19,7 +19,7 @@ class IncrementalDecoder:
     """
 
     def __init__(self, token_bytes: Mapping[int, bytes], is_wordpiece: bool) -> None:
-        """token_bytes: id → what it adds to a text; is_wordpiece: spaces between words must be guessed."""
+        """is_wordpiece: spaces between words must be guessed."""
         self._token_bytes, self._is_wordpiece = token_bytes, is_wordpiece
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._last = ""
@@ -31,9 +31,8 @@ class IncrementalDecoder:
 
     def flush(self) -> str:
         """The rest at the end of a text; the decoder is then ready for another."""
-        rest = self._utf8.decode(b"", final=True)
         self._last = ""
-        return rest
+        return self._utf8.decode(b"", final=True)
 
     def _join_word(self, piece: str) -> str:
         continues = piece.startswith("##") and len(piece) > 2

@@ -38,7 +38,7 @@ def describe_texts(texts: Iterable[str], tokenizer: Tokenizer) -> TextStatistics
     frequency = dict(Counter("".join(rows)).most_common())
     return TextStatistics(
         characters=np.array([len(row) for row in rows]),
-        tokens=np.array([len(tokenizer.encode(row)) for row in rows]),
+        tokens=np.array([len(ids) for ids in tokenizer.encode_batch(rows)]),
         frequency=frequency,
         unknown=[character for character in frequency if not has_token(character, tokenizer)],
     )

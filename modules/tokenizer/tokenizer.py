@@ -18,8 +18,6 @@ from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
 from .vocabulary_training import train_backend
 
-__all__ = ["END_OF_TEXT", "Tokenizer", "TokenizerKind", "load_tokenizer", "train_tokenizer"]
-
 # The library keeps about 100 bytes a token alive per batch; a whole corpus at once would not fit.
 _BATCH_SIZE = 4096
 
@@ -45,7 +43,7 @@ class Tokenizer:
         self.kind = kind
         self._end_of_text, self._start = end_of_text, list(start)
         self._backend = backend
-        self._backend.encode_special_tokens = True
+        backend.encode_special_tokens = True
         vocab = backend.get_vocab(with_added_tokens=True)
         missing = [token for token in (end_of_text, *start) if token not in vocab]
         if missing:
@@ -62,8 +60,8 @@ class Tokenizer:
         self._character_ids = {token: vocab[token] for token in vocab if len(token) == 1}
         self.prompt_template = prompt_template
         before, after = split_template(prompt_template)
-        self._prompt_start = [*self.start_ids, *self.encode(before)]
-        self._prompt_end = self.encode(after)
+        self.prompt_parts = [*self.start_ids, *self.encode(before)], self.encode(after)
+        """The ids before and after src_txt in a prompt."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -86,8 +84,7 @@ class Tokenizer:
         # Cut out of a text before all else, or of another id than the model's own vocabulary says.
         if added := [t for t in backend["added_tokens"] if not t["special"] or vocab.get(t["content"]) != t["id"]]:
             content["added_tokens"] = added
-        text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text alone, without start or end."""
@@ -124,11 +121,9 @@ class Tokenizer:
         return ids  # type: ignore[return-value]
 
     def _encode_with_backend(self, texts: Sequence[str]) -> list[list[int]]:
-        if self.kind == "jieba_bpe":
-            words = [list(jieba_segmenter().cut(text)) for text in texts]
-            encodings = self._backend.encode_batch_fast(words, is_pretokenized=True, add_special_tokens=False)
-        else:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        cut = self.kind == "jieba_bpe"
+        inputs = [list(jieba_segmenter().cut(text)) for text in texts] if cut else list(texts)
+        encodings = self._backend.encode_batch_fast(inputs, is_pretokenized=cut, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -143,32 +138,22 @@ class Tokenizer:
     def encode_prompt(self, src_txt: str, limit: int | None = None) -> list[int]:
         """What the model sees before it writes: start ids, then the template around `src_txt`.
 
-        Args:
-            src_txt: The source.
-            limit: The most ids of the whole; `src_txt` is cut at its end to fit.
-
-        Raises:
-            ValueError: The limit would leave nothing of `src_txt`.
+        `src_txt` is cut at its end so that the whole has at most `limit` ids. ValueError where nothing of it is left.
         """
-        source, overhead = self.encode(src_txt), len(self._prompt_start) + len(self._prompt_end)
+        source, (before, after) = self.encode(src_txt), self.prompt_parts
         if limit is not None:
-            room = limit - overhead
-            if room < min(1, len(source)):
+            overhead = len(before) + len(after)
+            if limit - overhead < min(1, len(source)):
                 raise ValueError(
                     f"limit ({limit}) leaves no room for the text: start and prompt template alone take "
                     f"{overhead} tokens; raise the limit or shorten the template"
                 )
-            source = source[:room]
-        return [*self._prompt_start, *source, *self._prompt_end]
-
-    @property
-    def prompt_parts(self) -> tuple[list[int], list[int]]:
-        """The ids before and after src_txt in a prompt."""
-        return self._prompt_start, self._prompt_end
+            source = source[: limit - overhead]
+        return [*before, *source, *after]
 
     def smallest_limit(self, pairs: bool) -> int:
         """The fewest ids that a row may be cut to: start, template, text and one more."""
-        return len(self._prompt_start) + len(self._prompt_end) + 2 if pairs else max(1, len(self.start_ids)) + 1
+        return sum(map(len, self.prompt_parts)) + 2 if pairs else max(1, len(self.start_ids)) + 1
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `load_tokenizer` reads."""

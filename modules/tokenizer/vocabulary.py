@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,10 +10,8 @@ import tokenizers
 
 TokenizerKind = Literal["character", "bpe", "bert", "jieba_bpe", "byte_level_bpe"]
 END_OF_TEXT = "<|endoftext|>"
-BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTE_TOKENS = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}  # as `tokenizers` spells a byte
 BERT_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @functools.cache
@@ -63,8 +60,7 @@ def token_bytes(backend: tokenizers.Tokenizer, kind: TokenizerKind, leave_out: s
         if kind == "byte_level_bpe" and token_id not in added:
             table[token_id] = undisguised(token)
         else:
-            byte = _BYTE_TOKEN.fullmatch(token) if byte_fallback else None
-            table[token_id] = bytes([int(byte[1], 16)]) if byte else token.encode()
+            table[token_id] = (BYTE_TOKENS.get(token) if byte_fallback else None) or token.encode()
     return table
 
 

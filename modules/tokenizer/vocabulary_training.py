@@ -43,7 +43,13 @@ def train_backend(
     if kind == "bpe" and room > len(characters) > 0:
         rare = {ord(character): " " for character in counts.keys() - set(characters)}
         merges = _learn_merges((text.translate(rare) for text in texts), characters, room, min_frequency)
-    return _bpe_backend([END_OF_TEXT, *BYTE_TOKENS, *characters], merges)
+    vocab = {token: token_id for token_id, token in enumerate([END_OF_TEXT, *BYTE_TOKENS, *characters])}
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:
@@ -58,20 +64,16 @@ def count_characters(texts: Iterable[str]) -> dict[str, int]:
 def _check_training_arguments(kind: str, vocab_size: int, min_frequency: int) -> None:
     if kind not in ("character", "bpe"):
         raise ValueError(f'tokenizer kind {kind!r} cannot be trained; choose "character" or "bpe"')
-    if vocab_size < 2 + len(BYTE_TOKENS):
-        raise ValueError(
-            f"vocab_size ({vocab_size}) must be at least {2 + len(BYTE_TOKENS)}: "
-            "end-of-text, 256 bytes and one character"
-        )
+    least = 2 + len(BYTE_TOKENS)
+    if vocab_size < least:
+        raise ValueError(f"vocab_size ({vocab_size}) must be at least {least}: end-of-text, 256 bytes, one character")
     if min_frequency < 1:
         raise ValueError(f"min_frequency ({min_frequency}) must be at least 1")
 
 
 def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_frequency: int) -> list[tuple[str, str]]:
-    """Merges among `characters`; the caller has put a space where another character was.
-
-    The trainer leaves out characters outside its alphabet and would then see their neighbours side by side.
-    """
+    """Merges among `characters`. Where another one was, the caller has put a space: the trainer leaves out what isn't
+    in its alphabet, and would see the neighbours side by side."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="isolated")
     trainer = trainers.BpeTrainer(
@@ -84,13 +86,3 @@ def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_fr
     )
     backend.train_from_iterator(texts, trainer)
     return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
-
-
-def _bpe_backend(tokens: list[str], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    for left, right in merges:
-        vocab.setdefault(left + right, len(vocab))
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens([END_OF_TEXT])
-    return backend

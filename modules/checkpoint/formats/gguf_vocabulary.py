@@ -100,7 +100,7 @@ class Vocabulary:
 
 def vocabulary(folder: Path, tokenizer: Tokenizer, size: int) -> tuple[Vocabulary, list[str]]:
     """Of the tokenizer saved in `folder`, with unused tokens up to `size`; and notes for whoever exports."""
-    backend = read_backend(folder / "tokenizer.json")
+    backend = read_backend(folder)
     result = BUILDERS[tokenizer.kind](tokenizer, backend)
     for token_id in range(len(result.tokens), size):
         result.tokens.append(f"[PAD{token_id}]")

@@ -45,7 +45,7 @@ def write_huggingface_tokenizer(
         )
         return ids | {"pad_token_id": end}, notes
     tokenizer.save(folder)
-    backend = read_backend(folder / "tokenizer.json")
+    backend = read_backend(folder)
     own = read_json_object(folder / "tokenizer_config.json")
     add_start(backend, own["start"])
     if tokenizer.kind == "bert":

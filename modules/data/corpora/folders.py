@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterable
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from ...system.checksums import sha256_of
-from ...system.jsonl import Row, read_jsonl, write_jsonl
+from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import fingerprint
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..rows import load_rows
 from ..sources import has_split
-from .manifest import begin_folder, earlier_manifest, finish_folder
-from .poems import RECIPE, write_derived_sets
-from .verse import SPLITS, Split, split_of
+from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
+from .poems import RECIPE, rows_by_split, write_derived_sets
+from .verse import SPLITS
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
 
@@ -32,15 +28,9 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     if earlier:
         return earlier
     begin_folder(folder, identity)
-    by_split: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-    for row in read_jsonl(sample):
-        by_split[split_of(row["src_txt"])].append(row)
-    files = {
-        f"poems/{split}.jsonl.gz": write_jsonl(folder / "poems" / f"{split}.jsonl.gz", by_split[split])
-        for split in SPLITS
-    }
-    files |= write_derived_sets(by_split, folder)
-    return finish_folder(folder, identity, files)
+    by_split = rows_by_split(read_jsonl(sample))
+    files = write_splits(folder, {f"poems/{split}": by_split[split] for split in SPLITS})
+    return finish_folder(folder, identity, files | write_derived_sets(by_split, folder))
 
 
 def prepare_rows(
@@ -70,29 +60,18 @@ def prepare_rows(
         return earlier
     seen: set[tuple[str, ...]] = set()
     # Test first: a copy in two splits stays where it would otherwise leak from.
-    unique = {name: list(without_copies(found[name], seen)) for name in sorted(found, key=("", *SPLITS[::-1]).index)}
+    order = sorted(found, key=("", *SPLITS[::-1]).index)
+    unique = {name: list(unseen(found[name], lambda row: tuple(row.values()), seen)) for name in order}
     splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
     empty = [name for name in ("train", *own) if not splits[name]]
     if empty:
         raise DataError(f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own")
     copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
     begin_folder(folder, identity)
-    files = {
-        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", splits[name])
-        for name in SPLITS
-        if splits.get(name)
-    }
+    files = write_splits(folder, {name: splits[name] for name in SPLITS if splits.get(name)})
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     return finish_folder(folder, identity | {"exact copies dropped": copies}, files)
-
-
-def without_copies(rows: datasets.Dataset, seen: set[tuple[str, ...]]) -> Iterable[Row]:
-    for row in rows:
-        key = tuple(row.values())
-        if key not in seen:
-            seen.add(key)
-            yield row
 
 
 def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
@@ -104,9 +83,7 @@ def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: fl
     order = sorted({row["src_txt"] for row in rows}, key=hash_share)
     shares = {"test": test_fraction, "validation": validation_fraction}
     needed = {"train"} | {name for name, share in shares.items() if share}
-    bounds = test_fraction, test_fraction + validation_fraction
-    names = "test", "validation", "train"
-    place = {text: names[bisect_right(bounds, hash_share(text))] for text in order}
+    place = {text: split_by_share(hash_share(text), test_fraction, validation_fraction) for text in order}
     if not needed <= set(place.values()):
         held_out = [name for name, share in shares.items() for _ in range(math.ceil(len(order) * share))]
         place = dict(zip(order, held_out + ["train"] * len(order), strict=False))
@@ -116,6 +93,11 @@ def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: fl
             "or set validation_fraction=0 or test_fraction=0"
         )
     return {name: [row for row in rows if place[row["src_txt"]] == name] for name in SPLITS}
+
+
+def split_by_share(share: float, test: float, validation: float) -> str:
+    """The split of a text whose hash_share this is."""
+    return "test" if share < test else "validation" if share < test + validation else "train"
 
 
 def hash_share(text: str) -> float:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...system.atomic import write_json
 from ...system.checksums import sha256_of
+from ...system.jsonl import Row, write_jsonl
 from ..quarantine import DataError
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
+
+
+def write_splits(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Manifest:
+    """Name → rows as FOLDER/NAME.jsonl.gz, in this order; returns what the manifest says of the files."""
+    return {f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", rows[name]) for name in rows}
+
+
+def unseen(rows: Iterable[Row], key_of: Callable[[Row], Hashable], seen: set[Any]) -> Iterator[Row]:
+    """The rows whose key isn't in `seen`, to which it is added."""
+    for row in rows:
+        key = key_of(row)
+        if key not in seen:
+            seen.add(key)
+            yield row
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -38,11 +53,11 @@ def earlier_manifest(folder: Path, identity: Manifest) -> Manifest | None:
     if not folder.exists() or not any(folder.iterdir()):
         return None
     manifest = read_manifest(folder)
-    same = bool(manifest) and all(manifest.get(key) == value for key, value in identity.items())
-    if same and manifest.get("unfinished"):
-        return None
-    if same and files_unchanged(folder, manifest.get("files", {})):
-        return manifest
+    if identity.items() <= manifest.items():
+        if manifest.get("unfinished"):
+            return None
+        if files_unchanged(folder, manifest.get("files", {})):
+            return manifest
     raise DataError(
         f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
         "give output_dir=ANOTHER_FOLDER, or delete this one"

@@ -48,11 +48,13 @@ class Package:
 
     name: str
     version: str
-    file: str
     sha256: str
-    licence: str
     backend: str = ""
     """Of a source archive: the module that pip builds it with, setuptools.build_meta where it names none."""
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}-{self.version}" + (".tar.gz" if self.backend else "-py3-none-any.whl")
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -95,14 +97,10 @@ def download(name: str, archive: Path, what: str, command: Callable[[Path], list
     partial = archive.parent.absolute() / f"fetching-{name}"  # absolute: pip runs the backend in a folder of its own
     remove(partial)
     partial.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(partial / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     try:
         subprocess.run(
-            command(partial),
-            env=os.environ | {"PYTHONPATH": str(partial / "backend"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_FETCH_SECONDS,
+            command(partial), env=environment, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS
         )
         (partial / archive.name).replace(archive)
     except subprocess.TimeoutExpired as error:
@@ -188,8 +186,7 @@ def tar_members(
 ) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files in a .tar.gz that `wanted` gives a name, from that in the archive.
 
-    Nothing is written anywhere, whatever the names. `progress` is told the fraction of the archive read. Raises
-    ValueError for an archive that unfolds to more than such packages do.
+    `progress` is told the fraction of the archive read. ValueError where it unfolds to more than such packages do.
     """
     size = archive.stat().st_size
     # Unpacked by gzip, because tarfile's own "r|gz" takes a cut file for a shorter one.

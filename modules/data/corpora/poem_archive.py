@@ -68,30 +68,25 @@ def find_or_fetch_archive(path: Path | None, cache_dir: Path) -> Path:
 
     Raises ValueError when `path` does not exist, when npm is missing or fails, or when the file is damaged.
     """
-    if path is not None:
-        if not path.is_file():
-            raise ValueError(f"no poem archive at {path}: give the path of {ARCHIVE_NAME}, or none to fetch it")
-        check_integrity(path)
-        return path
-    archive = cache_dir / ARCHIVE_NAME
+    if path is not None and not path.is_file():
+        raise ValueError(f"no poem archive at {path}: give the path of {ARCHIVE_NAME}, or none to fetch it")
+    archive = path or cache_dir / ARCHIVE_NAME
     if not archive.is_file():
-        _npm_pack(cache_dir)
+        _npm_pack(archive)
     check_integrity(archive)
     return archive
 
 
-def _npm_pack(cache_dir: Path) -> None:
+def _npm_pack(archive: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError(
             f"npm, which fetches the poem archive {PACKAGE}, is not on PATH: install Node.js, or put {ARCHIVE_NAME} "
-            f"into {cache_dir}, or give its path as archive="
+            f"into {archive.parent}, or give its path as archive="
         )
-    remove(cache_dir / "fetching")  # what an earlier version left when it was killed
+    remove(archive.parent / "fetching")  # what an earlier version left when it was killed
     command = [npm, "pack", PACKAGE, "--pack-destination"]
-    download(
-        "chinese-poetry", cache_dir / ARCHIVE_NAME, f"npm pack {PACKAGE}", lambda partial: [*command, str(partial)]
-    )
+    download("chinese-poetry", archive, f"npm pack {PACKAGE}", lambda partial: [*command, str(partial)])
 
 
 def check_integrity(archive: Path) -> str:
@@ -116,12 +111,16 @@ def read_archive(archive: Path, progress: Callable[[float], None]) -> tuple[list
     try:
         for name, content in tar_members(archive, _wanted, progress):
             order = _order_of(name)
-            records = _parse(content, name)
+            records = json.loads(content)
             if order is None:
                 faulty_ids.update(record["id"] for record in records)
                 continue
             source = COLLECTIONS[order[0]][1]
             files.append(PoemFile(order, source, list(_poems(records, source))))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{archive} is not a readable .tgz archive ({name} is not JSON: {error}): fetch it again"
+        ) from error
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise ValueError(f"{archive} is not a readable .tgz archive ({error}): fetch it again") from error
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -142,13 +141,6 @@ def _order_of(name: str) -> tuple[int, int, str] | None:
             number = re.search(r"\d+", name)
             return rank, int(number.group()) if number else 0, name
     return None
-
-
-def _parse(content: bytes, place: str) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
 
 
 def _poems(records: Any, source: str) -> Iterator[RawPoem]:

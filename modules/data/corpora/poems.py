@@ -10,8 +10,8 @@ from typing import Any
 
 from ...system.atomic import write_json
 from ...system.jsonl import Row, read_jsonl, write_jsonl
-from .dedup import drop_exact_copies, drop_near_copies, leak_rate
-from .manifest import MANIFEST, Manifest, files_unchanged, read_manifest
+from .dedup import leak_rate, near_copies
+from .manifest import MANIFEST, Manifest, files_unchanged, read_manifest, unseen, write_splits
 from .poem_archive import ARCHIVE_SHA512, PACKAGE, check_integrity, read_archive
 from .poem_cleaning import Poem, Simplifier, clean_poems
 from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
@@ -51,7 +51,7 @@ def build_corpus(archive: Path, output_dir: Path, report: Progress = lambda step
     return manifest
 
 
-def write_derived_sets(rows_by_split: Mapping[Split, list[Row]], output_dir: Path) -> Manifest:
+def write_derived_sets(poems: Mapping[Split, list[Row]], output_dir: Path) -> Manifest:
     """Cut poems into OUT/quatrains and OUT/couplets; returns rows, bytes and SHA-256 by file.
 
     Poems of different splits may still have single lines in common, so a cut row goes only into the first of
@@ -60,10 +60,8 @@ def write_derived_sets(rows_by_split: Mapping[Split, list[Row]], output_dir: Pat
     files: Manifest = {}
     for name, cut in (("quatrains", _quatrain_rows), ("couplets", _couplet_rows)):
         seen: set[tuple[str, ...]] = set()
-        for split in reversed(SPLITS):
-            path = f"{name}/{split}.jsonl.gz"
-            rows = _unseen(cut(rows_by_split.get(split, [])), seen)
-            files[path] = write_jsonl(output_dir / path, rows)
+        rows = {f"{name}/{split}": unseen(cut(poems[split]), _han_only, seen) for split in reversed(SPLITS)}
+        files |= write_splits(output_dir, rows)
     return files
 
 
@@ -79,58 +77,55 @@ def _clean(archive: Path, output_dir: Path, report: Progress) -> Manifest:
         counts.update(dropped)
         poems.extend(kept)
         report("clean", done / len(files))
-    unique = drop_exact_copies(poems)
+    first = {han_only(poem.text): poem for poem in reversed(poems)}
+    unique = [poem for poem in poems if first[han_only(poem.text)] is poem]
     counts.update({"cleaned": len(poems), "exact copies": len(poems) - len(unique)})
-    entry = write_jsonl(output_dir / CLEANED, map(_row, unique))
+    rows = ({"src_txt": p.text, "title": p.title, "author": p.author, "source": p.source} for p in unique)
+    entry = write_jsonl(output_dir / CLEANED, rows)
     return {"counts": dict(counts), "files": {CLEANED: entry}}
 
 
 def _deduplicate(digest: str, output_dir: Path, report: Progress) -> Manifest:
     report("deduplicate", 0.0)
     rows = read_jsonl(output_dir / CLEANED)
-    poems = [Poem(row["src_txt"], row["title"], row["author"], row["source"]) for row in rows]
     report("deduplicate", 0.3)
-    clusters = drop_near_copies(poems)
+    roots = near_copies([row["src_txt"] for row in rows])
+    kept = [row for index, row in enumerate(rows) if roots[index] == index]
     report("deduplicate", 1.0)
-    _check_count(digest, len(clusters.kept))
-    by_split: dict[Split, list[Poem]] = {split: [] for split in SPLITS}
-    for poem in clusters.kept:
-        by_split[split_of(poem.text)].append(poem)
+    if digest == ARCHIVE_SHA512 and len(kept) != EXPECTED_POEMS:
+        raise ValueError(
+            f"{PACKAGE} gave {len(kept)} poems, recipe {RECIPE} gives {EXPECTED_POEMS}: install opencc>=1.4,<2; "
+            "after a deliberate change of the recipe, raise RECIPE and set EXPECTED_POEMS"
+        )
+    by_split = rows_by_split(kept)
     files: Manifest = {}
     for done, split in enumerate(SPLITS, start=1):
-        path = f"poems/{split}.jsonl.gz"
-        files[path] = write_jsonl(output_dir / path, map(_row, by_split[split]))
+        files |= write_splits(output_dir, {f"poems/{split}": by_split[split]})
         report("write poems", done / len(SPLITS))
-    characters = Counter(character for poem in clusters.kept for character in han_only(poem.text))
+    characters = Counter(character for row in kept for character in han_only(row["src_txt"]))
     counts = {
-        "near copies": clusters.near_copies,
-        "largest cluster": clusters.largest,
-        "poems": len(clusters.kept),
+        "near copies": len(rows) - len(kept),
+        "largest cluster": max(Counter(roots).values(), default=0),
+        "poems": len(kept),
         "Han characters": characters.total(),
         "distinct Han characters": len(characters),
-        "by source": dict(Counter(poem.source for poem in clusters.kept)),
+        "by source": dict(Counter(row["source"] for row in kept)),
     }
-    train, test = ([poem.text for poem in by_split[name]] for name in (SPLITS[0], SPLITS[2]))
-    leak = leak_rate(train, test)
+    leak = leak_rate(*([row["src_txt"] for row in by_split[name]] for name in ("train", "test")))
     return {"counts": counts, "expected poems": EXPECTED_POEMS, "leak rate": round(leak, 5), "files": files}
 
 
-def _check_count(digest: str, poems: int) -> None:
-    if digest == ARCHIVE_SHA512 and poems != EXPECTED_POEMS:
-        raise ValueError(
-            f"{PACKAGE} gave {poems} poems, recipe {RECIPE} gives {EXPECTED_POEMS}: install opencc>=1.4,<2; "
-            "after a deliberate change of the recipe, raise RECIPE and set EXPECTED_POEMS"
-        )
-
-
-def _row(poem: Poem) -> Row:
-    return {"src_txt": poem.text, "title": poem.title, "author": poem.author, "source": poem.source}
+def rows_by_split(rows: Iterable[Row]) -> dict[Split, list[Row]]:
+    """Poems in the splits that they belong to, in order."""
+    by_split: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        by_split[split_of(row["src_txt"])].append(row)
+    return by_split
 
 
 def _quatrain_rows(rows: list[Row]) -> Iterator[Row]:
     for poem, row in enumerate(rows, start=1):
-        for quatrain in cut_quatrains(row["src_txt"]):
-            yield {"src_txt": quatrain, "group": str(poem)}
+        yield from ({"src_txt": quatrain, "group": str(poem)} for quatrain in cut_quatrains(row["src_txt"]))
 
 
 def _couplet_rows(rows: list[Row]) -> Iterator[Row]:
@@ -139,19 +134,14 @@ def _couplet_rows(rows: list[Row]) -> Iterator[Row]:
             yield {"src_txt": first, "tgt_txt": second, "group": str(poem)}
 
 
-def _unseen(rows: Iterable[Row], seen: set[tuple[str, ...]]) -> Iterator[Row]:
-    for row in rows:
-        key = tuple(han_only(row[name]) for name in ("src_txt", "tgt_txt") if name in row)
-        if key not in seen:
-            seen.add(key)
-            yield row
+def _han_only(row: Row) -> tuple[str, ...]:
+    return tuple(han_only(row[name]) for name in ("src_txt", "tgt_txt") if name in row)
 
 
 def _earlier_manifest(output_dir: Path, digest: str) -> Manifest:
     """The manifest in output_dir if it is of the same archive and recipe, else a fresh one."""
-    fresh: Manifest = {"archive": PACKAGE, "archive sha512": digest, "recipe": RECIPE, "stages": {}}
-    if digest != ARCHIVE_SHA512:
-        fresh["archive"] = "unpublished"
+    name = PACKAGE if digest == ARCHIVE_SHA512 else "unpublished"
+    fresh: Manifest = {"archive": name, "archive sha512": digest, "recipe": RECIPE, "stages": {}}
     earlier = read_manifest(output_dir)
     same = all(earlier.get(key) == fresh[key] for key in ("archive sha512", "recipe"))
     return earlier if same else fresh

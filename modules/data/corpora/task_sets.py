@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,10 +58,6 @@ class Corpus:
     """Of a user's own copy, for messages."""
 
 
-def json_lines(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
-
-
 def is_text(value: object) -> bool:
     """Whether it can stand in a row: JSON may also hold half a surrogate pair, which no file takes."""
     return isinstance(value, str) and bool(value.strip()) and not HALF.search(value)
@@ -86,7 +82,7 @@ def read_templates(contents: Sequence[bytes], counts: Counter[str]) -> list[Task
             if not act:
                 counts["without an act"] += len(distinct)
                 continue
-            intents = list(numbered(act.split("*")))
+            intents = numbered(act.split("*"))
             slots = [f"[{intent}]" for intent in intents if has_value(intent)]
             source = f"{side}：{'；'.join(intents)}"
             whole = "*".join(sorted(set(act.split("*"))))
@@ -98,12 +94,12 @@ def read_templates(contents: Sequence[bytes], counts: Counter[str]) -> list[Task
     return examples
 
 
-def numbered(intents: Sequence[str]) -> Iterator[str]:
+def numbered(intents: list[str]) -> list[str]:
     """Intents that stand more than once get a number from 1 up."""
-    total, seen = Counter(intents), Counter[str]()
-    for intent in intents:
-        seen[intent] += 1
-        yield f"{intent}{seen[intent]}" if total[intent] > 1 else intent
+    return [
+        f"{intent}{intents[: index + 1].count(intent)}" if intents.count(intent) > 1 else intent
+        for index, intent in enumerate(intents)
+    ]
 
 
 def has_value(intent: str) -> bool:
@@ -115,12 +111,7 @@ DATA_TO_TEXT = Corpus(
     name="data_to_text",
     licence="Apache-2.0",
     package=Package(
-        "convlab",
-        "3.0.1",
-        "convlab-3.0.1.tar.gz",
-        "911ee742a84885542db9404d82cb9162c37aa22e38f569ba6d8735aaf8677c2b",
-        "Apache-2.0",
-        backend="setuptools.build_meta",
+        "convlab", "3.0.1", "911ee742a84885542db9404d82cb9162c37aa22e38f569ba6d8735aaf8677c2b", "setuptools.build_meta"
     ),
     members=tuple(_SIDES.values()),
     prose=False,
@@ -145,12 +136,7 @@ INSTRUCTIONS = Corpus(
     name="instructions",
     licence="Apache-2.0 (the package); the replies are a language model's, whose provider has terms of its own",
     package=Package(
-        "llamafactory",
-        "0.9.5",
-        "llamafactory-0.9.5.tar.gz",
-        "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
-        "Apache-2.0",
-        backend="hatchling.build",
+        "llamafactory", "0.9.5", "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f", "hatchling.build"
     ),
     members=("data/alpaca_zh_demo.json",),
     read=read_instructions,
@@ -167,7 +153,13 @@ _SENTENCE = re.compile(r"[^。！？!?\n]*[。！？!?\n]*")
 
 def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     examples = []
-    for passage, question, answers in _questions(json.loads(contents[0])):
+    asked = [
+        (paragraph["context"], question["question"], question["answers"])
+        for document in json.loads(contents[0])["data"]
+        for paragraph in document["paragraphs"]
+        for question in paragraph["qas"]
+    ]
+    for passage, question, answers in asked:
         counts["read"] += 1
         span = answer_span(passage, answers, counts) if is_text(passage) and is_text(question) else None
         if span is None:
@@ -179,13 +171,6 @@ def read_questions(contents: Sequence[bytes], counts: Counter[str]) -> list[Task
         source = f"{before.translate(MARKS)}【{answer.translate(MARKS)}】{after.translate(MARKS)}".strip()
         examples.append(TaskExample(source, question.strip(), passage))
     return examples
-
-
-def _questions(content: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    for document in content["data"]:
-        for paragraph in document["paragraphs"]:
-            for question in paragraph["qas"]:
-                yield paragraph["context"], question["question"], question["answers"]
 
 
 def answer_span(passage: str, answers: list[dict[str, Any]], counts: Counter[str]) -> tuple[int, int] | None:
@@ -245,7 +230,8 @@ _ANSWER = re.compile(r"The final answer is: ([A-E])")
 
 def read_parables(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskExample]:
     examples = []
-    for row in json_lines(contents[0]):
+    for line in filter(str.strip, contents[0].decode().splitlines()):
+        row = json.loads(line)
         counts["read"] += 1
         prompt = _PROMPT.fullmatch(row["input"][-1]["content"])
         answer = _ANSWER.fullmatch(row["ideal"][0])
@@ -261,18 +247,10 @@ def read_parables(contents: Sequence[bytes], counts: Counter[str]) -> list[TaskE
 SUMMARIZATION = Corpus(
     name="summarization",
     licence="MIT",
-    package=Package(
-        "evals",
-        "3.0.1.post1",
-        "evals-3.0.1.post1-py3-none-any.whl",
-        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
-        "MIT",
-    ),
+    package=Package("evals", "3.0.1.post1", "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"),
     members=("evals/registry/data/parable-to-moral-match/parable-to-moral-match-zh.jsonl",),
     read=read_parables,
 )
 
-CORPORA: dict[str, Corpus] = {
-    corpus.name: corpus for corpus in (SUMMARIZATION, DATA_TO_TEXT, QUESTION_GENERATION, INSTRUCTIONS)
-}
+CORPORA = {corpus.name: corpus for corpus in (SUMMARIZATION, DATA_TO_TEXT, QUESTION_GENERATION, INSTRUCTIONS)}
 """What `prepare source=NAME` can be told, beside sample, full and rows of one's own."""

