@@ -58,7 +58,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     decoder = meta_decoder(model.config)
     weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
     decoder.load_state_dict(weights, strict=True, assign=True)
-    return decoder.requires_grad_(True).eval()
+    return decoder.to(device).requires_grad_(True).eval()  # buffers that no file holds are moved too
 
 
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:

@@ -176,11 +176,7 @@ class Task:
         return found
 
     def scored(
-        self,
-        answers: Sequence[Answer],
-        metrics: Sequence[Metric],
-        more: dict[str, np.ndarray],
-        by_model: bool = True,
+        self, answers: Sequence[Answer], metrics: Sequence[Metric], more: dict[str, np.ndarray], by_model: bool = True
     ) -> list[ScoredRow]:
         columns = more | {metric.name: metric.of_rows() for metric in metrics}
         return [

@@ -63,7 +63,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     decoder.requires_grad_(False)
     for name, module in linear.items():
         if is_target(name, config.target_modules):
-            replace(decoder, name, LoraLinear(module, config))
+            decoder.set_submodule(name, LoraLinear(module, config))
     values = initial_adapters(decoder, seed)
     with torch.no_grad():
         for name, value in values.items():
@@ -74,11 +74,6 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
 def is_target(name: str, targets: list[str]) -> bool:
     """Whether one of the targets is the end of a module's dotted name."""
     return any(f".{name}".endswith(f".{target}") for target in targets)
-
-
-def replace(decoder: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(decoder.get_submodule(parent), attribute, module)
 
 
 def adapted(decoder: nn.Module) -> dict[str, LoraLinear]:
