@@ -17,7 +17,7 @@ from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
 from . import formats as interop
 from .dcp import is_training_checkpoint
 from .model_folder import FILES, read_model
-from .verification import CHANGED, golden_difference, saved_hashes
+from .verification import golden_difference, saved_hashes
 from .weights import CheckpointError, StoredModel, files_hash, weights_hash
 
 
@@ -140,7 +140,7 @@ def verified_hash(folder: Path) -> str:
     """
     found = model_hash(folder)
     if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
-        raise CheckpointError(f"{folder}: {CHANGED}")
+        raise CheckpointError(f"{folder}: model.safetensors differs from what was saved; copy the folder again")
     return found
 
 

@@ -18,9 +18,11 @@ from ..tokenizer.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Answer:
     text: str
-    stopped: bool
-    """Whether end-of-text (or a stop text) ended it, and not max_new_tokens or the model's last position."""
-    cut: bool
+    stopped: bool | None
+    """Whether end-of-text (or a stop text) ended it, and not max_new_tokens or the model's last position.
+
+    None where no model wrote it."""
+    cut: bool = False
     """Whether the prompt had to lose the end of its source to fit."""
 
 
@@ -36,15 +38,12 @@ def write_answers(
     positions = decoder.config.max_position_embeddings
     limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
-    cut = [
-        len(prompt) == limit and len(tokenizer.encode_prompt(source)) > limit
-        for source, prompt in zip(sources, prompts, strict=True)
-    ]
     answers: dict[int, Answer] = {}
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
         found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], config)
         for row, (text, stopped) in zip(batch, found, strict=True):
-            answers[row] = Answer(text, stopped, cut[row])
+            cut = len(prompts[row]) == limit and len(tokenizer.encode_prompt(sources[row])) > limit
+            answers[row] = Answer(text, stopped, cut)
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]
@@ -65,10 +64,8 @@ def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> I
 def write_batch(
     decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
 ) -> list[tuple[str, bool]]:
-    positions = decoder.config.max_position_embeddings
-    writers = [
-        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt))) for prompt in prompts
-    ]
+    room = [min(config.max_new_tokens, decoder.config.max_position_embeddings - len(prompt)) for prompt in prompts]
+    writers = [Writer(tokenizer, config.stop, most) for most in room]
     texts = [""] * len(prompts)
     for row, piece in write_pieces(generate(decoder, prompts, config, tokenizer.end_of_text_id), writers):
         texts[row] += piece

@@ -48,12 +48,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     """Puts adapters beside the target modules, in place, and freezes the rest; outputs stay as they are (lora_b is 0).
 
     On the meta device only shapes are made: copy the values of `initial_adapters` once there is memory.
-
-    Returns:
-        Names of the trainable parameters.
-
-    Raises:
-        ValueError: No linear layer has the name of a target.
+    Returns the names of the trainable parameters. Raises ValueError where no linear layer has the name of a target.
     """
     linear = {name: module for name, module in decoder.named_modules() if type(module) is Linear}
     for target in config.target_modules:

@@ -17,10 +17,7 @@ TOLD = ("model", "data", "tokenizer", "train", "lora")
 def model_card(
     name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
 ) -> str:
-    """`origin`: what run.yaml says of how the model was made (modules.tracking.provenance).
-
-    `source`: what the data's manifest says that they were made from (modules.data.corpora.manifest.source_of).
-    """
+    """origin: what run.yaml says of how the model was made. source: what the data were made from, by their manifest."""
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
         f"# {name}",
@@ -46,9 +43,7 @@ def in_a_line(facts: Mapping[str, str]) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ("---",) * len(head), *rows]
+    lines = [head, ("---",) * len(head), *rows] if rows else []
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
@@ -75,10 +70,8 @@ def curves(report: Report, most: int = 12) -> Iterator[tuple[list[str], list[tup
         shortest = min(lines.values(), key=len)
         every = -(-len(shortest) // most)
         steps = [step for step, _ in shortest][::-1][::every][::-1]
-        yield (
-            list(lines),
-            [(f"{step:,}", *(f"{near(series, step):.4g}" for series in lines.values())) for step in steps],
-        )
+        rows = [(f"{step:,}", *(f"{near(series, step):.4g}" for series in lines.values())) for step in steps]
+        yield list(lines), rows
 
 
 def near(series: Series, step: float, width: int = 20) -> float:
@@ -90,7 +83,7 @@ def near(series: Series, step: float, width: int = 20) -> float:
 
 def data(origin: Mapping[str, Any]) -> list[tuple[str, ...]]:
     fingerprints = origin.get("data", {})
-    return [(f"{split}", f"{count:,}", fingerprints.get(split, "")) for split, count in origin.get("rows", {}).items()]
+    return [(split, f"{count:,}", fingerprints.get(split, "")) for split, count in origin.get("rows", {}).items()]
 
 
 def settings(origin: Mapping[str, Any]) -> Iterator[str]:
