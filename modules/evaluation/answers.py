@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.generation import GenerationConfig
-from ..inference.text_generator import Writer, write_pieces
+from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
-from ..model.sampling import generate
 from ..tokenizer.prompts import prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -38,12 +37,11 @@ def write_answers(
     positions = decoder.config.max_position_embeddings
     limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
-    answers: dict[int, Answer] = {}
+    generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
-        found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], config)
-        for row, (text, stopped) in zip(batch, found, strict=True):
+        for row, found in zip(batch, generator.write_ids([prompts[row] for row in batch], config), strict=True):
             cut = len(prompts[row]) == limit and len(tokenizer.encode_prompt(sources[row])) > limit
-            answers[row] = Answer(text, stopped, cut)
+            answers[row] = Answer(found.text, found.stopped, cut)
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]
@@ -59,14 +57,3 @@ def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> I
         batch.append(row)
     if batch:
         yield batch
-
-
-def write_batch(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
-) -> list[tuple[str, bool]]:
-    room = [min(config.max_new_tokens, decoder.config.max_position_embeddings - len(prompt)) for prompt in prompts]
-    writers = [Writer(tokenizer, config.stop, most) for most in room]
-    texts = [""] * len(prompts)
-    for row, piece in write_pieces(generate(decoder, prompts, config, tokenizer.end_of_text_id), writers):
-        texts[row] += piece
-    return [(text, writer.ended) for text, writer in zip(texts, writers, strict=True)]
