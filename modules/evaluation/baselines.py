@@ -73,8 +73,7 @@ class NgramModel:
             raise ValueError(f"order ({order}) must be 1 to {HIGHEST_ORDER}")
         if not 0 < discount < 1:
             raise ValueError(f"discount ({discount}) must lie between 0 and 1, both excluded; try 0.75")
-        self.order = order
-        self.discount = discount
+        self.order, self.discount = order, discount
         self.characters: list[str] = []
         self._symbol_of_code_point: Ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.int64)
         self._counts: list[_Counts] = []

@@ -48,7 +48,9 @@ def build_prompts(
     """
     if "tgt_txt" not in rows.column_names:
         if task.examples:
-            raise ValueError(f"task.examples={task.examples} needs rows with tgt_txt: plain text has no answers")
+            raise ValueError(
+                f"task.examples={task.examples} needs rows with tgt_txt: plain text has no answers to show"
+            )
         return Prompted(rows, tokenizer.with_prompt_template(None), {})
     template = template_of(tokenizer, task, data)
     if not task.examples:

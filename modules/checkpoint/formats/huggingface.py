@@ -97,8 +97,12 @@ def read(folder: Path) -> StoredModel:
     words = tensors["wte.weight"]
     if head and ((head.shape, head.dtype) != (words.shape, words.dtype) or not same_bits(head.read(), words.read())):
         raise CheckpointError(f"{folder}: lm_head.weight differs from wte.weight, to which this decoder's head is tied")
-    heads = config.num_attention_heads
-    return StoredModel(config, {name: from_gpt2(name, tensors[renamed(name, NAMES)], heads) for name in expected})
+    weights = {}
+    for name in expected:
+        tensor = tensors[renamed(name, NAMES)]
+        rows = tensor.map(torch.t) if is_conv1d(name) else tensor
+        weights[name] = qkv_interleaved(name, rows, config.num_attention_heads)
+    return StoredModel(config, weights)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -170,12 +174,6 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 def is_conv1d(name: str) -> bool:
     """Whether the decoder's parameter is a weight that GPT-2 stores as (in, out)."""
     return name.endswith(".weight") and (".attention." in name or ".mlp." in name)
-
-
-def from_gpt2(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
-    if is_conv1d(name):
-        tensor = tensor.map(torch.t)
-    return qkv_interleaved(name, tensor, heads)
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> list[str]:
