@@ -29,7 +29,6 @@ from .weights import (
     heads_to_blocks,
     read_safetensors,
     save_tensors,
-    shapes_in,
 )
 
 WEIGHTS, FACTS = "adapter.safetensors", "adapter.yaml"
@@ -55,14 +54,13 @@ def save_adapter(
     base_hash: weights.weights_hash of the model folder that they were trained on.
     """
     heads = model.num_attention_heads
-    tensors = {
-        name: heads_to_blocks(tensor, heads) if name.endswith("query_key_value.lora_b") else tensor
-        for name, tensor in tensors.items()
-        if name.endswith((".lora_a", ".lora_b"))
-    }
+    stored = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".lora_a", ".lora_b")):
+            rows = heads_to_blocks(tensor, heads) if name.endswith("query_key_value.lora_b") else tensor
+            stored[name] = rows.detach().cpu().contiguous()
     with new_folder(folder, "an adapter") as draft:
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_tensors(on_cpu, draft / WEIGHTS, {"format": "pt"})
+        save_tensors(stored, draft / WEIGHTS, {"format": "pt"})
         facts = {
             "rank": config.rank,
             "alpha": config.alpha,
@@ -111,7 +109,7 @@ def apply_adapter(model: StoredModel, adapter: Adapter, weights_sha256: str) -> 
     decoder = meta_decoder(model.config)
     names = add_lora(decoder, adapter.config, seed=0)
     expected = {name: tuple(decoder.get_parameter(name).shape) for name in names}
-    check_shapes(WEIGHTS, FACTS, expected, shapes_in(adapter.tensors))
+    check_shapes(WEIGHTS, FACTS, expected, adapter.tensors)
     heads = model.config.num_attention_heads
     weights = dict(model.weights)
     for name in {name.rpartition(".")[0] for name in names}:

@@ -1,7 +1,6 @@
 """Training checkpoints, in PyTorch's distributed format (DCP), read without running pickled code (DCP's reader would).
 
-A checkpoint may have been written by any number of devices; model.yaml
-and the tokenizer lie in the folder above, once for all checkpoints of a run.
+A checkpoint may have been written by any number of devices; model.yaml and the tokenizer lie in the folder above.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from ..config.loader import load_model_config
 from ..system.checksums import FILE_LIST, damage
-from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, check_shapes, shapes_in, shapes_of
+from ..system.redaction import first_line
+from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, check_shapes, shapes_of
 
 METADATA = ".metadata"
 """The file of DCP's that makes a folder a training checkpoint."""
@@ -75,10 +75,8 @@ def check_metadata(folder: Path, metadata: Metadata) -> None:
         if file.parent != folder or not file.is_file() or not 0 <= part.offset <= file.stat().st_size - part.length:
             raise ValueError(f"it names bytes that {part.relative_path} doesn't hold")
     there = sum(path.stat().st_size for path in folder.glob("*.distcp"))
-    for name, tensor in metadata.state_dict_metadata.items():
-        if not isinstance(tensor, TensorStorageMetadata):
-            continue
-        if math.prod(tensor.size) * tensor.properties.dtype.itemsize > there:
+    for name, item in metadata.state_dict_metadata.items():
+        if isinstance(item, TensorStorageMetadata) and math.prod(item.size) * item.properties.dtype.itemsize > there:
             raise ValueError(f"{name} is larger than all files")
 
 
@@ -97,9 +95,7 @@ def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
         dcp.load(state, storage_reader=SafeReader(folder), planner=SafePlanner(), no_dist=no_dist)
     except (CheckpointException, pickle.UnpicklingError) as error:
         raise_if_stopped(error)
-        reasons = [error] if isinstance(error, pickle.UnpicklingError) else list(error.failures.values())
-        first = reasons[0][0] if isinstance(reasons[0], tuple) else reasons[0]
-        reason = next(iter(str(first).splitlines()), type(first).__name__)
+        reason = first_line((reasons_of(error) or [error])[0])
         raise CheckpointError(
             f"{folder} can't be loaded, as a checkpoint of another model or a damaged one: {reason}"
         ) from error
@@ -107,10 +103,15 @@ def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
 
 def raise_if_stopped(error: BaseException) -> None:
     """Raises the exception of a signal, which DCP reports as if it were a fault of the checkpoint."""
-    for failure in error.failures.values() if isinstance(error, CheckpointException) else ():
-        reason = failure[0] if isinstance(failure, tuple) else failure
+    for reason in reasons_of(error):
         if isinstance(reason, SystemExit | KeyboardInterrupt):
             raise reason
+
+
+def reasons_of(error: BaseException) -> list[BaseException]:
+    """What went wrong in each process, out of DCP's (exception, traceback) pairs."""
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    return [failure[0] if isinstance(failure, tuple) else failure for failure in failures]
 
 
 PREFIX = "model.decoder."
@@ -129,7 +130,7 @@ def read(folder: Path) -> StoredModel:
     weights = trained_weights(folder)
     if any(name.endswith("lora_a") for name in weights):
         raise CheckpointError(f"{folder} holds adapters alone: go on from it with train.resume_from")
-    check_shapes(folder, path, shapes_of(config), shapes_in(weights))
+    check_shapes(folder, path, shapes_of(config), weights)
     check_undamaged(folder)
     return StoredModel(config, weights)
 

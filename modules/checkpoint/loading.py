@@ -17,7 +17,7 @@ from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
 from . import formats as interop
 from .dcp import is_training_checkpoint
 from .model_folder import FILES, read_model
-from .verification import CHANGED, golden_difference, saved_hashes
+from .verification import golden_difference, saved_hashes
 from .weights import CheckpointError, StoredModel, files_hash, weights_hash
 
 
@@ -72,7 +72,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     decoder = meta_decoder(model.config)
     weights = {name: tensor.read().to(device, dtype) for name, tensor in model.weights.items()}
     decoder.load_state_dict(weights, strict=True, assign=True)
-    return decoder.requires_grad_(True).eval()
+    return decoder.to(device).requires_grad_(True).eval()  # buffers that no file holds are moved too
 
 
 def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
@@ -161,7 +161,7 @@ def verified_hash(folder: Path) -> str:
     """
     found = model_hash(folder)
     if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
-        raise CheckpointError(f"{folder}: {CHANGED}")
+        raise CheckpointError(f"{folder}: model.safetensors differs from what was saved; copy the folder again")
     return found
 
 

@@ -30,7 +30,6 @@ from .weights import (
     qkv_interleaved,
     read_weights,
     safetensors_files,
-    shapes_in,
     shapes_of,
     write_weights,
 )
@@ -72,7 +71,7 @@ def read_model(folder: Path) -> StoredModel:
     """A moyun model folder, still on disk. Raises CheckpointError where its weights don't fit model.yaml."""
     config = load_model_config(folder / "model.yaml")
     weights, files = read_weights(folder), safetensors_files(folder)
-    check_shapes(files[0] if len(files) == 1 else folder, "model.yaml", shapes_of(config), shapes_in(weights))
+    check_shapes(files[0] if len(files) == 1 else folder, "model.yaml", shapes_of(config), weights)
     heads = config.num_attention_heads
     return StoredModel(config, {name: qkv_interleaved(name, tensor, heads) for name, tensor in weights.items()})
 

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..system.redaction import first_line
 from .weights import CheckpointError
-
-NESTINGS = ("module", "state_dict")
-"""What training frameworks wrap a state dict in, beside bookkeeping of their own."""
 
 GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -27,9 +25,11 @@ def read_pickle(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]
     Mapped from the file; read into memory where it is older than PyTorch 1.6's zip files.
     Raises CheckpointError for a damaged file, and for one that holds more than tensors: it runs nothing of it.
     """
-    content = load(path)
-    nesting = next((name for name in NESTINGS if isinstance(content, dict) and isinstance(content.get(name), dict)), "")
-    tensors = content[nesting] if nesting else content
+    tensors = load(path)
+    for nesting in ("module", "state_dict"):  # what training frameworks wrap it in, beside bookkeeping of their own
+        if isinstance(tensors, dict) and isinstance(tensors.get(nesting), dict):
+            tensors = tensors[nesting]
+            break
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path} holds no state dict but a {type(tensors).__name__}; save model.state_dict()")
     for name, tensor in tensors.items():
@@ -73,10 +73,6 @@ def check_not_packed(path: Path) -> None:
     packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
     if packed or sum(part.file_size for part in parts) > path.stat().st_size:
         raise ValueError(f"{packed[0] if packed else 'what it holds'} is packed, which no file of PyTorch's is")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def usable(tensor: Tensor) -> bool:

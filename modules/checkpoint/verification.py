@@ -1,8 +1,4 @@
-"""Whether a model folder is what was saved: hashes of its files, and golden logits.
-
-golden.safetensors holds a prompt's ids and the logits of its next token; its metadata says what weights, tokenizer and
-model.yaml hashed to.
-"""
+"""Whether a model folder is what was saved: hashes of its files, and golden logits (see model_folder.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +14,6 @@ from ..system.checksums import sha256_of
 from ..tokenizer.tokenizer import Tokenizer
 from .weights import CheckpointError, StoredModel, StoredTensor, read_safetensors, save_tensors, weights_hash
 
-CHANGED = "model.safetensors differs from what was saved; copy the folder again"
 GOLDEN_PROMPT = "白日依山尽，"
 
 

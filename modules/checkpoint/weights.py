@@ -22,7 +22,6 @@ from ..model.decoder import meta_decoder
 from ..system.bounded_read import read_json
 from ..system.checksums import sha256_of
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 QKV = "query_key_value"
 
@@ -47,6 +46,7 @@ class StoredTensor:
 
 
 StoredWeights = Mapping[str, StoredTensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def stored_slice(path: Path, file: safe_open, name: str) -> StoredTensor:
     return StoredTensor(tuple(part.get_shape()), dtype, lambda: safe_open(path, "pt").get_tensor(name))
 
 
-def safetensors_files(folder: Path, name: str = "model") -> list[Path]:
-    """name.safetensors, or the shards that name.safetensors.index.json lists; CheckpointError for a missing one."""
-    return files_or_shards(folder, f"{name}.safetensors")
+def safetensors_files(folder: Path) -> list[Path]:
+    """`files_or_shards` of model.safetensors."""
+    return files_or_shards(folder, "model.safetensors")
 
 
 def files_or_shards(folder: Path, single_name: str) -> list[Path]:
@@ -149,25 +149,20 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> list[Path]:
     """Writes model.safetensors, or shards of at most shard_bytes with an index; one shard is in memory at a time."""
-    shards: list[Path] = []
-    names: list[list[str]] = []
+    shards: dict[Path, list[str]] = {}
     total = 0
     for shard in in_shards(tensors, shard_bytes):
         path = folder / f"model-{len(shards) + 1:05}.safetensors.part"
         save_tensors(shard, path, {"format": "pt"})
-        shards.append(path)
-        names.append(list(shard))
+        shards[path] = list(shard)
         total += sum(tensor.nbytes for tensor in shard.values())
         del shard  # or it would stay in memory while the next one is read
     if len(shards) == 1:
-        return [shards[0].rename(folder / "model.safetensors")]
-    files = [
-        path.rename(folder / f"model-{number:05}-of-{len(shards):05}.safetensors")
-        for number, path in enumerate(shards, start=1)
-    ]
-    weight_map = {name: path.name for path, inside in zip(files, names, strict=True) for name in inside}
+        return [path.rename(folder / "model.safetensors") for path in shards]
+    files = [path.rename(folder / f"model-{n:05}-of-{len(shards):05}.safetensors") for n, path in enumerate(shards, 1)]
+    weight_map = {name: path.name for path, inside in zip(files, shards.values(), strict=True) for name in inside}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return files
 
 
@@ -194,9 +189,9 @@ def files_hash(files: Iterable[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def shapes_in(weights: StoredWeights) -> dict[str, tuple[int, ...]]:
-    """Name → shape of stored tensors."""
-    return {name: tensor.shape for name, tensor in weights.items()}
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and number format are equal; NaN equals NaN, and 0 isn't -0."""
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def blocks_to_heads(rows: Tensor, heads: int) -> Tensor:
@@ -229,16 +224,17 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(
-    weights: object, described_by: object, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    place: object, described_by: object, expected: Shapes, found: Mapping[str, StoredTensor | Tensor]
 ) -> None:
-    """Raises CheckpointError naming `weights` and the tensors of it that aren't what `described_by` says."""
-    if complaints := list(shape_differences(expected, found)):
+    """Raises CheckpointError naming `place` and the tensors there that aren't what `described_by` says."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if complaints := list(shape_differences(expected, shapes)):
         more = f" and {len(complaints) - 5} more" if len(complaints) > 5 else ""
-        raise CheckpointError(f"{weights} doesn't fit {described_by}: " + "; ".join(complaints[:5]) + more)
+        raise CheckpointError(f"{place} doesn't fit {described_by}: " + "; ".join(complaints[:5]) + more)
 
 
-def shape_differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """A complaint for each tensor that is missing, unknown or misshapen; both map a name to a shape."""
+def shape_differences(expected: Shapes, found: Shapes) -> Iterator[str]:
+    """A complaint for each tensor that is missing, unknown or misshapen."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             yield f"{name} is missing"

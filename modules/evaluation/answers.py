@@ -17,9 +17,11 @@ from ..tokenizer.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Answer:
     text: str
-    stopped: bool
-    """Whether end-of-text (or a stop text) ended it, and not max_new_tokens or the model's last position."""
-    cut: bool
+    stopped: bool | None
+    """Whether end-of-text (or a stop text) ended it, and not max_new_tokens or the model's last position.
+
+    None where no model wrote it."""
+    cut: bool = False
     """Whether the prompt had to lose the end of its source to fit."""
 
 
@@ -35,14 +37,11 @@ def write_answers(
     positions = decoder.config.max_position_embeddings
     limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
-    cut = [
-        len(prompt) == limit and len(tokenizer.encode_prompt(source)) > limit
-        for source, prompt in zip(sources, prompts, strict=True)
-    ]
     generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
-        found = generator.write_ids([prompts[row] for row in batch], config)
-        answers |= {row: Answer(a.text, a.stopped, cut[row]) for row, a in zip(batch, found, strict=True)}
+        for row, found in zip(batch, generator.write_ids([prompts[row] for row in batch], config), strict=True):
+            cut = len(prompts[row]) == limit and len(tokenizer.encode_prompt(sources[row])) > limit
+            answers[row] = Answer(found.text, found.stopped, cut)
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]

@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tokenizer.lookup import CODE_POINTS, code_points
 from ..tokenizer.prompts import fill_template
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
@@ -35,11 +36,10 @@ def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Toke
 
 def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
     """(the whole text of a row, where the scored part starts)."""
-    targets = rows["tgt_txt"] if "tgt_txt" in rows.column_names else None
-    if targets is None:
+    if "tgt_txt" not in rows.column_names:
         yield from ((text, 0) for text in rows["src_txt"])
         return
-    for source, target in zip(rows["src_txt"], targets, strict=True):
+    for source, target in zip(rows["src_txt"], rows["tgt_txt"], strict=True):
         prompt = fill_template(tokenizer.prompt_template, source)
         yield prompt + target, len(prompt)
 
@@ -47,7 +47,6 @@ def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
 NAMES = ("unigram", "bigram", "trigram")
 HIGHEST_ORDER = len(NAMES)
-_CODE_POINTS = 0x110000
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -74,10 +73,9 @@ class NgramModel:
             raise ValueError(f"order ({order}) must be 1 to {HIGHEST_ORDER}")
         if not 0 < discount < 1:
             raise ValueError(f"discount ({discount}) must lie between 0 and 1, both excluded; try 0.75")
-        self.order = order
-        self.discount = discount
+        self.order, self.discount = order, discount
         self.characters: list[str] = []
-        self._symbol_of_code_point: Ids = np.full(_CODE_POINTS, UNKNOWN, dtype=np.int64)
+        self._symbol_of_code_point: Ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.int64)
         self._counts: list[_Counts] = []
 
     @property
@@ -90,9 +88,9 @@ class NgramModel:
         rows = list(texts)
         if not rows:
             raise ValueError("an n-gram model needs at least one training text; the set given is empty")
-        known = np.unique(_code_points(rows))
+        known = np.unique(code_points(rows))
         self.characters = [chr(code) for code in known.tolist()]
-        self._symbol_of_code_point = np.full(_CODE_POINTS, UNKNOWN, dtype=np.int64)
+        self._symbol_of_code_point = np.full(CODE_POINTS, UNKNOWN, dtype=np.int64)
         self._symbol_of_code_point[known] = np.arange(FIRST_CHARACTER, FIRST_CHARACTER + len(known))
         sequence, positions = self._lay_out(rows)
         self._counts = [self._count(sequence, positions, order) for order in range(1, self.order + 1)]
@@ -121,7 +119,7 @@ class NgramModel:
         sequence[ends] = END
         text_starts = ends - lengths
         shift = np.repeat(text_starts - (np.cumsum(lengths) - lengths), lengths)
-        sequence[np.arange(int(lengths.sum())) + shift] = self._symbol_of_code_point[_code_points(texts)]
+        sequence[np.arange(int(lengths.sum())) + shift] = self._symbol_of_code_point[code_points(texts)]
         return sequence, np.flatnonzero(sequence != START)
 
     def _keys(self, sequence: Ids, positions: Ids, order: int) -> tuple[Ids, Ids]:
@@ -163,10 +161,6 @@ def ngram_floors(
         name: perplexity("perplexity_per_char", NgramModel(order).fit(train).row_losses(test, begin), predictions)
         for order, name in enumerate(NAMES, start=1)
     }
-
-
-def _code_points(texts: list[str]) -> NDArray[np.uint32]:
-    return np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
 
 
 def _look_up(keys: Ids, values: Ids, wanted: Ids) -> Ids:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 
 from ..checkpoint.loading import load_verified
@@ -26,6 +26,9 @@ from ..model.loss import CHUNK, IGNORED
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, mean, perplexity, with_clusters
 from .task_rows import groups_of, read_choices
+
+OnProgress = Callable[[float], None] | None
+"""Called with the share that is done."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Likelihoods:
     characters: np.ndarray
     """(rows,): characters that they spell, and one for each end-of-text."""
     rows_cut: int
-    """Rows longer than the model's positions whose end wasn't scored (only those with tgt_txt are ever cut)."""
+    """Rows with tgt_txt that are longer than the model's positions, whose end wasn't scored."""
 
     @property
     def perplexity(self) -> Metric:
@@ -52,11 +55,7 @@ class Likelihoods:
 
 
 def score(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    rows: datasets.Dataset,
-    max_batch_tokens: int = 8192,
-    progress: Callable[[float], None] | None = None,
+    decoder: Decoder, tokenizer: Tokenizer, rows: Dataset, max_batch_tokens: int = 8192, progress: OnProgress = None
 ) -> Likelihoods:
     """Scores every token of src_txt, or of tgt_txt given src_txt, and each end-of-text; nothing is padded.
 
@@ -64,7 +63,11 @@ def score(
     """
     documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
     losses = score_documents(decoder, documents, max_batch_tokens, progress)
-    row = row_of_document(documents)
+    row = np.arange(documents.rows)
+    if (
+        len(documents) != documents.rows
+    ):  # plain text is split, into neighbours of which the last alone has an end-of-text
+        row = np.cumsum(documents.ended) - documents.ended
     return Likelihoods(
         nll=np.bincount(row, losses, len(rows)),
         tokens=np.bincount(row, documents.trained_tokens, len(rows)),
@@ -73,20 +76,9 @@ def score(
     )
 
 
-def row_of_document(documents: Documents) -> np.ndarray:
-    """(documents,): only plain text is split, into neighbours of which the last alone ends with end-of-text."""
-    if len(documents) == documents.rows:
-        return np.arange(documents.rows)
-    result: np.ndarray = np.cumsum(documents.ended) - documents.ended
-    return result
-
-
 @torch.inference_mode()
 def score_documents(
-    decoder: Decoder,
-    documents: Documents,
-    max_batch_tokens: int = 8192,
-    progress: Callable[[float], None] | None = None,
+    decoder: Decoder, documents: Documents, max_batch_tokens: int = 8192, progress: OnProgress = None
 ) -> np.ndarray:
     """The summed negative log-likelihood of each document's labels, (documents,) float64, in nats."""
     decoder.eval()
@@ -113,16 +105,13 @@ def token_losses(head: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weigh
     return torch.cat(found)
 
 
+ACCURACIES = ("choice_accuracy", "choice_accuracy_per_char")
 ROWS = 512
 """How many rows' choices are encoded at once, so that memory doesn't grow with the rows."""
 
 
 def choice_accuracy(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    rows: datasets.Dataset,
-    max_batch_tokens: int = 8192,
-    progress: Callable[[float], None] | None = None,
+    decoder: Decoder, tokenizer: Tokenizer, rows: Dataset, max_batch_tokens: int = 8192, progress: OnProgress = None
 ) -> tuple[list[Metric], int]:
     """(choice_accuracy and choice_accuracy_per_char, rows whose source was cut). DataError as of read_choices."""
     questions = read_choices(rows)
@@ -131,11 +120,8 @@ def choice_accuracy(
     cut = 0
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
-        sources = rows["src_txt"][start : start + ROWS]
-        encoded = [
-            encode_question(source, choices, tokenizer, limit)
-            for source, (choices, _) in zip(sources, some, strict=True)
-        ]
+        asked = zip(rows["src_txt"][start : start + ROWS], some, strict=True)
+        encoded = [encode_question(source, choices, tokenizer, limit) for source, (choices, _) in asked]
         cut += sum(shortened for _, _, shortened in encoded)
         losses = iter(score_documents(decoder, choice_documents(encoded), max_batch_tokens))
         for choices, answer in some:
@@ -144,14 +130,13 @@ def choice_accuracy(
             right.append((found.argmin() == answer, (found / lengths).argmin() == answer))
         if progress:
             progress(len(right) / len(questions))
-    names = ("choice_accuracy", "choice_accuracy_per_char")
-    return [mean(name, np.array(right, float)[:, index]) for index, name in enumerate(names)], cut
+    return [mean(name, column) for name, column in zip(ACCURACIES, np.array(right, float).T, strict=True)], cut
 
 
-def chance(rows: datasets.Dataset) -> list[Metric]:
+def chance(rows: Dataset) -> list[Metric]:
     """The accuracy of guessing among the choices."""
     expected = [1 / len(choices) for choices, _ in read_choices(rows)]
-    return [mean(name, expected) for name in ("choice_accuracy", "choice_accuracy_per_char")]
+    return [mean(name, expected) for name in ACCURACIES]
 
 
 Question = tuple[list[int], list[list[int]], bool]
@@ -185,7 +170,7 @@ def choice_documents(questions: Sequence[Question]) -> Documents:
 
 def score_folder(
     folder: Path,
-    rows: datasets.Dataset,
+    rows: Dataset,
     max_batch_tokens: int,
     dtype: str = "auto",
     progress: Callable[[str, float], None] | None = None,

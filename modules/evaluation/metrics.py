@@ -11,7 +11,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-import datasets
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
@@ -20,25 +19,14 @@ from .task_rows import TaskRow
 from .verse.copying import TrainingText
 from .verse.form import couplet_form, form_of
 
-REPEATED = 4
-"""Characters of an n-gram that counts as repeated."""
-
-PRIVATE_USE = 0xF0000
-"""The first of 65,534 characters that mean nothing to anybody else (Unicode, plane 15); 65,534 more follow."""
-
-SHORTEST_SLOT = 2
-"""Characters of a slot's value from which on it isn't found in a text by chance."""
-
 
 def rouge(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """ROUGE-1, -2 and -L; of several references the one that fits best."""
-    scores = np.array(
-        [
-            np.max([rouge_scores(characters(text), characters(reference)) for reference in row.references], axis=0)
-            for text, row in zip(texts, rows, strict=True)
-        ]
-    )
-    return [mean(name, scores[:, index]) for index, name in enumerate(("rouge1", "rouge2", "rougeL"))]
+    best = []
+    for text, row in zip(texts, rows, strict=True):
+        scores = [rouge_scores(characters(text), characters(reference)) for reference in row.references]
+        best.append(np.max(scores, axis=0))
+    return [mean(name, column) for name, column in zip(("rouge1", "rouge2", "rougeL"), np.array(best).T, strict=True)]
 
 
 def verse(texts: Sequence[str], rows: Sequence[TaskRow], training: TrainingText | None) -> list[Metric]:
@@ -62,12 +50,9 @@ def characters(text: str) -> str:
 
 def rouge_scores(text: str, reference: str) -> tuple[float, float, float]:
     common = [sum((ngrams(text, n) & ngrams(reference, n)).values()) for n in (1, 2)]
-    longest = common_subsequence(text, reference)
-    return (
-        f1(common[0], len(text), len(reference)),
-        f1(common[1], len(text) - 1, len(reference) - 1),
-        f1(longest, len(text), len(reference)),
-    )
+    written, expected = len(text), len(reference)
+    longest = f1(common_subsequence(text, reference), written, expected)
+    return f1(common[0], written, expected), f1(common[1], written - 1, expected - 1), longest
 
 
 def f1(common: int, written: int, expected: int) -> float:
@@ -105,7 +90,8 @@ def bleu(texts: Sequence[str], rows: Sequence[TaskRow], tokenize: str = "zh") ->
 def values_as_characters(rows: Sequence[TaskRow]) -> Callable[[str], str]:
     """Delexicalised text: each value of any row's slots as a character of its own, which no tokenizer takes apart."""
     known = {value for row in rows for value in row.slots}
-    character = {value: f" {chr(PRIVATE_USE + number)} " for number, value in enumerate(sorted(known))}
+    # Unicode's planes 15 and 16 are for private use: 131,068 characters that mean nothing to anybody else.
+    character = {value: f" {chr(0xF0000 + number)} " for number, value in enumerate(sorted(known))}
     if not known:
         return str
     longest_first = re.compile("|".join(re.escape(value) for value in sorted(known, key=len, reverse=True)))
@@ -125,13 +111,12 @@ def bleu_of(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.exp(np.log(counted / totals).mean(-1))
         brevity = np.exp(np.minimum(0.0, 1 - reference / length))
-        found: np.ndarray = np.where(scored, 100 * brevity * precision, 0.0)
-    return found
+        return np.where(scored, 100 * brevity * precision, 0.0)
 
 
 def slots(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """(values that are missing + values that are another row's) / values. Lower is better, and may be over 1."""
-    known = {value for row in rows for value in row.slots if len(value) >= SHORTEST_SLOT}
+    known = {value for row in rows for value in row.slots if len(value) > 1}  # one character is found by chance
     lengths = sorted({len(value) for value in known}, reverse=True)
     statistics = []
     for text, row in zip(texts, rows, strict=True):
@@ -161,7 +146,7 @@ def exact_match(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
 
 def repetition(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """distinct_2: bigrams of characters that are their first in the text; repetition: fourgrams that aren't."""
-    pairs, longer = (np.array([distinct(characters(text), n) for text in texts], np.float64) for n in (2, REPEATED))
+    pairs, longer = (np.array([distinct(characters(text), n) for text in texts], np.float64) for n in (2, 4))
     repeated = np.stack([longer[:, 1] - longer[:, 0], longer[:, 1]], axis=1)
     return [Metric("distinct_2", pairs, ratio), Metric("repetition", repeated, ratio, higher_is_better=False)]
 
@@ -194,11 +179,6 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Metric]]] =
 
 FAULTS = ("repeated", "copied", "longest copy", "characters of the first line again")
 """Beginnings of the names of verse metrics where lower is better."""
-
-
-def training_text(train: datasets.Dataset) -> TrainingText:
-    """The training rows' answers, or texts where they have none, to find copies in."""
-    return TrainingText(train["tgt_txt" if "tgt_txt" in train.column_names else "src_txt"])
 
 
 def means(scores: Sequence[dict[str, float]]) -> list[Metric]:

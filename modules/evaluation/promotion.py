@@ -14,11 +14,9 @@ FEW_ROWS = 100
 @dataclass(frozen=True)
 class Promotion:
     promoted: bool
-    """Whether the new version is to carry the alias."""
     verdict: str
     """first (nobody held the alias), better, worse or undecided."""
     reason: str
-    """In words, with the numbers that it rests on."""
     comparison: PairedComparison | None = None
     """None for the first."""
 
@@ -32,13 +30,13 @@ class Promotion:
 def decide(new: Metric, held: Metric | None, holder: str | None, level: float = 0.05) -> Promotion:
     """Whether the alias moves: only to a version that is better, so that whoever carries it has shown to be.
 
-    Args:
-        held: The metric of the version that carries the alias; None where none does.
-        holder: The number of that version.
-        level: The p-value up to which a difference counts as one.
+    held: the metric of the version that carries the alias, whose number is `holder`; None where none does.
+    level: the p-value up to which a difference counts as one.
     """
     if held is None:
-        return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few(new)})")
+        alone = f"; on {rows_in_words(new)} alone, which is few: it may be far off"
+        few = alone if len(new.units) < FEW_ROWS else ""
+        return Promotion(True, "first", f"given to it, as the first ({new.value:.1f}{few})")
     found = compare(new, held, level)
     moved = found.verdict == "better"
     start = f"moved to it from version {holder}" if moved else f"stays with version {holder}"
@@ -62,8 +60,3 @@ def because(found: PairedComparison, rows: str) -> Iterator[str]:
 def change_in_words(value: float) -> str:
     digits = 1 if abs(value) >= 0.95 else 2
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def few(metric: Metric) -> str:
-    alone = f"; on {rows_in_words(metric)} alone, which is few: it may be far off"
-    return "" if len(metric.units) >= FEW_ROWS else alone

@@ -6,7 +6,6 @@ prompts of them, so that likelihood and generation see exactly the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -16,9 +15,6 @@ from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
 from ..tokenizer.prompts import SOURCE_FIELD, fill_template, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
-
-SPARE = 16
-"""Examples drawn beyond those needed, to replace any with the row's own source."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,8 @@ def build_prompts(
 ) -> Prompted:
     """Rows with the prompts that the model is to see.
 
-    Args:
-        positions: The model's number of positions.
-        answer_tokens: How many of them to keep free for a generated answer; the target always has room.
-
-    Raises:
-        ValueError: Examples are wanted of rows without tgt_txt, or without training rows.
+    answer_tokens: how many of the model's positions to keep free for a generated answer; the target always has room.
+    Raises ValueError where examples are wanted of rows without tgt_txt, or without training rows.
     """
     if "tgt_txt" not in rows.column_names:
         if task.examples:
@@ -68,7 +60,7 @@ def build_prompts(
             f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
             "with train and test files, or data.path=TRAIN data.test_path=TEST"
         )
-    writer = FewShot(tokenizer, template, task, list(train["src_txt"]), list(train["tgt_txt"]), seed)
+    writer = FewShot(tokenizer, template, task, train, seed)
     texts = []
     for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
         free = max(answer_tokens, len(tokenizer.encode(target)) + 1)
@@ -81,16 +73,10 @@ class FewShot:
     """Writes prompts of at most so many tokens: examples go first, then the end of the source."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        template: str,
-        task: TaskConfig,
-        sources: Sequence[str],
-        targets: Sequence[str],
-        seed: int,
+        self, tokenizer: Tokenizer, template: str, task: TaskConfig, train: datasets.Dataset, seed: int
     ) -> None:
         self.tokenizer, self.template, self.task, self.seed = tokenizer, template, task, seed
-        self.sources, self.targets = sources, targets
+        self.sources, self.targets = list(train["src_txt"]), list(train["tgt_txt"])
         self.counts = {"examples_dropped": 0, "prompts_cut": 0}
 
     def prompt(self, index: int, source: str, limit: int) -> str:
@@ -114,7 +100,7 @@ class FewShot:
     def drawn(self, index: int, source: str) -> list[int]:
         """Numbers of training rows, never of one with this source: it would be the answer."""
         rng = np.random.default_rng((self.seed, index))
-        count = min(len(self.sources), self.task.examples + SPARE)
+        count = min(len(self.sources), self.task.examples + 16)  # spares, for any that are left out below
         drawn = rng.choice(len(self.sources), count, replace=False).tolist()
         return [number for number in drawn if self.sources[number] != source][: self.task.examples]
 
@@ -123,9 +109,8 @@ class FewShot:
         fits, over = 0, len(source)
         while over - fits > 1:
             middle = (fits + over) // 2
-            fits, over = (
-                (middle, over) if self.size(fill_template(self.template, source[:middle])) <= room else (fits, middle)
-            )
+            fit = self.size(fill_template(self.template, source[:middle])) <= room
+            fits, over = (middle, over) if fit else (fits, middle)
         if not fits:
             raise ValueError(
                 f"task.template ({self.template!r}) leaves none of the source within {room} tokens: shorten it, or "

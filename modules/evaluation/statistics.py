@@ -115,15 +115,12 @@ def perplexity(name: str, nll: np.ndarray, predictions: np.ndarray) -> Metric:
 
 def ratio(sums: np.ndarray) -> np.ndarray:
     """sums (…, 2): numerator, denominator; nan where there is nothing to divide by."""
-    found: np.ndarray = np.divide(
-        sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0
-    )
-    return found
+    undefined = np.full(sums.shape[:-1], np.nan)
+    return np.divide(sums[..., 0], sums[..., 1], out=undefined, where=sums[..., 1] != 0)
 
 
 def exp_ratio(sums: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.exp(np.minimum(ratio(sums), LARGEST_EXPONENT))
-    return found
+    return np.exp(np.minimum(ratio(sums), LARGEST_EXPONENT))
 
 
 @dataclass(frozen=True)
@@ -149,13 +146,9 @@ class PairedComparison:
 
 
 def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> PairedComparison:
-    """A paired test of two models' values of one metric on the same rows.
+    """A paired test of two models' values of one metric; level: the p-value up to which a difference counts as one.
 
-    Args:
-        level: The p-value up to which the difference counts as one.
-
-    Raises:
-        ValueError: The two aren't the same metric, on as many rows in the same clusters.
+    Raises ValueError where the two aren't the same metric, on as many rows in the same clusters.
     """
     if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
         raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")

@@ -18,7 +18,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
 from .likelihood import chance, choice_accuracy, score
-from .metrics import METRICS, bleu, training_text, verse
+from .metrics import METRICS, bleu, verse
 from .prompts import Prompted, build_prompts, template_of
 from .statistics import Metric, intervals, mean, with_clusters
 from .task_rows import columns_of, groups_of, lacking, read_task_rows, with_targets
@@ -49,12 +49,12 @@ class ScoredRow:
     number: int
     """In the test rows, from 0."""
     source: str
-    """What was asked: src_txt; of plain text its first clause."""
+    """As in TaskRow, like the references."""
     references: list[str]
     text: str
     """What was generated, and nothing else."""
     stopped: bool | None
-    """Whether it ended by itself; None where no model wrote it."""
+    """As in Answer."""
     scores: dict[str, float]
     """The metrics of this row alone; nan where it has none."""
 
@@ -106,7 +106,10 @@ class Task:
 
     @functools.cached_property
     def training_text(self) -> TrainingText | None:
-        return None if self.train is None else training_text(self.train)
+        """The training rows' answers, or texts where they have none, to find copies in."""
+        if self.train is None:
+            return None
+        return TrainingText(self.train["tgt_txt" if "tgt_txt" in self.train.column_names else "src_txt"])
 
     def of_model(self, decoder: Decoder, tokenizer: Tokenizer, progress: Progress | None = None) -> Evaluation:
         """Likelihood of all rows, answers to the chosen ones."""
@@ -121,7 +124,7 @@ class Task:
         answers = self.generate_answers(decoder, prompted, progress)
         counts["prompts_cut"] = counts.get("prompts_cut", 0) + sum(answer.cut for answer in answers)
         found = self.of_texts([answer.text for answer in answers])
-        found.append(stop_rate(answers))
+        found.append(mean("end_of_text_rate", [float(answer.stopped or False) for answer in answers]))
         every = {metric.name: metric.of_rows()[self.chosen] for metric in metrics}
         return self.found([*metrics, *found], self.scored(answers, found, every), counts)
 
@@ -138,17 +141,14 @@ class Task:
         self, decoder: Decoder, prompted: Prompted, progress: Progress | None
     ) -> tuple[list[Metric], dict[str, int]]:
         metrics, counts = [], dict(prompted.counts)
-        most = self.config.max_batch_tokens
+        work = decoder, prompted.tokenizer, prompted.rows, self.config.max_batch_tokens
         if "perplexity" in self.metrics:
-            found = score(decoder, prompted.tokenizer, prompted.rows, most, progress_of_part(progress, "likelihood"))
+            found = score(*work, part_of(progress, "likelihood"))
             metrics += [found.perplexity_per_char, found.perplexity]
             counts["rows_cut"] = found.rows_cut
         if "choices" in self.metrics:
-            accuracy, cut = choice_accuracy(
-                decoder, prompted.tokenizer, prompted.rows, most, progress_of_part(progress, "choices")
-            )
+            accuracy, counts["choices_cut"] = choice_accuracy(*work, part_of(progress, "choices"))
             metrics += accuracy
-            counts["choices_cut"] = cut
         return metrics, counts
 
     def generate_answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
@@ -158,20 +158,14 @@ class Task:
         sources = [row.source for row in self.rows]
         if "tgt_txt" in prompted.rows.column_names:
             sources = prompted.rows.select(self.chosen)["src_txt"]
-        return write_answers(
-            decoder,
-            prompted.tokenizer,
-            list(sources),
-            generation,
-            self.config.max_batch_tokens,
-            progress_of_part(progress, "answers"),
-        )
+        most, shown = self.config.max_batch_tokens, part_of(progress, "answers")
+        return write_answers(decoder, prompted.tokenizer, list(sources), generation, most, shown)
 
     def of_trivial(self, name: str) -> Evaluation:
         """A trivial baseline, by a name in `trivial`; its texts are scored as a model's are."""
         texts = trivial_answers(name, self.rows, self.train)
         found = self.of_texts(texts)
-        return self.found(found, self.scored([Answer(text, False, False) for text in texts], found, {}, by_model=False))
+        return self.found(found, self.scored([Answer(text, None) for text in texts], found, {}))
 
     def floors(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
         """n-gram models on the same text (in this tokenizer's prompts), and guessing among choices."""
@@ -194,30 +188,15 @@ class Task:
         return found
 
     def scored(
-        self,
-        answers: Sequence[Answer],
-        metrics: Sequence[Metric],
-        more: dict[str, np.ndarray],
-        by_model: bool = True,
+        self, answers: Sequence[Answer], metrics: Sequence[Metric], more: dict[str, np.ndarray]
     ) -> list[ScoredRow]:
         columns = more | {metric.name: metric.of_rows() for metric in metrics}
-        return [
-            ScoredRow(
-                number=number,
-                source=row.source,
-                references=row.references,
-                text=answer.text,
-                stopped=answer.stopped if by_model else None,
-                scores={name: float(values[index]) for name, values in columns.items()},
-            )
-            for index, (number, row, answer) in enumerate(zip(self.chosen, self.rows, answers, strict=True))
-        ]
+        rows = []
+        for index, (number, row, answer) in enumerate(zip(self.chosen, self.rows, answers, strict=True)):
+            scores = {name: float(values[index]) for name, values in columns.items()}
+            rows.append(ScoredRow(number, row.source, row.references, answer.text, answer.stopped, scores))
+        return rows
 
 
-def stop_rate(answers: Sequence[Answer]) -> Metric:
-    """How often the model ended by itself."""
-    return mean("end_of_text_rate", [float(answer.stopped) for answer in answers])
-
-
-def progress_of_part(progress: Progress | None, name: str) -> Callable[[float], None] | None:
+def part_of(progress: Progress | None, name: str) -> Callable[[float], None] | None:
     return functools.partial(progress, name) if progress else None

@@ -58,12 +58,8 @@ def groups_of(rows: datasets.Dataset) -> list[str] | None:
 
 def lacking(rows: datasets.Dataset, task: TaskConfig) -> dict[str, str]:
     """Metric → the column that these rows would need for it. DataError where no metric is left."""
-    missing = {
-        metric: column
-        for metric in task.metrics
-        for column in REQUIRED.get(metric, ())
-        if column not in rows.column_names
-    }
+    required = [(metric, column) for metric in task.metrics for column in REQUIRED.get(metric, ())]
+    missing = {metric: column for metric, column in required if column not in rows.column_names}
     if len(missing) == len(set(task.metrics)):
         wanted = "; ".join(f"the metric {metric} needs rows with {column}" for metric, column in missing.items())
         raise DataError(
@@ -81,10 +77,8 @@ def with_targets(rows: datasets.Dataset) -> datasets.Dataset:
 
 def read_task_rows(rows: datasets.Dataset) -> list[TaskRow]:
     """DataError naming the row whose references or slots can't be used."""
-    names = rows.column_names
-    targets = rows["tgt_txt"] if "tgt_txt" in names else [None] * len(rows)
-    references = read_lists(rows, "references") if "references" in names else [[] for _ in range(len(rows))]
-    slots = read_lists(rows, "slots") if "slots" in names else [[] for _ in range(len(rows))]
+    targets = rows["tgt_txt"] if "tgt_txt" in rows.column_names else [None] * len(rows)
+    references, slots = read_lists(rows, "references"), read_lists(rows, "slots")
     found = []
     for source, target, others, values in zip(rows["src_txt"], targets, references, slots, strict=True):
         plain = target is None
@@ -96,7 +90,8 @@ def read_task_rows(rows: datasets.Dataset) -> list[TaskRow]:
 
 
 def read_lists(rows: datasets.Dataset, name: str) -> Iterator[list[str]]:
-    for number, text in enumerate(rows[name], 1):
+    """Each row's list in that column, empty where there is no such column."""
+    for number, text in enumerate(rows[name] if name in rows.column_names else ["[]"] * len(rows), 1):
         value = parsed(text)
         if not isinstance(value, list) or not all(isinstance(part, str) and part for part in value):
             raise DataError(f'row {number}: {name} ({text[:40]}) must be a list of texts, e.g. ["甲", "乙"]')

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from .kv_cache import KVCache
@@ -27,8 +28,6 @@ from .linear import Linear
 
 if TYPE_CHECKING:  # `import modules.model` loads torch and nothing else
     from ..config.model import ModelConfig
-
-GELU_APPROXIMATION = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's names
 
 LengthGroups = list[tuple[int, int]]
 """(documents, tokens each) of neighbouring documents of equal length: each group takes one call of attention."""
@@ -47,8 +46,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
-        if cache is not None and cache.longest:
-            return self.dense(self.decode_step(qkv, cache))
+        if cache is not None and cache.longest:  # one new token a row, (B, nh, 3, hs), beside all that is cached
+            keys, values = cache.append(self.layer, qkv[:, :, 1:])
+            y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
+            return self.dense(y.flatten(1))
         outputs, row = [], 0
         for (count, length), part in zip(groups, qkv.split([c * n for c, n in groups]), strict=True):
             qkv_of_group = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
@@ -61,19 +62,13 @@ class Attention(nn.Module):
             outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (count·length, C)
         return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
-    def decode_step(self, qkv: Tensor, cache: KVCache) -> Tensor:
-        """One new token a row: qkv (B, nh, 3, hs) against all that the cache holds → (B, C)."""
-        keys, values = cache.append(self.layer, qkv[:, :, 1:])
-        y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
-        return y.flatten(1)
-
 
 class MLP(nn.Module):
     __call__: Callable[..., Tensor]  # torch says Any
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.approximate = GELU_APPROXIMATION[config.hidden_act]
+        self.approximate = "tanh" if config.hidden_act == "gelu_new" else "none"  # Hugging Face's names
         self.dense_h_to_4h = Linear(config.hidden_size, 4 * config.hidden_size)
         self.dense_4h_to_h = Linear(4 * config.hidden_size, config.hidden_size)
 
@@ -248,16 +243,30 @@ def parameter_count(config: ModelConfig) -> int:
     return embeddings + config.num_hidden_layers * (12 * c * c + 13 * c) + 2 * c
 
 
+class EmptyOnMeta(TorchFunctionMode):
+    """Puts the results of torch.empty on the meta device: torch's own modules make their parameters with it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))
+
+
 def meta_decoder(config: ModelConfig) -> Decoder:
-    """A decoder on the meta device: names and shapes, without memory or values."""
-    with torch.device("meta"):
+    """A decoder with parameters on the meta device (no memory, no values), and with buffers as they were computed."""
+    with EmptyOnMeta():
         return Decoder(config)
+
+
+def allocate(decoder: nn.Module, device: str | torch.device) -> None:
+    """Gives parameters on the meta device memory, in place, without values; buffers are moved and keep theirs."""
+    decoder._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
 
 
 def build_decoder(config: ModelConfig, seed: int) -> Decoder:
     """A decoder on the CPU with fresh weights, the same ones for the same seed."""
     decoder = meta_decoder(config)  # so that the weights are written only once
-    decoder.to_empty(device="cpu")
+    allocate(decoder, "cpu")
     decoder.init_weights(torch.Generator().manual_seed(seed))
     return decoder
 

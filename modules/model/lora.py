@@ -48,12 +48,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     """Puts adapters beside the target modules, in place, and freezes the rest; outputs stay as they are (lora_b is 0).
 
     On the meta device only shapes are made: copy the values of `initial_adapters` once there is memory.
-
-    Returns:
-        Names of the trainable parameters.
-
-    Raises:
-        ValueError: No linear layer has the name of a target.
+    Returns the names of the trainable parameters. Raises ValueError where no linear layer has the name of a target.
     """
     linear = {name: module for name, module in decoder.named_modules() if type(module) is Linear}
     for target in config.target_modules:
@@ -63,7 +58,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     decoder.requires_grad_(False)
     for name, module in linear.items():
         if is_target(name, config.target_modules):
-            replace(decoder, name, LoraLinear(module, config))
+            decoder.set_submodule(name, LoraLinear(module, config))
     values = initial_adapters(decoder, seed)
     with torch.no_grad():
         for name, value in values.items():
@@ -74,11 +69,6 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int) -> list[str]:
 def is_target(name: str, targets: list[str]) -> bool:
     """Whether one of the targets is the end of a module's dotted name."""
     return any(f".{name}".endswith(f".{target}") for target in targets)
-
-
-def replace(decoder: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(decoder.get_submodule(parent), attribute, module)
 
 
 def adapted(decoder: nn.Module) -> dict[str, LoraLinear]:

@@ -77,16 +77,11 @@ def part_of(weight: Tensor) -> tuple[Tensor, int, dist.ProcessGroup | None]:
 
 class Chunk(NamedTuple):
     rows: slice
-    target: Tensor
-    """(N, 1) label, counted from the first id of this device's part."""
-    here: Tensor
-    """(N, 1) whether the label is in this part."""
-    probabilities: Tensor
-    """(N, V)"""
-    nll: Tensor
-    """(N, 1)"""
-    likeliest: Tensor
-    """(N, 1) the highest probability in any part."""
+    target: Tensor  # (N, 1): labels, counted from the first id of this device's part of the vocabulary
+    here: Tensor  # (N, 1): whether the label is in this part
+    probabilities: Tensor  # (N, V)
+    nll: Tensor  # (N, 1)
+    likeliest: Tensor  # (N, 1): the highest probability in any part
 
 
 def chunks(hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Iterator[Chunk]:
@@ -149,8 +144,7 @@ def softmax_in_place(
     return exponentials.div_(sums[0]), nll, likeliest
 
 
-LARGEST_EXPONENT = 700.0
-"""A float ends at e^709."""
+LARGEST_EXPONENT = 700.0  # a float ends at e^709
 
 
 def perplexity_of(loss: float) -> float:

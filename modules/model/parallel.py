@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
-    PrepareModuleInput,
-    PrepareModuleOutput,
+    PrepareModuleInputOutput,
     RowwiseParallel,
     parallelize_module,
 )
@@ -43,21 +42,25 @@ LAYER_PLAN: dict[str, ParallelStyle] = {
     "mlp.dense_4h_to_h": RowwiseParallel(),
 }
 
-EMBEDDING_PLAN: dict[str, ParallelStyle] = {
+ROOT_PLAN: dict[str, ParallelStyle] = {
     "word_embeddings": RowwiseParallel(input_layouts=Replicate()),  # cut along the vocabulary
+    "head": PrepareModuleInputOutput(
+        input_layouts=(Replicate(), Shard(0)),
+        desired_input_layouts=(Replicate(), Shard(0)),
+        output_layouts=Shard(-1),
+        desired_output_layouts=Replicate(),
+    ),
 }
 
 
 def parallelize(decoder: Decoder, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
-    """Shards a decoder on the meta device, in place; call `to_empty` and then `fill`.
+    """Shards a decoder on the meta device, in place; call `allocate` and then `fill`.
 
     mesh: its dimensions are named as in MESH. compute: number format that parameters are used in; None: their own.
     """
     tensor_mesh, data_mesh = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor_mesh.size() > 1:
-        parallelize_module(decoder, tensor_mesh, EMBEDDING_PLAN)
-        parallelize_module(decoder.head, tensor_mesh, head_input())
-        parallelize_module(decoder.head, tensor_mesh, head_output())
+        parallelize_module(decoder, tensor_mesh, ROOT_PLAN)
         for layer in decoder.transformer.layers:
             parallelize_module(layer, tensor_mesh, LAYER_PLAN)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=None if compute is None else torch.float32)
@@ -75,15 +78,6 @@ def check_tensor_parallel(model: ModelConfig, parts: int) -> None:
         )
     if (parts - 1) * -(-model.vocab_size // parts) >= model.vocab_size:
         raise ValueError(f"trainer.tensor_parallel={parts} leaves devices without any of {model.vocab_size} token ids")
-
-
-def head_input() -> ParallelStyle:
-    replicated, cut = Replicate(), Shard(0)
-    return PrepareModuleInput(input_layouts=(replicated, cut), desired_input_layouts=(replicated, cut))
-
-
-def head_output() -> ParallelStyle:
-    return PrepareModuleOutput(output_layouts=Shard(-1), desired_output_layouts=Replicate())
 
 
 @torch.no_grad()

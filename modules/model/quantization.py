@@ -15,8 +15,7 @@ from .decoder import Decoder
 ROWS = 64
 """Rows that oneDNN lays weights out for; its layout for one row is slower with several, and no faster with one."""
 
-SMALLEST = 1e-30
-"""Divisor of a row of zeros."""
+SMALLEST = 1e-30  # divisor of a row of zeros
 
 
 class PackedLinear(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config.training import TrainConfig
 from ..data.packing import MicroBatch, StepBatch
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, allocate
 from ..model.loss import linear_cross_entropy, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
@@ -74,7 +74,7 @@ class LanguageModel(pl.LightningModule):
             return
         if self.device_mesh is not None:
             parallelize(self.decoder, self.device_mesh, self.compute)
-        self.decoder.to_empty(device=self.device)
+        allocate(self.decoder, self.device)
         fill(self.decoder, self.tensors)
 
     def _step(self, batch: MicroBatch) -> Tensor:

@@ -152,6 +152,39 @@ def test_golden_logits_verify_any_decoder(
     assert verify_model(folder) == 0.0
 
 
+class Sinusoids(torch.nn.Module):
+    """Positions by formula (Vaswani et al. 2017), as a table that no file holds."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        rates = 10000 ** -torch.linspace(0, 1, config.hidden_size)
+        self.register_buffer("table", torch.outer(torch.arange(config.max_position_embeddings), rates).sin(), False)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.table[positions]
+
+
+class SinusoidDecoder(Decoder):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.position_embeddings = Sinusoids(config)  # type: ignore[assignment]
+
+
+def test_a_decoder_with_buffers_that_no_file_holds(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.model.decoder.Decoder", SinusoidDecoder)
+    other = build_decoder(make_config(tokenizer.vocab_size), seed=3).eval()
+    assert torch.equal(other.position_embeddings.table, Sinusoids(other.config).table)
+    folder = save_model(tmp_path / "model", other, tokenizer, {})
+    assert not any("position" in name for name in load_file(folder / "model.safetensors"))
+    assert verify_model(folder) == 0.0
+    ids = torch.tensor([tokenizer.encode_prompt(GOLDEN_PROMPT)])
+    assert torch.equal(load_model(folder)(ids), other(ids))
+    torch.testing.assert_close(load_file(folder / "golden.safetensors")["logits"], other(ids)[0, -1])
+    torch.testing.assert_close(load_verified(folder)[0](ids), other(ids))
+
+
 def test_the_golden_prompt_fits_a_model_of_few_positions(tmp_path: Path, tokenizer: Tokenizer) -> None:
     config = ModelConfig(tokenizer.vocab_size, 8, 1, 2, max_position_embeddings=3)
     folder = save_model(tmp_path / "model", build_decoder(config, 0), tokenizer, {})

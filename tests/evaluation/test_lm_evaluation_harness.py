@@ -17,7 +17,7 @@ import torch
 
 from modules.checkpoint.formats import huggingface
 from modules.checkpoint.loading import open_model
-from modules.evaluation.likelihood import choice_accuracy, encode_question, lay_out, score_documents
+from modules.evaluation.likelihood import choice_accuracy, choice_documents, encode_question, score_documents
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder, save_model
 
@@ -52,7 +52,7 @@ def loglikelihood(exported: tuple[Any, Any], context: str, continuation: str) ->
 def test_the_loglikelihood_of_an_export_is_ours(exported: tuple[Any, Any], tokenizer: Tokenizer) -> None:
     decoder = make_decoder(make_config(tokenizer.vocab_size))
     encoded = [encode_question(source, choices, tokenizer, 96) for source, choices in QUESTIONS]
-    ours = -score_documents(decoder, lay_out(encoded))
+    ours = -score_documents(decoder, choice_documents(encoded))
     theirs = [loglikelihood(exported, source, choice) for source, choices in QUESTIONS for choice in choices]
     assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-4)
     assert len(set(theirs)) == len(theirs)

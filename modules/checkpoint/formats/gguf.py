@@ -21,8 +21,6 @@ from ..weights import CheckpointError, StoredModel, StoredTensor, cast, qkv_bloc
 from .architecture import GPT3, renamed
 from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
 
-WEIGHTS = "model.gguf"
-
 NAMES = {
     "word_embeddings": "token_embd",
     "position_embeddings": "position_embd",
@@ -41,7 +39,7 @@ HOLDABLE = GPT3  # what matters in training alone is kept in model.yaml beside t
 NumberFormat = Literal["keep", "float32", "bfloat16", "float16", "q8_0"]
 
 GGML_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-"""Ours → GGMLQuantizationType's names; general.file_type is MOSTLY_ and that, but for F32."""
+"""Ours → GGMLQuantizationType's names."""
 
 BLOCK = 32
 """Numbers that share a scale in Q8_0: a row must hold a whole number of them."""
@@ -69,10 +67,11 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, dtype: NumberF
     tokenizer.save(folder)
     (folder / "model.yaml").write_text(to_yaml(asdict(model.config)), encoding="utf-8")
     vocab, notes = vocabulary(folder, tokenizer, model.config.vocab_size or 0)
-    writer = gguf.GGUFWriter(folder / WEIGHTS, "gpt2")
+    writer = gguf.GGUFWriter(folder / "model.gguf", "gpt2")
     formats = {name: number_format(gguf, name, tensor, dtype) for name, tensor in model.weights.items()}
     add_architecture(writer, model)
-    writer.add_file_type(file_type(gguf, formats["word_embeddings.weight"]))
+    matrices = formats["word_embeddings.weight"].name
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if matrices == "F32" else f"MOSTLY_{matrices}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(gguf, writer, vocab, tokenizer)
     write_tensors(gguf, writer, model, formats)
@@ -88,9 +87,8 @@ def library() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ValueError("format=gguf needs the package gguf, which is not installed: pip install 'moyun[gguf]'") from (
-            error
-        )
+        missing = "format=gguf needs the package gguf, which is not installed: pip install 'moyun[gguf]'"
+        raise ValueError(missing) from error
     return gguf
 
 
@@ -133,11 +131,6 @@ def number_format(gguf: Any, name: str, tensor: StoredTensor, dtype: NumberForma
         return gguf.GGMLQuantizationType.F32
     kept = str(tensor.dtype).removeprefix("torch.")
     return gguf.GGMLQuantizationType[GGML_TYPES.get(kept, "F32") if dtype == "keep" else GGML_TYPES[dtype]]
-
-
-def file_type(gguf: Any, ggml_type: Any) -> Any:
-    name = ggml_type.name
-    return gguf.LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"]
 
 
 def write_tensors(gguf: Any, writer: Any, model: StoredModel, formats: dict[str, Any]) -> None:

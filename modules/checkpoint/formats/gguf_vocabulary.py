@@ -29,7 +29,6 @@ from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import byte_characters
 
 FIRST_BYTES = 256
-
 FOLLOWING, BYTES = 0x80, 64
 """In UTF-8 these many bytes, from this one on, may follow the first of a character: a cell's children fill a block."""
 
@@ -75,10 +74,6 @@ def double_array(root: dict[int, Any]) -> np.ndarray:
         cells[at] |= (at ^ len(cells)) << 10 | 1 << 8
         cells.append(text | 1 << 31)
     return np.array(cells + [0] * (-len(cells) % FIRST_BYTES), dtype="<u4")
-
-
-SPACE = "▁"
-"""What llama.cpp's SentencePiece-like tokenizers make of a space."""
 
 
 @dataclass
@@ -167,16 +162,13 @@ def byte_level(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> Vocabular
 
 def cut_by_jieba(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> Vocabulary:
     """Plain text spelt in bytes, put together to characters first, and then merged as was learnt."""
-    result = listed(tokenizer, backend, disguised)
+    result = listed(tokenizer, backend, disguise)
     characters = {character for spelt in tokenizer.token_bytes.values() for character in spelt.decode()}
-    assembled = dict.fromkeys(
-        f"{disguise(spelt[:length])} {disguise(spelt[length : length + 1])}"
-        for length in range(1, 4)
-        for spelt in sorted(character.encode() for character in characters)
-        if len(spelt) > length
-    )
+    in_bytes = sorted(character.encode() for character in characters)
+    cut = [(spelt[:n], spelt[n : n + 1]) for n in range(1, 4) for spelt in in_bytes if len(spelt) > n]
+    assembled = dict.fromkeys(f"{disguise(first)} {disguise(byte)}" for first, byte in cut)
     result.model, result.pre = "gpt2", "gpt-2"
-    result.merges = [*assembled, *merges_of(backend, disguised)]
+    result.merges = [*assembled, *merges_of(backend, disguise)]
     result.note = (
         "llama.cpp can't cut words with jieba: hand it token ids, as texts become other ids "
         "there than in training; what it writes is right"
@@ -199,7 +191,7 @@ def wordpiece(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> Vocabulary
         if token in taken:
             result.types[token_id] = "USER_DEFINED"
         elif not token.startswith("##") or len(token) == 2:
-            result.tokens[token_id] = SPACE + token
+            result.tokens[token_id] = f"▁{token}"  # what llama.cpp's unigram tokenizer makes of a space
         elif token[2:] not in taken:
             result.tokens[token_id] = token[2:]
     result.model, result.words_begin_with_space = "t5", True
@@ -230,20 +222,17 @@ def normalized(backend: tokenizers.Tokenizer, taken: set[str]) -> dict[str, str]
     Those that become nothing that a token is spelt with are left out: they are unknown either way.
     """
     known = {" ", *(character for token in backend.get_vocab() for character in token)}
+    normal = backend.normalizer.normalize_str if backend.normalizer else str
     changed = {}
     for code in range(1, 0x10000):
         character = chr(code)
         if character in taken or "\ud800" <= character <= "\udfff":
             continue
-        pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(f"a{normal(backend, character)}a")]
+        pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normal(f"a{character}a"))]
         result = " ".join(pieces)[1:-1]
         if result != character and known.issuperset(result):
             changed[character] = result
     return changed
-
-
-def normal(backend: tokenizers.Tokenizer, text: str) -> str:
-    return str(backend.normalizer.normalize_str(text)) if backend.normalizer else text
 
 
 def merges_of(backend: tokenizers.Tokenizer, spell: Callable[[str], str]) -> list[str]:
@@ -252,14 +241,10 @@ def merges_of(backend: tokenizers.Tokenizer, spell: Callable[[str], str]) -> lis
     return [f"{spell(left)} {spell(right)}" for left, right in pairs]
 
 
-def disguised(token: str) -> str:
-    return disguise(token.encode())
-
-
-def disguise(spelt: bytes) -> str:
-    """Bytes in GPT-2's spelling (vocabulary.byte_characters)."""
+def disguise(spelt: str | bytes) -> str:
+    """A text's bytes in GPT-2's spelling (vocabulary.byte_characters)."""
     characters = {byte: character for character, byte in byte_characters().items()}
-    return "".join(characters[byte] for byte in spelt)
+    return "".join(characters[byte] for byte in (spelt.encode() if isinstance(spelt, str) else spelt))
 
 
 def chat_template(template: str | None) -> str:

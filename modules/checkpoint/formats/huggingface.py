@@ -32,7 +32,7 @@ from ..weights import (
     qkv_interleaved,
     read_files,
     read_safetensors,
-    shapes_in,
+    same_bits,
     shapes_of,
     stored,
     write_weights,
@@ -91,15 +91,18 @@ def read(folder: Path) -> StoredModel:
     head = tensors.pop("lm_head.weight", None)
     expected = shapes_of(config)
     shapes = {renamed(name, NAMES): shape[::-1] if is_conv1d(name) else shape for name, shape in expected.items()}
-    check_shapes(folder, "config.json", shapes, shapes_in(tensors))
+    check_shapes(folder, "config.json", shapes, tensors)
     if unreal := [f"{name} is {t.dtype}" for name, t in tensors.items() if not t.dtype.is_floating_point]:
         raise CheckpointError(f"{folder}: {'; '.join(unreal[:5])}, not real numbers")
-    if head and not same_bits(head, tensors["wte.weight"]):
-        raise CheckpointError(
-            f"{folder}: lm_head.weight differs from wte.weight, but this decoder's head is tied to it"
-        )
-    heads = config.num_attention_heads
-    return StoredModel(config, {name: from_gpt2(name, tensors[renamed(name, NAMES)], heads) for name in expected})
+    words = tensors["wte.weight"]
+    if head and ((head.shape, head.dtype) != (words.shape, words.dtype) or not same_bits(head.read(), words.read())):
+        raise CheckpointError(f"{folder}: lm_head.weight differs from wte.weight, to which this decoder's head is tied")
+    weights = {}
+    for name in expected:
+        tensor = tensors[renamed(name, NAMES)]
+        rows = tensor.map(torch.t) if is_conv1d(name) else tensor
+        weights[name] = qkv_interleaved(name, rows, config.num_attention_heads)
+    return StoredModel(config, weights)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -112,8 +115,7 @@ def read_config(path: Path) -> ModelConfig:
             f"{path}: model_type {options.get('model_type')!r} is another architecture; of Hugging Face's models "
             "only GPT-2's layout (model_type 'gpt2') can be read"
         )
-    complaints = list(not_supported(options))
-    if complaints:
+    if complaints := list(not_supported(options)):
         raise CheckpointError("\n".join(f"{path}: {complaint}" for complaint in complaints))
     options = {**DEFAULTS, **options}
     if options["embd_pdrop"] != options["resid_pdrop"]:
@@ -169,26 +171,9 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def same_bits(one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    return torch.equal(one.read().contiguous().view(torch.uint8), other.read().contiguous().view(torch.uint8))
-
-
 def is_conv1d(name: str) -> bool:
     """Whether the decoder's parameter is a weight that GPT-2 stores as (in, out)."""
     return name.endswith(".weight") and (".attention." in name or ".mlp." in name)
-
-
-def from_gpt2(name: str, tensor: StoredTensor, heads: int) -> StoredTensor:
-    if is_conv1d(name):
-        tensor = tensor.map(torch.t)
-    return qkv_interleaved(name, tensor, heads)
-
-
-def to_gpt2(name: str, tensor: Tensor, heads: int) -> Tensor:
-    tensor = qkv_blocked(name, tensor, heads)
-    return tensor.T if is_conv1d(name) else tensor
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> list[str]:
@@ -211,9 +196,9 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
 
 
 def gpt2_tensors(model: StoredModel) -> Iterator[tuple[str, Tensor]]:
-    heads = model.config.num_attention_heads
     for name, tensor in model.weights.items():
-        yield f"transformer.{renamed(name, NAMES)}", to_gpt2(name, tensor.read(), heads)
+        rows = qkv_blocked(name, tensor.read(), model.config.num_attention_heads)
+        yield f"transformer.{renamed(name, NAMES)}", rows.T if is_conv1d(name) else rows
 
 
 def gpt2_config(config: ModelConfig) -> dict[str, Any]:

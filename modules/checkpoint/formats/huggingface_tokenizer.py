@@ -36,9 +36,8 @@ def write_huggingface_tokenizer(
     if tokenizer.kind == "jieba_bpe":
         tokenizer.save(folder / OWN_FOLDER)
         # A class that doesn't exist: for a folder without one AutoTokenizer makes an empty GPT-2 tokenizer.
-        write_json(
-            folder / "tokenizer_config.json", {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length}
-        )
+        options = {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length}
+        write_json(folder / "tokenizer_config.json", options)
         notes.append(
             f"transformers has no tokenizer that cuts words with jieba, so AutoTokenizer refuses the folder: moyun's "
             f"is in {OWN_FOLDER}/; encode with moyun and hand over ids"

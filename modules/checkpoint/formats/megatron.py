@@ -15,20 +15,14 @@ import torch
 from torch import Tensor
 
 from ...config.model import ModelConfig
+from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import END_OF_TEXT
 from ..pickles import read_pickle, write_pickle
-from ..weights import CheckpointError, StoredModel, StoredTensor, check_shapes, shapes_of
+from ..weights import CheckpointError, StoredModel, StoredTensor, check_shapes, same_bits, shapes_of
 from .architecture import GPT3, renamed
-from .modelscope import (
-    PREFIXES,
-    config_json,
-    configuration_json,
-    read_architecture,
-    write_configuration,
-    write_modelscope_tokenizer,
-)
+from .modelscope import PREFIXES, config_json, configuration_json, read_architecture, write_modelscope_tokenizer
 
 HOLDABLE = GPT3
 
@@ -40,17 +34,14 @@ THEIR_NAMES = {
 }
 OUR_NAMES = {theirs: ours for ours, theirs in THEIR_NAMES.items()}
 
-CUT_ROWS = ("word_embeddings", "query_key_value", "dense_h_to_4h")
-CUT_COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
-
 Shard = Mapping[str, Tensor]
 
 
 def cut_dimension(name: str) -> int | None:
     """The dimension along which our tensor `name` is cut among the ranks; None: each rank has all of it."""
-    if any(part in name for part in CUT_ROWS):
+    if any(part in name for part in ("word_embeddings", "query_key_value", "dense_h_to_4h")):
         return 0
-    return 1 if name.endswith(CUT_COLUMNS) else None
+    return 1 if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")) else None
 
 
 def shard_path(folder: Path, rank: int) -> Path:
@@ -106,8 +97,7 @@ def check_shards(paths: Sequence[Path], shards: Sequence[Shard], whole: Mapping[
     """Raises CheckpointError where a shard hasn't just its part of every tensor, in the number format of the others."""
     expected = {renamed(name, THEIR_NAMES): part_shape(name, shape, len(shards)) for name, shape in whole.items()}
     for path, shard in zip(paths, shards, strict=True):
-        shapes = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        check_shapes(path, "config.json", expected, shapes)
+        check_shapes(path, "config.json", expected, shard)
         for name in expected:
             if shard[name].dtype != shards[0][name].dtype:
                 raise CheckpointError(
@@ -128,10 +118,10 @@ def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Seq
     dimension = cut_dimension(name)
 
     def read_whole() -> Tensor:
-        if len(parts) == 1 or dimension is not None:
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dimension or 0)
-        for path, part in zip(paths, parts, strict=True):
-            if not torch.equal(bits(part), bits(parts[0])):
+        if len(parts) > 1 and dimension is not None:
+            return torch.cat(parts, dimension)
+        for path, part in zip(paths[1:], parts[1:], strict=True):
+            if not same_bits(part, parts[0]):
                 raise CheckpointError(
                     f"{path}: {theirs} differs from that in {paths[0].name}, though every rank has it whole; "
                     "the shards are of different checkpoints"
@@ -139,11 +129,6 @@ def joined(name: str, shape: tuple[int, ...], paths: Sequence[Path], shards: Seq
         return parts[0]
 
     return StoredTensor(shape, parts[0].dtype, read_whole)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """As bytes, so that NaN equals NaN and 0 isn't -0."""
-    return tensor.contiguous().view(torch.uint8)
 
 
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_parallel: int = 1) -> None:
@@ -157,39 +142,32 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, tensor_paralle
     # Not what ends a text there: ModelScope fills rows up with it, and cuts what was generated at <sep>.
     config["eod_id"] = vocab.get(END_OF_TEXT, config["eod_id"])
     config["bias_gelu_fusion"] = model.config.hidden_act == "gelu_new"
-    configuration = configuration_json(
-        "text-gen-jieba-tokenizer", "gpt3-generation", model.config.max_position_embeddings
-    )
+    write_json(folder / "config.json", config)
+    length = model.config.max_position_embeddings
+    configuration = configuration_json("text-gen-jieba-tokenizer", "gpt3-generation", length)
     sizes = ("checkpoint_tensor_model_parallel_size", "world_size", "tensor_model_parallel_size")
-    write_configuration(folder, config, configuration | {"megatron": dict.fromkeys(sizes, tensor_parallel)})
+    configuration["megatron"] = dict.fromkeys(sizes, tensor_parallel)
+    write_json(folder / "configuration.json", configuration)
 
 
 def check_cuttable(config: ModelConfig, parts: int, place: str) -> None:
     """Raises CheckpointError unless ranks get whole heads (which divide all widths) and equal shares of the ids."""
     for name in ("num_attention_heads", "vocab_size"):
         if getattr(config, name) % parts:
+            common = math.gcd(config.num_attention_heads, config.vocab_size or 0)
+            would_do = ", ".join(str(number) for number in range(1, parts + 1) if common % number == 0)
             raise CheckpointError(
                 f"{place} ({parts}) must divide {name} ({getattr(config, name)}); "
-                f"up to {parts} these would do: {divisors(config, parts)}"
+                f"up to {parts} these would do: {would_do}"
             )
 
 
-def divisors(config: ModelConfig, limit: int) -> str:
-    assert config.vocab_size
-    common = math.gcd(config.num_attention_heads, config.vocab_size)
-    return ", ".join(str(number) for number in range(1, limit + 1) if common % number == 0)
-
-
 def shard_of(model: StoredModel, rank: int, parts: int) -> dict[str, Tensor]:
-    return {
-        "language_model." + renamed(name, THEIR_NAMES): part_of_rank(name, tensor.read(), rank, parts)
-        for name, tensor in model.weights.items()
-    }
-
-
-def part_of_rank(name: str, tensor: Tensor, rank: int, parts: int) -> Tensor:
-    dimension = cut_dimension(name)
-    if dimension is None or parts == 1:
-        return tensor
-    # A copy: a view would keep the whole tensor in memory until the shard is written.
-    return tensor.chunk(parts, dimension)[rank].clone()
+    """What a rank holds: of cut tensors copies, as views would keep all of them in memory until they are written."""
+    shard = {}
+    for name, stored in model.weights.items():
+        tensor, dimension = stored.read(), cut_dimension(name)
+        if dimension is not None and parts > 1:
+            tensor = tensor.chunk(parts, dimension)[rank].clone()
+        shard[f"language_model.{renamed(name, THEIR_NAMES)}"] = tensor
+    return shard

@@ -19,16 +19,7 @@ from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
 from ..pickles import read_pickle, write_pickle
-from ..weights import (
-    CheckpointError,
-    StoredModel,
-    check_shapes,
-    qkv_blocked,
-    qkv_interleaved,
-    shapes_in,
-    shapes_of,
-    stored,
-)
+from ..weights import CheckpointError, StoredModel, check_shapes, qkv_blocked, qkv_interleaved, shapes_of, stored
 from .architecture import GPT3, SIZES, Holdable
 
 PREFIXES = ("model.language_model.", "language_model.")
@@ -116,11 +107,6 @@ def configuration_json(preprocessor: str, pipeline: str, sequence_length: int) -
     }
 
 
-def write_configuration(folder: Path, config: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
-    write_json(folder / "config.json", dict(config))
-    write_json(folder / "configuration.json", dict(configuration))
-
-
 def write_modelscope_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """tokenizer.json with moyun's tokenizer_config.json, so that any kind and prompt template comes back; vocab.txt
     for BERT's, which ModelScope reads. Returns token → id."""
@@ -142,10 +128,10 @@ def read(folder: Path) -> StoredModel:
     """Raises CheckpointError naming file and tensor where the folder isn't whole and sound."""
     path = folder / WEIGHTS
     tensors = stored(read_pickle(path, PREFIXES))
-    shapes = shapes_in(tensors)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = read_architecture(folder / "config.json", shapes, "gelu")
     expected = shapes_of(config)
-    check_shapes(path, "config.json", expected, shapes)
+    check_shapes(path, "config.json", expected, tensors)
     heads = config.num_attention_heads
     return StoredModel(config, {name: qkv_interleaved(name, tensors[name], heads) for name in expected})
 
@@ -153,11 +139,9 @@ def read(folder: Path) -> StoredModel:
 def write(folder: Path, model: StoredModel, tokenizer: Tokenizer) -> None:
     """Fills an empty folder with what ModelScope reads as GPT-3 base or large."""
     heads = model.config.num_attention_heads
-    tensors = {}
-    for name, tensor in model.weights.items():
-        tensors["language_model." + name] = qkv_blocked(name, tensor.read(), heads)
+    tensors = {f"language_model.{name}": qkv_blocked(name, t.read(), heads) for name, t in model.weights.items()}
     write_pickle(folder / WEIGHTS, tensors)
     write_modelscope_tokenizer(folder, tokenizer)
+    write_json(folder / "config.json", config_json(model, tokenizer))
     length = model.config.max_position_embeddings
-    configuration = configuration_json("text-gen-tokenizer", "text-generation", length)
-    write_configuration(folder, config_json(model, tokenizer), configuration)
+    write_json(folder / "configuration.json", configuration_json("text-gen-tokenizer", "text-generation", length))

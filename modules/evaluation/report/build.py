@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,14 @@ from ..task_evaluation import Evaluation, ScoredRow
 from ..verse.form import line_lengths
 from .contents import Column, Example, Report, Sample, Series, label
 
-COMPARED = ("champion", "baseline")
-"""Models that the first one is tested against, row by row."""
-
 PER_TOKEN = "perplexity"
 """The metric that a report leaves out, since models with different tokenizers can't be compared by it."""
 
 RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "perplexity_per_char")
 """What the worst and best rows are chosen by: the first of these that there is."""
 
-MOST_LINES, LONGEST_LINE = 12, 12
-RESAMPLES = 2000
+MOST = 12
+"""Lines of a poem, or characters of a line, that are counted one by one."""
 
 
 def evaluation_report(
@@ -43,19 +41,19 @@ def evaluation_report(
 ) -> Report:
     """All that the page and the card say.
 
-    Args:
-        evaluations: Who was scored → its evaluation; "model" first.
-        folder: The model's folder; the tracking store is asked for the curves of the run that made it.
-        facts: What the end of the page says beside that, e.g. the evaluation's run.
+    evaluations: who was scored → its evaluation; "model" first. folder: the model's; the tracking store is asked for
+    the curves of the run that made it. facts: what the end of the page says beside that, e.g. the evaluation's run.
     """
     model = evaluations["model"]
+    others = {name: evaluations[name] for name in ("champion", "baseline") if name in evaluations}
     ranked_by = next((name for name in RANKED_BY if name in model), model.metrics[0].name)
     origin = read_provenance(folder)
+    cpu = str((origin.get("machine") or {}).get("CPU") or "")
     return Report(
         title=f"{label(config.task.name or 'evaluation')}: {config.model}",
         facts=facts_of(config, test, model),
         columns=[Column(name, metrics_of(found)) for name, found in evaluations.items()],
-        comparisons={name: list(comparisons(model, evaluations[name])) for name in COMPARED if name in evaluations},
+        comparisons={name: list(comparisons(model, other)) for name, other in others.items()},
         curves=training_curves(origin.get("run_id")),
         lengths=lengths(model.rows),
         form=verse_form(config, test, model.rows),
@@ -63,7 +61,7 @@ def evaluation_report(
         score_name=ranked_by,
         higher_is_better=model[ranked_by].higher_is_better,
         samples=[continuation(sample) for sample in samples],
-        made_by={**(facts or {}), **describe_provenance(origin, "trained"), **trained_on(origin)},
+        made_by={**(facts or {}), **describe_provenance(origin, "trained")} | ({"trained on": cpu} if cpu else {}),
     )
 
 
@@ -94,18 +92,14 @@ def comparisons(model: Evaluation, other: Evaluation) -> Iterator[PairedComparis
     """Paired tests, one for each metric that both have on the same rows."""
     for metric in metrics_of(model):
         if metric.name in other and other[metric.name].statistics.shape == metric.statistics.shape:
-            found = compare(metric, other[metric.name], resamples=RESAMPLES)
+            found = compare(metric, other[metric.name], resamples=2000)
             if math.isfinite(found.difference):
                 yield found
 
 
 def lengths(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:
-    if not rows:
-        return {}
-    return {
-        "written": [len(row.text) for row in rows],
-        "reference": [len(row.references[0]) for row in rows if row.references],
-    }
+    written = [len(row.text) for row in rows]
+    return {"written": written, "reference": [len(row.references[0]) for row in rows if row.references]} if rows else {}
 
 
 def verse_form(
@@ -120,10 +114,8 @@ def verse_form(
         "reference": [line_lengths(row.source * continued + row.references[0]) for row in rows if row.references],
     }
     return {
-        "Lines of a poem": {who: tally(map(len, found), MOST_LINES) for who, found in poems.items()},
-        "Characters of a line": {
-            who: tally((length for lines in found for length in lines), LONGEST_LINE) for who, found in poems.items()
-        },
+        "Lines of a poem": {who: tally(map(len, found), MOST) for who, found in poems.items()},
+        "Characters of a line": {who: tally(chain.from_iterable(found), MOST) for who, found in poems.items()},
     }
 
 
@@ -152,13 +144,7 @@ def continuation(sample: Mapping[str, Any]) -> Sample:
     return Sample(prompt, text.removeprefix(prompt) if text.startswith(prompt) else f"\n{text}", sample.get("stopped"))
 
 
-def trained_on(origin: Mapping[str, Any]) -> dict[str, str]:
-    cpu = (origin.get("machine") or {}).get("CPU")
-    return {"trained on": str(cpu)} if cpu else {}
-
-
 logger = logging.getLogger("moyun.report")
-
 CURVES = {
     "Loss (nats a token)": {"train/loss": "training", "val/loss": "validation"},
     "Learning to stop (validation rows)": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ TOLD = ("model", "data", "tokenizer", "train", "lora")
 def model_card(
     name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
 ) -> str:
-    """`origin`: what run.yaml says of how the model was made (modules.tracking.provenance).
-
-    `source`: what the data's manifest says that they were made from (modules.data.corpora.manifest.source_of).
-    """
+    """origin: what run.yaml says of how the model was made. source: what the data were made from, by their manifest."""
+    hashes = origin.get("data", {})
+    counts = [(split, f"{count:,}", hashes.get(split, "")) for split, count in origin.get("rows", {}).items()]
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
         f"# {name}",
@@ -37,7 +36,7 @@ def model_card(
         f'    from pipelines import pipeline\n    pipeline("text-generation", model="{name}")("白日依山尽，")["text"]',
         section("Scores", scores(report)),
         section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
-        section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), data(origin))]),
+        section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), counts)]),
         section("Configuration", ["\n".join(f"    {line}" for line in settings(origin))]),
         section("Made by", [table(("", ""), made(origin, report))]),
     ]
@@ -45,12 +44,9 @@ def model_card(
 
 
 def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path | None:
-    """Logs the model's card to the run, and writes it into a folder that the user named.
+    """Logs the model's card to the run, and writes it into a folder that the user named; returns the file there.
 
-    A registered model's folder may be the store's own copy, which is nobody's to write to.
-
-    Returns:
-        The file in the folder; None where there is only the run's artifact.
+    A registered model's folder may be the store's own copy, which is nobody's to write to: then it returns None.
     """
     origin = read_provenance(folder)
     source = source_of(origin.get("config", {}).get("data", {}).get("path"))
@@ -71,10 +67,8 @@ def in_a_line(facts: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in facts.items()) + "." if facts else ""
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ("---",) * len(head), *rows]
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows] if rows else []
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
@@ -101,10 +95,8 @@ def curves(report: Report, most: int = 12) -> Iterator[tuple[list[str], list[tup
         shortest = min(lines.values(), key=len)
         every = -(-len(shortest) // most)
         steps = [step for step, _ in shortest][::-1][::every][::-1]
-        yield (
-            list(lines),
-            [(f"{step:,}", *(f"{near(series, step):.4g}" for series in lines.values())) for step in steps],
-        )
+        rows = [(f"{step:,}", *(f"{near(series, step):.4g}" for series in lines.values())) for step in steps]
+        yield list(lines), rows
 
 
 def near(series: Series, step: float, width: int = 20) -> float:
@@ -112,11 +104,6 @@ def near(series: Series, step: float, width: int = 20) -> float:
     before = [value for at, value in series if at <= step]
     last = before[-width if len(series) > 10 * width else -1 :]
     return sum(last) / len(last) if last else math.nan
-
-
-def data(origin: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    fingerprints = origin.get("data", {})
-    return [(f"{split}", f"{count:,}", fingerprints.get(split, "")) for split, count in origin.get("rows", {}).items()]
 
 
 def settings(origin: Mapping[str, Any]) -> Iterator[str]:

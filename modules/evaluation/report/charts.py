@@ -29,8 +29,6 @@ from .figures import draw_series
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 22, 12, 36
 BINS = 24
-MOST_LABELS = 14
-"""Of bars, at most."""
 
 VARIABLES = {
     "#b3332c": "--s0", "#2f6690": "--s1", "#a9762b": "--s2", "#5e7f4f": "--s3",
@@ -110,7 +108,7 @@ def bar_chart(counts: Mapping[str, Mapping[str, float]]) -> Markup:
                 x, share = place + (index + 0.5) * wide - 0.4, found.get(value, 0.0) / total
                 (bar,) = axes.bar(x, share, 0.94 * wide, color=SERIES[index % len(SERIES)])
                 bar.set_gid(f"{readable(value)}: {share:.1%}")
-        every = -(-len(values) // MOST_LABELS)
+        every = -(-len(values) // 14)  # so that at most 14 bars have a label
         axes.set_xticks(range(0, len(values), every), [readable(value) for value in values[::every]])
         percent_axis(axes)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 from ..statistics import Metric, PairedComparison, intervals
 
-STOP_RATE = "end_of_text_rate"
-
 Series = Sequence[tuple[int, float]]
 """(step, value)"""
 
@@ -87,7 +85,7 @@ class Report:
     @property
     def stop_share(self) -> tuple[int, int] | None:
         """(texts that ended by themselves, texts); None where it isn't known of any, or is among the scores."""
-        if any(metric.name == STOP_RATE for column in self.columns for metric in column.metrics):
+        if any(metric.name == "end_of_text_rate" for column in self.columns for metric in column.metrics):
             return None
         known = [example.stopped for example in self.examples if example.stopped is not None]
         return (sum(known), len(known)) if known else None

@@ -13,9 +13,6 @@ from .contents import Series
 POINTS = 240
 """Of a line: more can't be told apart."""
 
-DOTTED = 40
-"""Points of a line that are marked, at most."""
-
 
 def panel(height: float, **labels: str) -> tuple[Figure, Axes]:
     """An empty figure of that height in inches; labels: title, xlabel, ylabel, xscale, yscale."""
@@ -47,7 +44,7 @@ def draw_series(axes: Axes, lines: Mapping[str, Series], limits: tuple[float, fl
         starts = np.arange(0, len(values), -(-len(values) // POINTS))
         sizes = np.diff(starts, append=len(values))
         x, mean = (np.add.reduceat(column, starts) / sizes for column in (steps, values))
-        marker = "o" if len(x) <= DOTTED else None
+        marker = "o" if len(x) <= 40 else None  # more would run into each other
         axes.plot(x, np.clip(mean, *limits), f"C{index}", label=name, marker=marker, markersize=4, linewidth=1.8)
         if len(values) > len(x):
             low, high = (np.clip(of.reduceat(values, starts), *limits) for of in (np.minimum, np.maximum))

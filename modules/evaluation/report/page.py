@@ -47,25 +47,14 @@ class Line:
 def html(report: Report) -> str:
     """The whole page. The same report gives the same page."""
     worst, best = report.ranked(SHOWN)
-    page: str = page_template().render(
-        report=report,
-        style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
-        lines=list(score_lines(report)),
-        pictures=list(pictures(report)),
-        worst=worst,
-        best=best,
-    )
-    return page
+    style = Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
+    lines, found = list(score_lines(report)), list(pictures(report))
+    return page_template().render(report=report, style=style, lines=lines, pictures=found, worst=worst, best=best)
 
 
 def page_template() -> jinja2.Template:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
+    found = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     found.filters |= {filter.__name__: filter for filter in (number, difference, label, readable, p_value, verdict)}
     found.tests["finite"] = math.isfinite
     return found.get_template("report.html.j2")
@@ -98,10 +87,8 @@ class Picture:
 
 def pictures(report: Report) -> Iterator[Picture]:
     """Those that have something to show."""
-    found = [
-        Picture("Training", title, line_chart(lines, "optimizer step"), list(lines))
-        for title, lines in report.curves.items()
-    ]
+    charts = {title: line_chart(lines, "optimizer step") for title, lines in report.curves.items()}
+    found = [Picture("Training", title, chart, list(report.curves[title])) for title, chart in charts.items()]
     found.append(Picture("Texts", "Length", length_chart(report.lengths, "characters"), list(report.lengths)))
     found += [Picture("Texts", title, bar_chart(counts), list(counts)) for title, counts in report.form.items()]
     return (picture for picture in found if picture.svg)

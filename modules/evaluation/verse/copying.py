@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.corpora.verse import han_only
+from ...tokenizer.lookup import code_points
 
 SHORTEST = 7
 """Han characters of a run that counts: a whole line of the longest regular verse.
@@ -28,20 +29,22 @@ class TrainingText:
     def __init__(self, rows: Iterable[str], shortest: int = SHORTEST) -> None:
         self.shortest = shortest
         # Each row ends in a character that no text has, so that no run crosses its end.
-        self.characters = _codes("".join(f"{han_only(row)}\0" for row in rows))
+        self.characters = code_points(f"{han_only(row)}\0" for row in rows)
         hashes = self._hashes(self.characters)
         self.places = np.argsort(hashes, kind="stable").astype(np.int64)
         self.hashes = hashes[self.places]
 
     def longest_matches(self, text: str) -> list[int]:
         """For each Han character how many, from it on, stand in one training row; 0 where fewer than `shortest` do."""
-        codes = _codes(han_only(text))
+        codes = code_points(han_only(text))
         found = [0] * len(codes)
         hashes = self._hashes(codes)
         left, right = (np.searchsorted(self.hashes, hashes, side).tolist() for side in ("left", "right"))
         for start in range(len(hashes)):
             for place in self.places[left[start] : right[start]].tolist():
-                length = _common(codes[start:], self.characters[place : place + len(codes)])
+                there = self.characters[place : place + len(codes) - start]
+                differs = codes[start : start + len(there)] != there
+                length = int(differs.argmax()) if differs.any() else len(there)
                 found[start] = max(found[start], length if length >= self.shortest else 0)
         return found
 
@@ -58,7 +61,7 @@ class TrainingText:
         """Han characters of the longest common substring with a training row; 0 where it is under `shortest`."""
         return max(self.longest_matches(text), default=0)
 
-    def _hashes(self, codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def _hashes(self, codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Of each stretch of `shortest` characters (Karp and Rabin 1987, modulo 2^64)."""
         count = max(0, len(codes) - self.shortest + 1)
         hashes = np.zeros(count, np.uint64)
@@ -66,14 +69,3 @@ class TrainingText:
             hashes *= _BASE
             hashes += codes[place : place + count]
         return hashes
-
-
-def _codes(text: str) -> NDArray[np.uint64]:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
-
-
-def _common(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> int:
-    """Characters that two stretches have in common from their beginning."""
-    length = min(len(one), len(other))
-    apart = np.flatnonzero(one[:length] != other[:length])
-    return int(apart[0]) if len(apart) else length

