@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.weights import CheckpointError
-from ..config.loader import dotted_items, to_dict
+from ..config.loader import dotted_items
 from ..config.training import TrainingConfig
 from ..system.atomic import write_json
 from ..system.bounded_read import read_json
@@ -66,7 +66,7 @@ class RunManifest:
 def make_run_manifest(
     stage: str, run_id: str, config: TrainingConfig, data: Mapping[str, str], tokenizer: str, init_from: str | None
 ) -> RunManifest:
-    return RunManifest(stage, run_id, redact(to_dict(config)), dict(data), tokenizer, init_from)
+    return RunManifest(stage, run_id, redact(asdict(config)), dict(data), tokenizer, init_from)
 
 
 def write_run_manifest(folder: Path, manifest: RunManifest) -> None:
@@ -112,7 +112,7 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     found = {}
     if earlier.stage != manifest.stage:
         found["stage"] = f"it is of {earlier.stage}, not {manifest.stage}"
-    defaults = to_dict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
+    defaults = asdict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     for key in sorted(old.keys() | new.keys()):
         if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from")) or old.get(key) == new.get(key):
