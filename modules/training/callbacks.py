@@ -82,15 +82,11 @@ class Samples(pl.Callback):
         pl_module.train(training)
         for prompt, result in zip(self.prompts, results, strict=True):
             text = prompt + result.text if self.tokenizer.prompt_template is None else result.text
-            row = {"step": trainer.global_step, "prompt": prompt, "text": text, "stopped": result.stopped}
-            self.table.append(row)
+            self.table.append({"step": trainer.global_step, "prompt": prompt, "text": text, "stopped": result.stopped})
         if trainer.logger:
             share = sum(result.stopped for result in results) / len(results)
             trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)
 
-
-LAST = "last.ckpt"
-"""A link to the newest."""
 
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
@@ -111,8 +107,8 @@ class QuietEarlyStopping(EarlyStopping):
 class Checkpoints(pl.Callback):
     """A checkpoint before each validation, every save_every_n_steps, after the last step, and when a stop is asked for.
 
-    Before a validation, so that nothing is lost when it is broken off: whoever goes on from there validates first.
-    Only whole steps are saved. The newest stays, and the `keep` that validated best; a link always leads to the newest.
+    Whoever goes on from one that was written before a validation validates first. The newest stays, to which last.ckpt
+    is a link, and the `keep` that validated best.
     """
 
     def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:
@@ -158,7 +154,7 @@ class Checkpoints(pl.Callback):
         path = self.folder / f"step={step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            write_link(self.folder / LAST, path.name)
+            write_link(self.folder / "last.ckpt", path.name)
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
 
@@ -173,7 +169,7 @@ class Checkpoints(pl.Callback):
     def best(self, validations: Mapping[int, Mapping[str, float]]) -> int:
         """The step of the checkpoint that validates best; of equals the later one."""
         paths = checkpoints_in(self.folder)
-        return (by_loss(paths, validations) or list(paths)[-1:])[0]
+        return next(iter(by_loss(paths, validations)), max(paths))
 
     def where(self, step: int) -> str:
         return f"stopped at step {step}; the same command with {self.key}={self.folder.parent} goes on from there"

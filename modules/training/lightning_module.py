@@ -31,8 +31,7 @@ from .validation import Validation
 class LanguageModel(pl.LightningModule):
     """A batch is a whole optimizer step (packing.StepBatch), so optimization is manual.
 
-    The loss is summed over trained tokens and divided by those of the whole step, over micro-batches and ranks:
-    a step's gradient is the same however it is split.
+    The summed loss is divided by the trained tokens of the whole step: its gradient is the same however it is split.
     """
 
     def __init__(
@@ -164,12 +163,8 @@ class LanguageModel(pl.LightningModule):
         return tensor
 
     def handle_nonfinite(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
-        """Raises NonFiniteLossError, or with on_nonfinite=skip leaves the step out.
-
-        Every rank comes to the same, from what was summed over all.
-        """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        rows = rows_in(data, step, losses, math.isfinite(loss))
+        """Raises NonFiniteLossError, or leaves the step out; by sums over all ranks, so each decides the same."""
+        rows = rows_in(self.trainer.datamodule, step, losses, math.isfinite(loss))  # type: ignore[attr-defined]
         what = describe(self.trainer.global_step, loss, norm, rate, rows)
         if self.config.on_nonfinite == "stop":
             raise refusal(what)

@@ -51,7 +51,7 @@ def refusal(what: str, before: str = "") -> NonFiniteLossError:
 
 def describe(number: int, loss: float, norm: float, rate: float, rows: str) -> str:
     """What is wrong with a step, in words."""
-    name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
+    name, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
     return f"the {name} is {value} at step {number} (learning rate {rate:.3g}, {rows})"
 
 
