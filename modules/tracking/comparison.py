@@ -101,12 +101,9 @@ def unset_section(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) ->
 
 
 def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
-    """Whether a key of the configuration can change a result.
-
-    Paths can't where the fingerprints of what they hold are known; nor can what training ignores when it resumes.
-    """
+    """Whether a key of the configuration can change a result; what training ignores when it resumes can't."""
     ignored: tuple[str, ...] = NO_MATTER
-    if one.data and other.data:  # the vocabulary's size follows from the tokenizer
+    if one.data and other.data:  # fingerprints tell; and the vocabulary's size follows from the tokenizer
         ignored += (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
     if one.stage in TRAINING and other.stage in TRAINING:
         ignored += IGNORED_KEYS

@@ -62,7 +62,7 @@ class TrackedRun:
         self.began = False
         """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
-        self.sender.start()
+        self.sender.thread.start()
 
     @property
     def info(self) -> RunInfo:

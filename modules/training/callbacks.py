@@ -47,8 +47,7 @@ class SameOnAllRanks(pl.Callback):
         self.facts = facts
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        expected = trainer.strategy.broadcast(self.facts)
-        if self.facts != expected:
+        if self.facts != (expected := trainer.strategy.broadcast(self.facts)):
             raise ValueError(
                 f"this process's tokenizer, steps and tokens ({self.facts}) aren't those of rank 0 ({expected}): "
                 "give all machines the same files and package versions"
@@ -124,8 +123,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, LanguageModel)
         pl_module.stop = self.stop
         self.stop.listen()
-        step = trainer.global_step
-        if step:
+        if step := trainer.global_step:
             self.stop.message = self.where(step)
         if step and step % self.validate_every == 0 and step not in pl_module.validations:
             trainer.validating = True

@@ -129,8 +129,7 @@ def first_tensors(config: TrainingConfig, training: TrainingSetup) -> Iterator[t
     if training.start is None:
         yield from fresh_tensors(training.model, config.seed)
         return
-    for name, tensor in open_model(training.start).weights.items():
-        yield name, tensor.read()
+    yield from ((name, tensor.read()) for name, tensor in open_model(training.start).weights.items())
 
 
 LOST = re.compile(

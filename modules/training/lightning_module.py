@@ -23,7 +23,7 @@ from ..model.decoder import Decoder
 from ..model.loss import linear_cross_entropy, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
-from .nonfinite import SkippedSteps, describe, refusal, rows_in
+from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import clip_gradients, learning_rate_factor, make_optimizer
 from .validation import Validation
 
@@ -105,6 +105,8 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        # Gradients are averaged over the ranks that each took a share of the step, but the sum is wanted.
+        shares = dist.get_world_size(self.data_group) if dist.is_initialized() else 1
         self.seed_dropout()
         losses = torch.zeros(len(step.micro_batches), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches):
@@ -112,8 +114,7 @@ class LanguageModel(pl.LightningModule):
             with nullcontext() if last else self.gradients_incomplete():
                 loss = self._step(batch)
                 losses[number] = loss.detach()
-                # Gradients are averaged over the ranks, but the sum is wanted.
-                self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
+                self.manual_backward(loss * (shares / step.trained_tokens))
         loss_value = self.agree(losses) / step.trained_tokens
         norm = clip_gradients([*self.trained_parameters().values()], self.config.gradient_clip_val or math.inf)
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
@@ -148,11 +149,6 @@ class LanguageModel(pl.LightningModule):
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     @property
-    def data_parallel(self) -> int:
-        """Groups of devices that each took a share of the step."""
-        return dist.get_world_size(self.data_group) if dist.is_initialized() else 1
-
-    @property
     def data_group(self) -> dist.ProcessGroup | None:
         return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
 
@@ -165,7 +161,8 @@ class LanguageModel(pl.LightningModule):
     def handle_nonfinite(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
         """Raises NonFiniteLossError, or leaves the step out; by sums over all ranks, so each decides the same."""
         rows = rows_in(self.trainer.datamodule, step, losses, math.isfinite(loss))  # type: ignore[attr-defined]
-        what = describe(self.trainer.global_step, loss, norm, rate, rows)
+        name, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+        what = f"the {name} is {value} at step {self.trainer.global_step} (learning rate {rate:.3g}, {rows})"
         if self.config.on_nonfinite == "stop":
             raise refusal(what)
         self.skipped.skip(what, self.trained_parameters().values())

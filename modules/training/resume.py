@@ -54,24 +54,18 @@ def claimed(output_dir: str | None, resume: str | None) -> Iterator[RunManifest 
 
 def earlier_run(folder: Path, resume: str | None) -> RunManifest | None:
     inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not DRAFT.fullmatch(path.name))
-    if not inside:
-        remove_drafts(folder)
-        return None
-    manifest = read_run_manifest(folder / CHECKPOINTS)
-    if manifest and resume and (resume == "auto" or str(Path(resume).resolve()) == manifest.resumed_from):
-        remove_drafts(folder)
+    manifest = read_run_manifest(folder / CHECKPOINTS) if inside else None
+    same = manifest and resume and (resume == "auto" or str(Path(resume).resolve()) == manifest.resumed_from)
+    if not inside or same:
+        # What a killed process left half written; whoever has the folder's lock is the only one to write there.
+        for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+            remove(path)
         return manifest
     if manifest:
         hint = "it holds a run, which train.resume_from=auto goes on with, or takes as it is where it is finished"
     else:
         hint = f"it holds {', '.join(inside[:5])}"
     raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")
-
-
-def remove_drafts(folder: Path) -> None:
-    """What a killed process left half written; whoever has the folder's lock is the only one to write there."""
-    for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
-        remove(path)
 
 
 def newest_sound(checkpoints: Path) -> Path | None:

@@ -55,16 +55,10 @@ class TrainingPlan:
 def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) -> TrainingPlan:
     documents = data.documents["train"]
     in_epochs = data.steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf
-    demand = MemoryDemand(
-        model,
-        config.trainer,
-        np.sort(documents.lengths)[::-1],
-        data.batch_size,
-        data.batch_tokens,
-        config.train.micro_batch_tokens,
-        lora_parameter_count(model, config.lora) if config.lora.rank else None,
-        config.train.optimizer,
-    )
+    lengths, batch = np.sort(documents.lengths)[::-1], (data.batch_size, data.batch_tokens)
+    adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
+    tokens, optimizer = config.train.micro_batch_tokens, config.train.optimizer
+    demand = MemoryDemand(model, config.trainer, lengths, *batch, tokens, adapters, optimizer)
     return TrainingPlan(
         parameters=parameter_count(model),
         rows=documents.rows,
