@@ -14,7 +14,7 @@ import torch
 from modules.system.hardware import default_threads
 from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
-from pipelines.cli.command_line import console, show
+from pipelines.cli.printing import console, show
 
 from . import machine
 from . import tables as report

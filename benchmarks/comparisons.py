@@ -135,9 +135,8 @@ def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Su
 
 
 def llama_cpp(number_format: str, options: dict[str, Any]) -> Subject:
-    """moyun's other backend."""
-    options = {**options, "model": f"gguf-{number_format}", "backend": "llama_cpp"}
-    return own("generate", f"llama.cpp {number_format}, by backend=llama_cpp", options, LLAMA_CPP)
+    options = {**options, "number_format": number_format}
+    return Subject(f"llama.cpp {number_format}, its own server", f"{PEERS}llama_cpp:generate", options, LLAMA_CPP)
 
 
 def reading(rows: int, bytes_per_weight: int) -> Subject:

@@ -1,6 +1,6 @@
 """How near a model's GGUF exports come to torch: poems continued and scored by llama.cpp too, printed as a table.
 
-python -m benchmarks.measure_gguf [MODEL [ROWS]]: models/poems and 300, the first of the bundled test poems.
+python -m benchmarks.measure_gguf [MODEL [ROWS]]: models/poems and 50, the first of the bundled test poems.
 
 Each is continued greedily from its first clause. Lead: where the two then first choose different tokens, torch's logit
 of its own choice minus its logit of the other's: the logarithm of how many times likelier torch finds its own.
@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
@@ -31,20 +29,21 @@ from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of
 from modules.data.encoding import Documents, encode_rows
 from modules.evaluation.task_rows import read_task_rows
-from modules.inference.llama_bindings import LlamaContext
-from modules.inference.llama_cpp import LlamaCpp
 from modules.model.decoder import Decoder
 from modules.model.sampling import generate
 from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import load_tokenizer
 
+from .peer_llama_cpp import LlamaServer
+
 GREEDY = GenerationConfig(max_new_tokens=64, temperature=0)
 
 
-def written(model: Decoder | LlamaCpp, prompts: list[list[int]], end: int) -> list[list[int]]:
-    write = partial(generate, model) if isinstance(model, Decoder) else model.generate
+def written(model: Decoder | LlamaServer, prompts: list[list[int]], end: int) -> list[list[int]]:
+    if isinstance(model, LlamaServer):
+        return model.tokens(prompts, GREEDY.max_new_tokens)
     found: list[list[int]] = [[] for _ in prompts]
-    for row, token in write(prompts, GREEDY, end):
+    for row, token in generate(model, prompts, GREEDY, end):
         found[row] += [] if token is None else [token]
     return found
 
@@ -58,30 +57,32 @@ def lead(decoder: Decoder, prompt: list[int], ours: list[int], theirs: list[int]
     return None
 
 
-def logits_of(model: Decoder | LlamaCpp, ids: list[int]) -> Tensor:
+def log_probabilities(model: Decoder | LlamaServer, ids: list[int], end: int, size: int) -> Tensor:
+    """After each token of a text, (T, V)."""
     if isinstance(model, Decoder):
-        return model(torch.tensor([ids]))[0]
-    with closing(LlamaContext(model.model, 1, len(ids), len(ids), torch.get_num_threads())) as context:
-        return torch.from_numpy(context.decode([(token, i, 0, True) for i, token in enumerate(ids)]))
+        return model(torch.tensor([ids]))[0].log_softmax(-1)
+    return torch.stack([model.log_probabilities(ids[: i + 1], size, end) for i in range(len(ids))])
 
 
-def score(decoder: Decoder, model: Decoder | LlamaCpp, documents: Documents) -> tuple[float, float, float]:
-    """The model's perplexity per character; how far its logits are from decoder's (RMS), whose spread is the third."""
+def score(decoder: Decoder, model: Decoder | LlamaServer, documents: Documents, end: int) -> tuple[float, float, float]:
+    """Perplexity per character; how far log-probabilities are from decoder's (RMS); the spread of decoder's."""
     loss = apart = spread = 0.0
     for i, start in enumerate(documents.offsets[:-1]):
         ids, first = documents.ids[start : documents.offsets[i + 1]].tolist(), documents.prompt_lengths[i]
-        here, there = logits_of(decoder, ids[:-1]), logits_of(model, ids[:-1])
-        loss += float(F.cross_entropy(there[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
+        here, there = (log_probabilities(m, ids[:-1], end, decoder.config.vocab_size) for m in (decoder, model))
+        loss += float(F.nll_loss(there[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
         apart += float((there - here).square().mean(-1).sum())
         spread += float(here.var(-1).sum())
     characters, positions = (documents.characters + documents.ended).sum(), documents.lengths.sum()
     return math.exp(loss / characters), math.sqrt(apart / positions), math.sqrt(spread / positions)
 
 
-def exported(folder: Path, dtype: str) -> LlamaCpp:
+def exported(folder: Path, dtype: str) -> LlamaServer:
     with tempfile.TemporaryDirectory() as target:
-        interop.write(Path(target), "gguf", open_model(folder), load_tokenizer(folder), dtype=dtype)
-        return LlamaCpp(Path(target))  # the file stays mapped
+        model = open_model(folder)
+        interop.write(Path(target), "gguf", model, load_tokenizer(folder), dtype=dtype)
+        positions = model.config.max_position_embeddings
+        return LlamaServer(Path(target) / "model.gguf", positions, 1, torch.get_num_threads())  # the file stays mapped
 
 
 @torch.inference_mode()
@@ -104,10 +105,10 @@ def main(folder: Path, count: int) -> None:
         answers = zip(prompts, ours, written(model, prompts, end), strict=True)
         leads = [value for row in answers if (value := lead(decoder, *row, end)) is not None]
         told = f"{median(leads):.4f}, {max(leads):.4f}" if leads else ""
-        perplexity, apart, spread = score(decoder, model, documents)
+        perplexity, apart, spread = score(decoder, model, documents, end)
         print(f"| {name} | {len(poems) - len(leads)} | {told} | {apart:.4f} | {perplexity:.3f} |", flush=True)
     print(f"\nStandard deviation of torch's logits: {spread:.2f}")
 
 
 if __name__ == "__main__":
-    main(model_folder(sys.argv[1] if sys.argv[1:] else EMBEDDED), int(sys.argv[2]) if sys.argv[2:] else 300)
+    main(model_folder(sys.argv[1] if sys.argv[1:] else EMBEDDED), int(sys.argv[2]) if sys.argv[2:] else 50)

@@ -35,9 +35,9 @@ from modules.config.base import EMBEDDED
 from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.data.splits import load_splits
+from modules.evaluation.likelihood import score_folder
 from modules.evaluation.statistics import Metric, compare, perplexity, rows_in_words, with_clusters
 from modules.evaluation.task_rows import GROUP
-from pipelines.evaluate import score_folder
 from pipelines.finetune import finetune
 from pipelines.prepare import prepare
 
@@ -56,7 +56,7 @@ def finetuned() -> Path:
 
 
 def losses(name: str, folder: Path, held_out: list[datasets.Dataset]) -> Metric:
-    found = [score_folder(name, folder, rows, 8192) for rows in held_out]
+    found = [score_folder(folder, rows, 8192) for rows in held_out]
     poem = [f"{part} {number}" for part, measure in enumerate(found) for number in measure.clusters.tolist()]
     return with_clusters(as_measure(np.concatenate([measure.statistics for measure in found])), poem)
 

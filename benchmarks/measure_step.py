@@ -56,7 +56,7 @@ def main(model: str = "base", tokens: str = "4096") -> None:
             started = time.perf_counter()
             for micro_batch in batch.micro_batches:
                 (module._step(micro_batch) / batch.trained_tokens).backward()
-            clip_gradients(module.trained_parameters(), 1.0)
+            clip_gradients(list(module.trained_parameters().values()), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - started

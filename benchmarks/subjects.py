@@ -12,7 +12,7 @@ from typing import Any
 INSTALL = {
     "transformers": "'.[bench]'",
     "ctranslate2": "'.[bench]'",
-    "xllamacpp": "'.[llama_cpp]'",
+    "xllamacpp": "'.[bench]'",
     "litgpt": "--no-deps litgpt",
 }
 """What pip is to be given for a module; litgpt's model needs nothing of what litgpt would bring."""

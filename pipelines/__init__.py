@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modules.checkpoint.loading import is_registered, model_folder
-from modules.config.base import EMBEDDED
+from modules.config.base import EMBEDDED, TrackingConfig
 
 if TYPE_CHECKING:
     from modules.inference.text_generator import TextGenerator
@@ -14,38 +14,37 @@ if TYPE_CHECKING:
 
 def pipeline(
     task: str = "text-generation",
-    model: str = EMBEDDED,
+    model: str | Path = EMBEDDED,
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
-    backend: Literal["torch", "llama_cpp"] = "torch",
     **defaults: Any,
 ) -> TextGenerator:
-    """pipeline("text-generation", model=folder or models:/ URI)(text or list, **parameters) → {"text": …}.
+    """Loads a model to generate text with: pipeline("text-generation", model=folder)("白日依山尽，") → {"text": …}.
 
-    Without `model` it is the one that comes with moyun, pretrained on classical poems.
-    `dtype` is the number format to compute in, by default the one that the model is stored in; int8 is the fastest
-    on a CPU. `defaults` are generation parameters (config.GenerationConfig) for every call; `.stream(text)` yields
-    pieces.
-    backend="llama_cpp" takes a folder that convert wrote with format=gguf, whose number format was chosen then.
-    Raises ValueError for another task, an unknown model or a bad parameter.
+    Args:
+        task: only "text-generation" is known.
+        model: a model folder or a models:/ URI; by default the model that comes with moyun.
+        dtype: number format to compute in; auto: the one that the model is stored in; int8: the fastest on a CPU.
+        defaults: generation parameters (config.GenerationConfig) of every call that doesn't give its own.
+
+    Raises:
+        ValueError: another task, an unknown model or a bad parameter.
     """
     from modules.checkpoint.loading import load_verified
-    from modules.inference.text_generator import TextGenerator, generation_config
+    from modules.config.generation import GenerationConfig
+    from modules.inference.text_generator import TextGenerator
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
-    if backend == "llama_cpp":
-        from modules.inference.llama_cpp import load_llama_cpp
-
-        return TextGenerator(*load_llama_cpp(model), generation_config(**defaults))
-    if backend != "torch":
-        raise ValueError(f"backend={backend!r} must be torch or llama_cpp")
-    folder = registered_model(model) if is_registered(model) else model_folder(model)
-    return TextGenerator(*load_verified(folder, dtype), generation_config(**defaults))
+    config = GenerationConfig.parse(defaults)
+    return TextGenerator(*load_verified(find_model(str(model)), dtype), config)
 
 
-def registered_model(uri: str) -> Path:
+def find_model(model: str, tracking: TrackingConfig | None = None) -> Path:
+    """The folder of a path or of a models:/ URI, for which MLflow is asked. Raises ValueError where there is none."""
+    if not is_registered(model):
+        return model_folder(model)
     from modules.tracking.registry import resolve_model
     from modules.tracking.stage_run import connect  # MLflow takes longer to import than a small model to load
 
-    connect()
-    return resolve_model(uri)
+    connect(tracking)
+    return resolve_model(model)

@@ -5,92 +5,20 @@ from __future__ import annotations
 import sys
 
 from modules.config.commands import CompareConfig
-from modules.tracking.comparison import SECTIONS, Parting, RunComparison, compare_runs
-from modules.tracking.run_facts import RunFacts, read_run
+from modules.tracking.comparison import RunComparison, compare_runs
+from modules.tracking.run_facts import read_run
 from modules.tracking.stage_run import connect
 
-from .cli.command_line import run_stage, show, with_positions
-
-SHOWN = 8
-"""Differences of a section."""
+from .cli.command_line import run_stage, with_positions
+from .cli.run_differences import show_differences
 
 
 def compare(config: CompareConfig) -> RunComparison:
-    """Prints what differs in config, data, code and environment, where the losses part, and the last scores."""
+    """What differs between two runs, and the step at which their losses part."""
     connect(config.tracking)
     found = compare_runs(read_run(config.one), read_run(config.other), config.tolerance)
-    show("compare", {"one": described(found.one), "other": described(found.other)})
-    show("made from (one / other)", {section: listed(found, section) for section in SECTIONS})
-    show("losses of the training steps", losses(found, config.tolerance))
-    if found.scores:
-        show("last scores (one / other)", {name: beside(*pair) for name, pair in found.scores.items()})
-    show("in short", {"first difference": in_short(found)})
+    show_differences(found, config.tolerance)
     return found
-
-
-def described(run: RunFacts) -> str:
-    status = run.status or "which this tracking store doesn't know: what stands in the folder"
-    known = [run.name, run.stage, f"run {run.run_id}" if run.run_id not in (None, run.name) else None, status]
-    return ", ".join(part for part in known if part)
-
-
-def listed(found: RunComparison, section: str) -> str:
-    differences = found.differences[section]
-    if not differences:
-        recorded = all(getattr(run, section) for run in (found.one, found.other))
-        return "no difference" if recorded else "not recorded for both"
-    more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
-    return "\n".join([*map(str, differences[:SHOWN]), *more])
-
-
-def losses(found: RunComparison, tolerance: float) -> dict[str, str]:
-    parting, runs = found.parting, (found.one, found.other)
-    if not parting.steps:
-        return {"compared": "none: " + " / ".join(f"{len(run.losses):,} steps logged" for run in runs)}
-    steps = f"{parting.steps:,} steps"
-    if any(len(run.losses) != parting.steps for run in runs):
-        steps += f" that both logged, of {len(found.one.losses):,} / {len(found.other.losses):,}"
-    if parting.bitwise is None:
-        return {"compared": steps, "parted": "never: they agree to the last bit"}
-    part = {"compared": steps, "the last bit": f"parts at {at(found, parting.bitwise)}"}
-    if parting.beyond is None:
-        part["rounding"] = f"explains all of it: {parting.largest:.1e} of the loss at most, tolerance {tolerance:g}"
-    else:
-        part["more than that"] = f"from {at(found, parting.beyond)} (over {tolerance:g} of the loss)"
-    return part
-
-
-def at(found: RunComparison, step: int) -> str:
-    return f"step {step:,}: {found.one.losses[step]!r} / {found.other.losses[step]!r}"
-
-
-def beside(one: float, other: float) -> str:
-    return f"{one:.6g} / {other:.6g}" + (f"   ({other - one:+.3g})" if one != other else "   (equal)")
-
-
-def in_short(found: RunComparison) -> str:
-    parted = parted_at(found.parting)
-    if found.first:
-        section, difference = found.first
-        return f"{section}: {difference}; {parted}"
-    unsaid = unrecorded(found)
-    return f"no difference{unsaid}; {parted}"
-
-
-def parted_at(parting: Parting) -> str:
-    if not parting.steps:
-        return "no step's loss to compare"
-    if parting.bitwise is None:
-        return "losses agree to the last bit"
-    if parting.beyond is None:
-        return f"losses agree but for rounding, from step {parting.bitwise:,}"
-    return f"losses part at step {parting.beyond:,}"
-
-
-def unrecorded(found: RunComparison) -> str:
-    """What may differ all the same: work that wasn't committed, and what neither side has recorded."""
-    dirty = any(run.code.get("git.dirty") == "true" for run in (found.one, found.other))
-    return " (but uncommitted changes to the code, which nothing records)" if dirty else ""
 
 
 if __name__ == "__main__":

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import datasets
-
-from modules.checkpoint.loading import is_registered, load_verified, open_model, open_tokenizer
-from modules.checkpoint.model_folder import read_provenance
+from modules.checkpoint.loading import load_verified, open_tokenizer
 from modules.config.evaluation import EvaluateConfig
-from modules.data.corpora.manifest import source_of
-from modules.data.splits import load_test_rows, load_training_rows
-from modules.evaluation.baselines import NEEDS_TRAINING_ROWS
-from modules.evaluation.likelihood import score
+from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
-from modules.evaluation.report.card import model_card
-from modules.evaluation.report.contents import Report
+from modules.evaluation.report.card import CARD, write_card
 from modules.evaluation.report.page import html
-from modules.evaluation.statistics import Metric, with_clusters
-from modules.evaluation.task_evaluation import Evaluation, Task
-from modules.evaluation.task_rows import columns_of, groups_of, with_targets
+from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
 from modules.inference.text_generator import TextGenerator
-from modules.model.decoder import parameter_count
-from modules.system.atomic import write_text
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
-from modules.tracking.tracked_run import TrackedRun
 
 from .cli.bad_rows import report_quarantine, start_quarantine
-from .cli.command_line import console, progress_of, run_stage, show
-from .cli.results import CARD, REPORT, log_results, made_by, place_of, show_results
+from .cli.command_line import run_stage
+from .cli.printing import progress_of, show, working_on
+from .cli.results import REPORT, evaluation_plan, place_of, show_results
 
 
 @dataclass(frozen=True)
@@ -46,15 +34,16 @@ class EvaluateResult:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
-        test, train = load_evaluation_rows(config, run)
+        quarantine = start_quarantine(config.data)
+        test, train = load_task_rows(config, quarantine)
+        report_quarantine(run, quarantine)
         task = Task(config, test, train)
         if config.dry_run:
-            show("evaluate: what will be done", plan(task))
+            show("evaluate: what will be done", evaluation_plan(task))
             return EvaluateResult(run.info.run_id, {}, [])
         log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        folders = {"model": resolve_model(config.model)}
-        beside = {"champion": config.champion, "baseline": config.baseline}
-        folders |= {name: resolve_model(place) for name, place in beside.items() if place}
+        named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
+        folders = {name: resolve_model(place) for name, place in named.items() if place}
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
@@ -62,77 +51,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             with progress_of(name) as progress:
                 evaluations[name] = task.of_model(decoder, tokenizer, progress)
             if name == "model" and config.prompts:
-                samples = continue_prompts(TextGenerator(decoder, tokenizer, config.generation), config.prompts)
-        with console.status("what needs no model"):
+                samples = TextGenerator(decoder, tokenizer, config.generation).samples(config.prompts)
+        with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
             evaluations |= task.floors(open_tokenizer(folders["model"]))
         log_results(run, evaluations, samples)
         show_results(task, evaluations)
-        with console.status("report"):
+        with working_on("report"):
             report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
             places = {"page": place_of(run, REPORT)}
             if config.card:
-                places["card"] = write_card(run, config.model, folders["model"], report)
+                places["card"] = str(write_card(run, config.model, folders["model"], report) or place_of(run, CARD))
         show("report", places)
         return EvaluateResult(run.info.run_id, evaluations, samples)
-
-
-def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> str:
-    """Logs the model's card, and writes it into a folder that the user named; returns where it is.
-
-    A registered model's folder may be the store's own copy, which is nobody's to write to.
-    """
-    origin = read_provenance(folder)
-    source = source_of(origin.get("config", {}).get("data", {}).get("path"))
-    text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
-    run.log_text(text, CARD)
-    if is_registered(name):
-        return place_of(run, CARD)
-    write_text(folder / CARD, text)
-    return str(folder / CARD)
-
-
-def load_evaluation_rows(config: EvaluateConfig, run: TrackedRun) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """(test rows, training rows where something is made of them and data.path names any)"""
-    columns = columns_of(config.task, config.data)
-    quarantine = start_quarantine(config.data)
-    test = with_targets(load_test_rows(config.data, quarantine, columns))
-    task, train = config.task, None
-    counted = config.ngram_floor and "perplexity" in task.metrics
-    compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
-    if config.data.path and (counted or compared or task.examples):
-        train = with_targets(load_training_rows(config.data, config.seed, quarantine, columns))
-    report_quarantine(run, quarantine)
-    return test, train
-
-
-def plan(task: Task) -> dict[str, str]:
-    config = task.config
-    texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
-    return {
-        "model": config.model,
-        "rows": f"{len(task.test):,}",
-        "metrics": ", ".join(task.metrics),
-        "texts generated": texts,
-        "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
-    }
-
-
-def score_folder(name: str, folder: Path, rows: datasets.Dataset, max_batch_tokens: int, dtype: str = "auto") -> Metric:
-    """Perplexity per character of the model in a folder, row by row. `name`: what the progress bar calls it."""
-    decoder, tokenizer = load_verified(folder, dtype)
-    with progress_of(name) as progress:
-        found = score(decoder, tokenizer, rows, max_batch_tokens, lambda done: progress("likelihood", done))
-    return with_clusters(found.perplexity_per_char, groups_of(rows))
-
-
-def continue_prompts(generator: TextGenerator, prompts: list[str]) -> list[dict[str, Any]]:
-    full = generator.tokenizer.prompt_template is None
-    return [
-        {"prompt": prompt, "text": prompt * full + row.text, "stopped": row.stopped}
-        for prompt, row in zip(prompts, generator.write(prompts), strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -5,33 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-from modules.checkpoint.loading import is_registered
 from modules.config.generation import GenerateConfig
-from pipelines import pipeline
 
+from . import find_model, pipeline
 from .cli.command_line import run_stage, with_positions
+from .cli.printing import write_text
 
 
 def generate(config: GenerateConfig) -> str:
-    """Prints the prompt and its continuation as it comes (of a task model: the answer alone); returns it."""
-    if is_registered(config.model):
-        from modules.tracking.stage_run import connect  # MLflow takes seconds to import, and a folder needs none of it
-
-        connect(config.tracking)
-    generator = pipeline(
-        "text-generation",
-        model=config.model,
-        dtype=config.dtype,
-        backend=config.backend,
-        **asdict(config.generation),
-    )
-    pieces = [config.prompt] if generator.tokenizer.prompt_template is None else []
-    print("".join(pieces), end="", flush=True)
-    for piece in generator.stream(config.prompt):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print()
-    return "".join(pieces)
+    """The prompt and its continuation (of a task model the answer alone), printed as it is written."""
+    folder = find_model(config.model, config.tracking)
+    generator = pipeline(model=str(folder), dtype=config.dtype, **asdict(config.generation))
+    prompt = [config.prompt] if generator.returns_full_text else []
+    return write_text(prompt, generator.stream(config.prompt))
 
 
 if __name__ == "__main__":

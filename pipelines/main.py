@@ -9,16 +9,15 @@ from typing import Any
 from modules.config.base import EMBEDDED
 from modules.config.commands import MADE_BY_STAGE, MainConfig
 from modules.config.loader import load_config
-from modules.evaluation.baselines import NAMES
-from modules.system.redaction import redact_text
 from modules.tracking.stage_run import connect, stage_run
 
-from .cli.command_line import console, run_stage, show
-from .evaluate import EvaluateResult, evaluate
+from .cli.command_line import run_stage
+from .cli.summaries import show_whole_way
+from .evaluate import evaluate
 from .finetune import finetune
 from .prepare import prepare
 from .pretrain import pretrain
-from .register import RegisterResult, register
+from .register import register
 
 PLACES = ("path", "init_from", "model", "baseline")
 """Keys that may name what an earlier stage made."""
@@ -47,7 +46,7 @@ def main(config: MainConfig) -> None:
         evaluated = evaluate(wire(config.evaluate, made))
         registered = register(wire(config.register, made))
         assert registered is not None
-        summarize(config, evaluated, registered)
+        show_whole_way(config, connect(config.tracking), evaluated, registered)
 
 
 def check_unused(config: MainConfig) -> None:
@@ -72,40 +71,9 @@ def wire(config: Any, made: dict[str, str]) -> Any:
         if dataclasses.is_dataclass(value):
             wire(value, made)
         elif field.name in PLACES and value and (match := MADE_BY_STAGE.fullmatch(value)):
-            folder, name = made[match[1]], match[2]
-            inside = Path(folder) / name
-            setattr(config, field.name, str(inside) if name and inside.exists() else folder)
+            inside = Path(made[match[1]], match[2])
+            setattr(config, field.name, str(inside) if match[2] and inside.exists() else made[match[1]])
     return config
-
-
-def summarize(config: MainConfig, evaluated: EvaluateResult, registered: RegisterResult) -> None:
-    names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
-    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
-    floor = {name: found[name].value for name in NAMES if name in found}
-    rows, after = len(found["model"].statistics), found["model"].value
-    numbers = {
-        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
-        **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
-    }
-    show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
-    if floor:
-        best = min(floor, key=lambda name: floor[name])
-        side = "below" if after < floor[best] else "above"
-        console.print(
-            f"  The model is {side} the best floor, the {best}: it predicts these rows "
-            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
-        )
-    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
-    name, alias = config.model_name, config.register.alias
-    show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.reason}"})
-    uri = redact_text(connect(config.tracking))
-    console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
-    console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
-    console.print(f"  python -m pipelines.generate '白日依山尽，' model=models:/{name}@{alias}", soft_wrap=True)
-    console.print(
-        f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
-        soft_wrap=True,
-    )
 
 
 if __name__ == "__main__":

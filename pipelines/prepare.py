@@ -16,7 +16,8 @@ from modules.data.quarantine import Quarantine
 from modules.tracking.stage_run import stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
-from .cli.command_line import progress_of, run_stage, show
+from .cli.command_line import run_stage
+from .cli.printing import progress_of, show
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from mlflow.entities.model_registry import ModelVersion
 
-from modules.checkpoint.loading import open_model, verify_model
+from modules.checkpoint.loading import require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
 from modules.data.splits import load_test_rows
+from modules.evaluation.likelihood import score_folder
 from modules.evaluation.promotion import Promotion, decide
-from modules.evaluation.statistics import Metric, PairedComparison
+from modules.evaluation.statistics import Metric
 from modules.evaluation.task_rows import GROUP
 from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
-from .cli.command_line import run_stage, show
-from .evaluate import score_folder
+from .cli.command_line import run_stage
+from .cli.printing import progress_of, show
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,8 @@ class RegisterResult:
     version: str
     """Number of the new version."""
     perplexity_per_char: float
-    champion: bool
-    """Whether it carries the alias now."""
-    reason: str
-    comparison: PairedComparison | None = None
-    """With the champion before it; None for the first."""
+    promotion: Promotion
+    """Whether it carries the alias now, and why."""
 
 
 def register(config: RegisterConfig) -> RegisterResult | None:
@@ -40,7 +37,7 @@ def register(config: RegisterConfig) -> RegisterResult | None:
     with stage_run("register", config) as run:
         folder = resolve_model(config.model)
         verify_model(folder)
-        check_finite(folder)
+        require_finite(folder)
         quarantine = start_quarantine(config.data)
         test = load_test_rows(config.data, quarantine, {GROUP} - set(config.data.columns))
         report_quarantine(run, quarantine)
@@ -48,41 +45,34 @@ def register(config: RegisterConfig) -> RegisterResult | None:
             show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
             return None
         digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        found = score_folder("the new model", folder, test, config.max_batch_tokens)
-        holder = version_with_alias(config.model_name, config.alias)
-        promotion = promote(found, holder, test, config)
+        found = scored("the new model", folder, test, config)
+        promotion = promote(found, test, config)
         logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
         model_uri = config.model if logged else log_model(folder)
-        tags = {
-            "test_perplexity_per_char": f"{found.value:.4f}",
-            "test_rows_sha256": digest,
-            "promotion": promotion.reason,
-        }
-        number = register_version(model_uri, config.model_name, tags)
+        tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
+        number = register_version(model_uri, config.model_name, tags | {"promotion": promotion.reason})
         if promotion.promoted:
             move_alias(config.model_name, config.alias, number)
         run.log_metrics({"test/perplexity_per_char": found.value} | promotion.metrics())
-        champion = str(promotion.promoted).lower()
-        run.set_tags({"registered_version": number, "champion": champion, "verdict": promotion.reason})
+        tags = {"registered_version": number, "champion": str(promotion.promoted).lower(), "verdict": promotion.reason}
+        run.set_tags(tags)
         show("registered", {"version": f"{config.model_name} {number}", config.alias: promotion.reason})
-        return RegisterResult(
-            run.info.run_id, number, found.value, promotion.promoted, promotion.reason, promotion.comparison
-        )
+        return RegisterResult(run.info.run_id, number, found.value, promotion)
 
 
-def promote(found: Metric, holder: ModelVersion | None, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
+def scored(name: str, folder: Path, test: datasets.Dataset, config: RegisterConfig) -> Metric:
+    with progress_of(name) as progress:
+        return score_folder(folder, test, config.max_batch_tokens, progress=progress)
+
+
+def promote(found: Metric, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
     """`decide`, against whoever holds the alias, scored now on the same rows."""
+    holder = version_with_alias(config.model_name, config.alias)
     if holder is None:
         return decide(found, None, None)
     uri = f"models:/{config.model_name}@{config.alias}"
-    against = score_folder(uri, resolve_model(uri), test, config.max_batch_tokens)
+    against = scored(uri, resolve_model(uri), test, config)
     return decide(found, against, holder.version, config.level)
-
-
-def check_finite(folder: Path) -> None:
-    for name, tensor in open_model(folder).weights.items():
-        if not tensor.read().isfinite().all():
-            raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")
 
 
 if __name__ == "__main__":

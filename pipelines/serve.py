@@ -6,31 +6,26 @@ import logging
 import os
 from pathlib import Path
 
-from modules.checkpoint.loading import check_folder, is_registered, model_folder
+from modules.checkpoint.loading import check_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.lifecycle import Lifecycle, is_loading
 
+from . import find_model
 from .cli.command_line import run_stage
+from .cli.printing import say
 
 
 def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
-    if is_registered(config.model):
-        from modules.tracking.registry import resolve_model
-        from modules.tracking.stage_run import connect  # MLflow takes seconds to import, a folder needs none of it
-
-        connect(config.tracking)
-        folder = resolve_model(config.model)
-    else:
-        folder = model_folder(config.model)
+    folder = find_model(config.model, config.tracking)
     check_folder(folder)
     name = config.name or name_of(config.model, folder)
     server = Lifecycle(config, folder, name)
     if not server.this_machine_only:
-        print(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)", flush=True)
-    print(f"serve: verifying and loading {folder}", flush=True)
-    server.run(lambda address: print(ready_line(name, address), flush=True))
+        say(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)")
+    say(f"serve: verifying and loading {folder}")
+    server.run(lambda address: say(ready_line(name, address)))
 
 
 def ready_line(name: str, address: str) -> str:

@@ -8,15 +8,10 @@ import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 
-from modules.checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from modules.checkpoint.dcp import check_undamaged, trained_weights
-from modules.checkpoint.loading import open_model, verified_hash
 from modules.checkpoint.model_folder import write_model
-from modules.checkpoint.weights import StoredWeights
 from modules.config.training import TrainingConfig
 from modules.data.sources import RowSource
 from modules.evaluation.report.figures import loss_curve
@@ -28,6 +23,7 @@ from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.fit import fit
+from modules.training.outcome import final_weights, parent_of, require_finished, result_facts
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
 from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
@@ -36,7 +32,7 @@ from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 from modules.training.strategies import read_progress
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
-from .cli.command_line import show
+from .cli.printing import show
 
 
 def known_folder(stage: str, config: TrainingConfig) -> str | None:
@@ -100,14 +96,28 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)
         checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
-        facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics}
-        model, made = write_result(config, training, checkpoint, folder, facts)
-        uri = run.log_model(model)
-        write_run_manifest(
-            folder / CHECKPOINTS, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics)
-        )
-        show(f"{stage}: done", {name: f"{value:.4g}" for name, value in metrics.items()} | made)
-        return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
+        return finish(run, stage, config, training, origin, parent, checkpoint, metrics)
+
+
+def finish(
+    run: TrackedRun,
+    stage: str,
+    config: TrainingConfig,
+    training: TrainingSetup,
+    origin: RunManifest,
+    parent: dict[str, str] | None,
+    checkpoint: Path,
+    metrics: dict[str, float],
+) -> TrainResult:
+    """The model folder, beside the checkpoints, and in MLflow."""
+    checkpoints = checkpoint.parent
+    weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
+    run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
+    model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
+    uri = run.log_model(model)
+    write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
+    show(f"{stage}: done", {n: f"{value:.4g}" for n, value in metrics.items()} | {"model folder": str(model)} | made)
+    return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
 def set_up_training(config: TrainingConfig, rows: RowSource | None) -> TrainingSetup:
@@ -122,16 +132,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
     training = set_up_training(config, rows)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     folder = Path(known_folder(stage, config) or ".")
-    if changes := manifest_differences(before, now):
-        raise ValueError(
-            f"output_dir={folder} holds a finished run that was made differently: {'; '.join(changes.values())}. "
-            "To train on, give train.init_from its model folder, or train.resume_from a checkpoint of it, and another "
-            "output_dir"
-        )
-    if not (folder / "model").is_dir():
-        raise ValueError(
-            f"output_dir={folder} holds a finished run without its model folder: choose another output_dir"
-        )
+    require_finished(before, now, folder)
     show(f"{stage}: was done before", {"run": before.run_id, "model folder": folder / "model"})
     return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 
@@ -163,47 +164,5 @@ def tracked_fit(
         broken_off = sys.exc_info()[0] is not None
         with suppress(OSError) if broken_off else nullcontext():  # or a full disk would hide why
             run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
-            log_samples(run, samples)
-
-
-def write_result(
-    config: TrainingConfig, training: TrainingSetup, checkpoint: Path, folder: Path, facts: dict[str, Any]
-) -> tuple[Path, dict[str, str]]:
-    """The model folder from a checkpoint's weights; with what was made, by name, to be shown."""
-    facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
-    facts |= {"tokenizer": training.tokenizer.fingerprint}
-    made = {"model folder": str(folder / "model")}
-    check_undamaged(checkpoint)
-    weights = trained_weights(checkpoint)
-    if config.lora.rank:
-        weights = merge_adapter(config, training, weights, folder / "adapter", facts["parent"])
-        facts["adapter_sha256"] = adapter_hash(folder / "adapter")
-        made["adapter alone"] = str(folder / "adapter")
-    tensors = ((name, tensor.read()) for name, tensor in weights.items())
-    run = provenance(config, **facts)
-    return write_model(folder / "model", training.model, tensors, training.tokenizer, run), made
-
-
-def merge_adapter(
-    config: TrainingConfig, training: TrainingSetup, trained: StoredWeights, folder: Path, parent: dict[str, str] | None
-) -> StoredWeights:
-    """Saves what was trained as an adapter of its own; returns the weights of the start folder with it merged in."""
-    assert training.start, "TrainingConfig.complaints sees to it"
-    assert parent
-    base_hash = parent["weights_sha256"]
-    tensors = {name: tensor.read() for name, tensor in trained.items()}
-    adapter = save_adapter(folder, tensors, training.model, config.lora, base_hash)
-    return apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
-
-
-def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
-    """Where the weights came from; by hash as well, since folders and aliases move. CheckpointError if damaged."""
-    if start is None:
-        return None
-    return {"init_from": str(config.train.init_from), "weights_sha256": verified_hash(start)}
-
-
-def log_samples(run: TrackedRun, samples: Samples) -> None:
-    if samples.table:
-        columns = {name: [row[name] for row in samples.table] for name in samples.table[0]}
-        run.log_table(columns, "samples.json")
+            if samples.table:
+                run.log_table({name: [row[name] for row in samples.table] for name in samples.table[0]}, "samples.json")

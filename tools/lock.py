@@ -1,4 +1,4 @@
-"""constraints.txt → the .lock files beside this one: every version, with the SHA-256 of each file it may come from.
+"""constraints.txt → locks/*.lock: every version, with the SHA-256 of each file it may come from.
 
 Those are all files of the version on the package index, for any platform and Python. `make lock` runs it; it needs uv.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from modules.checkpoint.loading import is_registered, load_model, model_folder
 from modules.checkpoint.model_folder import read_provenance
 from modules.tokenizer.tokenizer import load_tokenizer
-from pipelines import registered_model
+from pipelines import find_model
 from tests.helpers.browser import Page, page
 from tests.helpers.server_tools import served
 
@@ -39,7 +39,7 @@ def take(tab: Page, url: str, folder: Path) -> None:
 
 
 def main(model: str = "models:/moyun@champion", target: str = "docs/pictures") -> None:
-    folder = registered_model(model) if is_registered(model) else model_folder(model)
+    folder = find_model(model) if is_registered(model) else model_folder(model)
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
     with served(decoder, tokenizer, name="moyun") as running, page() as tab:
         running.service.serve_with(running.engine, tokenizer, read_provenance(folder))

@@ -46,6 +46,20 @@ def open_model(folder: str | Path) -> StoredModel:
     return read_model(folder)
 
 
+def open_verified(folder: Path) -> tuple[StoredModel, Tokenizer, str]:
+    """A model still on disk, its tokenizer, and the hash of its weights (`verified_hash`).
+
+    Raises CheckpointError for a damaged folder, ValueError where model and tokenizer don't belong together.
+    """
+    model, tokenizer, digest = open_model(folder), open_tokenizer(folder), verified_hash(folder)
+    if (model.config.vocab_size or 0) < tokenizer.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, the model only {model.config.vocab_size}; "
+            "they don't belong together"
+        )
+    return model, tokenizer, digest
+
+
 def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model folder of any format; that of a training checkpoint lies in the folder above."""
     folder = Path(folder)
@@ -125,6 +139,13 @@ def model_folder(path: str | Path) -> Path:
     if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
         folder = Path(__file__).parents[2] / EMBEDDED
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
+
+
+def require_finite(folder: Path) -> None:
+    """ValueError naming the first parameter that holds NaN or infinity."""
+    for name, tensor in open_model(folder).weights.items():
+        if not tensor.read().isfinite().all():
+            raise ValueError(f"{folder}: {name} holds NaN or infinite weights; such a model is not registered")
 
 
 def model_hash(folder: Path) -> str:

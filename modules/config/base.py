@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one complaint a line."""
+
+    def __init__(self, complaints: Sequence[str]) -> None:
+        self.complaints = list(complaints)
+        super().__init__("\n".join(f"  - {complaint}" for complaint in self.complaints))
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value that somebody gave, as a message may repeat it: on one line, of about `most` characters at most."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = most
+    text = brief.repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def unless(holds: Callable[[float], bool], rule: str, section: object, names: Iterable[str]) -> Iterator[str]:
@@ -75,6 +92,12 @@ class StageConfig(CommandConfig):
         if not 0 <= self.seed < 2**32:  # NumPy's legacy generator takes no more
             yield f"seed ({self.seed}) must be from 0 to 2^32-1"
 
+
+REMOVED = {
+    "backend": "moyun computes with torch alone: for llama.cpp convert the model with format=gguf and start its own "
+    "llama-server (docs/models.md)"
+}
+"""Keys that there were once → what to do instead."""
 
 EMBEDDED = "models/poems"
 """The model that comes with moyun: pretrained on classical poems."""

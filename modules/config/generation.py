@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
-from .base import EMBEDDED, CommandConfig, not_positive, too_small
+from .base import EMBEDDED, REMOVED, CommandConfig, ConfigError, not_positive, shown, too_small
+
+EXPECTED = {
+    "int": "a whole number",
+    "int | None": "a whole number",
+    "float": "a number",
+    "list[str]": "a text or a list of texts",
+}
+"""A generation parameter's type → what may be given for it, in words."""
 
 
 @dataclass
@@ -28,6 +36,34 @@ class GenerationConfig:
     stop: list[str] = field(default_factory=list)
     """Texts that end the generation; they are not part of the result."""
 
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], defaults: GenerationConfig | None = None) -> GenerationConfig:
+        """Checks names, types and ranges of what a caller or a client gives.
+
+        Args:
+            given: parameter → value; NumPy's scalars and arrays will do, and one text for `stop`.
+            defaults: the values of what isn't given.
+
+        Raises:
+            ConfigError: each complaint begins with the parameter's name and says what it must be.
+        """
+        types = {entry.name: str(entry.type) for entry in fields(cls)}
+        values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+        for name, value in values.items():
+            if name not in types:
+                remedy = REMOVED.get(name, f"there is {', '.join(types)}")
+                raise ConfigError([f"{name} is no generation parameter; {remedy}"])
+            if not fits(value, types[name]):
+                null = "must not be null; leave it out for the default"
+                expected = f"must be {EXPECTED[types[name]]}, not {shown(value)}"
+                raise ConfigError([f"{name} {null if value is None else expected}"])
+        if "stop" in values:
+            values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
+        result = replace(defaults or cls(), **values)
+        if complaints := list(result.complaints()):
+            raise ConfigError(complaints)
+        return result
+
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "max_new_tokens")
         if self.temperature != 0 and not 0.001 <= self.temperature <= 1000:  # also refuses NaN
@@ -44,6 +80,16 @@ class GenerationConfig:
             yield "stop must not hold an empty text"
 
 
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value can stand for a parameter of this type (a key of EXPECTED)."""
+    if kind == "list[str]":
+        texts = [value] if isinstance(value, str) else value
+        return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+    if value is None:
+        return kind == "int | None"
+    return isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
+
+
 @dataclass
 class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
@@ -52,17 +98,11 @@ class GenerateConfig(CommandConfig):
     """A model folder or a models:/ URI; models/poems comes with moyun."""
     prompt: str = ""
     """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
-    backend: Literal["torch", "llama_cpp"] = "torch"
-    """What computes; llama_cpp: for a folder that convert wrote with format=gguf (extra llama_cpp)."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
 
     int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-
-    def complaints(self) -> Iterator[str]:
-        if self.backend == "llama_cpp" and self.dtype != "auto":
-            yield f"dtype={self.dtype} is for backend=torch; a GGUF file's number format is chosen when it is converted"
 
 
 @dataclass
@@ -107,8 +147,6 @@ class ServeConfig(CommandConfig):
     """Address to listen on. There is no authentication: put a reverse proxy in front before opening it to others."""
     port: int = 8000
     """Port to listen on; 0: any free one."""
-    backend: Literal["torch", "llama_cpp"] = "torch"
-    """What computes. Only torch serves here; llama_cpp is for generate and for `mlflow models serve`."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
 
@@ -120,8 +158,3 @@ class ServeConfig(CommandConfig):
             yield f"port ({self.port}) must be from 0 to 65535"
         if not self.host:
             yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
-        if self.backend == "llama_cpp":
-            yield (
-                "backend=llama_cpp: no rows can join llama.cpp's running batch here; use backend=torch, "
-                "or `mlflow models serve` with model_config's backend"
-            )

@@ -24,7 +24,7 @@ from omegaconf.resolvers import oc
 from ..system.bounded_read import read_plain_yaml
 from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value
-from .base import CommandConfig
+from .base import REMOVED, CommandConfig, ConfigError
 from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
@@ -40,14 +40,6 @@ def from_environment(name: str, *default: str | None) -> str | None:
 
 
 OmegaConf.register_resolver("oc.env", from_environment, replace=True)
-
-
-class ConfigError(ValueError):
-    """All that is wrong with a configuration, one complaint a line."""
-
-    def __init__(self, complaints: Sequence[str]) -> None:
-        self.complaints = list(complaints)
-        super().__init__("\n".join(f"  - {complaint}" for complaint in self.complaints))
 
 
 def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
@@ -225,7 +217,8 @@ def set_leaf(
     elif mapping := next((key for key in mappings if name.startswith(f"{key.name}.")), None):
         key, value = mapping, {name.removeprefix(f"{mapping.name}."): value}  # data.columns.ANYTHING, dots too
     else:
-        complaints.append(f"{name} ({where}): no such key{suggestion(name, known)}")
+        hint = f"; {REMOVED[name]}" if name in REMOVED else suggestion(name, known)
+        complaints.append(f"{name} ({where}): no such key{hint}")
         return
     shown = "null" if value is None else value
     parent = known.get(name.rpartition(".")[0])

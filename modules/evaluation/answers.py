@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.generation import GenerationConfig
-from ..inference.text_generator import Writer, write_pieces
+from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
-from ..model.sampling import generate
 from ..tokenizer.prompts import prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -40,11 +39,10 @@ def write_answers(
         len(prompt) == limit and len(tokenizer.encode_prompt(source)) > limit
         for source, prompt in zip(sources, prompts, strict=True)
     ]
-    answers: dict[int, Answer] = {}
+    generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
-        found = write_batch(decoder, tokenizer, [prompts[row] for row in batch], config)
-        for row, (text, stopped) in zip(batch, found, strict=True):
-            answers[row] = Answer(text, stopped, cut[row])
+        found = generator.write_ids([prompts[row] for row in batch], config)
+        answers |= {row: Answer(a.text, a.stopped, cut[row]) for row, a in zip(batch, found, strict=True)}
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]
@@ -60,16 +58,3 @@ def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> I
         batch.append(row)
     if batch:
         yield batch
-
-
-def write_batch(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
-) -> list[tuple[str, bool]]:
-    positions = decoder.config.max_position_embeddings
-    writers = [
-        Writer(tokenizer, config.stop, min(config.max_new_tokens, positions - len(prompt))) for prompt in prompts
-    ]
-    texts = [""] * len(prompts)
-    for row, piece in write_pieces(generate(decoder, prompts, config, tokenizer.end_of_text_id), writers):
-        texts[row] += piece
-    return [(text, writer.ended) for text, writer in zip(texts, writers, strict=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoint.loading import load_verified
 from ..data.encoding import Documents, encode_rows
 from ..data.packing import in_order
 from ..model.decoder import Decoder
 from ..model.loss import CHUNK, IGNORED
 from ..tokenizer.tokenizer import Tokenizer
-from .statistics import Metric, mean, perplexity
-from .task_rows import read_choices
+from .statistics import Metric, mean, perplexity, with_clusters
+from .task_rows import groups_of, read_choices
 
 
 @dataclass(frozen=True)
@@ -179,3 +181,16 @@ def choice_documents(questions: Sequence[Question]) -> Documents:
         rows_cut=0,
         rows_split=0,
     )
+
+
+def score_folder(
+    folder: Path,
+    rows: datasets.Dataset,
+    max_batch_tokens: int,
+    dtype: str = "auto",
+    progress: Callable[[str, float], None] | None = None,
+) -> Metric:
+    """Perplexity per character of the model in a folder, row by row. progress: is told "likelihood" and the share."""
+    decoder, tokenizer = load_verified(folder, dtype)
+    found = score(decoder, tokenizer, rows, max_batch_tokens, partial(progress, "likelihood") if progress else None)
+    return with_clusters(found.perplexity_per_char, groups_of(rows))

@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
+from ..data.quarantine import Quarantine
+from ..data.splits import load_test_rows, load_training_rows
 from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
@@ -19,11 +21,27 @@ from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, training_text, verse
 from .prompts import Prompted, build_prompts, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import groups_of, lacking, read_task_rows
+from .task_rows import columns_of, groups_of, lacking, read_task_rows, with_targets
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, the share of it that is done)."""
+
+
+def load_task_rows(
+    config: EvaluateConfig, quarantine: Quarantine | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Test rows; and training rows where something is made of them and data.path names any.
+
+    Bad rows go to the quarantine; without one they are refused.
+    """
+    task, columns = config.task, columns_of(config.task, config.data)
+    test = with_targets(load_test_rows(config.data, quarantine, columns))
+    counted = config.ngram_floor and "perplexity" in task.metrics
+    compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
+    if not config.data.path or not (counted or compared or task.examples):
+        return test, None
+    return test, with_targets(load_training_rows(config.data, config.seed, quarantine, columns))
 
 
 @dataclass(frozen=True)

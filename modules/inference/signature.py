@@ -1,27 +1,30 @@
-"""The signature of a registered model: what MLflow says that it takes and gives."""
+"""The signature of a registered model: what MLflow lets a client send, and what it sends back."""
 
 from __future__ import annotations
+
+from dataclasses import fields
 
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from ..config.generation import GenerationConfig
 
-DEFAULTS = GenerationConfig()
+TYPES = {"int": DataType.long, "int | None": DataType.long, "float": DataType.double, "list[str]": DataType.string}
+"""A generation parameter's type → MLflow's."""
 
 PARAMS = ParamSchema(
     [
-        ParamSpec("max_new_tokens", DataType.long, DEFAULTS.max_new_tokens),
-        ParamSpec("temperature", DataType.double, DEFAULTS.temperature),
-        ParamSpec("top_k", DataType.long, DEFAULTS.top_k),
-        ParamSpec("top_p", DataType.double, DEFAULTS.top_p),
-        ParamSpec("repetition_penalty", DataType.double, DEFAULTS.repetition_penalty),
-        ParamSpec("seed", DataType.long, None),
-        ParamSpec("stop", DataType.string, [], shape=(-1,)),
+        ParamSpec(
+            entry.name,
+            TYPES[str(entry.type)],
+            getattr(GenerationConfig(), entry.name),
+            shape=(-1,) if entry.type == "list[str]" else None,
+        )
+        for entry in fields(GenerationConfig)
     ]
 )
 
-MODEL_CONFIG = {"backend": "torch", "dtype": "auto"}
+MODEL_CONFIG = {"dtype": "auto"}
 """What may be chosen when the model is loaded, logged with it since MLflow takes no other keys later."""
 
 SIGNATURE = ModelSignature(

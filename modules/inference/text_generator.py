@@ -1,49 +1,15 @@
-"""Text in, text out: tokenizer, decoder and sampling behind one object. Pipelines, samples and serving use it."""
+"""Text in, text out: a tokenizer, a decoder and sampling behind one object."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..config.generation import GenerationConfig
-from ..config.loader import ConfigError, validate
 from ..model.decoder import Decoder
 from ..model.sampling import generate
 from ..tokenizer.tokenizer import Tokenizer
-from .llama_cpp import LlamaCpp
-
-
-def generation_config(defaults: GenerationConfig | None = None, **parameters: Any) -> GenerationConfig:
-    """`defaults` with `parameters` over them, validated; ValueError naming the parameter."""
-    known = {field.name: field for field in dataclasses.fields(GenerationConfig)}
-    for name, value in parameters.items():
-        if name not in known:
-            raise ConfigError([f"{name} is no generation parameter; there is {', '.join(known)}"])
-        complaint = type_complaint(name, value)
-        if complaint:
-            raise ConfigError([complaint])
-    stop = parameters.get("stop")
-    if isinstance(stop, str):
-        parameters["stop"] = [stop]
-    config = dataclasses.replace(defaults or GenerationConfig(), **parameters)
-    validate(config)
-    return config
-
-
-def type_complaint(name: str, value: Any) -> str | None:
-    if name == "stop":
-        texts = [value] if isinstance(value, str) else value
-        fine = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
-        expected = "a text or a list of texts"
-    elif name in ("max_new_tokens", "top_k", "seed"):
-        fine = (isinstance(value, int) and not isinstance(value, bool)) or (name == "seed" and value is None)
-        expected = "a whole number"
-    else:
-        fine = isinstance(value, int | float) and not isinstance(value, bool)
-        expected = "a number"
-    return None if fine else f"{name} must be {expected}, not {value!r}"
 
 
 @dataclass(frozen=True)
@@ -52,35 +18,50 @@ class Continuation:
     """What was generated, without the prompt."""
     tokens: int
     stopped: bool
-    """By itself or at a stop text; not at max_new_tokens or the model's last position."""
+    """Whether end-of-text or a stop text ended it, and not max_new_tokens or the model's last position."""
 
 
 class TextGenerator:
-    """generator(text) → {"text": …}; a list of texts gives a list, in order.
+    """Continues texts: generator(text) gives {"text": …}, generator([text, …]) a list of them in order.
 
     The text is the prompt and its continuation; of a model tuned on src_txt → tgt_txt pairs it is the answer
     alone. `return_full_text` overrides either.
     """
 
-    def __init__(
-        self, decoder: Decoder | LlamaCpp, tokenizer: Tokenizer, defaults: GenerationConfig | None = None
-    ) -> None:
-        self.decoder = decoder if isinstance(decoder, LlamaCpp) else decoder.eval()
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationConfig | None = None) -> None:
+        """defaults: parameters of every call that doesn't give its own."""
+        self.decoder = decoder.eval()
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationConfig()
 
+    @property
+    def returns_full_text(self) -> bool:
+        """Whether results begin with the prompt unless told otherwise."""
+        return self.tokenizer.prompt_template is None
+
     def __call__(self, text: str | Sequence[str], *, return_full_text: bool | None = None, **parameters: Any) -> Any:
-        config = generation_config(self.defaults, **parameters)
+        config = GenerationConfig.parse(parameters, self.defaults)
         texts = [text] if isinstance(text, str) else list(text)
-        full = self.tokenizer.prompt_template is None if return_full_text is None else return_full_text
-        written = self.write(texts, config)
-        results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, written, strict=True)]
+        full = self.returns_full_text if return_full_text is None else return_full_text
+        found = self.write(texts, config)
+        results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, found, strict=True)]
         return results[0] if isinstance(text, str) else results
 
     def write(self, texts: Sequence[str], config: GenerationConfig | None = None) -> list[Continuation]:
-        """What follows each text, and whether it ended by itself."""
-        pieces: list[list[str]] = [[] for _ in texts]
-        stream = self.stream_batch(texts, config or self.defaults)
+        """The continuation of each text, in order."""
+        return self.write_ids(self.encode(texts), config)
+
+    def samples(self, prompts: Sequence[str], config: GenerationConfig | None = None) -> list[dict[str, Any]]:
+        """For tables: of each prompt {"prompt", "text", "stopped": whether it ended by itself}."""
+        return [
+            {"prompt": prompt, "text": prompt * self.returns_full_text + row.text, "stopped": row.stopped}
+            for prompt, row in zip(prompts, self.write(prompts, config), strict=True)
+        ]
+
+    def write_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig | None = None) -> list[Continuation]:
+        """The continuation of each prompt of token ids, all in one batch."""
+        pieces: list[list[str]] = [[] for _ in prompts]
+        stream = self.stream_ids(prompts, config or self.defaults)
         while True:
             try:
                 row, piece = next(stream)
@@ -93,35 +74,33 @@ class TextGenerator:
 
     def stream(self, text: str, **parameters: Any) -> Iterator[str]:
         """The continuation of one text, piece by piece; never half a character, never part of a stop text."""
-        for _, piece in self.stream_batch([text], generation_config(self.defaults, **parameters)):
+        for _, piece in self.stream_ids(self.encode([text]), GenerationConfig.parse(parameters, self.defaults)):
             yield piece
 
-    def stream_batch(
-        self, texts: Sequence[str], config: GenerationConfig
+    def stream_ids(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig
     ) -> Generator[tuple[int, str], None, list[Writer]]:
-        """(row, piece) as they come; returns what wrote each row."""
-        if not texts:
+        """Yields (row, piece of text) as they come; returns each row's Writer."""
+        if not prompts:
             return []
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"text {row} must be a text, not {text!r}")
-        prompts = [self.tokenizer.encode_prompt(text) for text in texts]
         positions = self.decoder.config.max_position_embeddings
         most = [min(config.max_new_tokens, positions - len(prompt)) for prompt in prompts]
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
-        end = self.tokenizer.end_of_text_id
-        if isinstance(self.decoder, LlamaCpp):
-            tokens = self.decoder.generate(prompts, config, end)
-        else:
-            tokens = generate(self.decoder, prompts, config, end)
-        yield from write_pieces(tokens, writers)
+        yield from write_pieces(generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id), writers)
         return writers
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The prompt of each text. Raises ValueError for what is no text."""
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {row} must be a text, not {text!r}")
+        return [self.tokenizer.encode_prompt(text) for text in texts]
 
 
 def write_pieces(
     tokens: Generator[tuple[int, int | None], int | None], writers: Sequence[Writer]
 ) -> Iterator[tuple[int, str]]:
-    """(row, token) of `generate` → (row, piece of text); a row whose stop text has come is ended."""
+    """Turns (row, token) from `generate` into (row, piece of text), and ends a row whose stop text has come."""
     reply: int | None = None
     while True:
         try:
@@ -135,10 +114,10 @@ def write_pieces(
 
 
 class Writer:
-    """Tokens → text that is certain: whole characters, and nothing that may yet become a stop text."""
+    """Turns a row's tokens into text as soon as it is final: whole characters, and no beginning of a stop text."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], most: int = 0) -> None:
-        """most: tokens that it may write; needed by who asks afterwards whether it ended before."""
+        """most: how many tokens the row may have; only `ended` needs it."""
         self.decoder = tokenizer.incremental_decoder()
         self.stop = stop
         self.most = most
@@ -148,7 +127,7 @@ class Writer:
 
     @property
     def ended(self) -> bool:
-        """Whether what it wrote ended by itself or at a stop text, and not because it might write no more."""
+        """Whether the row ended by itself or at a stop text, and not because it had all its tokens."""
         return self.stopped or self.tokens < self.most
 
     def push(self, token: int) -> str:
@@ -172,5 +151,5 @@ class Writer:
 
 
 def overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`."""
+    """How many of the last characters of `text` may be the first of `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 DRAFT = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)\.tmp")
 
 
@@ -35,8 +33,19 @@ def remove_abandoned(folder: Path) -> None:
     for path in drafts_in(folder):
         found = DRAFT.fullmatch(path.name)
         assert found
-        if found["host"] == os.uname().nodename and not psutil.pid_exists(int(found["process"])):
+        if found["host"] == os.uname().nodename and not is_alive(int(found["process"])):
             remove(path)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has this id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def remove(path: Path) -> None:

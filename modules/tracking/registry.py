@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +19,15 @@ from mlflow.exceptions import MlflowException
 from ..checkpoint.loading import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
+from ..tokenizer.tokenizer import load_tokenizer
 from .outbox.store import is_there, patient
 from .run_lifecycle import inside
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
 MODULES = Path(__file__).parents[1]
-SERVING_CODE = ("system", "config", "tokenizer", "model", "checkpoint", "inference")
-SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "numpy", "pandas")
+PYFUNC = MODULES / "inference" / "pyfunc.py"
+SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "pyyaml", "numpy", "pandas")
+"""What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
 
 RECORD = "moyun.record"
@@ -44,13 +48,14 @@ def log_model_once(folder: Path, run: Run, record: str) -> str:
 
 def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
     """Logs a model folder to the active run as a pyfunc that serves itself; returns its models:/ URI."""
+    requirements = (*SERVING_REQUIREMENTS, *(["jieba"] if load_tokenizer(folder).kind == "jieba_bpe" else []))
     with patient(), TemporaryDirectory(prefix="moyun-code-") as code:
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(MODULES / "inference" / "pyfunc.py"),
+            python_model=str(PYFUNC),
             artifacts={"model": str(folder)},
             code_paths=[str(serving_code(Path(code)))],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in SERVING_REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements],
             signature=SIGNATURE,
             model_config=dict(MODEL_CONFIG),
             input_example=EXAMPLE,
@@ -60,12 +65,35 @@ def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
 
 
 def serving_code(folder: Path) -> Path:
-    """Copies what a served model runs, and nothing else of moyun, to folder/modules."""
-    target = folder / MODULES.name
-    for package in SERVING_CODE:
-        shutil.copytree(MODULES / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "server"))
-    shutil.copy(MODULES / "__init__.py", target)
-    return target
+    """Copies what a served model imports, and nothing else of moyun, to folder/modules."""
+    for file in code_behind(PYFUNC):
+        target = folder / file.relative_to(MODULES.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    return folder / MODULES.name
+
+
+def code_behind(file: Path) -> set[Path]:
+    """The files of moyun that a file's import statements reach, itself and its packages' __init__.py included."""
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += imported_files(file)
+            waiting += [folder / "__init__.py" for folder in file.parents if folder.is_relative_to(MODULES)]
+    return found
+
+
+def imported_files(file: Path) -> Iterator[Path]:
+    """The files of moyun named by `from … import …` in a file; imports for type checkers alone count too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("modules.")):
+            base = file.parents[node.level - 1] if node.level else MODULES.parent
+            place = base.joinpath(*(node.module or "").split("."))
+            for path in (place, *(place / alias.name for alias in node.names)):
+                yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
 
 
 def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:

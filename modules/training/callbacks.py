@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 
 from ..config.generation import GenerationConfig
-from ..inference.text_generator import TextGenerator, generation_config
+from ..inference.text_generator import TextGenerator
 from ..system.atomic import remove_folder, write_link
 from ..system.signals import StopRequest
 from ..tokenizer.tokenizer import Tokenizer
@@ -77,13 +78,11 @@ class Samples(pl.Callback):
         training = pl_module.training
         generator = TextGenerator(pl_module.decoder, self.tokenizer, self.config)  # type: ignore[arg-type]
         seed = self.seed if self.config.seed is None else self.config.seed
-        results = generator.write(self.prompts, generation_config(self.config, seed=seed))
+        rows = generator.samples(self.prompts, dataclasses.replace(self.config, seed=seed))
         pl_module.train(training)
-        for prompt, result in zip(self.prompts, results, strict=True):
-            text = prompt + result.text if self.tokenizer.prompt_template is None else result.text
-            self.table.append({"step": trainer.global_step, "prompt": prompt, "text": text, "stopped": result.stopped})
+        self.table += [{"step": trainer.global_step} | row for row in rows]
         if trainer.logger:
-            share = sum(result.stopped for result in results) / len(results)
+            share = sum(row["stopped"] for row in rows) / len(rows)
             trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)
 
 

@@ -8,7 +8,7 @@ from modules.config.data import DataConfig, PrepareConfig
 from modules.data.quarantine import QUARANTINE, Quarantine
 from modules.tracking.tracked_run import TrackedRun
 
-from .command_line import show
+from .printing import show
 
 
 def start_quarantine(config: DataConfig | PrepareConfig) -> Quarantine | None:

@@ -8,14 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from modules.config.loader import ConfigError, load_config
 from modules.config.training import TrainingConfig
@@ -25,8 +19,6 @@ from modules.training.fit import WorkerError
 
 from .help import help_text
 from .launch import launch, require_processes
-
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 
@@ -126,31 +118,3 @@ def quieten_libraries() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def show(title: str, lines: Mapping[str, Any]) -> None:
-    """A small two-column table; of several processes the first prints it."""
-    if not is_main_process():
-        return
-    console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in lines.items():
-        table.add_row(f"  {label}", Text(redact_text(str(value))))  # Text: brackets in a value are no markup
-    console.print(table)
-
-
-@contextmanager
-def progress_of(name: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar for each thing that is done: report(what, the share of it that is done)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(f"{name}: {what}", total=1)
-            bars.update(tasks[what], completed=done)
-
-        yield report

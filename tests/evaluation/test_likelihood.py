@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from modules.checkpoint.loading import require_finite
 from modules.evaluation.baselines import NgramModel, ngram_floor
 from modules.evaluation.likelihood import score
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
-from pipelines.register import check_finite
 from tests.helpers.models import make_config, make_decoder, save_model
 
 
@@ -65,8 +65,8 @@ def test_the_floor_is_counted_on_the_same_part_of_each_row(tokenizer: Tokenizer)
 
 
 def test_non_finite_weights_are_not_registered(decoder: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    check_finite(save_model(tmp_path / "sound", decoder, tokenizer, {}))
+    require_finite(save_model(tmp_path / "sound", decoder, tokenizer, {}))
     with torch.no_grad():
         decoder.transformer.final_layernorm.bias[3] = math.inf
     with pytest.raises(ValueError, match=r"transformer\.final_layernorm\.bias holds NaN or infinite weights"):
-        check_finite(save_model(tmp_path / "broken", decoder, tokenizer, {}))
+        require_finite(save_model(tmp_path / "broken", decoder, tokenizer, {}))

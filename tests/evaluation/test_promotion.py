@@ -38,7 +38,7 @@ def test_a_registration_tests_groups_of_rows(store: Path, tokenizer: Tokenizer) 
         arguments = [f"model={folder}", "data.path=null", "data.test_path=rows.jsonl"]
         done = register(load_config("register", [*arguments, "tracking.log_system_metrics=false"]))
         assert done
-        assert "6 test rows in 3 groups" in done.reason
+        assert "6 test rows in 3 groups" in done.promotion.reason
 
 
 def measure(shift: float = 0.0, noise: float = 0.0, rows: int = 300) -> Metric:

@@ -1,4 +1,4 @@
-"""The decoder against itself: cached, packed, alone. (Against ModelScope's own classes: test_interop_modelscope.py.)"""
+"""The decoder against itself: cached, packed, alone. Against ModelScope: checkpoint/formats/test_modelscope.py."""
 
 from __future__ import annotations
 

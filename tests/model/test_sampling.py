@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.inference.text_generator import TextGenerator, Writer, generation_config
+from modules.config.generation import GenerationConfig
+from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
 from modules.model.sampling import Rows, filtered, generate, penalize, sample
 from modules.tokenizer.tokenizer import Tokenizer
@@ -102,11 +104,11 @@ def test_a_row_tells_whether_it_ended_by_itself(decoder: Decoder, tokenizer: Tok
     script = [0, *tokenizer.encode("山水"), tokenizer.end_of_text_id]
     generator = TextGenerator(Script(decoder, script), tokenizer)  # type: ignore[arg-type]
     limits = {1: False, 2: False, 3: True, 9: True}
-    config = generation_config(temperature=0.0)
-    found = {n: generator.write(["春"], generation_config(config, max_new_tokens=n))[0] for n in limits}
+    config = GenerationConfig(temperature=0.0)
+    found = {n: generator.write(["春"], replace(config, max_new_tokens=n))[0] for n in limits}
     assert {n: row.stopped for n, row in found.items()} == limits
     assert [row.text for row in found.values()] == ["山", "山水", "山水", "山水"]
-    assert generator.write(["春"], generation_config(config, max_new_tokens=2, stop="水"))[0].stopped
+    assert generator.write(["春"], replace(config, max_new_tokens=2, stop=["水"]))[0].stopped
 
 
 @given(st.lists(st.text("ab水花", max_size=4), max_size=8), st.lists(st.text("ab水花", min_size=1), max_size=2))
@@ -126,7 +128,7 @@ def test_pieces_make_the_text_up_to_the_first_stop(tokenizer: Tokenizer, texts: 
 
 
 def test_max_new_tokens_and_positions_limit_the_length(generator: TextGenerator, tokenizer: Tokenizer) -> None:
-    config = generation_config(max_new_tokens=5, seed=0)
+    config = GenerationConfig(max_new_tokens=5, seed=0)
     prompts = [tokenizer.encode_prompt("春"), tokenizer.encode_prompt("山" * 93)]
     counts = [0, 0]
     for row, token in generate(generator.decoder, prompts, config, end_of_text_id=-1):
@@ -157,7 +159,7 @@ def test_the_end_of_a_text_is_no_repetition(decoder: Decoder, tokenizer: Tokeniz
     """End-of-text starts each prompt; penalized for that, a model would hardly ever stop."""
     logits = torch.zeros(1, tokenizer.vocab_size)
     logits[0, tokenizer.end_of_text_id], logits[0, 9] = 2.0, 1.5
-    config = generation_config(temperature=0.0, repetition_penalty=2.0)
+    config = GenerationConfig(temperature=0.0, repetition_penalty=2.0)
     rows = Rows([0], [[tokenizer.end_of_text_id]], [torch.Generator()], [1], [config])
     assert sample(logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
 
@@ -166,7 +168,7 @@ def test_sampling_follows_the_distribution(decoder: Decoder, tokenizer: Tokenize
     prompt = tokenizer.encode_prompt("春")
     with torch.no_grad():
         expected = (decoder(torch.tensor([prompt]))[0, -1] / 2).softmax(-1)
-    config = generation_config(temperature=2.0, max_new_tokens=1)
+    config = GenerationConfig(temperature=2.0, max_new_tokens=1)
     drawn = [token for _, token in generate(decoder, [prompt] * 4000, config, -1) if token is not None]
     found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / len(drawn)
     assert float((found - expected).abs().max()) < 0.04

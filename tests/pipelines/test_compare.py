@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -40,7 +41,8 @@ def compared(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_same_command_twice_makes_no_difference(
     trained: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modules.tracking.provenance.git_state", lambda: {"git.commit": "c", "git.dirty": "false"})
+    provenance = import_module("modules.tracking.provenance")  # the package has a function of that name
+    monkeypatch.setattr(provenance, "git_state", lambda: {"git.commit": "c", "git.dirty": "false"})
     one, other = trained("output_dir=a"), trained("output_dir=b")
     said = compared(one.run_id, other.run_id, capsys=capsys)
     assert "first difference  no difference; losses agree to the last bit" in said

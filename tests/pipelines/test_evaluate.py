@@ -14,8 +14,9 @@ from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.data.quarantine import DataError
 from modules.data.splits import load_test_rows
+from modules.evaluation.likelihood import score_folder
 from modules.tokenizer.tokenizer import Tokenizer
-from pipelines.evaluate import EvaluateResult, evaluate, score_folder
+from pipelines.evaluate import EvaluateResult, evaluate
 from tests.helpers.models import make_config, make_decoder, save_model
 
 POEMS = ["白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"] * 3
@@ -105,7 +106,7 @@ def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, caps
     }
     assert len(found["nearest"]["rougeL"].statistics) == 8
     assert len(found["nearest"]["rougeL"].units) == len({row.number // 4 for row in found["nearest"].rows})
-    assert len(score_folder("it", model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512).units) == 3
+    assert len(score_folder(model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512).units) == 3
 
 
 def test_bad_rows_of_either_split_are_counted_shown_and_listed(

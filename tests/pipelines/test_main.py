@@ -41,7 +41,7 @@ def test_the_same_model_is_fine_tuned_and_compared_with(
         "pretrain": SimpleNamespace(model=Path("pretrained")),
         "finetune": SimpleNamespace(model_uri="models:/m-1"),
     }
-    stages = {name: Mock(return_value=made.get(name)) for name in (*made, "evaluate", "register", "summarize")}
+    stages = {name: Mock(return_value=made.get(name)) for name in (*made, "evaluate", "register", "show_whole_way")}
     for name, stage in stages.items():
         monkeypatch.setattr(f"pipelines.main.{name}", stage)
     stages["register"].return_value = "version"

@@ -12,8 +12,8 @@ import torch
 
 from modules.checkpoint.adapter import read_adapter
 from modules.checkpoint.loading import load_model
+from modules.config.generation import GenerationConfig
 from modules.config.loader import load_config
-from modules.inference.text_generator import generation_config
 from modules.model.sampling import generate
 from modules.training.fit import make_module
 from pipelines.train import TrainResult, set_up_training, train
@@ -37,7 +37,7 @@ def test_bfloat16_trains_and_generates(store: Path, rows: datasets.Dataset, prec
     assert found.metrics["val/loss"] == pytest.approx(plain.metrics["val/loss"], abs=0.02)
     decoder = load_model(found.model or "")
     assert next(decoder.parameters()).dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    tokens = list(generate(decoder, [[5, 6]], generation_config(temperature=0.0, max_new_tokens=4), -1))
+    tokens = list(generate(decoder, [[5, 6]], GenerationConfig(temperature=0.0, max_new_tokens=4), -1))
     assert len(tokens) >= 4
     tuned = run(
         store, few, "finetune", f"train.init_from={found.model}", "train.learning_rate=1e-3", "output_dir=tuned",

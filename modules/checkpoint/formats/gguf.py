@@ -50,8 +50,8 @@ BLOCK = 32
 def read(folder: Path) -> StoredModel:
     """Raises CheckpointError: only llama.cpp computes with GGUF's blocks."""
     raise CheckpointError(
-        f"{folder} is a GGUF export, which llama.cpp alone computes with: give backend=llama_cpp where there is that "
-        "key, or the model that the export was made of"
+        f"{folder} is a GGUF export, which llama.cpp alone computes with: start its own server on it (docs/models.md), "
+        "or give the model that the export was made of"
     )
 
 

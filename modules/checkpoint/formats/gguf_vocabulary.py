@@ -178,8 +178,8 @@ def cut_by_jieba(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> Vocabul
     result.model, result.pre = "gpt2", "gpt-2"
     result.merges = [*assembled, *merges_of(backend, disguised)]
     result.note = (
-        "llama.cpp can't cut words with jieba: hand it token ids (moyun's backend=llama_cpp does), as texts become "
-        "other ids there than in training; what it writes is right"
+        "llama.cpp can't cut words with jieba: hand it token ids, as texts become other ids "
+        "there than in training; what it writes is right"
     )
     return result
 
@@ -207,8 +207,7 @@ def wordpiece(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> Vocabulary
     result.normalizer = charsmap(normalized(backend, taken))
     result.note = (
         "llama.cpp writes Latin words with a space before them, cuts rare ones in other pieces than WordPiece, and "
-        "makes one [UNK] of neighbouring characters that the vocabulary lacks and of full-width spaces; "
-        "moyun's backend=llama_cpp does none of that"
+        "makes one [UNK] of neighbouring characters that the vocabulary lacks and of full-width spaces"
     )
     return result
 

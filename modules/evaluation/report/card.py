@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from ...checkpoint.model_folder import describe_provenance
+from ...checkpoint.loading import is_registered, open_model
+from ...checkpoint.model_folder import describe_provenance, read_provenance
+from ...data.corpora.manifest import source_of
+from ...model.decoder import parameter_count
+from ...system.atomic import write_text
+from ...tracking.tracked_run import TrackedRun
 from ..statistics import Metric
 from .contents import Report, Series, label
+
+CARD = "README.md"
 
 TOLD = ("model", "data", "tokenizer", "train", "lora")
 """Sections of the configuration that say what was learnt, and how."""
@@ -34,6 +42,24 @@ def model_card(
         section("Made by", [table(("", ""), made(origin, report))]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path | None:
+    """Logs the model's card to the run, and writes it into a folder that the user named.
+
+    A registered model's folder may be the store's own copy, which is nobody's to write to.
+
+    Returns:
+        The file in the folder; None where there is only the run's artifact.
+    """
+    origin = read_provenance(folder)
+    source = source_of(origin.get("config", {}).get("data", {}).get("path"))
+    text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
+    run.log_text(text, CARD)
+    if is_registered(name):
+        return None
+    write_text(folder / CARD, text)
+    return folder / CARD
 
 
 def section(title: str, parts: Any) -> str:

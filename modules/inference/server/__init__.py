@@ -1,5 +1,5 @@
-"""A model behind HTTP: one batch that all requests share (engine.py), endpoints (app.py), start to end (lifecycle.py).
+"""A model behind HTTP: engine.py has the batch that all requests share, app.py the endpoints, lifecycle.py the process.
 
-requests.py: what is taken and what refused; exchange.py: one request while it is answered; openai.py and
-invocations.py: the two ways to ask; metrics.py: what Prometheus reads; page.py: what people see, from web/.
+requests.py checks what clients send, request_handle.py follows one request while it is answered; openai.py and
+mlflow_protocol.py are the two protocols, prometheus.py the metrics, web_page.py the page for browsers (files in web/).
 """

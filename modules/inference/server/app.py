@@ -1,4 +1,4 @@
-"""The endpoints. What a client gets is an answer or one line that says why not; tracebacks go to the log alone."""
+"""The endpoints. A client gets an answer or one line that says why not; tracebacks go to the log alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...config.base import shown
 from ...config.generation import LimitsConfig
 from ...tokenizer.tokenizer import Tokenizer
 from . import mlflow_protocol, openai
@@ -26,23 +27,29 @@ from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
     CompletionRequest,
     RequestError,
-    as_problem,
+    as_request_error,
     characters_of,
     check_limits,
     prompt_limit,
-    read_json,
-    shown,
+    read_body,
     tokenize,
 )
-from .web_page import FILES, model_facts, page_file
+from .web_page import PAGE_FILES, model_facts, page_file
 
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
 
-GONE = 499
-"""nginx's status for a client that left; nobody reads it."""
+CLIENT_GONE = 499
+"""nginx's status for a client that closed the connection; only the metrics see it."""
 
-OUTCOMES = {200: "ok", 503: "overloaded", 504: "timeout", 408: "timeout", GONE: "disconnected", 500: "failed"}
+OUTCOME_OF_STATUS = {
+    200: "ok",
+    503: "overloaded",
+    504: "timeout",
+    408: "timeout",
+    CLIENT_GONE: "disconnected",
+    500: "failed",
+}
 
 ENDPOINTS = {"/v1/completions": "completions", "/invocations": "invocations"}
 """Those that ask for text."""
@@ -69,7 +76,7 @@ class Service:
         self.created = int(time.time())
 
     def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """From here on requests are taken; run: read_provenance of its folder."""
+        """Takes requests from here on. run: how the model was made (read_provenance), for the card."""
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
         self.prompt_tokens = prompt_limit(self.limits, engine.decoder.config.max_position_embeddings)
@@ -78,55 +85,55 @@ class Service:
 
     # --- asking for text ---
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        wanted = openai.parse(await self.body(request, deadline), self.name)
-        exchange, prompts = self.exchange(wanted, request, "prompt", "max_tokens")
-        head = openai.head(f"cmpl-{uuid.uuid4().hex}", int(time.time()), self.name)
-        if wanted.stream:
-            return EventStream(exchange, wanted, prompts, head, deadline)
-        async with exchange, asyncio.timeout_at(deadline):
-            ends = await exchange.ends()
-        return JSONResponse(openai.completion(head, wanted, ends, openai.usage(prompts, exchange.tokens)))
+        request = openai.parse_completion(await self.body(http, deadline), self.name)
+        handle, prompts = self.submit(request, http, "prompt", "max_tokens")
+        head = openai.answer_head(f"cmpl-{uuid.uuid4().hex}", int(time.time()), self.name)
+        if request.stream:
+            return EventStream(handle, request, prompts, head, deadline)
+        async with handle, asyncio.timeout_at(deadline):
+            ends = await handle.ends()
+        return JSONResponse(openai.completion(head, request, ends, openai.token_usage(prompts, handle.tokens)))
 
-    async def invocations(self, request: Request) -> Response:
+    async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        wanted = mlflow_protocol.parse(await self.body(request, deadline), self.limits)
-        exchange, _ = self.exchange(wanted, request, "src_txt", "max_new_tokens")
-        async with exchange, asyncio.timeout_at(deadline):
-            ends = await exchange.ends()
-        return JSONResponse(mlflow_protocol.predictions(wanted, ends, full=self.tokenizer.prompt_template is None))
+        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits)
+        handle, _ = self.submit(request, http, "src_txt", "max_new_tokens")
+        async with handle, asyncio.timeout_at(deadline):
+            ends = await handle.ends()
+        return JSONResponse(mlflow_protocol.predictions(request, ends, full=self.tokenizer.prompt_template is None))
 
-    async def body(self, request: Request, deadline: float) -> dict[str, Any]:
+    async def body(self, http: Request, deadline: float) -> dict[str, Any]:
         try:
             async with asyncio.timeout_at(deadline):
-                return await read_json(request, self.limits)
+                return await read_body(http, self.limits)
         except TimeoutError:
             raise RequestError(408, f"the body took over {self.limits.request_seconds:g} s", "body") from None
 
     def no_room(self, rows: int = 1) -> RequestError | None:
-        """A 503 while the model is loading, after SIGTERM, and where the queue has no room for so many."""
+        """The 503 of a server that is loading, that drains, or whose queue has no room for so many; else None."""
         if self.engine is None or self.state != "ready":
             return RequestError(503, f"the server is {self.state}", code=self.state)
         if not self.engine.has_room(rows):
             return RequestError(503, "too many prompts are waiting; try again later", code="overloaded")
         return None
 
-    def exchange(
-        self, wanted: CompletionRequest, request: Request, field: str, new_tokens: str
+    def submit(
+        self, request: CompletionRequest, http: Request, field: str, new_tokens: str
     ) -> tuple[RequestHandle, list[list[int]]]:
-        """The request in the engine's queue, and its prompts' ids; RequestError where it can't be taken."""
-        check_limits(wanted, self.limits, field, new_tokens, self.characters)
-        if problem := self.no_room(len(wanted.prompts)):
+        """Puts the request into the engine's queue; returns its prompts' ids too. RequestError where it is refused."""
+        check_limits(request, self.limits, field, new_tokens, self.characters)
+        if problem := self.no_room(len(request.prompts)):
             raise problem
-        prompts = tokenize(wanted, self.tokenizer, self.prompt_tokens, field)
+        prompts = tokenize(request, self.tokenizer, self.prompt_tokens, field)
         try:
             assert self.engine
-            exchange = RequestHandle(self.engine, self.tokenizer, wanted, prompts, request.receive)
+            handle = RequestHandle(self.engine, self.tokenizer, request, prompts, http.receive)
         except QueueFullError:
             raise RequestError(503, "the server is stopping", code="draining") from None
         self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
-        return exchange, prompts
+        return handle, prompts
 
     # --- asking about the server ---
 
@@ -137,14 +144,14 @@ class Service:
         return JSONResponse({"status": self.state}, 200 if self.state == "ready" else 503)
 
     async def ping(self) -> Response:
-        """MLflow's /ready."""
+        """/ready, as MLflow's scoring server calls and answers it."""
         return Response("\n", 200 if self.state == "ready" else 503, media_type="application/json")
 
     async def metrics_text(self) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    async def page(self, request: Request) -> Response:
-        return page_file(request.url.path)
+    async def page(self, http: Request) -> Response:
+        return page_file(http.url.path)
 
     async def card(self) -> Response:
         if self.engine is None:
@@ -152,18 +159,18 @@ class Service:
         return JSONResponse(self.facts)
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [openai.model_card(self.name, self.created)]})
+        return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created)]})
 
     async def model(self, name: str) -> Response:
         openai.check_model(name, self.name)
-        return JSONResponse(openai.model_card(self.name, self.created))
+        return JSONResponse(openai.model_entry(self.name, self.created))
 
 
 def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], response_model=None)
     app.add_api_route("/invocations", service.invocations, methods=["POST"], response_model=None)
-    answers: dict[str, Callable[..., Any]] = {
+    endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,
         "/health": service.health,
@@ -171,34 +178,34 @@ def create_app(service: Service) -> ASGIApp:
         "/ping": service.ping,
         "/metrics": service.metrics_text,
         "/card": service.card,
-        **dict.fromkeys(FILES, service.page),
+        **dict.fromkeys(PAGE_FILES, service.page),
     }
-    for path, answer in answers.items():
-        app.add_api_route(path, answer, methods=["GET"], response_model=None)
+    for path, endpoint in endpoints.items():
+        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
     for kind in (RequestError, TimeoutError, ClientGoneError, ClientDisconnect, HTTPException, Exception):
-        app.add_exception_handler(kind, refusal)
+        app.add_exception_handler(kind, error_response)
     return Observer(app, service)
 
 
-async def refusal(request: Request, error: Exception) -> Response:
-    """One line."""
+async def error_response(http: Request, error: Exception) -> Response:
+    """One line that says what was wrong, in the form of the protocol that was used."""
     if isinstance(error, ClientGoneError | ClientDisconnect):
-        return Response(status_code=GONE)
+        return Response(status_code=CLIENT_GONE)
     if isinstance(error, HTTPException):  # the router's: no such path, another method
-        what = f"{request.method} {shown(request.url.path)}: {error.detail}; there is {THERE_IS}"
+        what = f"{http.method} {shown(http.url.path)}: {error.detail}; there is {THERE_IS}"
         error = RequestError(error.status_code, what)
-    return problem_response(request.url.path, as_problem(error))
+    return problem_response(http.url.path, as_request_error(error))
 
 
 def problem_response(path: str, problem: RequestError) -> Response:
-    """In the form of whoever asked."""
-    form = mlflow_protocol.error_body if path == "/invocations" else openai.error_body
+    """A RequestError as the protocol of this path has it."""
+    form = mlflow_protocol.mlflow_error if path == "/invocations" else openai.openai_error
     headers = {"Retry-After": RETRY_AFTER} if problem.status == 503 else None
     return JSONResponse(form(problem), problem.status, headers)
 
 
 class Observer:
-    """Around the app: counts requests for text from the first byte to the last of the answer."""
+    """ASGI middleware that counts and times requests for text, from the first byte to the last of the answer."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
@@ -225,5 +232,5 @@ class Observer:
 
 async def noting_status(scope: Scope, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        scope[OUTCOME] = OUTCOMES.get(message["status"], "refused")
+        scope[OUTCOME] = OUTCOME_OF_STATUS.get(message["status"], "refused")
     await send(message)

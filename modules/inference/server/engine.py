@@ -2,7 +2,7 @@
 
 Between two tokens the batch may change: ended rows have left it, waiting prompts are read (prefill) and join the
 cache of those that run (Yu et al. 2022, Orca, "iteration-level scheduling"). What a row becomes is
-generation.write's business and depends on its prompt, parameters and seed alone.
+sampling.write's business and depends on its prompt, parameters and seed alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ PREFILL_TOKENS = 2048
 """The most prompt tokens read between two tokens of the running rows, which wait; one prompt may have more."""
 
 FinishReason = Literal["stop", "length", "failed", "stopped"]
-"""OpenAI's two; failed: the model did; stopped: the row was cancelled, or the engine is going down."""
+"""stop, length: as OpenAI has them; failed: the model did; stopped: the row was cancelled, or the engine stops."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a job's text, or its end."""
+    """A piece of a sequence's text, or its end."""
 
     row: int
     """Which prompt of its request."""
@@ -70,7 +70,7 @@ class ActiveSequence:
 
 
 Outbox = dict[ActiveSequence, Event]
-"""What has become of jobs since the event loop was last told."""
+"""Sequence → what was written of it since the event loop was last told."""
 
 
 class QueueFullError(Exception):
@@ -78,7 +78,7 @@ class QueueFullError(Exception):
 
 
 class Engine:
-    """submit and cancel from any thread; `post` must hand a function and its argument to the event loop."""
+    """Writes all sequences in one batch, in its own thread; `submit` and `cancel` may be called from any."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class Engine:
         metrics: Metrics,
         post: Callable[[Callable[[Outbox], None], Outbox], object],
     ) -> None:
+        """post: calls a function with its argument on the event loop, e.g. loop.call_soon_threadsafe."""
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
@@ -104,21 +105,21 @@ class Engine:
     def has_room(self, rows: int = 1) -> bool:
         return len(self.waiting) + rows <= self.limits.queue_rows
 
-    def submit(self, jobs: Sequence[ActiveSequence]) -> None:
+    def submit(self, sequences: Sequence[ActiveSequence]) -> None:
         """Raises QueueFullError where the queue has no room for all of them."""
         with self.changed:
-            if self.stopping or not self.has_room(len(jobs)):
+            if self.stopping or not self.has_room(len(sequences)):
                 raise QueueFullError
-            self.waiting.extend(jobs)
+            self.waiting.extend(sequences)
             self.changed.notify()
 
-    def cancel(self, jobs: Sequence[ActiveSequence]) -> None:
+    def cancel(self, sequences: Sequence[ActiveSequence]) -> None:
         """Running rows end with the token that is being computed, waiting ones leave the queue at once."""
         with self.changed:
-            for job in jobs:
-                job.cancelled = True
-                if job in self.waiting:
-                    self.waiting.remove(job)
+            for sequence in sequences:
+                sequence.cancelled = True
+                if sequence in self.waiting:
+                    self.waiting.remove(sequence)
 
     def start(self) -> None:
         self.thread.start()
@@ -127,9 +128,9 @@ class Engine:
         """Ends every row and the thread."""
         with self.changed:
             self.stopping = True
-            for job in [*self.waiting, *self.running.values()]:
-                job.cancelled = True
-            self.post(self.deliver, {job: Event(job.row, "", "stopped") for job in self.waiting})
+            for sequence in [*self.waiting, *self.running.values()]:
+                sequence.cancelled = True
+            self.post(self.deliver, {sequence: Event(sequence.row, "", "stopped") for sequence in self.waiting})
             self.waiting.clear()
             self.changed.notify()
         if self.thread.ident:
@@ -139,33 +140,33 @@ class Engine:
 
     @torch.no_grad()
     def run(self) -> None:
-        while jobs := self.next_jobs(self.limits.batch_rows, wait=True):
+        while sequences := self.next_sequences(self.limits.batch_rows, wait=True):
             try:
-                self.write_batch(jobs)
+                self.write_batch(sequences)
             except Exception:  # of these rows nothing can be saved; the next must not suffer for it
                 logger.exception("the model failed on a batch of %d rows", len(self.running))
-                self.outbox |= {job: Event(job.row, "", "failed") for job in self.running.values()}
+                self.outbox |= {sequence: Event(sequence.row, "", "failed") for sequence in self.running.values()}
             self.running.clear()
             self.post(self.deliver, self.outbox)
             self.outbox = {}
 
-    def next_jobs(self, places: int, wait: bool = False) -> list[ActiveSequence]:
-        """Waiting jobs to start now; with `wait` there is at least one, or the engine stops."""
-        jobs: list[ActiveSequence] = []
+    def next_sequences(self, places: int, wait: bool = False) -> list[ActiveSequence]:
+        """Waiting sequences to start now; with `wait` there is at least one, or the engine stops."""
+        sequences: list[ActiveSequence] = []
         tokens = 0
         with self.changed:
             while wait and not self.waiting and not self.stopping:
                 self.changed.wait()
-            while self.waiting and len(jobs) < places:
+            while self.waiting and len(sequences) < places:
                 tokens += len(self.waiting[0].prompt)
-                if jobs and tokens > PREFILL_TOKENS:
+                if sequences and tokens > PREFILL_TOKENS:
                     break
-                jobs.append(self.waiting.popleft())
-        return jobs
+                sequences.append(self.waiting.popleft())
+        return sequences
 
-    def write_batch(self, jobs: list[ActiveSequence]) -> None:
+    def write_batch(self, sequences: list[ActiveSequence]) -> None:
         """Writes these and all that join them meanwhile, until no row is left."""
-        rows, logits, cache = self.begin(jobs, joining=False)
+        rows, logits, cache = self.begin(sequences, joining=False)
         tokens = write(rows, logits, partial(self.advance, cache), self.tokenizer.end_of_text_id)
         reply: int | None = None
         while True:
@@ -175,72 +176,72 @@ class Engine:
                 return
             reply = number if self.take(number, token) else None
 
-    def begin(self, jobs: list[ActiveSequence], joining: bool) -> tuple[Rows, Tensor, KVCache]:
+    def begin(self, sequences: list[ActiveSequence], joining: bool) -> tuple[Rows, Tensor, KVCache]:
         """Reads the prompts, into a cache that has room for what they become unless it is to join another."""
-        prompts = [job.prompt for job in jobs]
-        numbers = [next(self.numbers) for _ in jobs]
-        self.running.update(zip(numbers, jobs, strict=True))
-        rows = start(self.decoder, prompts, [job.config for job in jobs])
+        prompts = [sequence.prompt for sequence in sequences]
+        numbers = [next(self.numbers) for _ in sequences]
+        self.running.update(zip(numbers, sequences, strict=True))
+        rows = start(self.decoder, prompts, [sequence.config for sequence in sequences])
         rows.numbers = numbers
         capacity = max(map(len, prompts)) if joining else rows.capacity
-        cache = KVCache(len(jobs), capacity, self.decoder.word_embeddings.weight.device)
+        cache = KVCache(len(sequences), capacity, self.decoder.word_embeddings.weight.device)
         return rows, prefill(self.decoder, prompts, cache), cache
 
     def advance(self, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
-        """generation.write's `advance`: the next logits of the rows left, and the first of those that join them."""
+        """sampling.write's `advance`: the next logits of the rows left, and the first of those that join them."""
         self.flush()
         logits = decode_step(self.decoder, cache, rows, left)
-        jobs = self.next_jobs(self.limits.batch_rows - len(left))
-        if not jobs:
+        sequences = self.next_sequences(self.limits.batch_rows - len(left))
+        if not sequences:
             return logits
-        others, first, joining = self.begin(jobs, joining=True)
+        others, first, joining = self.begin(sequences, joining=True)
         rows.extend(others)
         cache.merge(joining, rows.capacity)
         return torch.cat([logits, first])
 
     def take(self, number: int, token: int | None) -> bool:
-        """What the batch has written of a row; true where the row is to end."""
-        job = self.running[number]
+        """Takes a token of a row, or its end (None); returns whether the row is to end here."""
+        sequence = self.running[number]
         if token is None:
             del self.running[number]
-            job.pieces.append(job.writer.flush())
-            finish = finish_of(job, self.decoder.config.max_position_embeddings)
-            self.outbox[job] = Event(job.row, "".join(job.pieces), finish)
+            sequence.pieces.append(sequence.writer.flush())
+            finish = finish_of(sequence, self.decoder.config.max_position_embeddings)
+            self.outbox[sequence] = Event(sequence.row, "".join(sequence.pieces), finish)
             return False
-        job.tokens += 1
+        sequence.tokens += 1
         self.metrics.generated_tokens.inc()
-        if job.tokens == 1:
-            self.metrics.first_token_seconds.observe(time.monotonic() - job.arrived)
-        if job.cancelled:
+        if sequence.tokens == 1:
+            self.metrics.first_token_seconds.observe(time.monotonic() - sequence.arrived)
+        if sequence.cancelled:
             return True
-        if text := job.writer.push(token):
-            job.pieces.append(text)
-            if job.stream:
-                self.outbox[job] = Event(job.row, "".join(job.pieces))
-        return job.writer.stopped
+        if text := sequence.writer.push(token):
+            sequence.pieces.append(text)
+            if sequence.stream:
+                self.outbox[sequence] = Event(sequence.row, "".join(sequence.pieces))
+        return sequence.writer.stopped
 
     def flush(self) -> None:
-        """Hands over what was written since the last time: once a step at most, for each wakes the event loop up.
+        """Posts what was written since the last time, unless the event loop hasn't taken that yet.
 
         While the loop is behind, pieces gather: a stream then gets several tokens at once, and the loop catches up.
         """
         if self.outbox and self.delivered:
-            for job in self.outbox:
-                job.pieces.clear()
+            for sequence in self.outbox:
+                sequence.pieces.clear()
             self.delivered = False
             self.post(self.deliver, self.outbox)
             self.outbox = {}
 
     def deliver(self, outbox: Outbox) -> None:
         """On the event loop."""
-        for job, event in outbox.items():
-            job.deliver(event)
+        for sequence, event in outbox.items():
+            sequence.deliver(event)
         self.delivered = True
 
 
-def finish_of(job: ActiveSequence, positions: int) -> FinishReason:
-    """length: it wrote all it might; stop: it ended by itself or at a stop text."""
-    if job.cancelled:
+def finish_of(sequence: ActiveSequence, positions: int) -> FinishReason:
+    """Why a sequence ended; length: it had all its tokens; stop: it ended by itself or at a stop text."""
+    if sequence.cancelled:
         return "stopped"
-    most = min(job.config.max_new_tokens, positions - len(job.prompt))
-    return "length" if job.tokens == most and not job.writer.stopped else "stop"
+    most = min(sequence.config.max_new_tokens, positions - len(sequence.prompt))
+    return "length" if sequence.tokens == most and not sequence.writer.stopped else "stop"

@@ -36,6 +36,8 @@ HEADER_SECONDS = 10.0
 
 
 class Connection(H11Protocol):
+    """A client's connection that is closed when request headers don't come in time."""
+
     header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -66,7 +68,7 @@ class Connection(H11Protocol):
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 HANG_UP_SECONDS = 2
-"""At the very end: for answers whose readers are slow."""
+"""How long uvicorn waits at the end for clients that read slowly."""
 
 KEEP_ALIVE_SECONDS = 30
 """Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
@@ -78,7 +80,7 @@ TICK = 0.02
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn's own handlers would close the door at the first signal, when /ready has yet to say so."""
+    """uvicorn without its signal handlers, which would stop listening at once, before /ready has said 503."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -86,7 +88,7 @@ class QuietServer(uvicorn.Server):
 
 
 class Lifecycle:
-    """Of one server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
+    """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
 
     def __init__(self, config: ServeConfig, folder: Path, name: str) -> None:
         self.config, self.folder = config, folder
@@ -146,14 +148,14 @@ class Lifecycle:
             engine.stop()
 
     def stop(self) -> None:
-        """The first signal lets requests finish, the second doesn't wait for them."""
+        """Drains at the first signal; at the second it doesn't wait for requests."""
         if self.stopping.is_set():
             self.server.force_exit = True
         self.service.state = "draining"
         self.stopping.set()
 
     async def drain(self) -> None:
-        """Until all that was accepted is answered; what isn't by then is stopped."""
+        """Waits until all accepted requests are answered, or for limits.drain_seconds; the rest is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.limits.drain_seconds):
                 while self.service.in_flight and not self.server.force_exit:
@@ -161,7 +163,7 @@ class Lifecycle:
 
 
 def load_aside(folder: Path, dtype: str) -> asyncio.Future[tuple[Decoder, Tokenizer]]:
-    """`load` in a thread that may be left behind when the process ends, unlike those of asyncio.to_thread."""
+    """`load_and_warm` in a thread that may be left behind when the process ends, unlike those of asyncio.to_thread."""
     result: Future[tuple[Decoder, Tokenizer]] = Future()
     threading.Thread(target=settle, args=(result, folder, dtype), name=LOADING, daemon=True).start()
     return asyncio.wrap_future(result)
@@ -175,13 +177,13 @@ def is_loading() -> bool:
 def settle(result: Future[tuple[Decoder, Tokenizer]], folder: Path, dtype: str) -> None:
     with contextlib.suppress(InvalidStateError):  # a signal came first, and nobody waits any more
         try:
-            result.set_result(load(folder, dtype))
+            result.set_result(load_and_warm(folder, dtype))
         except Exception as error:
             result.set_exception(error)
 
 
-def load(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
-    """The model, verified and warm. Raises CheckpointError where it isn't what was saved."""
+def load_and_warm(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
+    """The model, verified, after a first pass. Raises CheckpointError where it isn't what was saved."""
     verify_model(folder)
     decoder, tokenizer = load_for_inference(folder, dtype), open_tokenizer(folder)
     prompt = tokenizer.encode_prompt(GOLDEN_PROMPT)[: decoder.config.max_position_embeddings - 1]

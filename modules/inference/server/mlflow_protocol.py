@@ -1,4 +1,4 @@
-"""MLflow's scoring protocol (POST /invocations), as `mlflow models serve` takes and answers it for serving.py's model.
+"""MLflow's scoring protocol (POST /invocations), as `mlflow models serve` has it for the model in pyfunc.py.
 
 https://mlflow.org/docs/latest/deployment/deploy-model-locally#json-input: one of inputs, instances, dataframe_split
 and dataframe_records with the column src_txt, and params. Answers are {"predictions": [{"text": …}, …]}.
@@ -9,34 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...config.base import shown
 from ...config.generation import LimitsConfig
 from .engine import Event
-from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, parameters, shown
+from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, parse_parameters
 
-EXAMPLE = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
-FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
+BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 COLUMN = "src_txt"
 
 
-def parse(body: Mapping[str, Any], limits: LimitsConfig) -> CompletionRequest:
-    """RequestError for anything that can't be done as asked."""
-    check_known(body, (*FORMATS, "params"))
-    given = [name for name in FORMATS if name in body]
+def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig) -> CompletionRequest:
+    """What a body of /invocations asks for. Raises RequestError for anything that can't be done as asked."""
+    check_known(body, (*BODY_FORMATS, "params"))
+    given = [name for name in BODY_FORMATS if name in body]
     if len(given) != 1:
-        raise bad("body", f"must have one of {', '.join(FORMATS)}, e.g. {EXAMPLE}")
-    texts = column(body[given[0]], given[0])
+        raise bad("body", f"must have one of {', '.join(BODY_FORMATS)}, e.g. {EXAMPLE_BODY}")
+    texts = column_of(body[given[0]], given[0])
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
     check_known(params or {}, ("max_new_tokens", *PARAMETERS))
-    config = parameters(params or {}, {})
+    config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
     return CompletionRequest(texts, config)
 
 
-def column(content: Any, name: str) -> list[Any]:
-    """src_txt in any of the four forms; other columns are left aside, as MLflow does. Values are yet to be checked."""
+def column_of(content: Any, name: str) -> list[Any]:
+    """The values of src_txt, unchecked, in any of the four forms; other columns are ignored, as MLflow does."""
     if name == "dataframe_split":
         return column_of_split(content)
     if isinstance(content, dict) and name != "dataframe_records":
@@ -48,7 +49,7 @@ def column(content: Any, name: str) -> list[Any]:
             return [row[COLUMN] for row in content]
         if name != "dataframe_records" and not any(isinstance(row, dict | list) for row in content):
             return content  # the one column, without its name
-    raise bad(name, f"must have the column {COLUMN}, e.g. {EXAMPLE}, not {shown(content)}")
+    raise bad(name, f"must have the column {COLUMN}, e.g. {EXAMPLE_BODY}, not {shown(content)}")
 
 
 def column_of_split(content: Any) -> list[Any]:
@@ -64,14 +65,14 @@ def column_of_split(content: Any) -> list[Any]:
     return [row[place] for row in data]
 
 
-def predictions(wanted: CompletionRequest, ends: Sequence[Event], full: bool) -> dict[str, Any]:
-    """full: with the prompts, as of a model that continues text."""
-    before = wanted.prompts if full else [""] * len(ends)
+def predictions(request: CompletionRequest, ends: Sequence[Event], full: bool) -> dict[str, Any]:
+    """The answer. full: each text begins with its prompt, as of a model that continues text."""
+    before = request.prompts if full else [""] * len(ends)
     return {"predictions": [{"text": text + end.text} for text, end in zip(before, ends, strict=True)]}
 
 
-def error_body(problem: RequestError) -> dict[str, Any]:
-    """MLflow's form of one."""
+def mlflow_error(problem: RequestError) -> dict[str, Any]:
+    """The body of an error, as MLflow's scoring server writes it."""
     code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
     name = code.get(problem.status, "INTERNAL_ERROR" if problem.status == 500 else "BAD_REQUEST")
     return {"error_code": name, "message": str(problem)}

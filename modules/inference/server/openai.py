@@ -17,14 +17,23 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ...config.base import shown
 from .engine import Event
 from .request_handle import ClientGoneError, RequestHandle
-from .requests import PARAMETERS, CompletionRequest, RequestError, as_problem, bad, check_known, parameters, shown
+from .requests import (
+    PARAMETERS,
+    CompletionRequest,
+    RequestError,
+    as_request_error,
+    bad,
+    check_known,
+    parse_parameters,
+)
 
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
-NAMES = {"max_new_tokens": "max_tokens"}
+OPENAI_NAMES = {"max_new_tokens": "max_tokens"}
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -35,14 +44,17 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
 }
-"""What may be given of that which isn't there."""
+"""OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
 OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
 FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
 
 
-def parse(body: Mapping[str, Any], name: str) -> CompletionRequest:
-    """RequestError for anything that can't be done as asked; name: what the served model is called."""
+def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
+    """What a body of /v1/completions asks for; RequestError for anything that can't be done as asked.
+
+    name: what clients call the served model.
+    """
     check_known(body, FIELDS)
     check_model(body.get("model", name), name)
     for field, values in WITHOUT_EFFECT.items():
@@ -51,12 +63,14 @@ def parse(body: Mapping[str, Any], name: str) -> CompletionRequest:
             raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
     given = {"max_new_tokens": body.get("max_tokens")} | {field: body.get(field) for field in PARAMETERS}
     # In OpenAI's interface null is the same as leaving it out.
-    config = parameters({"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, NAMES)
+    config = parse_parameters(
+        {"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, OPENAI_NAMES
+    )
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
-    usage = flag(options or {}, "include_usage")
-    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), usage)
+    with_usage = flag(options or {}, "include_usage")
+    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), with_usage)
 
 
 def check_model(given: Any, name: str) -> None:
@@ -83,7 +97,7 @@ def flag(body: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def head(identity: str, created: int, name: str) -> dict[str, Any]:
+def answer_head(identity: str, created: int, name: str) -> dict[str, Any]:
     """What every answer and every chunk of a stream begins with."""
     return {"id": identity, "object": "text_completion", "created": created, "model": name}
 
@@ -92,18 +106,18 @@ def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
     return {"index": row, "text": text, "logprobs": None, "finish_reason": finish}
 
 
-def usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
+def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
     read = sum(len(ids) for ids in prompts)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def completion(
-    start: dict[str, Any], wanted: CompletionRequest, ends: Sequence[Event], used: dict[str, int]
+    head: dict[str, Any], request: CompletionRequest, ends: Sequence[Event], usage: dict[str, int]
 ) -> dict[str, Any]:
     """The whole answer; ends: each row's last event, in order."""
-    before = wanted.prompts if wanted.echo else [""] * len(ends)
+    before = request.prompts if request.echo else [""] * len(ends)
     choices = [choice(end.row, text + end.text, end.finish) for text, end in zip(before, ends, strict=True)]
-    return start | {"choices": choices, "usage": used}
+    return head | {"choices": choices, "usage": usage}
 
 
 def chunk(content: dict[str, Any] | str) -> bytes:
@@ -112,13 +126,14 @@ def chunk(content: dict[str, Any] | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def error_body(problem: RequestError) -> dict[str, Any]:
+def openai_error(problem: RequestError) -> dict[str, Any]:
+    """The body of an error, as OpenAI writes it."""
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
     content = {"message": str(problem), "type": kind, "param": problem.field, "code": problem.code}
     return {"error": content}
 
 
-def model_card(name: str, created: int) -> dict[str, Any]:
+def model_entry(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "moyun"}
 
 
@@ -128,7 +143,7 @@ LAST_WORD_SECONDS = 1.0
 """How long a client that was too slow is given to take the message that says so."""
 
 OUTCOME = "moyun.outcome"
-"""Where the scope says how a stream ended, whose status was sent before that was known."""
+"""Key of the ASGI scope: how a stream ended, since its status 200 was sent before that was known."""
 
 
 class EventStream(Response):
@@ -136,19 +151,19 @@ class EventStream(Response):
 
     def __init__(
         self,
-        exchange: RequestHandle,
-        wanted: CompletionRequest,
+        handle: RequestHandle,
+        request: CompletionRequest,
         prompts: Sequence[Sequence[int]],
         head: dict[str, Any],
         deadline: float,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self.exchange, self.wanted, self.prompts, self.head, self.deadline = exchange, wanted, prompts, head, deadline
+        self.handle, self.request, self.prompts, self.head, self.deadline = handle, request, prompts, head, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem: Exception | None = None
-        async with self.exchange:
+        async with self.handle:
             try:
                 async with asyncio.timeout_at(self.deadline):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -162,16 +177,16 @@ class EventStream(Response):
             await self.break_off(scope, send, problem)
 
     async def send_pieces(self, send: Send) -> None:
-        if self.wanted.echo:
-            for row, prompt in enumerate(self.wanted.prompts):
-                await self.say(send, [choice(row, prompt, None)])
-        while event := await self.exchange.next():
-            await self.say(send, [choice(event.row, event.text, event.finish)])
-        if self.wanted.include_usage:
-            await self.say(send, [], usage=usage(self.prompts, self.exchange.tokens))
+        if self.request.echo:
+            for row, prompt in enumerate(self.request.prompts):
+                await self.send_chunk(send, [choice(row, prompt, None)])
+        while event := await self.handle.next():
+            await self.send_chunk(send, [choice(event.row, event.text, event.finish)])
+        if self.request.include_usage:
+            await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
 
-    async def say(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
+    async def send_chunk(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
         body = chunk(self.head | {"choices": choices} | others)
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -179,9 +194,9 @@ class EventStream(Response):
         """The last event says why, in place of `[DONE]`: the status has been sent long ago."""
         if not isinstance(error, RequestError | TimeoutError):
             logger.error("a stream failed", exc_info=error)
-        problem = as_problem(error)
+        problem = as_request_error(error)
         scope[OUTCOME] = "timeout" if problem.status == 504 else "failed"
-        body = chunk(error_body(problem))
+        body = chunk(openai_error(problem))
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,4 +1,4 @@
-"""One request while it is answered: its prompts in the engine, their events, and whether the client is still there."""
+"""One request while it is being answered: its sequences in the engine, their events, and its client's connection."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from .requests import CompletionRequest, RequestError
 
 
 class ClientGoneError(Exception):
-    """Nobody is left to answer."""
+    """The client has closed the connection."""
 
 
 class RequestHandle:
-    """`async with` it: whatever ends the block, what is still being written for the request is stopped.
+    """A request's sequences in the engine. Used in `async with`: at the end of the block what is unfinished is stopped.
 
-    Raises engine.QueueFullError when it is made, and then nothing has been queued.
+    Raises QueueFullError when it is made and the queue has no room for all of them; then none is queued.
     """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        wanted: CompletionRequest,
+        request: CompletionRequest,
         prompts: Sequence[list[int]],
         receive: Receive,
     ) -> None:
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.engine, self.receive = engine, receive
-        self.jobs = [
+        self.sequences = [
             ActiveSequence(
-                row, ids, wanted.config, Writer(tokenizer, wanted.config.stop), wanted.stream, self.inbox.put_nowait
+                row, ids, request.config, Writer(tokenizer, request.config.stop), request.stream, self.inbox.put_nowait
             )
             for row, ids in enumerate(prompts)
         ]
-        self.open = len(self.jobs)
-        engine.submit(self.jobs)
+        self.open = len(self.sequences)
+        engine.submit(self.sequences)
 
     async def __aenter__(self) -> RequestHandle:
         self.watcher = asyncio.create_task(self.watch())
@@ -52,16 +52,19 @@ class RequestHandle:
     ) -> None:
         self.watcher.cancel()
         if self.open:
-            self.engine.cancel(self.jobs)
+            self.engine.cancel(self.sequences)
 
     async def watch(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-        self.engine.cancel(self.jobs)  # at once: whoever reads the inbox may be busy sending
+        self.engine.cancel(self.sequences)  # at once: whoever reads the inbox may be busy sending
         self.inbox.put_nowait(None)
 
     async def next(self) -> Event | None:
-        """The next piece or end of a row; None when all have ended. Raises ClientGoneError; RequestError 500."""
+        """The next piece or end of a row; None when all have ended.
+
+        Raises ClientGoneError, or RequestError where the model failed (500) or the server stops (503).
+        """
         if not self.open:
             return None
         event = await self.inbox.get()
@@ -80,9 +83,9 @@ class RequestHandle:
         while event := await self.next():
             if event.finish:
                 events[event.row] = event
-        return [events[row] for row in range(len(self.jobs))]
+        return [events[row] for row in range(len(self.sequences))]
 
     @property
     def tokens(self) -> int:
         """Written so far, of all rows."""
-        return sum(job.tokens for job in self.jobs)
+        return sum(sequence.tokens for sequence in self.sequences)

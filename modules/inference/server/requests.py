@@ -1,31 +1,26 @@
-"""What a client may send: the body's size and form, and every value in it, checked before anything is computed.
+"""Checks of what a client sends: the body's size and form, and every value in it, before anything is computed.
 
-What is refused is a RequestError with one line for the client, which names the field.
+Whatever is refused is a RequestError: one line for the client, which names the field.
 """
 
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from starlette.requests import Request
 
+from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
-from ...config.loader import ConfigError
 from ...tokenizer.tokenizer import Tokenizer
-from ..text_generator import generation_config
-
-SHOWN = 60
-"""Characters of a client's value that a message repeats."""
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
 
-PARAMETERS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
-"""Those of GenerationConfig that have the same name in every kind of request."""
+PARAMETERS = tuple(entry.name for entry in fields(GenerationConfig) if entry.name != "max_new_tokens")
+"""Generation parameters that have the same name in every kind of request."""
 
 
 class RequestError(Exception):
@@ -36,8 +31,8 @@ class RequestError(Exception):
         self.status, self.field, self.code = status, field and encodable(field), code
 
 
-def as_problem(error: Exception) -> RequestError:
-    """What a client is told of an error. What nobody foresaw is in the server's log, with its traceback."""
+def as_request_error(error: Exception) -> RequestError:
+    """What a client is told of any error; of an unexpected one only that the server's log has its traceback."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, TimeoutError):
@@ -48,18 +43,18 @@ def as_problem(error: Exception) -> RequestError:
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What a request asks for, whichever way it was put."""
+    """What a client asks for, in either protocol."""
 
     prompts: list[str]
     config: GenerationConfig
     stream: bool = False
     echo: bool = False
-    """OpenAI's: each prompt before its continuation."""
+    """OpenAI's: each text begins with its prompt."""
     include_usage: bool = False
     """OpenAI's: a stream ends with the count of tokens."""
 
 
-async def read_json(request: Request, limits: LimitsConfig) -> dict[str, Any]:
+async def read_body(request: Request, limits: LimitsConfig) -> dict[str, Any]:
     """The body, a JSON object; RequestError 413 where it is too large, 415 or 400 where it is something else."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -94,44 +89,44 @@ def reject_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> GenerationConfig:
-    """Generation parameters by moyun's names, checked; names: moyun's → the client's, where they differ."""
-    for name, value in values.items():
-        if value is None and name != "seed":
-            raise bad(names.get(name, name), "must not be null; leave it out for the default")
-        if isinstance(value, dict) or (isinstance(value, list) and name != "stop"):
-            raise bad(names.get(name, name), f"must be a single value, not {shown(value)}")
-    check_stop(values.get("stop", []))
+def parse_parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> GenerationConfig:
+    """GenerationConfig.parse, and the server's own limits of `stop`; errors are RequestErrors.
+
+    Args:
+        values: by moyun's names.
+        names: moyun's name → the client's, where they differ.
+    """
     try:
-        return generation_config(**values)
+        config = GenerationConfig.parse(values)
     except ConfigError as error:
-        complaint = error.complaints[0]
-        name = complaint.partition(" ")[0]
-        raise RequestError(400, names.get(name, name) + complaint[len(name) :][:500], names.get(name, name)) from None
-
-
-def check_stop(stop: Any) -> None:
-    texts = stop if isinstance(stop, list) else [stop]
-    if len(texts) > STOP_TEXTS:
-        raise bad("stop", f"has {len(texts)} texts; there may be {STOP_TEXTS}")
-    for text in texts:
+        name, _, complaint = error.complaints[0].partition(" ")
+        raise bad(names.get(name, name), complaint[:500]) from None
+    if len(config.stop) > STOP_TEXTS:
+        raise bad("stop", f"has {len(config.stop)} texts; there may be {STOP_TEXTS}")
+    for text in config.stop:
         check_text("stop", text)
         if len(text) > STOP_CHARACTERS:
             raise bad("stop", f"holds a text of {len(text)} characters; there may be {STOP_CHARACTERS}")
+    return config
 
 
-def check_limits(wanted: CompletionRequest, limits: LimitsConfig, field: str, new_tokens: str, characters: int) -> None:
-    """RequestError for what is over a limit. field, new_tokens: the client's names of prompts and max_new_tokens.
+def check_limits(
+    request: CompletionRequest, limits: LimitsConfig, field: str, new_tokens: str, characters: int
+) -> None:
+    """Raises RequestError for what is over a limit, before anything is tokenized.
 
-    characters: the most that a prompt of the allowed tokens can spell; what is longer need not be tokenized to know.
+    Args:
+        field: what the client calls its prompts.
+        new_tokens: what the client calls max_new_tokens.
+        characters: the most that a prompt of the allowed tokens can have.
     """
-    count = len(wanted.prompts)
+    count = len(request.prompts)
     if not 1 <= count <= limits.request_rows:
         raise bad(field, f"has {count} texts; a request may have 1 to {limits.request_rows} (limits.request_rows)")
-    if wanted.config.max_new_tokens > limits.max_new_tokens:
-        asked = shown(wanted.config.max_new_tokens)
+    if request.config.max_new_tokens > limits.max_new_tokens:
+        asked = shown(request.config.max_new_tokens)
         raise bad(new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
-    for row, text in enumerate(wanted.prompts):
+    for row, text in enumerate(request.prompts):
         check_text(f"{field} {row}", text)
         if len(text) > characters:
             raise too_long(f"{field} {row}", f"{len(text)} characters", f"{characters} characters")
@@ -146,9 +141,9 @@ def check_text(field: str, text: Any) -> None:
         raise bad(field, f"holds half a surrogate pair at character {error.start}, which no text can") from None
 
 
-def tokenize(wanted: CompletionRequest, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
+def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
     """Each prompt's ids; RequestError for one that is empty or has more than `most`."""
-    prompts = [tokenizer.encode_prompt(text) for text in wanted.prompts]
+    prompts = [tokenizer.encode_prompt(text) for text in request.prompts]
     for row, ids in enumerate(prompts):
         if not ids:
             raise bad(f"{field} {row}", "is empty; give at least one token")
@@ -180,15 +175,7 @@ def too_long(field: str, found: str, most: str) -> RequestError:
 def check_known(given: Iterable[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise RequestError(400, f"{shown(name)} isn't known here; there is {', '.join(known)}", name[:SHOWN])
-
-
-def shown(value: Any) -> str:
-    """A client's value as a message may repeat it: short, on one line, however deep or long it is."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = SHOWN
-    text = brief.repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+            raise RequestError(400, f"{shown(name)} isn't known here; there is {', '.join(known)}", name[:60])
 
 
 def encodable(text: str) -> str:

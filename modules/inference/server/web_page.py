@@ -1,4 +1,4 @@
-"""The page at /: a prompt box for people, and the card of the model behind it. Its files are in web/."""
+"""The page at /: a prompt box, and the card of the model behind it. Its files are in web/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...tokenizer.tokenizer import Tokenizer
 
 WEB = Path(__file__).parent / "web"
 
-FILES = {
+PAGE_FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
@@ -45,20 +45,20 @@ HEADERS = {
 
 EXAMPLES = ["白日依山尽，", "床前明月光，", "春风"]
 
-SHOWN = 200
-"""Characters of a fact."""
+FACT_CHARACTERS = 200
+"""The most of a text on the card."""
 
 
 def page_file(path: str) -> Response:
-    """One of FILES. There is nothing in them that a browser may take from elsewhere, or send there."""
-    name, kind = FILES[path]
+    """One of PAGE_FILES, with headers that keep the browser from loading or sending anything elsewhere."""
+    name, kind = PAGE_FILES[path]
     return Response((WEB / name).read_bytes(), media_type=kind, headers=HEADERS)
 
 
 def model_facts(
     name: str, decoder: Decoder, tokenizer: Tokenizer, limits: LimitsConfig, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The card: what the model is, and where it comes from as far as `run` (read_provenance) says."""
+    """The model's card: what it is, and how it was made as far as `run` (read_provenance) says."""
     architecture = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
     return {
         "name": name,
@@ -67,10 +67,10 @@ def model_facts(
         "tokenizer": tokenizer.kind,
         "answers_alone": tokenizer.prompt_template is not None,
         "max_tokens": limits.max_new_tokens,
-        "examples": examples(run),
+        "examples": example_prompts(run),
         "run": {
-            "run_id": text(run.get("run_id")),
-            "commit": text(run.get("git.commit")),
+            "run_id": text_or_none(run.get("run_id")),
+            "commit": text_or_none(run.get("git.commit")),
             "dirty": run.get("git.dirty") == "true",
             "parent": last_part(within(run, "parent", "init_from") or run.get("parent")),
             "data": last_part(within(run, "config", "data", "path")),
@@ -80,15 +80,15 @@ def model_facts(
     }
 
 
-def examples(run: Mapping[str, Any]) -> list[str]:
-    """The prompts that the training itself was watched by: they are of the model's own kind."""
+def example_prompts(run: Mapping[str, Any]) -> list[str]:
+    """The prompts that training sampled from: they are of the model's own kind."""
     prompts = within(run, "config", "train", "sample_prompts")
-    own = [prompt for prompt in prompts if text(prompt)] if isinstance(prompts, list) else []
+    own = [prompt for prompt in prompts if text_or_none(prompt)] if isinstance(prompts, list) else []
     return own[:6] or EXAMPLES
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """With keys that are text."""
+    """The entries whose keys are text; none of what is no mapping."""
     return {key: part for key, part in value.items() if isinstance(key, str)} if isinstance(value, dict) else {}
 
 
@@ -99,13 +99,13 @@ def within(run: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def text(value: Any) -> str | None:
-    return value[:SHOWN] if isinstance(value, str) and value else None
+def text_or_none(value: Any) -> str | None:
+    return value[:FACT_CHARACTERS] if isinstance(value, str) and value else None
 
 
 def last_part(path: Any) -> str | None:
-    """Of a path: whoever may read the page needn't learn how this machine's folders are called."""
-    found = text(path)
+    """The name at the end of a path: the page's readers needn't learn how this machine's folders are called."""
+    found = text_or_none(path)
     if found is None or found.startswith("models:/"):
         return found
     parts = PurePath(found).parts

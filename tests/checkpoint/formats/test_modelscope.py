@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from modules.checkpoint import formats as interop
 from modules.checkpoint.loading import load_model, open_model, verify_model
 from modules.checkpoint.weights import CheckpointError
+from modules.config.generation import GenerationConfig
 from modules.config.model import ModelConfig
-from modules.inference.text_generator import generation_config
 from modules.model.sampling import generate
 from modules.system.atomic import new_folder
 from modules.tokenizer.tokenizer import load_tokenizer
@@ -82,7 +82,7 @@ def source_target_loss(losses: torch.Tensor, expected: dict[str, np.ndarray]) ->
 def test_greedy_tokens_equal_the_reference(reference: tuple[Path, dict[str, np.ndarray]]) -> None:
     folder, expected = reference
     prompt = expected["input_ids"][0, :8].tolist()
-    config = generation_config(temperature=0.0, max_new_tokens=32)
+    config = GenerationConfig(temperature=0.0, max_new_tokens=32)
     tokens = [token for _, token in generate(load_model(folder), [prompt], config, end_of_text_id=-1)]
     assert prompt + [token for token in tokens if token is not None] == expected["greedy"][0].tolist()
 

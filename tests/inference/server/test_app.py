@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from modules.inference.text_generator import generation_config
+from modules.config.generation import GenerationConfig
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import ROOT, make_config, make_decoder
 from tests.helpers.server_tools import Served, served
@@ -123,7 +123,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"max_tokens": 91}, "max_tokens", "max_tokens (91) is over 90 (limits.max_new_tokens)"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens (0) must be at least 1"),
         ({"max_tokens": 2.5}, "max_tokens", "max_tokens must be a whole number, not 2.5"),
-        ({"max_tokens": [4]}, "max_tokens", "max_tokens must be a single value, not [4]"),
+        ({"max_tokens": [4]}, "max_tokens", "max_tokens must be a whole number, not [4]"),
         ({"temperature": True}, "temperature", "temperature must be a number, not True"),
         ({"temperature": "hot"}, "temperature", "temperature must be a number, not 'hot'"),
         ({"temperature": -1}, "temperature", "temperature (-1) must be 0 (greedy) or from 0.001 to 1000"),
@@ -132,7 +132,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"seed": -1}, "seed", "seed (-1) must be from 0 to"),
         ({"stop": ["a"] * 17}, "stop", "stop has 17 texts; there may be 16"),
         ({"stop": "a" * 257}, "stop", "stop holds a text of 257 characters; there may be 256"),
-        ({"stop": [None]}, "stop", "stop must be a text, not None"),
+        ({"stop": [None]}, "stop", "stop must be a text or a list of texts, not [None]"),
         ({"stop": ""}, "stop", "stop must not hold an empty text"),
         ({"stream": 1}, "stream", "stream must be true or false, not 1"),
         ({"stream_options": {"x": 1}}, "stream_options", "stream_options must be"),
@@ -211,7 +211,7 @@ def test_mlflows_forms_give_what_the_model_gives(server: Served, body: dict[str,
 
 def test_mlflows_defaults_are_the_models(server: Served) -> None:
     answer = server.post("/invocations", {"inputs": {"src_txt": "春"}, "params": {"temperature": 0.0}})
-    length = min(generation_config().max_new_tokens, 90)
+    length = min(GenerationConfig().max_new_tokens, 90)
     assert answer.json() == {"predictions": [server.generator("春", temperature=0.0, max_new_tokens=length)]}
     ping = httpx.get(f"{server.url}/ping")
     assert (ping.status_code, ping.text) == (200, "\n")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from modules.config.generation import LimitsConfig
+from modules.config.generation import GenerationConfig, LimitsConfig
 from modules.inference.server import engine
 from modules.inference.server.engine import ActiveSequence, Engine, Event, QueueFullError
 from modules.inference.server.prometheus import Metrics
-from modules.inference.text_generator import TextGenerator, Writer, generation_config
+from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
 from modules.model.kv_cache import KVCache
 from modules.model.sampling import decode_step, moved_up, prefill, start
@@ -41,7 +41,7 @@ class Desk:
         self.events: dict[ActiveSequence, list[Event]] = {}
 
     def job(self, prompt: str, stream: bool = False, **parameters: Any) -> ActiveSequence:
-        config = generation_config(**parameters)
+        config = GenerationConfig(**parameters)
         events: list[Event] = []
         writer = Writer(self.tokenizer, config.stop)
         job = ActiveSequence(0, self.tokenizer.encode_prompt(prompt), config, writer, stream, events.append)
@@ -184,7 +184,7 @@ def test_running_rows_wait_for_few_prompt_tokens_at_a_time(desk: Desk, monkeypat
 def test_rows_that_join_find_the_cache_that_they_had() -> None:
     decoder = make_decoder(make_config(50))
     texts = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11, 12], [13]]
-    config = generation_config(temperature=0.0, max_new_tokens=20)
+    config = GenerationConfig(temperature=0.0, max_new_tokens=20)
     with torch.no_grad():
         rows = start(decoder, texts[:1], [config])
         cache = KVCache(1, 4, torch.device("cpu"))

@@ -82,7 +82,7 @@ def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, monkeypatch
     found: list[Any] = []
     config = load_config("serve", [f"model={saved}", "port=0"])
     server = Lifecycle(config, saved, "x")
-    load = lifecycle.load
+    load = lifecycle.load_and_warm
 
     def look_around(*arguments: Any) -> Any:
         for path in ("/health", "/ready"):
@@ -90,7 +90,7 @@ def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, monkeypatch
         found.append(httpx.post(f"{server.address}/v1/completions", json={"prompt": "春"}))
         return load(*arguments)
 
-    monkeypatch.setattr(lifecycle, "load", look_around)
+    monkeypatch.setattr(lifecycle, "load_and_warm", look_around)
     server.run(lambda address: server.stop())
     assert [answer.status_code for answer in found] == [200, 503, 503]
     assert found[1].json() == {"status": "loading"}
@@ -151,7 +151,10 @@ def test_what_is_no_folder_is_refused_before_anything_is_said(
     [
         ("port=70000", "port (70000) must be from 0 to 65535"),
         ("host=", None),  # not given
-        ("backend=llama_cpp", "backend=llama_cpp: no rows can join llama.cpp's running batch here"),
+        (
+            "backend=llama_cpp",
+            "backend (command line): no such key; moyun computes with torch alone: for llama.cpp convert the model",
+        ),
         ("dtype=int4", "dtype=int4 (command line): must be auto | float32 | bfloat16 | int8"),
         ("limits.batch_rows=0", "limits.batch_rows (0) must be at least 1"),
         ("limits.request_rows=64", "limits.request_rows (64) is over queue_rows (32): it could never be queued"),

@@ -12,7 +12,7 @@ import pytest
 
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.generation import LimitsConfig
-from modules.inference.server.web_page import FILES, model_facts
+from modules.inference.server.web_page import PAGE_FILES, model_facts
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
@@ -47,7 +47,7 @@ def opened(server: Served, tab: Page) -> Iterator[Page]:
     tab.until("document.querySelectorAll('#examples button').length")
     yield tab
     assert {url.removeprefix(server.url).partition("?")[0] for url in tab.requests()} <= {
-        *FILES, "/card", "/v1/completions"
+        *PAGE_FILES, "/card", "/v1/completions"
     }  # fmt: skip
     assert [line for line in tab.complaints() if "the server responded with a status of" not in line] == []
 
@@ -171,11 +171,11 @@ def test_nothing_but_the_server_itself_may_be_asked_or_run() -> None:
     for path in folder.iterdir():
         addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+", path.read_text(encoding="utf-8"))
         assert set(addresses) <= {"http://www.w3.org"}  # SVG's namespace
-    assert {name for name, _ in FILES.values()} == {path.name for path in folder.iterdir()}
+    assert {name for name, _ in PAGE_FILES.values()} == {path.name for path in folder.iterdir()}
 
 
 def test_every_file_comes_with_the_policy(server: Served) -> None:
-    for path, (_, kind) in FILES.items():
+    for path, (_, kind) in PAGE_FILES.items():
         answer = httpx.get(server.url + path)
         policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
         assert answer.headers["Content-Type"].startswith(kind)

@@ -1,0 +1,63 @@
+"""What an evaluation leaves in its MLflow run: metrics, tables of rows, and who made it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ..checkpoint.model_folder import describe_provenance
+from ..tracking.provenance import git_state
+from ..tracking.tracked_run import TrackedRun
+from .baselines import NAMES
+from .report.figures import perplexity_bars
+from .task_evaluation import Evaluation
+
+
+def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:
+    """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows."""
+    model = evaluations["model"]
+    metrics: dict[str, float] = {"test/rows": len(model.metrics[0].statistics)}
+    metrics |= {f"test/{name}": count for name, count in model.counts.items()}
+    for who, found in evaluations.items():
+        for metric, (low, high) in zip(found.metrics, found.intervals, strict=True):
+            name = metric_key(who, metric.name)
+            metrics |= {name: metric.value, f"{name}_low": low, f"{name}_high": high}
+    run.log_metrics({name: value for name, value in metrics.items() if not math.isnan(value)})
+    perplexities = {who: e["perplexity_per_char"].value for who, e in evaluations.items() if "perplexity_per_char" in e}
+    if perplexities:
+        run.log_figure(perplexity_bars(perplexities, "test rows"), "perplexity_per_char.png")
+    if samples:
+        run.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
+    for who, found in evaluations.items():
+        if found.rows:
+            run.log_table(row_table(found), f"rows_{who}.json")
+
+
+def metric_key(who: str, metric: str) -> str:
+    if who in NAMES:
+        return f"test/floor_{who}"
+    name = metric.replace(" ", "_")
+    return f"test/{name}" if who == "model" else f"test/{who}_{name}"
+
+
+def row_table(found: Evaluation) -> dict[str, list[object]]:
+    """Each row that a text was generated for: what was asked, expected and written, and its own scores."""
+    table: dict[str, list[object]] = {
+        "row": [row.number for row in found.rows],
+        "source": [row.source for row in found.rows],
+        "references": ["\n".join(row.references) for row in found.rows],
+        "text": [row.text for row in found.rows],
+        "stopped": [row.stopped for row in found.rows],
+    }
+    for name in found.rows[0].scores:
+        values = [row.scores[name] for row in found.rows]
+        table[name] = [None if math.isnan(value) else round(value, 6) for value in values]
+    return table
+
+
+def made_by(run: TrackedRun) -> dict[str, str]:
+    """For the end of a page: the run, the code, when."""
+    found = describe_provenance({"run_id": run.info.run_id, **git_state()}, "evaluated")
+    return {**found, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}

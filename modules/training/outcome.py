@@ -1,0 +1,77 @@
+"""From a training checkpoint to the weights of a model folder, and where the weights came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
+from ..checkpoint.dcp import check_undamaged, trained_weights
+from ..checkpoint.loading import open_model, verified_hash
+from ..config.training import TrainingConfig
+from .run_manifest import RunManifest, manifest_differences
+from .setup import TrainingSetup
+
+ADAPTER = "adapter alone"
+
+
+def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
+    """Where the weights came from; by hash as well, since folders and aliases move. CheckpointError if damaged."""
+    if start is None:
+        return None
+    return {"init_from": str(config.train.init_from), "weights_sha256": verified_hash(start)}
+
+
+def final_weights(
+    config: TrainingConfig, training: TrainingSetup, checkpoint: Path, folder: Path, parent: dict[str, str] | None
+) -> tuple[Iterator[tuple[str, Tensor]], dict[str, str]]:
+    """The weights of the model that a run ends with, from its best checkpoint.
+
+    With LoRA they are the start folder's with the adapter merged in; the adapter alone is saved in folder/adapter.
+
+    Returns:
+        The tensors by name, and what else was made: {"adapter alone": its folder} or nothing.
+    """
+    check_undamaged(checkpoint)
+    weights, made = trained_weights(checkpoint), dict[str, str]()
+    if config.lora.rank:
+        assert training.start, "TrainingConfig.complaints sees to it"
+        assert parent
+        base_hash = parent["weights_sha256"]
+        tensors = {name: tensor.read() for name, tensor in weights.items()}
+        adapter = save_adapter(folder / "adapter", tensors, training.model, config.lora, base_hash)
+        weights = apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
+        made[ADAPTER] = str(folder / "adapter")
+    return ((name, tensor.read()) for name, tensor in weights.items()), made
+
+
+def result_facts(
+    stage: str,
+    training: TrainingSetup,
+    origin: RunManifest,
+    parent: dict[str, str] | None,
+    metrics: dict[str, float],
+    made: dict[str, str],
+) -> dict[str, Any]:
+    """What the model folder's run.yaml says of the run beside its configuration."""
+    facts: dict[str, Any] = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics}
+    facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
+    facts |= {"tokenizer": training.tokenizer.fingerprint}
+    return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
+
+
+def require_finished(before: RunManifest, now: RunManifest, folder: Path) -> None:
+    """ValueError where output_dir holds a finished run that was made otherwise, or whose model folder is gone."""
+    if changes := manifest_differences(before, now):
+        raise ValueError(
+            f"output_dir={folder} holds a finished run that was made differently: {'; '.join(changes.values())}. "
+            "To train on, give train.init_from its model folder, or train.resume_from a checkpoint of it, and another "
+            "output_dir"
+        )
+    if not (folder / "model").is_dir():
+        raise ValueError(
+            f"output_dir={folder} holds a finished run without its model folder: choose another output_dir"
+        )

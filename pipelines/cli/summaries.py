@@ -1,0 +1,84 @@
+"""What `convert` and `main` say at their end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modules.checkpoint.weights import StoredModel
+from modules.config.commands import ConvertConfig, MainConfig
+from modules.evaluation.baselines import NAMES
+from modules.system.redaction import redact_text
+from modules.tokenizer.tokenizer import Tokenizer
+
+from .printing import console, show
+
+if TYPE_CHECKING:
+    from ..convert import ConvertResult
+    from ..evaluate import EvaluateResult
+    from ..register import RegisterResult
+
+NEXT = {
+    "moyun": 'python -m pipelines.generate model={target} "白日依山尽，"',
+    "modelscope": "modelscope's pipeline('text-generation', model='{target}')",
+    "megatron": "modelscope's pipeline('text-generation', model='{target}'), with a process a shard",
+    "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
+    "gguf": "llama-server -m {target}/model.gguf",
+}
+
+READ_THERE = {"modelscope": "bert", "megatron": "jieba_bpe"}
+"""The kind of tokenizer that ModelScope's own classes read from such a folder."""
+
+
+def conversion(
+    config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, result: ConvertResult, notes: list[str]
+) -> dict[str, str]:
+    """Of a conversion: from what, how large, and what to do with it."""
+    formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.weights.values()})
+    if config.format == "gguf" and config.dtype != "keep":
+        formats = [config.dtype]
+    size = sum((result.folder / name).stat().st_size for name in result.files)
+    lines = {
+        "from": f"{config.source} ({result.source_format})",
+        "parameters": f"{result.parameters:,} in {', '.join(formats)}",
+        "files": f"{', '.join(result.files)} ({size / 1e6:,.1f} MB)",
+        "tokenizer": tokenizer.kind,
+        "now at": str(result.folder),
+        "next": NEXT[config.format].format(target=result.folder),
+    }
+    read_there = READ_THERE.get(config.format, tokenizer.kind)
+    if read_there != tokenizer.kind:
+        lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
+    if notes:
+        lines["mind"] = "; ".join(notes)
+    return lines
+
+
+def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, registered: RegisterResult) -> None:
+    """At the end of `main`: scores, texts, the version, and the commands to try. uri: of the tracking store."""
+    names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
+    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
+    floor = {name: found[name].value for name in NAMES if name in found}
+    rows, after = len(found["model"].statistics), found["model"].value
+    numbers = {
+        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
+        **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
+    }
+    show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
+    if floor:
+        best = min(floor, key=lambda name: floor[name])
+        side = "below" if after < floor[best] else "above"
+        console.print(
+            f"  The model is {side} the best floor, the {best}: it predicts these rows "
+            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
+        )
+    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
+    name, alias = config.model_name, config.register.alias
+    show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.promotion.reason}"})
+    uri = redact_text(uri)
+    console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
+    console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
+    console.print(f"  python -m pipelines.generate '白日依山尽，' model=models:/{name}@{alias}", soft_wrap=True)
+    console.print(
+        f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
+        soft_wrap=True,
+    )

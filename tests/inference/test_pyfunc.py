@@ -1,0 +1,99 @@
+"""A registered version serves itself: with the code that it carries and the packages that it names, and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from modules.inference.text_generator import TextGenerator
+from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
+from modules.tokenizer.tokenizer import load_tokenizer
+from modules.tracking.registry import MODULES, PYFUNC, SERVING_REQUIREMENTS, code_behind, log_model
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
+
+OPTIONS = {"max_new_tokens": 8, "temperature": 0.0}
+
+ALONE = """
+import importlib.metadata as metadata, importlib.util, json, re, sys
+from importlib.machinery import PathFinder
+from packaging.requirements import Requirement
+
+folder, requirements = sys.argv[1], json.loads(sys.argv[2])
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+assert importlib.util.find_spec("modules") is None, "the repository is on the path"
+
+def name_of(distribution):
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+allowed, waiting = {"packaging"}, [Requirement(name) for name in requirements]
+while waiting:
+    requirement = waiting.pop()
+    if name_of(requirement.name) in allowed or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        continue
+    try:
+        waiting += map(Requirement, metadata.requires(requirement.name) or [])
+    except metadata.PackageNotFoundError:
+        continue
+    allowed.add(name_of(requirement.name))
+owners = metadata.packages_distributions()
+
+class OnlyAllowed:
+    # Other packages seem not to be installed.
+    find_distributions = PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        top = name.partition(".")[0]
+        theirs = {name_of(owner) for owner in owners.get(top, [])}
+        found = top == "modules" or not theirs or theirs & allowed
+        return PathFinder.find_spec(name, path, target) if found else None
+
+sys.meta_path[:] = [OnlyAllowed if finder is PathFinder else finder for finder in sys.meta_path]
+assert importlib.util.find_spec("psutil") is None
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model(folder)
+import modules
+assert modules.__file__.startswith(folder), modules.__file__
+for name in ("lightning_fabric", "pytorch_lightning", "datasets", "psutil", "rich"):
+    assert name not in sys.modules, name
+print(json.dumps(model.predict({"src_txt": ["白日依山尽，"]}, params=json.loads(sys.argv[3]))))
+"""
+
+
+def logged(folder: Path, tokenizer: AnyTokenizer) -> Path:
+    """What MLflow holds of a small model, moved to a folder of its own."""
+    model = save_model(folder / "model", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
+    with mlflow.start_run():
+        uri = log_model(model)
+    return Path(shutil.copytree(mlflow.artifacts.download_artifacts(uri), folder / "elsewhere"))
+
+
+@pytest.mark.parametrize("kind", ["character", "jieba_bpe"])
+def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, tokenizer: AnyTokenizer) -> None:
+    if kind == "jieba_bpe":
+        tokenizer = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "megatron_tp1")
+    folder = logged(store, tokenizer)
+    named = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
+    assert set(named) == {*SERVING_REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
+    command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(OPTIONS)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    assert json.loads(done.stdout.splitlines()[-1]) == TextGenerator(decoder, tokenizer)(["白日依山尽，"], **OPTIONS)
+
+
+def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokenizer) -> None:
+    folder = logged(store, tokenizer)
+    carried = {path.relative_to(folder / "code") for path in (folder / "code").rglob("*") if path.is_file()}
+    assert carried == {file.relative_to(MODULES.parent) for file in code_behind(PYFUNC)}
+    packages = {path.parts[1] for path in carried if len(path.parts) > 2}
+    assert packages <= {"system", "config", "tokenizer", "model", "checkpoint", "inference"}
+    assert {path.parts[:2] for path in carried if len(path.parts) > 3} <= {("modules", "checkpoint")}  # no server/
+    left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}
+    assert not left_out & {path.name for path in carried}
