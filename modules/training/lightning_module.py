@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,53 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig
 from ..data.packing import MicroBatch, StepBatch
 from ..model.decoder import Decoder
-from ..model.loss import linear_cross_entropy, stopping_cross_entropy
+from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
 from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import clip_gradients, learning_rate_factor, make_optimizer
-from .validation import Validation
+
+
+@dataclass
+class Validation:
+    """Sums over micro-batches and ranks, and the metrics that they come to.
+
+    A model that doesn't stop by itself writes on until it is cut off, and no loss tells: an end-of-text is one label of
+    a whole row. So its part of the loss is kept apart, and whether it would be written, greedily, where a text ends and
+    where it doesn't.
+    """
+
+    nll: float = 0.0
+    end_nll: float = 0.0
+    ends_found: float = 0.0
+    false_ends: float = 0.0
+    tokens: float = 0.0
+    characters: float = 0.0
+    ends: float = 0.0
+
+    def add(self, batch: MicroBatch, found: Tensor) -> None:
+        """found: (4,), from loss.stopping_cross_entropy."""
+        nll, end_nll, ends_found, false_ends = found.tolist()
+        self.nll += nll
+        self.end_nll += end_nll
+        self.ends_found += ends_found
+        self.false_ends += false_ends
+        self.tokens += batch.trained_tokens
+        self.characters += batch.characters
+        self.ends += batch.ends
+
+    def metrics(self) -> dict[str, float]:
+        metrics = {
+            "val/loss": self.nll / self.tokens,
+            "val/perplexity": perplexity_of(self.nll / self.tokens),
+            "val/perplexity_per_char": perplexity_of(self.nll / (self.characters + self.ends)),
+        }
+        if self.ends:
+            metrics["val/end_of_text_nll"] = self.end_nll / self.ends
+            metrics["val/end_of_text_found"] = self.ends_found / self.ends
+        if self.tokens > self.ends:
+            metrics["val/end_of_text_early"] = self.false_ends / (self.tokens - self.ends)
+        return metrics
 
 
 class LanguageModel(pl.LightningModule):
