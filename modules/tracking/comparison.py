@@ -61,7 +61,7 @@ class RunComparison:
 
 
 def compare_runs(one: RunFacts, other: RunFacts, tolerance: float = 1e-4) -> RunComparison:
-    """What two runs differ in, and where their losses part by more than `tolerance`, a share of them, may explain."""
+    """What two runs differ in, and where their losses part; rounding may explain `tolerance`, as a share of a loss."""
     differences = {section: differing(getattr(one, section), getattr(other, section)) for section in SECTIONS}
     config = [found for found in differences["config"] if matters(found.key, one, other)]
     stage = [Difference("stage", str(one.stage), str(other.stage))] if one.stage != other.stage else []

@@ -40,7 +40,7 @@ class TrackedRun:
     """The run of a stage, to log metrics, parameters, tags, files and models to."""
 
     def __init__(self, run: Run, root: Path, flush_timeout: float) -> None:
-        """Opens the run's local log and starts the thread that sends it. SpoolInUseError: another process has it open.
+        """Opens the run's local log (SpoolInUseError where another process has) and starts the thread that sends it.
 
         Args:
             root: Folder of the local logs of all runs.

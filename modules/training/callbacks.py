@@ -105,8 +105,8 @@ class QuietEarlyStopping(EarlyStopping):
 class Checkpoints(pl.Callback):
     """A checkpoint before each validation, every save_every_n_steps, after the last step, and when a stop is asked for.
 
-    Whoever goes on from one that was written before a validation validates first. The newest stays, to which last.ckpt
-    is a link, and the `keep` that validated best.
+    A run that goes on from one written before a validation validates first, so none is lost. The newest stays, which
+    last.ckpt links to, and the `keep` that validated best.
     """
 
     def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:

@@ -40,7 +40,7 @@ def fit(
 ) -> tuple[Path, dict[str, float]]:
     """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
 
-    output_key: how the command line spells output_dir. When Stopped is raised, the last whole step has been saved.
+    output_key: how the command line spells output_dir. Raises Stopped after a signal, with the last whole step saved.
     """
     module = make_module(config, training)
     train, plan = config.train, training.plan

@@ -62,7 +62,7 @@ class Spool:
     """A run's local log, open for writing by this process alone."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens or makes the folder, cuts off what a crash left of a last line; SpoolInUseError: another has it."""
+        """Opens or makes the folder, and cuts off what a crash left of a last line. Raises SpoolInUseError."""
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
