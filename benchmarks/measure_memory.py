@@ -23,7 +23,7 @@ from modules.config.training import TrainConfig, TrainerConfig
 from modules.model.decoder import Decoder
 from modules.model.loss import linear_cross_entropy
 from modules.training.optimizer import make_optimizer
-from modules.training.planning.memory import training_memory
+from modules.training.planning.memory import StepMemory
 
 MIB = 2**20
 TINY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 1024}
@@ -96,7 +96,8 @@ BASE_CASES = [
 
 def estimated(case: Case) -> int:
     trainer = TrainerConfig(precision=case.precision, activation_checkpointing=case.recompute)
-    return training_memory(case.model, trainer, case.lengths, case.micro_batches > 1, optimizer=case.optimizer).peak
+    step = StepMemory(case.model, trainer, case.lengths, case.micro_batches > 1, optimizer=case.optimizer)
+    return step.memory().peak
 
 
 def train(case: Case) -> None:

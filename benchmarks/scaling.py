@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from modules.config.loader import load_config, to_dict
+from modules.config.loader import load_config
 from modules.config.model import ModelConfig
 from modules.model.decoder import build_decoder
 from modules.model.loss import linear_cross_entropy
@@ -80,6 +80,6 @@ def training_points(work: Work, curve: str, points: Sequence[Any]) -> list[tuple
     if curve == "sizes":
         kept = [f"model.{name}={work.model[name]}" for name in ("vocab_size", "max_position_embeddings")]
         sizes = (load_config("pretrain", [f"model={size}", "data.sequence_length=1", *kept]).model for size in points)
-        return [Trainee(to_dict(size), work.seed).point(1, MEDIUM) for size in sizes]
+        return [Trainee(asdict(size), work.seed).point(1, MEDIUM) for size in sizes]
     trainee = Trainee(work.model, work.seed)
     return [trainee.point(*((1, point) if curve == "sequence_lengths" else (point, SHORT))) for point in points]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     from datasets import Dataset
     from mlflow import MlflowClient
 
-    from modules.config.loader import to_dict, to_yaml
+    from modules.config.loader import to_yaml
     from modules.data.corpora.folders import SAMPLE
     from modules.data.corpora.verse import split_of
     from modules.data.encoding import encode_rows
@@ -104,7 +104,7 @@ def make_work(folder: Path, model: Any, seed: int, threads: int) -> Work:
     np.savez(folder / "ids.npz", ids=documents.ids.astype(np.int32), offsets=documents.offsets)
     (folder / "model.yaml").write_text(to_yaml(model), encoding="utf-8")
     MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()  # laying out the tables takes seconds
-    return Work(str(folder), to_dict(model), seed, threads)
+    return Work(str(folder), asdict(model), seed, threads)
 
 
 def write_texts(path: Path, texts: list[str]) -> None:

@@ -13,7 +13,7 @@ from modules.config.loader import load_config
 from modules.config.model import ModelConfig, SizeConfig
 from modules.model.decoder import parameter_count
 from modules.model.lora import lora_parameter_count
-from modules.training.planning.memory import training_memory
+from modules.training.planning.memory import StepMemory
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +84,8 @@ def memory(config: Any, model: ModelConfig) -> str:
     length = config.data.sequence_length
     documents = [length] * max(1, config.train.micro_batch_tokens // length)
     adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
-    return f"{training_memory(model, config.trainer, documents, True, adapters).peak / 2**30:,.1f} GiB"
+    needed = StepMemory(model, config.trainer, documents, True, adapters).memory()
+    return f"{needed.peak / 2**30:,.1f} GiB"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,35 +26,29 @@ def shown(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
-    """A complaint for each field that is set below its minimum; NaN is refused too."""
+def unless(holds: Callable[[float], bool], rule: str, section: object, names: Iterable[str]) -> Iterator[str]:
+    """A complaint for each field that is set and breaks a rule; NaN breaks each."""
     for name in names:
         value = getattr(section, name)
-        if value is not None and not value >= minimum:
-            yield f"{name} ({value}) must be at least {minimum}"
+        if value is not None and not holds(value):
+            yield f"{name} ({value}) must be {rule}"
+
+
+def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
+    return unless(lambda value: value >= minimum, f"at least {minimum}", section, names)
 
 
 def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
-    """A complaint for each field that is set above what anything could be computed with."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not value <= maximum:
-            yield f"{name} ({value}) must be at most {maximum:,}"
+    return unless(lambda value: value <= maximum, f"at most {maximum:,}", section, names)
 
 
 def out_of_range(section: object, *names: str) -> Iterator[str]:
-    """A complaint for each share or decay rate outside [0, 1)."""
-    for name in names:
-        value = getattr(section, name)
-        if not 0 <= value < 1:
-            yield f"{name} ({value}) must be at least 0 and below 1"
+    """For shares and decay rates."""
+    return unless(lambda value: 0 <= value < 1, "at least 0 and below 1", section, names)
 
 
 def not_positive(section: object, *names: str) -> Iterator[str]:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not 0 < value < float("inf"):
-            yield f"{name} ({value}) must be a positive number"
+    return unless(lambda value: 0 < value < float("inf"), "a positive number", section, names)
 
 
 @dataclass

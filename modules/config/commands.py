@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 from .base import MISSING, CommandConfig, StageConfig, too_small
@@ -92,17 +93,8 @@ class MainConfig(StageConfig):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
-        places = {
-            "pretrain.data.path": self.pretrain.data.path,
-            "finetune.data.path": self.finetune.data.path,
-            "finetune.train.init_from": self.finetune.train.init_from,
-            "evaluate.model": self.evaluate.model,
-            "evaluate.baseline": self.evaluate.baseline,
-            "evaluate.data.path": self.evaluate.data.path,
-            "register.model": self.register.model,
-            "register.data.path": self.register.data.path,
-        }
-        for name, value in places.items():
+        for name in PLACES:
+            value = attrgetter(name)(self)
             if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
                 yield f"{name}={value}: must be <prepare>, <start> or <finetune>, a path or a models:/ URI"
 
@@ -120,6 +112,12 @@ STAGES: dict[str, type[CommandConfig]] = {
     "compare": CompareConfig,
     "sync": SyncConfig,
 }
+
+PLACES = (
+    "pretrain.data.path", "finetune.data.path", "finetune.train.init_from", "evaluate.model", "evaluate.baseline",
+    "evaluate.data.path", "register.model", "register.data.path",
+)  # fmt: skip
+"""Keys of main that may name what a stage before made."""
 
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""

@@ -104,7 +104,5 @@ class PrepareConfig(StageConfig):
         if self.source == "question_generation" and not self.archive:
             yield "source=question_generation needs archive=FILE: your copy of cmrc2018_train.json or the like"
         if self.validation_fraction + self.test_fraction >= 1:
-            yield (
-                f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction}) "
-                "must leave rows to train on"
-            )
+            shares = f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction})"
+            yield f"{shares} must leave rows to train on"

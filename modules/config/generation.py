@@ -65,8 +65,7 @@ class GenerationConfig:
         return result
 
     def complaints(self) -> Iterator[str]:
-        if self.max_new_tokens < 1:
-            yield f"max_new_tokens ({self.max_new_tokens}) must be at least 1"
+        yield from too_small(self, 1, "max_new_tokens")
         if self.temperature != 0 and not 0.001 <= self.temperature <= 1000:  # also refuses NaN
             yield f"temperature ({self.temperature}) must be 0 (greedy) or from 0.001 to 1000"
         if self.top_k < 0:
@@ -129,9 +128,8 @@ class LimitsConfig:
     """After SIGTERM: how long requests that were accepted may still take."""
 
     def complaints(self) -> Iterator[str]:
-        yield from too_small(
-            self, 1, "batch_rows", "queue_rows", "request_rows", "body_bytes", "prompt_tokens", "max_new_tokens"
-        )
+        yield from too_small(self, 1, "batch_rows", "queue_rows", "request_rows")
+        yield from too_small(self, 1, "body_bytes", "prompt_tokens", "max_new_tokens")
         yield from not_positive(self, "request_seconds", "drain_seconds")
         if self.request_rows > self.queue_rows:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"

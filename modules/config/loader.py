@@ -52,7 +52,7 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     config_class = STAGES[stage]
     complaints: list[str] = []
     given = list(parse_arguments(arguments, complaints))
-    files = [*stage_files(stage, config_class, complaints)]
+    files = list(stage_files(stage, config_class, complaints))
     users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
     users += [(k, v, where) for k, v, where in given if k != "config"]
     config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
@@ -104,8 +104,7 @@ def load_model_config(path: Path) -> ModelConfig:
 
 def validate(config: Any) -> None:
     """Checks the rules between fields, in every section; raises ConfigError."""
-    complaints = list(complaints_of(config))
-    if complaints:
+    if complaints := list(complaints_of(config)):
         raise ConfigError(complaints)
 
 
@@ -118,13 +117,8 @@ def complaints_of(config: Any, prefix: str = "") -> Iterator[str]:
         yield from (f"{prefix}{complaint}" for complaint in config.complaints())
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain nested dicts: what may be written to checkpoints and files."""
-    return dataclasses.asdict(config)
-
-
 def to_yaml(config: Any) -> str:
-    return OmegaConf.to_yaml(config if isinstance(config, Mapping) else to_dict(config))
+    return OmegaConf.to_yaml(config if isinstance(config, Mapping) else dataclasses.asdict(config))
 
 
 def stage_files(stage: str, config_class: type[CommandConfig], complaints: list[str]) -> Iterator[Assignment]:
@@ -143,8 +137,7 @@ def with_tasks(
     names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
-        path = group_file(tasks[name], value, where, complaints)
-        if path:
+        if path := group_file(tasks[name], value, where, complaints):
             between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
             between.append((f"{name}.name", path.stem, path.name))
     return [leaf for leaf in (*files, *between, *users) if leaf not in names]
@@ -185,8 +178,8 @@ def assign(config_class: type, assignments: list[Assignment], complaints: list[s
         set_group(config, known[name], value, where, complaints)
     # A leaf of a section that is still ${another} comes last: it must find that other one complete.
     for name, value, where in sorted(single, key=lambda leaf: linked_section(config, known, leaf[0]) is not None):
-        section = linked_section(config, known, name)
-        if section:  # from here on it is a section of its own: the change must not reach the one it pointed to
+        # From here on it is a section of its own: the change must not reach the one it pointed to.
+        if section := linked_section(config, known, name):
             OmegaConf.update(config, section, copy.deepcopy(OmegaConf.select(config, section)), merge=False)
         set_leaf(config, known, name, value, where, complaints)
     return config
@@ -194,15 +187,11 @@ def assign(config_class: type, assignments: list[Assignment], complaints: list[s
 
 def linked_section(config: DictConfig, known: Mapping[str, Key], name: str) -> str | None:
     """The section around a key that stands as ${another section}."""
-    parts = name.split(".")
-    for length in range(1, len(parts)):
-        section = ".".join(parts[:length])
-        parent = OmegaConf.select(config, ".".join(parts[: length - 1])) if length > 1 else config
-        if (
-            section in known
-            and isinstance(parent, DictConfig)
-            and OmegaConf.is_interpolation(parent, parts[length - 1])
-        ):
+    sections = name.split(".")[:-1]
+    for depth, last in enumerate(sections):
+        above, section = ".".join(sections[:depth]), ".".join(sections[: depth + 1])
+        parent = OmegaConf.select(config, above)
+        if section in known and isinstance(parent, DictConfig) and OmegaConf.is_interpolation(parent, last):
             return section
     return None
 
@@ -211,25 +200,22 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
     if value in (None, "null") or not key.group or value.startswith("${"):
         set_leaf(config, {key.name: key}, key.name, None if value == "null" else value, where, complaints)
         return
-    path = group_file(key, value, where, complaints)
-    if path is None:
-        return
-    assert key.section
-    OmegaConf.update(config, key.name, OmegaConf.structured(key.section))
-    known = {k.name: k for k in keys(key.section, f"{key.name}.")}
-    for name, leaf, file in read_yaml(path, key.section, f"{key.name}.", complaints):
-        set_leaf(config, known, name, leaf, file, complaints)
+    if path := group_file(key, value, where, complaints):
+        assert key.section
+        OmegaConf.update(config, key.name, OmegaConf.structured(key.section))
+        known = {k.name: k for k in keys(key.section, f"{key.name}.")}
+        for name, leaf, file in read_yaml(path, key.section, f"{key.name}.", complaints):
+            set_leaf(config, known, name, leaf, file, complaints)
 
 
 def set_leaf(
     config: DictConfig, known: Mapping[str, Key], name: str, value: Any, where: str, complaints: list[str]
 ) -> None:
-    mappings = (key for key in known if name.startswith(f"{key}.") and typing.get_origin(known[key].type) is dict)
-    mapping = next(mappings, None)
+    mappings = (key for key in known.values() if typing.get_origin(key.type) is dict)
     if name in known:
         key = known[name]
-    elif mapping:  # data.columns.ANYTHING, dots and brackets too
-        key, value = known[mapping], {name.removeprefix(f"{mapping}."): value}
+    elif mapping := next((key for key in mappings if name.startswith(f"{key.name}.")), None):
+        key, value = mapping, {name.removeprefix(f"{mapping.name}."): value}  # data.columns.ANYTHING, dots too
     else:
         hint = f"; {REMOVED[name]}" if name in REMOVED else suggestion(name, known)
         complaints.append(f"{name} ({where}): no such key{hint}")

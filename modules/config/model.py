@@ -71,11 +71,9 @@ class ModelConfig:
         yield from too_large(self, 1_000_000_000, "max_position_embeddings", "vocab_size")
         yield from not_positive(self, "layer_norm_eps", "initializer_range")
         yield from out_of_range(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
-        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
-            yield (
-                f"hidden_size ({self.hidden_size}) must be divisible by "
-                f"num_attention_heads ({self.num_attention_heads})"
-            )
+        heads = self.num_attention_heads
+        if heads > 0 and self.hidden_size % heads:
+            yield f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({heads})"
 
 
 @dataclass

@@ -123,13 +123,11 @@ class TrainerConfig:
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "devices", "nodes", "tensor_parallel", "process_group_timeout")
         yield from not_positive(self, "device_memory")
-        world = self.devices * self.nodes
-        if self.tensor_parallel > 0 and world % self.tensor_parallel:
-            yield (
-                f"tensor_parallel ({self.tensor_parallel}) must divide devices × nodes ({self.devices} × {self.nodes})"
-            )
-        if self.tensor_parallel > 1 and self.strategy != "fsdp":
-            yield f"tensor_parallel={self.tensor_parallel} needs strategy=fsdp"
+        parts = self.tensor_parallel
+        if parts > 0 and self.devices * self.nodes % parts:
+            yield f"tensor_parallel ({parts}) must divide devices × nodes ({self.devices} × {self.nodes})"
+        if parts > 1 and self.strategy != "fsdp":
+            yield f"tensor_parallel={parts} needs strategy=fsdp"
 
 
 @dataclass
@@ -149,35 +147,35 @@ class TrainingConfig(StageConfig):
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
-        if self.train.init_from and self.model:
+        start, rank = self.train.init_from, self.lora.rank
+        if start and self.model:
             yield (
-                f"model and train.init_from ({self.train.init_from}) exclude each other: the folder says its size; "
+                f"model and train.init_from ({start}) exclude each other: the folder says its size; "
                 "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
             )
-        if self.train.init_from and self.train.learning_rate is None:
+        if start and self.train.learning_rate is None:
             yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
-        if self.train.init_from and not self.train.batch_size and not self.train.batch_tokens:
+        if start and not self.train.batch_size and not self.train.batch_tokens:
             yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
-        if not self.train.init_from and not self.model:
+        if not start and not self.model:
             yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
-        if self.lora.rank and not self.train.init_from:
-            yield f"lora.rank={self.lora.rank}: adapters need a model to adapt; give train.init_from, or lora.rank=0"
-        if self.lora.rank and self.trainer.tensor_parallel > 1:
+        if rank and not start:
+            yield f"lora.rank={rank}: adapters need a model to adapt; give train.init_from, or lora.rank=0"
+        if rank and self.trainer.tensor_parallel > 1:
             yield (
-                f"lora.rank={self.lora.rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
+                f"lora.rank={rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
                 "other: adapters aren't cut; trainer.strategy=fsdp alone spreads the frozen weights"
             )
         if self.train.optimizer == "adafactor":
             yield from self.adafactor_complaints()
-        parts = self.trainer.tensor_parallel
-        if self.model and parts > 1 and self.model.num_attention_heads % parts:
-            yield (
-                f"trainer.tensor_parallel ({parts}) must divide model.num_attention_heads "
-                f"({self.model.num_attention_heads})"
-            )
-        limit = self.model.max_position_embeddings if self.model else None
-        if limit and self.data.sequence_length > limit:
-            yield f"data.sequence_length ({self.data.sequence_length}) is over model.max_position_embeddings ({limit})"
+        if not self.model:
+            return
+        parts, heads = self.trainer.tensor_parallel, self.model.num_attention_heads
+        if parts > 1 and heads % parts:
+            yield f"trainer.tensor_parallel ({parts}) must divide model.num_attention_heads ({heads})"
+        length, limit = self.data.sequence_length, self.model.max_position_embeddings
+        if limit and length > limit:
+            yield f"data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
 
     def adafactor_complaints(self) -> Iterator[str]:
         """Adafactor's steps are a share of each parameter's own size, and torch's takes no parameters that are cut."""
@@ -188,11 +186,11 @@ class TrainingConfig(StageConfig):
             )
         if self.lora.rank:
             yield (
-                f"train.optimizer=adafactor and lora.rank={self.lora.rank} exclude each other: its steps are a "
-                "share of what they change, and adapters begin at zero; give train.optimizer=adamw or muon"
+                f"train.optimizer=adafactor and lora.rank={self.lora.rank} exclude each other: its steps are a share "
+                "of each weight, and adapters begin at zero; give train.optimizer=adamw or muon"
             )
         if self.train.learning_rate is None:
             yield (
-                "train.learning_rate must be given with train.optimizer=adafactor, whose rate is a share of each "
-                "weight's size (torch's own default is 1e-2); the model size's rate is AdamW's"
+                "train.learning_rate must be given with train.optimizer=adafactor: it is a share of each weight's "
+                "size (torch's own default is 1e-2), and the model size's rate is AdamW's"
             )

@@ -61,11 +61,7 @@ class RunComparison:
 
 
 def compare_runs(one: RunFacts, other: RunFacts, tolerance: float = 1e-4) -> RunComparison:
-    """What two runs differ in, and where their losses part.
-
-    Args:
-        tolerance: The difference between losses, as a share of them, that rounding alone may come to.
-    """
+    """What two runs differ in, and where their losses part; rounding may explain `tolerance`, as a share of a loss."""
     differences = {section: differing(getattr(one, section), getattr(other, section)) for section in SECTIONS}
     config = [found for found in differences["config"] if matters(found.key, one, other)]
     stage = [Difference("stage", str(one.stage), str(other.stage))] if one.stage != other.stage else []
@@ -84,7 +80,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Differen
     found: dict[str, Difference] = {}
     for key in dict.fromkeys([*one, *other]):
         section = unset_section(key, one, other)
-        a, b = (stated(section, side) for side in (one, other))
+        a, b = stated(section, one), stated(section, other)
         if a != b:
             found[section] = Difference(section, a, b)
     return list(found.values())
@@ -105,12 +101,9 @@ def unset_section(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) ->
 
 
 def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
-    """Whether a key of the configuration can change a result.
-
-    Paths can't where the fingerprints of what they hold are known; nor can what training ignores when it resumes.
-    """
+    """Whether a key of the configuration can change a result; what training ignores when it resumes can't."""
     ignored: tuple[str, ...] = NO_MATTER
-    if one.data and other.data:  # the vocabulary's size follows from the tokenizer
+    if one.data and other.data:  # fingerprints tell; and the vocabulary's size follows from the tokenizer
         ignored += (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
     if one.stage in TRAINING and other.stage in TRAINING:
         ignored += IGNORED_KEYS
@@ -120,15 +113,8 @@ def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
 def find_parting(one: Mapping[int, float], other: Mapping[int, float], tolerance: float) -> Parting:
     """Where two series of losses (step → loss) part; two nan are the same."""
     steps = sorted(one.keys() & other.keys())
-    pairs = ((step, one[step], other[step]) for step in steps)
-    apart = {
-        step: abs(a - b) / max(abs(a), abs(b))
-        for step, a, b in pairs
-        if a != b and not (math.isnan(a) and math.isnan(b))
-    }
-    return Parting(
-        len(steps),
-        next(iter(apart), None),
-        next((step for step, found in apart.items() if not found <= tolerance), None),
-        max(apart.values(), default=0.0),
-    )
+    pairs = {step: (one[step], other[step]) for step in steps}
+    differ = {step: (a, b) for step, (a, b) in pairs.items() if a != b and not (math.isnan(a) and math.isnan(b))}
+    apart = {step: abs(a - b) / max(abs(a), abs(b)) for step, (a, b) in differ.items()}
+    beyond = next((step for step, found in apart.items() if not found <= tolerance), None)
+    return Parting(len(steps), next(iter(apart), None), beyond, max(apart.values(), default=0.0))

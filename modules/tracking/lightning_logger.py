@@ -47,4 +47,4 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        self.run.sync_to_disk()
+        self.run.spool.sync_to_disk()

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -16,7 +17,7 @@ import mlflow
 import torch
 
 from ..config.base import CommandConfig, StageConfig
-from ..config.loader import dotted_items, to_dict, to_yaml
+from ..config.loader import dotted_items, to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
 from .tracked_run import TrackedRun
@@ -36,7 +37,7 @@ RESUMED = "moyun.resumed"
 
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     """Logs a run's origin. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
-    resolved = redact(to_dict(config))
+    resolved = redact(asdict(config))
     text = to_yaml(resolved)
     hashed = {"config.sha256": sha256(text.encode()).hexdigest()}
     run.set_tags({"stage": stage, **git_state(), **environment_tags(environment())})
@@ -54,7 +55,7 @@ def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
     run = mlflow.active_run()
     return {
         "run_id": run.info.run_id if run else None,
-        "config": redact(to_dict(config)),
+        "config": redact(asdict(config)),
         **git_state(),
         **environment(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,10 +35,7 @@ RECORD = "moyun.record"
 
 
 def log_model_once(folder: Path, run: Run, record: str) -> str:
-    """`log_model` to a run, once for each `record`: a call whose answer was lost can be made again.
-
-    A model that such a call left unfinished is deleted.
-    """
+    """`log_model` to a run, once for each `record`: a call whose answer was lost can be made again."""
     client = MlflowClient()
     wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
     for found in client.search_logged_models([run.info.experiment_id], wanted):
@@ -130,17 +127,14 @@ def resolve_model(uri: str) -> Path:
     """
     if not is_registered(uri):
         return model_folder(uri)
+    store = redact_text(mlflow.get_tracking_uri())
     if not any(map(is_there, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))):
-        raise ValueError(
-            f"{uri}: there is no tracking store {redact_text(mlflow.get_tracking_uri())}. {WHERE_MODELS_ARE}"
-        )
+        raise ValueError(f"{uri}: there is no tracking store {store}. {WHERE_MODELS_ARE}")
     try:
         with patient():
             downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
-        raise ValueError(
-            f"{uri}: {error.message} (tracking store: {redact_text(mlflow.get_tracking_uri())}). {WHERE_MODELS_ARE}"
-        ) from error
+        raise ValueError(f"{uri}: {error.message} (tracking store: {store}). {WHERE_MODELS_ARE}") from error
     found = sorted(downloaded.glob("artifacts/*/model.yaml"))
     if not found:
         raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")

@@ -46,21 +46,17 @@ class RunFacts:
 
 
 def read_run(name: str) -> RunFacts:
-    """The facts of a run.
+    """The facts of a run that is given by its id, a models:/ URI, a model folder or a training stage's output folder.
 
-    Args:
-        name: A run id, a models:/ URI, a model folder or a training stage's output folder. For a folder the tracking
-            store is asked for the run that made it; where it doesn't know that run, the folder's own files tell.
-
-    Raises:
-        ValueError: `name` is none of these, or there is no such run.
+    For a folder the tracking store is asked for the run that made it; where it doesn't know that run, the folder's own
+    files tell. Raises ValueError where `name` is none of these, or there is no such run.
     """
     path = Path(name)
     if RUN_ID.fullmatch(name) and not path.exists():
         return facts_from_store(name, run_of(name, needed=True))
     if not is_registered(name) and not path.is_dir():
         raise ValueError(
-            f"{name} is no run id (32 hexadecimal digits, as `mlflow ui` shows them), no models:/ URI and no folder"
+            f"{name} is no run id (32 hexadecimal digits, as in `mlflow ui`), no models:/ URI and no folder"
         )
     folder = resolve_model(name) if is_registered(name) else model_folder(path)
     if facts := read_provenance(folder):

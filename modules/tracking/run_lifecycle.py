@@ -41,14 +41,7 @@ REFUSED = "refused"
 HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
 """Tags that name the process of a run."""
 
-SAME_START = 60.0
-"""Seconds by which a process's start may seem to move when the clock is set."""
-
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
-INTERRUPTED = 128 + signal.SIGINT
-
-Histories = dict[str, list[tuple[int, float]]]
-"""Metric → (step, value) of every step that was logged."""
 
 # moyun uses one private name of MLflow's, the stack of active runs. mlflow.start_run(run_id) and mlflow.end_run would
 # do the same, but wait for the store, and may fail there. Should the name change, the first test of
@@ -114,26 +107,22 @@ def reopen_run(stage: str, run: Run) -> None:
         set_tags(command, {"stage": stage, "moyun.continues": run_id, END: f"went on in run {run_id}"})
 
 
-def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]]) -> Histories:
-    """The metrics of which the store has later steps than this machine's log: made elsewhere, or lost with the power.
-
-    Args:
-        earlier: Metric → (step, value) as the local log has them.
-    """
+def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """The metrics of which the store has later steps than the local log (`earlier`): made elsewhere, or lost here."""
     last = {name: max(step for step, _ in series) for name, series in earlier.items() if series}
     latest = run.data.to_proto().metrics  # each metric's last step, without its history
     return metric_history(run.info.run_id, [m.key for m in latest if m.step > last.get(m.key, -1)])
 
 
-def metric_history(run_id: str, names: Sequence[str]) -> Histories:
-    """Every step of these metrics, as the store has them."""
+def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) of every step, as the store has them."""
     client = MlflowClient()
     return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
 
 
 def end_of(error: BaseException, began: bool) -> tuple[str, str]:
     """(status, END) of a run that an error ends; `began`: there were results already."""
-    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == INTERRUPTED):
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT):
         return "KILLED", "interrupted (Ctrl-C)"
     if isinstance(error, SystemExit):
         return "KILLED", "terminated (SIGTERM)"
@@ -150,12 +139,9 @@ def earlier_end(run: Run) -> tuple[str, str]:
 
 
 def mark_killed_runs(active: Run, root: Path) -> None:
-    """Sets the status of runs that say they are running, but whose process was killed on this machine, to KILLED.
+    """Sets runs of the same experiment that say they are running, but were killed on this machine, to KILLED.
 
-    It looks through the experiment of `active` with one search, and an error of the store is no error of the stage.
-
-    Args:
-        root: Folder of the runs' local logs.
+    `root` is the folder of the runs' local logs. An error of the store is no error of the stage.
     """
     client = MlflowClient()
     try:
@@ -188,10 +174,7 @@ def host() -> str:
 
 
 def was_killed(tags: Mapping[str, str], folder: Path) -> bool:
-    """By the lock of its local log, which holds across containers; where that isn't here, by its process number.
-
-    Another process may have the number by now: it began at another time.
-    """
+    """By the lock of its local log, which holds across containers; else by its process's number and time of start."""
     if (folder / LOCK).exists():
         return not is_locked(folder / LOCK)
     if tags.get(HOST) != host():
@@ -200,7 +183,7 @@ def was_killed(tags: Mapping[str, str], folder: Path) -> bool:
         started = psutil.Process(int(tags[PID])).create_time()
     except psutil.NoSuchProcess:
         return True
-    return abs(started - float(tags[STARTED])) >= SAME_START
+    return abs(started - float(tags[STARTED])) >= 60  # by less its start may seem to move when the clock is set
 
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:

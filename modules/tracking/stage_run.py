@@ -1,7 +1,6 @@
 """The MLflow run of a stage: opened when the stage begins, handed to it as a TrackedRun, ended however the stage ends.
 
-`stage_run` is the whole story. How a run begins and ends in the store is in run_lifecycle.py, what it records of its
-origin in provenance.py, what a stage logs to it in tracked_run.py, and how that gets to the store in outbox/.
+How it begins and ends in the store is in run_lifecycle.py, and what it records of its origin in provenance.py.
 """
 
 from __future__ import annotations
@@ -120,15 +119,11 @@ def start_or_continue(
 
 
 def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str, digest: str | None = None) -> str:
-    """Logs rows as an input of the run, an MLflow dataset.
+    """Logs rows from a path or URL (`source`) as an MLflow dataset; returns their SHA-256 fingerprint, hexadecimal.
 
     Args:
-        source: Where they come from: a path or URL.
         context: What they are to the run, e.g. train or test.
         digest: Their fingerprint, where it is known already.
-
-    Returns:
-        Their fingerprint (SHA-256, hexadecimal).
     """
     from mlflow.data.huggingface_dataset import from_huggingface
 

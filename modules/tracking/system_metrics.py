@@ -7,14 +7,11 @@ end of the run.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-if TYPE_CHECKING:
-    from .tracked_run import TrackedRun
-
+from .tracked_run import TrackedRun
 
 PREFIX = "system/"
 

@@ -40,14 +40,11 @@ class TrackedRun:
     """The run of a stage, to log metrics, parameters, tags, files and models to."""
 
     def __init__(self, run: Run, root: Path, flush_timeout: float) -> None:
-        """Opens the run's local log and starts the thread that sends it.
+        """Opens the run's local log (SpoolInUseError where another process has) and starts the thread that sends it.
 
         Args:
             root: Folder of the local logs of all runs.
             flush_timeout: Seconds to wait for a store that takes nothing.
-
-        Raises:
-            SpoolInUseError: Another process writes to the run.
         """
         uri = mlflow.get_tracking_uri()
         self.run = run
@@ -65,19 +62,14 @@ class TrackedRun:
         self.began = False
         """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
-        self.sender.start()
+        self.sender.thread.start()
 
     @property
     def info(self) -> RunInfo:
         return self.run.info
 
     def go_on(self, newer: Mapping[str, Sequence[tuple[int, float]]], resumed: int) -> None:
-        """Marks the run as running again.
-
-        Args:
-            newer: Metric → (step, value) of metrics of which the store knows later steps than the local log.
-            resumed: How often the store says that the run went on before.
-        """
+        """Marks the run as running again; `newer` and `resumed` (how often it went on) are what the store knows."""
         for name, series in newer.items():
             self.earlier[name] = list(series)
             self.known[name] = {step for step, _ in series}
@@ -138,14 +130,10 @@ class TrackedRun:
         self.spool.append("input", context=context, dataset=dataset.to_dict())
 
     def log_model(self, folder: Path) -> str | None:
-        """Logs a model folder, once all that was logged before has been sent.
+        """Logs a model folder, once all before it has been sent; returns its models:/ URI.
 
-        Returns:
-            Its models:/ URI; None where the store is away. Then the local log keeps the record, and the folder must
-            stay until pipelines.sync has sent it.
-
-        Raises:
-            Exception: Whatever MLflow has against the model.
+        None where the store is away: the folder must then stay until pipelines.sync has sent it. Raises whatever MLflow
+        has against the model.
         """
         number = self.spool.append("model", folder=str(folder.resolve()))
         self.flush()
@@ -157,10 +145,6 @@ class TrackedRun:
     def flush(self) -> bool:
         """Waits until the store has everything, or for flush_timeout seconds in which it took nothing."""
         return self.sender.flush(self.flush_timeout)
-
-    def sync_to_disk(self) -> None:
-        """Makes all that was logged so far survive a power failure; for checkpoints."""
-        self.spool.sync_to_disk()
 
     def end(self, status: str, reason: str) -> None:
         """Ends the run: its status (FINISHED, FAILED or KILLED), and in words how it ended."""

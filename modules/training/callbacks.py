@@ -48,8 +48,7 @@ class SameOnAllRanks(pl.Callback):
         self.facts = facts
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        expected = trainer.strategy.broadcast(self.facts)
-        if self.facts != expected:
+        if self.facts != (expected := trainer.strategy.broadcast(self.facts)):
             raise ValueError(
                 f"this process's tokenizer, steps and tokens ({self.facts}) aren't those of rank 0 ({expected}): "
                 "give all machines the same files and package versions"
@@ -87,9 +86,6 @@ class Samples(pl.Callback):
             trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)
 
 
-LAST = "last.ckpt"
-"""A link to the newest."""
-
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -109,8 +105,8 @@ class QuietEarlyStopping(EarlyStopping):
 class Checkpoints(pl.Callback):
     """A checkpoint before each validation, every save_every_n_steps, after the last step, and when a stop is asked for.
 
-    Before a validation, so that nothing is lost when it is broken off: whoever goes on from there validates first.
-    Only whole steps are saved. The newest stays, and the `keep` that validated best; a link always leads to the newest.
+    A run that goes on from one written before a validation validates first, so none is lost. The newest stays, which
+    last.ckpt links to, and the `keep` that validated best.
     """
 
     def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:
@@ -126,8 +122,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, LanguageModel)
         pl_module.stop = self.stop
         self.stop.listen()
-        step = trainer.global_step
-        if step:
+        if step := trainer.global_step:
             self.stop.message = self.where(step)
         if step and step % self.validate_every == 0 and step not in pl_module.validations:
             trainer.validating = True
@@ -156,7 +151,7 @@ class Checkpoints(pl.Callback):
         path = self.folder / f"step={step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            write_link(self.folder / LAST, path.name)
+            write_link(self.folder / "last.ckpt", path.name)
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
 
@@ -171,7 +166,7 @@ class Checkpoints(pl.Callback):
     def best(self, validations: Mapping[int, Mapping[str, float]]) -> int:
         """The step of the checkpoint that validates best; of equals the later one."""
         paths = checkpoints_in(self.folder)
-        return (by_loss(paths, validations) or list(paths)[-1:])[0]
+        return next(iter(by_loss(paths, validations)), max(paths))
 
     def where(self, step: int) -> str:
         return f"stopped at step {step}; the same command with {self.key}={self.folder.parent} goes on from there"

@@ -16,14 +16,13 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from ..checkpoint.loading import open_model
-from ..config.training import TrainingConfig
+from ..config.training import TrainerConfig, TrainingConfig
 from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import keep_freed_memory
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .lightning_module import LanguageModel
-from .planning.plan import TrainingPlan
 from .run_manifest import CHECKPOINTS
 from .setup import TrainingSetup
 from .strategies import compute_format, lightning_precision, make_strategy
@@ -41,12 +40,11 @@ def fit(
 ) -> tuple[Path, dict[str, float]]:
     """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
 
-    output_key: how the command line spells output_dir, for messages.
-    Raises Stopped when a signal has ended it; a checkpoint of the last whole step is written then.
+    output_key: how the command line spells output_dir. Raises Stopped after a signal, with the last whole step saved.
     """
     module = make_module(config, training)
     train, plan = config.train, training.plan
-    interval = validation_interval(config, plan)
+    interval = min(train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
     checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, output_key)
     facts = (training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
@@ -55,7 +53,7 @@ def fit(
         callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:
         callbacks.append(ProgressLine(stage))
-    trainer = make_trainer(config, plan, folder, logger, callbacks)
+    trainer = make_trainer(config.trainer, plan.total_steps, interval, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     try:
@@ -73,18 +71,17 @@ def fit(
 
 
 def make_trainer(
-    config: TrainingConfig, plan: TrainingPlan, folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
+    config: TrainerConfig, steps: int, interval: int, folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    several = config.trainer.devices * config.trainer.nodes > 1
     return pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.nodes,
-        strategy=make_strategy(config.trainer),
-        precision=lightning_precision(config.trainer),
-        max_steps=plan.total_steps,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=make_strategy(config),
+        precision=lightning_precision(config),
+        max_steps=steps,
         max_epochs=-1,
-        val_check_interval=validation_interval(config, plan),
+        val_check_interval=interval,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=logger or False,
@@ -92,17 +89,13 @@ def make_trainer(
         # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
         plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         enable_checkpointing=False,  # Checkpoints is among the callbacks
-        enable_progress_bar=config.trainer.progress_bar,
+        enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        inference_mode=not several,  # what it makes of spread weights could not be trained on afterwards
+        inference_mode=config.devices * config.nodes == 1,  # spread weights couldn't be trained on afterwards
         default_root_dir=folder,
     )
-
-
-def validation_interval(config: TrainingConfig, plan: TrainingPlan) -> int:
-    return min(config.train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
 
 
 def best_checkpoint(
@@ -136,8 +129,7 @@ def first_tensors(config: TrainingConfig, training: TrainingSetup) -> Iterator[t
     if training.start is None:
         yield from fresh_tensors(training.model, config.seed)
         return
-    for name, tensor in open_model(training.start).weights.items():
-        yield name, tensor.read()
+    yield from ((name, tensor.read()) for name, tensor in open_model(training.start).weights.items())
 
 
 LOST = re.compile(
@@ -152,8 +144,6 @@ class WorkerError(ValueError):
 
 def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
     """What an error means where another rank's silence is behind it (teardown may have failed on top of it)."""
-    import torch.distributed as dist
-
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,19 +20,59 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig
 from ..data.packing import MicroBatch, StepBatch
 from ..model.decoder import Decoder, allocate
-from ..model.loss import linear_cross_entropy, stopping_cross_entropy
+from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
-from .nonfinite import SkippedSteps, describe, refusal, rows_in
+from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import clip_gradients, learning_rate_factor, make_optimizer
-from .validation import Validation
+
+
+@dataclass
+class Validation:
+    """Sums over micro-batches and ranks, and the metrics that they come to.
+
+    A model that doesn't stop by itself writes on until it is cut off, and no loss tells: an end-of-text is one label of
+    a whole row. So its part of the loss is kept apart, and whether it would be written, greedily, where a text ends and
+    where it doesn't.
+    """
+
+    nll: float = 0.0
+    end_nll: float = 0.0
+    ends_found: float = 0.0
+    false_ends: float = 0.0
+    tokens: float = 0.0
+    characters: float = 0.0
+    ends: float = 0.0
+
+    def add(self, batch: MicroBatch, found: Tensor) -> None:
+        """found: (4,), from loss.stopping_cross_entropy."""
+        nll, end_nll, ends_found, false_ends = found.tolist()
+        self.nll += nll
+        self.end_nll += end_nll
+        self.ends_found += ends_found
+        self.false_ends += false_ends
+        self.tokens += batch.trained_tokens
+        self.characters += batch.characters
+        self.ends += batch.ends
+
+    def metrics(self) -> dict[str, float]:
+        metrics = {
+            "val/loss": self.nll / self.tokens,
+            "val/perplexity": perplexity_of(self.nll / self.tokens),
+            "val/perplexity_per_char": perplexity_of(self.nll / (self.characters + self.ends)),
+        }
+        if self.ends:
+            metrics["val/end_of_text_nll"] = self.end_nll / self.ends
+            metrics["val/end_of_text_found"] = self.ends_found / self.ends
+        if self.tokens > self.ends:
+            metrics["val/end_of_text_early"] = self.false_ends / (self.tokens - self.ends)
+        return metrics
 
 
 class LanguageModel(pl.LightningModule):
     """A batch is a whole optimizer step (packing.StepBatch), so optimization is manual.
 
-    The loss is summed over trained tokens and divided by those of the whole step, over micro-batches and ranks:
-    a step's gradient is the same however it is split.
+    The summed loss is divided by the trained tokens of the whole step: its gradient is the same however it is split.
     """
 
     def __init__(
@@ -106,6 +146,8 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        # Gradients are averaged over the ranks that each took a share of the step, but the sum is wanted.
+        shares = dist.get_world_size(self.data_group) if dist.is_initialized() else 1
         self.seed_dropout()
         losses = torch.zeros(len(step.micro_batches), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches):
@@ -113,8 +155,7 @@ class LanguageModel(pl.LightningModule):
             with nullcontext() if last else self.gradients_incomplete():
                 loss = self._step(batch)
                 losses[number] = loss.detach()
-                # Gradients are averaged over the ranks, but the sum is wanted.
-                self.manual_backward(loss * (self.data_parallel / step.trained_tokens))
+                self.manual_backward(loss * (shares / step.trained_tokens))
         loss_value = self.agree(losses) / step.trained_tokens
         norm = clip_gradients([*self.trained_parameters().values()], self.config.gradient_clip_val or math.inf)
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
@@ -149,11 +190,6 @@ class LanguageModel(pl.LightningModule):
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     @property
-    def data_parallel(self) -> int:
-        """Groups of devices that each took a share of the step."""
-        return dist.get_world_size(self.data_group) if dist.is_initialized() else 1
-
-    @property
     def data_group(self) -> dist.ProcessGroup | None:
         return None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
 
@@ -164,13 +200,10 @@ class LanguageModel(pl.LightningModule):
         return tensor
 
     def handle_nonfinite(self, step: StepBatch, losses: Tensor, loss: float, norm: float, rate: float) -> None:
-        """Raises NonFiniteLossError, or with on_nonfinite=skip leaves the step out.
-
-        Every rank comes to the same, from what was summed over all.
-        """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        rows = rows_in(data, step, losses, math.isfinite(loss))
-        what = describe(self.trainer.global_step, loss, norm, rate, rows)
+        """Raises NonFiniteLossError, or leaves the step out; by sums over all ranks, so each decides the same."""
+        rows = rows_in(self.trainer.datamodule, step, losses, math.isfinite(loss))  # type: ignore[attr-defined]
+        name, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+        what = f"the {name} is {value} at step {self.trainer.global_step} (learning rate {rate:.3g}, {rows})"
         if self.config.on_nonfinite == "stop":
             raise refusal(what)
         self.skipped.skip(what, self.trained_parameters().values())

@@ -49,12 +49,6 @@ def refusal(what: str, before: str = "") -> NonFiniteLossError:
     )
 
 
-def describe(number: int, loss: float, norm: float, rate: float, rows: str) -> str:
-    """What is wrong with a step, in words."""
-    name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-    return f"the {name} is {value} at step {number} (learning rate {rate:.3g}, {rows})"
-
-
 def rows_in(data: TextDataModule, step: StepBatch, losses: Tensor, loss_is_finite: bool) -> str:
     """The rows of this rank's passes whose loss isn't finite; all of its rows where only the gradient isn't."""
     documents = [

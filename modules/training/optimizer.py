@@ -23,10 +23,7 @@ Shape = Sequence[float]
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """An entry of OPTIMIZERS: how an optimizer is built, and what memory it takes, counted in numbers.
-
-    Numbers have the format of the weights they belong to.
-    """
+    """How an optimizer is built, and what memory it takes, counted in numbers of the weights' own format."""
 
     build: Callable[[Named, TrainConfig, float], Optimizer]
     """(trained parameters, configuration, peak learning rate) → the optimizer."""
@@ -48,13 +45,13 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 def adamw(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
     """Decays matrices and leaves LayerNorms and biases alone (GPT-2's practice)."""
-    groups = decay_groups((parameter for _, parameter in parameters), config)
-    return AdamW(groups, learning_rate, (config.beta1, config.beta2), config.epsilon, fused=True)
+    betas = config.beta1, config.beta2
+    return AdamW(decay_groups(parameters, config), learning_rate, betas, config.epsilon, fused=True)
 
 
 def adafactor(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
     """Shazeer and Stern 2018: of a matrix's squared gradients only the mean of each row and each column is kept."""
-    return Adafactor(decay_groups((parameter for _, parameter in parameters), config), learning_rate)
+    return Adafactor(decay_groups(parameters, config), learning_rate)
 
 
 def muon(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimizer:
@@ -68,8 +65,8 @@ def muon(parameters: Named, config: TrainConfig, learning_rate: float) -> Optimi
     return JointOptimizer([first, adamw(rest, config, learning_rate)] if rest else [first])
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    every = list(parameters)
+def decay_groups(parameters: Named, config: TrainConfig) -> list[dict[str, Any]]:
+    every = [parameter for _, parameter in parameters]
     return [
         {"params": [p for p in every if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in every if p.dim() < 2], "weight_decay": 0.0},
@@ -77,10 +74,7 @@ def decay_groups(parameters: Iterable[nn.Parameter], config: TrainConfig) -> lis
 
 
 class JointOptimizer(Optimizer):
-    """Several optimizers, each over parameters of its own, with one list of groups and one state.
-
-    Lightning, schedulers and checkpoints see a single optimizer.
-    """
+    """Several optimizers, each over parameters of its own, that Lightning, schedulers and checkpoints see as one."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = parts
@@ -99,24 +93,16 @@ class JointOptimizer(Optimizer):
             part.step()
 
 
-def two_moments(shape: Shape, hidden: bool) -> float:
-    return 2 * math.prod(shape)
-
-
-def row_and_column(shape: Shape, hidden: bool) -> float:
-    return sum(shape)  # of a vector all of it
-
-
-def momentum_or_two_moments(shape: Shape, hidden: bool) -> float:
-    return math.prod(shape) * (1 if hidden else 2)
-
-
 OPTIMIZERS = {
-    "adamw": OptimizerKind(adamw, two_moments, lambda shape, hidden: 0),
-    "adafactor": OptimizerKind(adafactor, row_and_column, lambda shape, hidden: math.prod(shape)),
-    "muon": OptimizerKind(muon, momentum_or_two_moments, lambda shape, hidden: 3 * math.prod(shape) if hidden else 0),
+    "adamw": OptimizerKind(adamw, lambda shape, hidden: 2 * math.prod(shape), lambda shape, hidden: 0),
+    "adafactor": OptimizerKind(adafactor, lambda shape, hidden: sum(shape), lambda shape, hidden: math.prod(shape)),
+    "muon": OptimizerKind(
+        muon,
+        lambda shape, hidden: math.prod(shape) * (1 if hidden else 2),
+        lambda shape, hidden: 3 * math.prod(shape) if hidden else 0,
+    ),
 }
-"""What train.optimizer can name."""
+"""What train.optimizer can name. Adafactor keeps a row and a column of a matrix, and of a vector all."""
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
@@ -142,35 +128,32 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
 # --- schedules: what the peak learning rate is multiplied with at optimizer step 0, 1, 2 … ---
 
 
-def noam(step: int, warmup_steps: int) -> float:
+def noam(step: int, config: TrainConfig, total_steps: int) -> float:
     """min((s+1)^-0.5, (s+1)·warmup^-1.5), Vaswani et al. 2017 without its width factor, as the original recipe."""
-    return min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)
+    return min((step + 1) ** -0.5, (step + 1) * config.warmup_steps**-1.5)
 
 
-def warm_up(step: int, warmup_steps: int) -> float:
-    return min(1.0, (step + 1) / warmup_steps)
+def constant(step: int, config: TrainConfig, total_steps: int) -> float:
+    """Linear warm-up to 1."""
+    return min(1.0, (step + 1) / config.warmup_steps)
 
 
-def cosine(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
-    """Linear warm-up to 1, then half a cosine to final_ratio at the last step (GPT-3, appendix B)."""
-    progress = (step + 1 - warmup_steps) / max(1, total_steps - warmup_steps)
+def cosine(step: int, config: TrainConfig, total_steps: int) -> float:
+    """Linear warm-up to 1, then half a cosine to min_learning_rate_ratio at the last step (GPT-3, appendix B)."""
+    progress = (step + 1 - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     decay = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-    return min(warm_up(step, warmup_steps), final_ratio + (1 - final_ratio) * decay)
+    ratio = config.min_learning_rate_ratio
+    return min(constant(step, config, total_steps), ratio + (1 - ratio) * decay)
 
 
 def warm_up_stable_decay(step: int, config: TrainConfig, total_steps: int) -> float:
     """Linear warm-up to 1, there until the last decay_fraction of all steps, then a line to the last one's ratio."""
     left = (total_steps - step - 1) / (config.decay_fraction * total_steps)
     ratio = config.min_learning_rate_ratio
-    return min(warm_up(step, config.warmup_steps), ratio + (1 - ratio) * min(max(left, 0.0), 1.0))
+    return min(constant(step, config, total_steps), ratio + (1 - ratio) * min(max(left, 0.0), 1.0))
 
 
-SCHEDULES: dict[str, Callable[[int, TrainConfig, int], float]] = {
-    "noam": lambda step, config, total: noam(step, config.warmup_steps),
-    "cosine": lambda step, config, total: cosine(step, config.warmup_steps, total, config.min_learning_rate_ratio),
-    "constant": lambda step, config, total: warm_up(step, config.warmup_steps),
-    "wsd": warm_up_stable_decay,
-}
+SCHEDULES = {"noam": noam, "cosine": cosine, "constant": constant, "wsd": warm_up_stable_decay}
 """What train.schedule can name: (step, configuration, all steps) → factor."""
 
 

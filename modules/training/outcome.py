@@ -57,8 +57,8 @@ def result_facts(
     made: dict[str, str],
 ) -> dict[str, Any]:
     """What the model folder's run.yaml says of the run beside its configuration."""
-    facts: dict[str, Any] = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics}
-    facts |= {"rows": {name: len(split) for name, split in training.splits.items()}}
+    rows = {name: len(split) for name, split in training.splits.items()}
+    facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
 
@@ -72,6 +72,4 @@ def require_finished(before: RunManifest, now: RunManifest, folder: Path) -> Non
             "output_dir"
         )
     if not (folder / "model").is_dir():
-        raise ValueError(
-            f"output_dir={folder} holds a finished run without its model folder: choose another output_dir"
-        )
+        raise ValueError(f"output_dir={folder} holds a finished run without its model folder: choose another")

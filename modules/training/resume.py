@@ -1,8 +1,4 @@
-"""Going on with an interrupted run: whose folder it is, what was different then, and which checkpoint is sound.
-
-A run's folder of checkpoints holds origin.json: the MLflow run, the resolved configuration, and hashes of the rows, the
-tokenizer and the weights that training started from.
-"""
+"""Going on with an interrupted run: whose folder it is, what was different then, and which checkpoint is sound."""
 
 from __future__ import annotations
 
@@ -58,28 +54,18 @@ def claimed(output_dir: str | None, resume: str | None) -> Iterator[RunManifest 
 
 def earlier_run(folder: Path, resume: str | None) -> RunManifest | None:
     inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not DRAFT.fullmatch(path.name))
-    if not inside:
-        remove_drafts(folder)
-        return None
-    manifest = read_run_manifest(folder / CHECKPOINTS)
-    if manifest and resume and (resume == "auto" or same_place(resume, manifest.resumed_from)):
-        remove_drafts(folder)
+    manifest = read_run_manifest(folder / CHECKPOINTS) if inside else None
+    same = manifest and resume and (resume == "auto" or str(Path(resume).resolve()) == manifest.resumed_from)
+    if not inside or same:
+        # What a killed process left half written; whoever has the folder's lock is the only one to write there.
+        for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+            remove(path)
         return manifest
     if manifest:
         hint = "it holds a run, which train.resume_from=auto goes on with, or takes as it is where it is finished"
     else:
         hint = f"it holds {', '.join(inside[:5])}"
     raise ValueError(f"output_dir={folder} isn't empty: {hint}. Nothing is overwritten: choose another, or empty it")
-
-
-def same_place(resume_from: str, known: str | None) -> bool:
-    return known is not None and str(Path(resume_from).resolve()) == known
-
-
-def remove_drafts(folder: Path) -> None:
-    """What a killed process left half written; whoever has the folder's lock is the only one to write there."""
-    for path in [*drafts_in(folder), *(folder / CHECKPOINTS).glob(".*.tmp")]:
-        remove(path)
 
 
 def newest_sound(checkpoints: Path) -> Path | None:
@@ -89,16 +75,15 @@ def newest_sound(checkpoints: Path) -> Path | None:
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(checkpoints_in(checkpoints).values()):
-        wrong = damage(path)
-        if wrong is None:
+        if (wrong := damage(path)) is None:
             for other, reason in damaged:
                 put_aside(other, reason)
             return path
         damaged.append((path, wrong))
     if damaged:
+        all_of_them = ", ".join(f"{path.name} ({wrong})" for path, wrong in damaged)
         raise CheckpointError(
-            f"none of the checkpoints in {checkpoints} is sound: "
-            f"{', '.join(f'{path.name} ({wrong})' for path, wrong in damaged)}; start again in another output_dir"
+            f"none of the checkpoints in {checkpoints} is sound: {all_of_them}; start again in another output_dir"
         )
     return None
 
@@ -114,9 +99,7 @@ def given_checkpoint(resume_from: str) -> Path:
     """The checkpoint that train.resume_from names. ValueError for what is none, or damaged."""
     path = Path(resume_from)
     if not (path / PROGRESS).is_file():
-        raise ValueError(
-            f"train.resume_from={resume_from} is no checkpoint; give one of a run's checkpoints/*.ckpt folders"
-        )
+        raise ValueError(f"train.resume_from={resume_from} is no checkpoint: give one of a run's checkpoints/*.ckpt")
     if wrong := damage(path):
         raise CheckpointError(f"train.resume_from={resume_from} is damaged ({wrong}); take another checkpoint")
     return path.resolve()
@@ -128,12 +111,10 @@ def where_to_start(
     """The checkpoint to go on from, None for the first step; with the manifest to write.
 
     Args:
-        folder: the run's, where it is known before the run has begun.
-        earlier: the manifest that was found in it.
-        manifest: what this run is made from.
+        folder: The run's, where it is known before the run has begun; `earlier` is the manifest found in it.
 
     Raises:
-        ValueError: the checkpoint is of another training, or of one that has taken its last step.
+        ValueError: The checkpoint is of another training, or of one that has taken its last step.
     """
     given = config.train.resume_from
     if earlier:

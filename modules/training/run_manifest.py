@@ -4,17 +4,15 @@ its checkpoints in origin.json: a resumed run must be made from the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.weights import CheckpointError
-from ..config.loader import dotted_items, to_dict
+from ..config.loader import dotted_items
 from ..config.training import TrainingConfig
 from ..system.atomic import write_json
 from ..system.bounded_read import read_json
-from ..system.redaction import redact
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "origin.json"
@@ -39,8 +37,6 @@ FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")
 
 @dataclass(frozen=True)
 class RunManifest:
-    """The run, the configuration, and hashes of everything else that what is learnt depends on."""
-
     stage: str
     run_id: str
     config: dict[str, Any]
@@ -63,12 +59,6 @@ class RunManifest:
         return {name: value for name, value in known.items() if value}
 
 
-def make_run_manifest(
-    stage: str, run_id: str, config: TrainingConfig, data: Mapping[str, str], tokenizer: str, init_from: str | None
-) -> RunManifest:
-    return RunManifest(stage, run_id, redact(to_dict(config)), dict(data), tokenizer, init_from)
-
-
 def write_run_manifest(folder: Path, manifest: RunManifest) -> None:
     write_json(folder / MANIFEST, asdict(manifest))
 
@@ -81,10 +71,8 @@ def read_run_manifest(checkpoints: Path) -> RunManifest | None:
     try:
         return RunManifest(**read_json(path))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): give another output_dir, and train.resume_from with one of the checkpoints "
-            "in this one"
-        ) from error
+        remedy = "give another output_dir, and train.resume_from with one of the checkpoints in this one"
+        raise CheckpointError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def require_same(earlier: RunManifest, manifest: RunManifest, allowed: list[str], place: Path) -> None:
@@ -96,11 +84,9 @@ def require_same(earlier: RunManifest, manifest: RunManifest, allowed: list[str]
     }
     if not changes:
         return
-    hint = (
-        ""
-        if any(name.startswith(FIXED_KEYS) for name in changes)
-        else (f"; or go on all the same with train.allow_changed=[{','.join([*allowed, *changes])}]")
-    )
+    hint = f"; or go on all the same with train.allow_changed=[{','.join([*allowed, *changes])}]"
+    if any(name.startswith(FIXED_KEYS) for name in changes):
+        hint = ""
     raise ValueError(
         f"{place} holds a run that was made differently: {'; '.join(changes.values())}. Give what was given then, "
         f"or another output_dir{hint}"
@@ -112,14 +98,13 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     found = {}
     if earlier.stage != manifest.stage:
         found["stage"] = f"it is of {earlier.stage}, not {manifest.stage}"
-    defaults = to_dict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
+    defaults = asdict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     for key in sorted(old.keys() | new.keys()):
         if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from")) or old.get(key) == new.get(key):
             continue
-        if key == "model.vocab_size" and earlier.tokenizer != manifest.tokenizer:
-            continue  # it follows from the tokenizer, which is named below
-        found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
+        if key != "model.vocab_size" or earlier.tokenizer == manifest.tokenizer:  # else it follows from the tokenizer
+            found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
     splits = sorted(earlier.data.keys() | manifest.data.keys())
     if others := [split for split in splits if earlier.data.get(split) != manifest.data.get(split)]:
         found["data"] = f"the rows for {' and '.join(others)} are others"

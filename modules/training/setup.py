@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
@@ -20,10 +20,11 @@ from ..data.sources import RowSource
 from ..data.splits import load_splits
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
+from ..system.redaction import redact
 from ..tokenizer.prompts import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .planning.plan import TrainingPlan, batch_of, make_plan
-from .run_manifest import RunManifest, make_run_manifest
+from .run_manifest import RunManifest
 from .strategies import require_devices
 
 
@@ -50,7 +51,10 @@ def set_up(
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
-    data = data_module(config, splits, tokenizer)
+    batch = batch_of(config.train, config.model)
+    data = TextDataModule(
+        splits, tokenizer, config.data, **batch, micro_batch_tokens=config.train.micro_batch_tokens, seed=config.seed
+    )
     return TrainingSetup(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
 
 
@@ -62,23 +66,10 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries")
     if config.data.sequence_length > model.max_position_embeddings:
-        raise ValueError(
-            f"data.sequence_length={config.data.sequence_length} is over the model's "
-            f"max_position_embeddings ({model.max_position_embeddings}): give a shorter one"
-        )
+        limit = f"the model's max_position_embeddings ({model.max_position_embeddings})"
+        raise ValueError(f"data.sequence_length={config.data.sequence_length} is over {limit}: give a shorter one")
     check_tensor_parallel(model, config.trainer.tensor_parallel)
     return model
-
-
-def data_module(config: TrainingConfig, splits: dict[str, datasets.Dataset], tokenizer: Tokenizer) -> TextDataModule:
-    return TextDataModule(
-        splits,
-        tokenizer,
-        config.data,
-        **batch_of(config.train, config.model),
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        seed=config.seed,
-    )
 
 
 def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
@@ -121,4 +112,4 @@ def run_manifest_of(
 ) -> RunManifest:
     data = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
     base = parent["weights_sha256"] if parent else None
-    return make_run_manifest(stage, run_id, config, data, training.tokenizer.fingerprint, base)
+    return RunManifest(stage, run_id, redact(asdict(config)), data, training.tokenizer.fingerprint, base)

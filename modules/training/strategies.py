@@ -102,10 +102,7 @@ class PortableCheckpoints(Strategy):
         return self.lightning_module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Every rank writes its part into a draft folder, which takes its name when all of it is on disk.
-
-        Raises CheckpointNotSavedError where it can't be written; earlier ones stay as they are.
-        """
+        """Every rank writes its part into a draft folder, which takes its name when all of it is on disk."""
         path = Path(self.broadcast(str(filepath)))
         draft = Path(self.broadcast(str(draft_of(path))))  # that of the first rank
         if self.is_global_zero:
@@ -125,18 +122,14 @@ class PortableCheckpoints(Strategy):
         except (OSError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise_if_stopped(error)
-            reason = reason_of(error)
-            raise CheckpointNotSavedError(
-                f"the checkpoint {path} could not be written: {reason}; earlier ones are as they were. When there is "
-                "room and the right to write, the same command goes on from the last of them"
+            raise ValueError(
+                f"the checkpoint {path} could not be written: {reason_of(error)}; earlier ones are as they were. When "
+                "there is room and the right to write, the same command goes on from the last of them"
             ) from error
         self.barrier()
 
     def described(self, draft: Path) -> Described:
-        """Each rank hashes what it wrote and sees it on disk, the first one the rest as well.
-
-        By itself: the others would wait for the first, and take it for dead.
-        """
+        """Each rank hashes and flushes its own files: if the first did it for all, it would be taken for dead."""
         mine = f"__{dist.get_rank() if dist.is_initialized() else 0}_"
         rest = self.is_global_zero
         files = [p for p in draft.iterdir() if p.name.startswith(mine) or (rest and not p.name.startswith("__"))]
@@ -163,10 +156,6 @@ class PortableCheckpoints(Strategy):
         set_model_state_dict(self.bare_module, state["model"], options=StateDictOptions(strict=False))
 
 
-class CheckpointNotSavedError(ValueError):
-    """A full disk, a missing right: what was saved before is still there."""
-
-
 def reason_of(error: BaseException) -> str:
     """The operating system's word, if it is behind what DCP makes of it."""
     if isinstance(error, CheckpointException) and error.failures:
@@ -176,10 +165,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """What a checkpoint says beside tensors: global_step, validations, callbacks, schedule.
-
-    Raises CheckpointError for anything else in its place, of which nothing is run.
-    """
+    """A checkpoint's global_step, validations, callbacks and schedule; CheckpointError for anything else there."""
     progress = load(path / PROGRESS)
     if not isinstance(progress, dict) or not isinstance(progress.get("global_step"), int):
         raise CheckpointError(f"{path / PROGRESS} says nothing of a training's step; take another checkpoint")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from modules.config.commands import STAGES, MainConfig
 from modules.config.generation import GenerateConfig
-from modules.config.loader import ConfigError, load_config, load_model_config, to_dict, to_yaml
+from modules.config.loader import ConfigError, load_config, load_model_config, to_yaml
 from modules.config.model import ModelConfig
 from modules.config.schema import keys
 from modules.config.training import TrainingConfig
@@ -245,7 +245,7 @@ def test_only_dataclasses_and_plain_values_travel() -> None:
     config = load_config("main")
     assert type(config) is MainConfig
     assert type(config.pretrain) is TrainingConfig
-    assert plain(to_dict(config))
+    assert plain(dataclasses.asdict(config))
     assert type(load_config("generate")) is GenerateConfig
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,12 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     with stage_run("main", config) as run:
         pass
     (found,) = all_runs()
-    expected = {f"cfg.{key}": str(value) for key, value in dotted_items(redact(lineage.to_dict(config)))}
+    expected = {f"cfg.{key}": str(value) for key, value in dotted_items(redact(asdict(config)))}
     assert len(expected) > PARAMS_AT_ONCE
     assert found.data.params == expected
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
-    assert yaml.safe_load(text) == lineage.to_dict(config)
+    assert yaml.safe_load(text) == asdict(config)
     assert found.data.tags["config.sha256"] == sha256(text.encode()).hexdigest()
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert found.data.tags["git.commit"] == head.stdout.strip()
@@ -186,7 +187,7 @@ def test_any_column_name_and_any_length_of_text_can_be_logged(store: Path) -> No
     assert params["cfg.data.columns." + "长" * 233] == "tgt_txt"
     assert len(params["cfg.train.sample_prompts"]) == lineage.PARAM_LIMIT
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
-    assert yaml.safe_load(text) == lineage.to_dict(config)
+    assert yaml.safe_load(text) == asdict(config)
 
 
 def test_git_state_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_noam_gives_the_formulas_numbers() -> None:
     assert (config.schedule, config.learning_rate, config.warmup_steps) == ("noam", 3e-4, 100)
     rates = {step: 3e-4 * learning_rate_factor(step, config, total_steps=9999) for step in (0, 49, 99, 399, 9999)}
     assert rates == pytest.approx({0: 3e-7, 49: 1.5e-5, 99: 3e-5, 399: 1.5e-5, 9999: 3e-6}, rel=1e-12)
-    assert noam(100, 100) == 101**-0.5
+    assert noam(100, config, total_steps=9999) == 101**-0.5
 
 
 def test_recipe_is_the_original_model_cards() -> None:

@@ -69,7 +69,7 @@ def test_a_dry_run_of_the_largest_size_takes_no_memory(store: Path, rows: datase
     fits = ["trainer.device_memory=80", "train.micro_batch_tokens=512"]
     plan = run(store, rows.select(range(20)), "pretrain", *arguments, *fits).plan
     assert plan.parameters > 173e9
-    assert plan.memory.weights == pytest.approx(4 * plan.parameters / 128)
+    assert plan.demand.memory().weights == pytest.approx(4 * plan.parameters / 128)
     assert time.monotonic() - started < 60
     with pytest.raises(ValueError, match="This would do, at .* GiB: "):
         run(store, rows.select(range(20)), "pretrain", "model=175b", "dry_run=true", "trainer.device_memory=80")

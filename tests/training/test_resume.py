@@ -28,7 +28,6 @@ from modules.training.resume import claimed, newest_sound
 from modules.training.run_manifest import (
     CHECKPOINTS,
     RunManifest,
-    make_run_manifest,
     manifest_differences,
     read_run_manifest,
     require_same,
@@ -46,7 +45,8 @@ def config_of(*arguments: str) -> TrainingConfig:
 
 
 def origin(*arguments: str, **changes: str) -> RunManifest:
-    found = make_run_manifest("pretrain", "id", config_of(*arguments), {"train": "a", "validation": "b"}, "t", None)
+    config = dataclasses.asdict(config_of(*arguments))
+    found = RunManifest("pretrain", "id", config, {"train": "a", "validation": "b"}, "t", None)
     return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
 
 

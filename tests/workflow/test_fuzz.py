@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from modules.checkpoint.weights import CheckpointError, safetensors_files
-from modules.config.loader import ConfigError, load_model_config, to_dict
+from modules.config.loader import ConfigError, load_model_config
 from modules.tokenizer.tokenizer import load_tokenizer
 from tests.helpers.models import make_config
 from tests.workflow.fuzz import Fuzzer
@@ -66,7 +67,7 @@ def test_a_model_yaml_holds_plain_values_alone(text: str, reason: str, store: Pa
 )
 def test_sizes_that_nobody_can_compute_with_are_refused_at_once(change: dict[str, int], tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
-    path.write_text(yaml.safe_dump(to_dict(make_config(300)) | change))
+    path.write_text(yaml.safe_dump(asdict(make_config(300)) | change))
     with pytest.raises(ConfigError, match=f"{next(iter(change))}.* must be at most"):
         load_model_config(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import mlflow
 import pytest
 
 from modules.config import loader as loading
-from modules.config.loader import load_config, to_dict
+from modules.config.loader import load_config
 from modules.system import redaction
 from modules.system.redaction import redact, redact_text
 from pipelines.cli.command_line import run_stage
@@ -111,7 +112,7 @@ def test_what_came_from_the_environment_stays_written_as_it_was(
     monkeypatch.setattr(loading, "FROM_ENVIRONMENT", known)
     config = load_config("pretrain", ["model=tiny", f"config={path}"])
     assert (config.data.path, config.data.validation_path, config.seed) == ("/somewhere/secret/a.csv", "b.csv", 42)
-    found = redact(to_dict(config))
+    found = redact(asdict(config))
     assert found["data"]["path"] == "${oc.env:ROWS}/a.csv"
     assert found["data"]["validation_path"] == "b.csv"
     assert redact_text("no file /somewhere/secret/a.csv, 142 steps") == "no file ${oc.env:ROWS}/a.csv, 142 steps"

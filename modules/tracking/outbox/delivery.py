@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -45,18 +46,14 @@ class Delivery:
 
     def step(self) -> bool:
         """Sends the next batch; False where nothing waits. An error means that the store is away: try again later."""
-        batch = self.next_batch()
-        if not batch:
+        self.ahead = self.ahead or self.spool.read(self.spool.sent, self.spool.sent_records, READ_AT_ONCE)
+        if not (batch := first_batch(self.ahead)):
             return False
         refused: list[tuple[Record, str]] = []
         self.send(batch, refused)
         self.spool.mark_sent(batch[-1], refused)
         del self.ahead[: len(batch)]
         return True
-
-    def next_batch(self) -> list[Record]:
-        self.ahead = self.ahead or self.spool.read(self.spool.sent, self.spool.sent_records, READ_AT_ONCE)
-        return first_batch(self.ahead)
 
     def retry_refused(self) -> int:
         """Sends once more what the store refused; returns how many records it took now. Errors as in `step`."""
@@ -92,21 +89,24 @@ class Delivery:
         first, run_id = batch[0], self.run_id
         fields = first.fields
         if first.kind == "metrics":
-            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in metric_entities(record)])
+            found = ((name, value, r.fields) for r in batch for name, value in r.fields["values"].items())
+            self.client.log_batch(run_id, metrics=[Metric(name, value, f["t"], f["step"]) for name, value, f in found])
         elif first.kind == "params":
             self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
         elif first.kind == "tags":
             self.client.log_batch(run_id, tags=[RunTag(*item) for item in fields["values"].items()])
         elif first.kind == "file":
-            place = PurePosixPath(fields["path"])
-            folder = None if place.parent == PurePosixPath() else str(place.parent)
-            self.client.log_artifact(run_id, present(self.spool.folder / fields["file"]), folder)
+            folder, _, _ = fields["path"].rpartition("/")
+            self.client.log_artifact(run_id, present(self.spool.folder / fields["file"]), folder or None)
         elif first.kind == "input":
-            self.client.log_inputs(run_id, [dataset_input(fields)])
+            context = InputTag("mlflow.data.context", fields["context"])
+            self.client.log_inputs(run_id, [DatasetInput(Dataset(**fields["dataset"]), [context])])
         elif first.kind == "model":
             self.send_model(first)
+        elif first.kind == "status" and fields["status"] == "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
         elif first.kind == "status":
-            self.set_status(fields)
+            self.client.set_terminated(run_id, fields["status"], end_time=fields["t"])
         else:
             raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
 
@@ -125,12 +125,6 @@ class Delivery:
         """Whether the run was continued after this record."""
         later = self.spool.read(record.end, record.number + 1)
         return any(other.kind == "status" and other.fields["status"] == "RUNNING" for other in later)
-
-    def set_status(self, fields: dict[str, Any]) -> None:
-        if fields["status"] == "RUNNING":
-            self.client.update_run(self.run_id, status="RUNNING")
-        else:
-            self.client.set_terminated(self.run_id, fields["status"], end_time=fields["t"])
 
 
 def first_batch(records: list[Record]) -> list[Record]:
@@ -164,21 +158,11 @@ def halves(batch: list[Record]) -> list[list[Record]]:
     if len(batch) > 1:
         middle = len(batch) // 2
         return [batch[:middle], batch[middle:]]
-    record = batch[0]
-    values = list(record.fields.get("values", {}).items())
+    values = list(batch[0].fields.get("values", {}).items())
     if len(values) < 2:
         return []
     parts = values[: len(values) // 2], values[len(values) // 2 :]
-    return [[Record(record.number, record.end, record.fields | {"values": dict(part)})] for part in parts]
-
-
-def metric_entities(record: Record) -> list[Metric]:
-    fields = record.fields
-    return [Metric(name, value, fields["t"], fields["step"]) for name, value in fields["values"].items()]
-
-
-def dataset_input(fields: dict[str, Any]) -> DatasetInput:
-    return DatasetInput(Dataset(**fields["dataset"]), [InputTag("mlflow.data.context", fields["context"])])
+    return [[replace(batch[0], fields=batch[0].fields | {"values": dict(part)})] for part in parts]
 
 
 def present(path: Path) -> str:

@@ -44,9 +44,6 @@ class Sender:
         self.wake = threading.Event()
         self.thread = threading.Thread(target=self.work, name="tracking", daemon=True)  # never holds up the exit
 
-    def start(self) -> None:
-        self.thread.start()
-
     def work(self) -> None:
         """Sends in rounds: what is logged during one waits for the next, so that there are few calls."""
         until = self.spool.written

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,7 @@ class Spool:
     """A run's local log, open for writing by this process alone."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens or makes the folder, cuts off what a crash left of a last line, and keeps others out.
-
-        Raises:
-            SpoolInUseError: A process writes to it.
-        """
+        """Opens or makes the folder, and cuts off what a crash left of a last line. Raises SpoolInUseError."""
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -162,7 +159,7 @@ class Spool:
         if self.closed:
             return  # by now another process may be sending the rest
         if refused:
-            with open(self.folder / REFUSED_FILE, "ab", opener=private) as file:
+            with open(self.folder / REFUSED_FILE, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
                 file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         self.write_json("sent.json", mark)
@@ -271,14 +268,8 @@ def last_record(folder: Path) -> dict[str, Any]:
 
 
 def decode_record(line: bytes) -> dict[str, Any]:
-    try:
+    with suppress(ValueError):
         fields = json.loads(line)
         if isinstance(fields, dict) and "kind" in fields:
             return fields
-    except ValueError:
-        pass
     return {"kind": "unreadable", "line": line.decode(errors="replace")}
-
-
-def private(path: str, flags: int) -> int:
-    return os.open(path, flags, PRIVATE)

@@ -39,39 +39,23 @@ class TrainingMemory:
     peak: int
 
 
-Moment = tuple[float, float, float]
-"""A point of a step where memory may peak: gradients, activations and temporary bytes, beside weights and optimizer."""
-
-
-def training_memory(
-    model: ModelConfig,
-    trainer: TrainerConfig,
-    document_lengths: Sequence[int],
-    accumulates: bool = True,
-    adapter_parameters: int | None = None,
-    optimizer: str = "adamw",
-) -> TrainingMemory:
-    """For steps whose largest micro-batch has documents of these lengths (equal ones side by side).
-
-    accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
-    adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
-    optimizer: a name of optimizer.OPTIMIZERS.
-    """
-    return StepMemory(model, trainer, document_lengths, accumulates, adapter_parameters, optimizer).memory()
-
-
 class StepMemory:
-    """The sizes that the terms share; every method returns bytes on one device."""
+    """A step's need, by `memory`; every other method returns one term of it, in bytes on one device."""
 
     def __init__(
         self,
         model: ModelConfig,
         trainer: TrainerConfig,
         document_lengths: Sequence[int],
-        accumulates: bool,
-        adapter_parameters: int | None,
-        optimizer: str,
+        accumulates: bool = True,
+        adapter_parameters: int | None = None,
+        optimizer: str = "adamw",
     ) -> None:
+        """The step's largest micro-batch has documents of these lengths (equal ones side by side).
+
+        accumulates: a step has several micro-batches, so gradients are there already while a forward pass runs.
+        adapter_parameters: only so many are trained, beside the model's own (LoRA); unset: the model's own are.
+        """
         assert model.vocab_size
         self.model, self.trainer = model, trainer
         self.adapter_parameters, self.optimizer = adapter_parameters, OPTIMIZERS[optimizer]
@@ -113,8 +97,8 @@ class StepMemory:
             peak=round(fixed + sum(highest)),
         )
 
-    def moments(self, gradients: float, kept: float) -> list[Moment]:
-        """Where a step's memory may peak, in order. Which of them is highest depends on the sizes."""
+    def moments(self, gradients: float, kept: float) -> list[tuple[float, float, float]]:
+        """Gradients, activations and temporary bytes at each point of a step where memory may peak, in order."""
         earlier = gradients if self.accumulates else 0.0
         # The head's waits for the embedding's own, as they are tied; adapters leave both frozen.
         head_gradient = self.embedding * self.residual if self.adapter_parameters is None else 0.0
@@ -219,8 +203,7 @@ class StepMemory:
         if not self.mixed:
             return 0.0
         c = self.model.hidden_size
-        layer = (12 * c * c + 7 * c) / self.parts + 2 * c
-        return 2 * (self.model.num_hidden_layers * layer + self.embedding)
+        return 2 * (self.model.num_hidden_layers * ((12 * c * c + 7 * c) / self.parts + 2 * c) + self.embedding)
 
     def gathered(self) -> float:
         """FSDP: embeddings whole for the step; two layers (the next is fetched meanwhile); one layer's gradient."""

@@ -15,7 +15,7 @@ import torch
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
 from ...system.hardware import give_freed_memory_back
-from .memory import TrainingMemory, training_memory
+from .memory import StepMemory, TrainingMemory
 
 GIB, MIB = 2**30, 2**20
 
@@ -44,7 +44,8 @@ class MemoryDemand:
         share = self.largest_share()
         lengths = largest_micro_batch(self.lengths, min(share, self.micro_batch_tokens))
         accumulates = share > self.micro_batch_tokens
-        return training_memory(self.model, self.trainer, lengths, accumulates, self.adapter_parameters, self.optimizer)
+        adapters, optimizer = self.adapter_parameters, self.optimizer
+        return StepMemory(self.model, self.trainer, lengths, accumulates, adapters, optimizer).memory()
 
     def largest_share(self) -> int:
         """The most tokens of one step on one rank, whatever the shuffle."""
@@ -102,9 +103,8 @@ def require_memory(demand: MemoryDemand) -> None:
     limit, needed = device_memory(demand.trainer), demand.memory().peak
     if needed <= limit:
         return
-    source = (
-        "trainer.device_memory" if demand.trainer.device_memory else "free now; trainer.device_memory=GIB overrides"
-    )
+    given = "trainer.device_memory"
+    source = given if demand.trainer.device_memory else f"free now; {given}=GIB overrides"
     message = f"a step would need {memory_in_words(needed)} of a device that has {memory_in_words(limit)} ({source})"
     for keys, changed in remedies(demand):
         peak = changed.memory().peak

@@ -12,7 +12,6 @@ from ...config.training import TrainConfig, TrainingConfig
 from ...data.datamodule import TextDataModule
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
-from .memory import TrainingMemory
 from .memory_limit import MemoryDemand, memory_in_words
 
 
@@ -23,8 +22,6 @@ class TrainingPlan:
     rows_cut: int
     rows_split: int
     tokens_per_epoch: int
-    tokens_per_step: float
-    """Trained tokens, on average."""
     steps_per_epoch: int
     total_steps: int
     learning_rate: float
@@ -32,29 +29,20 @@ class TrainingPlan:
     warmup_steps: int
     demand: MemoryDemand
     """What the memory of a step depends on."""
-    memory: TrainingMemory
-    """The largest a step can need, whatever the shuffle."""
-
-    def adapters(self) -> str:
-        trained = self.demand.adapter_parameters
-        return "" if trained is None else f", frozen; {trained:,} in adapters are trained"
-
-    def unreached(self) -> str:
-        if self.warmup_steps <= self.total_steps:
-            return ""
-        return f", not reached: the run ends in its {self.warmup_steps:,} steps of warm-up (train.warmup_steps)"
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
-        memory = self.memory
+        memory, trained, warmup = self.demand.memory(), self.demand.adapter_parameters, self.warmup_steps
+        adapters = "" if trained is None else f", frozen; {trained:,} in adapters are trained"
+        unreached = f", not reached: the run ends in its {warmup:,} steps of warm-up (train.warmup_steps)"
         over_long = f"{self.rows_split:,} split, {self.rows_cut:,} cut" if self.rows_split + self.rows_cut else "none"
         return {
-            "parameters": f"{self.parameters:,}{self.adapters()}",
+            "parameters": f"{self.parameters:,}{adapters}",
             "rows": f"{self.rows:,} (over-long: {over_long})",
             "tokens an epoch": f"{self.tokens_per_epoch:,}",
-            "tokens a step": f"{self.tokens_per_step:,.0f}",
+            "tokens a step": f"{self.tokens_per_epoch / self.steps_per_epoch:,.0f}",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
-            "learning rate": f"{self.learning_rate:g}{self.unreached()}",
+            "learning rate": f"{self.learning_rate:g}{unreached if warmup > self.total_steps else ''}",
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": memory_in_words(memory.weights),
             "  gradients": memory_in_words(memory.gradients),
@@ -66,35 +54,22 @@ class TrainingPlan:
 
 def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) -> TrainingPlan:
     documents = data.documents["train"]
-    tokens = int(documents.trained_tokens.sum())
-    steps_per_epoch = data.steps_per_epoch
-    total_steps = min(
-        config.train.max_steps or math.inf,
-        steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf,
-    )
-    demand = MemoryDemand(
-        model,
-        config.trainer,
-        np.sort(documents.lengths)[::-1],
-        data.batch_size,
-        data.batch_tokens,
-        config.train.micro_batch_tokens,
-        lora_parameter_count(model, config.lora) if config.lora.rank else None,
-        config.train.optimizer,
-    )
+    in_epochs = data.steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf
+    lengths, batch = np.sort(documents.lengths)[::-1], (data.batch_size, data.batch_tokens)
+    adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
+    tokens, optimizer = config.train.micro_batch_tokens, config.train.optimizer
+    demand = MemoryDemand(model, config.trainer, lengths, *batch, tokens, adapters, optimizer)
     return TrainingPlan(
         parameters=parameter_count(model),
         rows=documents.rows,
         rows_cut=documents.rows_cut,
         rows_split=documents.rows_split,
-        tokens_per_epoch=tokens,
-        tokens_per_step=tokens / steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=int(total_steps),
+        tokens_per_epoch=int(documents.trained_tokens.sum()),
+        steps_per_epoch=data.steps_per_epoch,
+        total_steps=int(min(config.train.max_steps or math.inf, in_epochs)),
         learning_rate=peak_learning_rate(config),
         warmup_steps=config.train.warmup_steps,
         demand=demand,
-        memory=demand.memory(),
     )
 
 

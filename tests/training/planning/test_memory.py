@@ -10,7 +10,7 @@ from modules.config.model import ModelConfig
 from modules.config.training import TrainConfig, TrainerConfig
 from modules.model.decoder import Decoder, meta_decoder
 from modules.training.optimizer import OPTIMIZERS, make_optimizer
-from modules.training.planning.memory import TrainingMemory, training_memory
+from modules.training.planning.memory import StepMemory, TrainingMemory
 
 
 @pytest.mark.parametrize("case", TINY_CASES, ids=str)
@@ -26,7 +26,7 @@ def test_the_estimate_is_what_a_base_step_takes(case: Case) -> None:
 
 def memory_of(shape: dict[str, Any] = BASE, lengths: Any = SHORT, **trainer: Any) -> TrainingMemory:
     keys = {name: trainer.pop(name) for name in ("adapter_parameters", "optimizer") if name in trainer}
-    return training_memory(ModelConfig(vocab_size=16384, **shape), TrainerConfig(**trainer), lengths, **keys)
+    return StepMemory(ModelConfig(vocab_size=16384, **shape), TrainerConfig(**trainer), lengths, **keys).memory()
 
 
 @pytest.mark.parametrize("shape", [TINY, BASE], ids=["tiny", "base"])

@@ -43,9 +43,10 @@ def test_a_tiny_example_counted_by_hand(tokenizer: Tokenizer) -> None:
     assert plan.tokens_per_epoch == 50
     assert plan.steps_per_epoch == 3  # 4 + 4 + 2 rows
     assert plan.total_steps == 6
-    assert plan.tokens_per_step == pytest.approx(50 / 3)
+    assert plan.describe()["tokens a step"] == "17"  # 50 / 3
     assert plan.parameters == sum(parameter.numel() for parameter in Decoder(SIZE).parameters())
-    assert plan.memory.weights == plan.memory.gradients == plan.memory.optimizer / 2 == 4 * plan.parameters
+    memory = plan.demand.memory()
+    assert memory.weights == memory.gradients == memory.optimizer / 2 == 4 * plan.parameters
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_rows_that_are_too_long_are_counted(tokenizer: Tokenizer, over_long: str
 def test_one_pass_holds_no_more_than_micro_batch_tokens_or_the_longest_row(tokenizer: Tokenizer) -> None:
     """2 tokens are less than a row, 20 are four rows, 4096 more than a step has: 10 and what a row may add."""
     kept = [
-        plan_of(tokenizer, max_epochs=1, batch_tokens=50, micro_batch_tokens=tokens).memory.activations
+        plan_of(tokenizer, max_epochs=1, batch_tokens=50, micro_batch_tokens=tokens).demand.memory().activations
         for tokens in (2, 20, 4096)
     ]
     assert [bytes_ / kept[0] for bytes_ in kept] == [1, 4, 10]
