@@ -16,12 +16,11 @@ from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.cli.printing import console, show
 
-from . import machine
-from . import tables as report
-from .comparisons import LLAMA_CPP, comparisons, own
+from . import machine, tables
 from .config import BenchmarkConfig
-from .harness import BenchmarkError, Result, measure, take_turn
+from .measuring import BenchmarkError, Result, measure, take_turn
 from .picture import picture
+from .planned_comparisons import LLAMA_CPP, comparisons, own
 from .subjects import Comparison, Subject
 from .work import Work, make_work, write_models
 
@@ -50,7 +49,7 @@ class BenchmarkResult:
 def benchmark(config: BenchmarkConfig) -> BenchmarkResult:
     """Raises ValueError before any work where the machine or the document lacks what the parts need."""
     if config.table:
-        report.require_marks(Path(config.table), config.what)
+        tables.require_marks(Path(config.table), config.what)
     if "mfu" in config.what:
         require_gpu()
     threads = config.threads or default_threads()
@@ -103,14 +102,14 @@ def finish(run: TrackedRun, config: BenchmarkConfig, results: list[Result], fact
     """Prints, logs and writes what was found."""
     command = reproduce(config)
     parts = dict.fromkeys(result.comparison.part for result in results)
-    tables = {part: report.markdown(part, results, facts, command) for part in parts}
-    data = report.plain(results, facts)
+    tables = {part: tables.markdown(part, results, facts, command) for part in parts}
+    data = tables.plain(results, facts)
     run.log_dict(data, "table.json")
     run.log_text("\n\n".join(tables.values()), "table.md")
     run.log_figure(picture(results), "benchmark.png")
     run.log_metrics(metrics(data))
     if config.table:
-        report.write_tables(Path(config.table), tables)
+        tables.write_tables(Path(config.table), tables)
     for table in tables.values():
         console.print(f"\n{table}", markup=False, soft_wrap=True)
     return BenchmarkResult(run.info.run_id, tables, data)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.loading import load_model, model_folder, open_model
 from modules.config.base import EMBEDDED
 from modules.config.generation import GenerationConfig
@@ -80,7 +80,7 @@ def score(decoder: Decoder, model: Decoder | LlamaServer, documents: Documents, 
 def exported(folder: Path, dtype: str) -> LlamaServer:
     with tempfile.TemporaryDirectory() as target:
         model = open_model(folder)
-        interop.write(Path(target), "gguf", model, load_tokenizer(folder), dtype=dtype)
+        formats.write(Path(target), "gguf", model, load_tokenizer(folder), dtype=dtype)
         positions = model.config.max_position_embeddings
         return LlamaServer(Path(target) / "model.gguf", positions, 1, torch.get_num_threads())  # the file stays mapped
 

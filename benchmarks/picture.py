@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .harness import Result
+from .measuring import Result
 from .scaling import Curve
 from .tables import curves
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .comparisons import CURVES
-from .harness import Result, Row, Spread
+from .measuring import Result, Row, Spread
+from .planned_comparisons import CURVES
 from .scaling import Curve
 
 MARKS = ("<!-- benchmark:begin {} -->", "<!-- benchmark:end {} -->")

@@ -114,7 +114,7 @@ def write_texts(path: Path, texts: list[str]) -> None:
 
 def write_models(work: Work) -> None:
     """Random weights as a model folder of moyun's and in Hugging Face's layout."""
-    from modules.checkpoint import formats as interop
+    from modules.checkpoint import formats
     from modules.checkpoint.model_folder import read_model, write_model
     from modules.config.model import ModelConfig
     from modules.model.decoder import fresh_tensors
@@ -132,4 +132,4 @@ def write_models(work: Work) -> None:
 
     write_model(work.path("model"), config, silenced(), tokenizer, {})
     work.path("huggingface").mkdir()
-    interop.write(work.path("huggingface"), "huggingface", read_model(work.path("model")), tokenizer)
+    formats.write(work.path("huggingface"), "huggingface", read_model(work.path("model")), tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from modules.config.commands import CompareConfig
-from modules.tracking.comparison import RunComparison, compare_runs
+from modules.tracking.run_comparison import RunComparison, compare_runs
 from modules.tracking.run_facts import read_run
 from modules.tracking.stage_run import connect
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.adapter import apply_adapter, read_adapter
 from modules.checkpoint.loading import open_verified
 from modules.checkpoint.model_folder import write_model
@@ -51,7 +51,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
     write = write_moyun if config.format == "moyun" else write_foreign
-    kind = interop.format_of(source)
+    kind = formats.format_of(source)
     notes = write(config, {"path": str(source), "format": kind, "weights_sha256": digest}, model, tokenizer)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     result = ConvertResult(target, kind, parameter_count(model.config), files)
@@ -73,7 +73,7 @@ def write_foreign(config: ConvertConfig, read: dict[str, Any], model: StoredMode
     """A folder of another format; returns what its users should know."""
     options: Any = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
     with new_folder(Path(config.target), "a model folder") as draft:
-        return interop.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
+        return formats.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
 
 
 if __name__ == "__main__":

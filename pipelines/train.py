@@ -22,14 +22,14 @@ from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
+from modules.training.checkpoints.outcome import final_weights, parent_of, require_finished, result_facts
+from modules.training.checkpoints.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
+from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
+from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
-from modules.training.outcome import final_weights, parent_of, require_finished, result_facts
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
-from modules.training.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
-from modules.training.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up
-from modules.training.strategies import read_progress
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
 from .cli.printing import show

@@ -14,9 +14,9 @@ from ..model.quantization import prepare_for_inference
 from ..system.checksums import sha256_of
 from ..system.hardware import default_device
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
-from . import formats as interop
-from .dcp import is_training_checkpoint
+from . import formats
 from .model_folder import FILES, read_model
+from .training_checkpoint import is_training_checkpoint
 from .verification import golden_difference, saved_hashes
 from .weights import CheckpointError, StoredModel, files_hash, weights_hash
 
@@ -35,8 +35,8 @@ def open_model(folder: str | Path) -> StoredModel:
     """Architecture and weights of a folder of any format, still on disk. Raises CheckpointError for what it lacks."""
     folder = Path(folder)
     check_folder(folder)
-    if (foreign := interop.format_of(folder)) != "moyun":
-        return interop.read(folder, foreign)
+    if (foreign := formats.format_of(folder)) != "moyun":
+        return formats.read(folder, foreign)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         hint = "; nor has it a config.json, as other formats do" if "model.yaml" in missing else ""
@@ -111,7 +111,7 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     """
     folder = Path(folder)
     model, tokenizer = open_model(folder), open_tokenizer(folder)
-    if (foreign := interop.format_of(folder)) != "moyun":
+    if (foreign := formats.format_of(folder)) != "moyun":
         raise CheckpointError(
             f"{folder} is a {foreign} checkpoint, with nothing to verify it by; make a moyun folder of it first: "
             f"python -m pipelines.convert source={folder} target=NEW_FOLDER"
@@ -150,8 +150,8 @@ def require_finite(folder: Path) -> None:
 
 def model_hash(folder: Path) -> str:
     """SHA-256 of a model folder's weight files, whatever its format (weights.files_hash)."""
-    foreign = interop.format_of(folder)
-    return weights_hash(folder) if foreign == "moyun" else files_hash(interop.files_of_format(folder, foreign))
+    foreign = formats.format_of(folder)
+    return weights_hash(folder) if foreign == "moyun" else files_hash(formats.files_of_format(folder, foreign))
 
 
 def verified_hash(folder: Path) -> str:
@@ -160,14 +160,14 @@ def verified_hash(folder: Path) -> str:
     A model made from a damaged one would get hashes and golden logits of its own, and seem sound.
     """
     found = model_hash(folder)
-    if interop.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
+    if formats.format_of(folder) == "moyun" and saved_hashes(folder).get("weights") != found:
         raise CheckpointError(f"{folder}: model.safetensors differs from what was saved; copy the folder again")
     return found
 
 
 def check_unchanged(folder: Path, tokenizer: Tokenizer) -> None:
     """Raises CheckpointError where a moyun folder's tokenizer, model.yaml or weights don't hash to what was saved."""
-    if interop.format_of(folder) != "moyun":
+    if formats.format_of(folder) != "moyun":
         return
     saved, architecture = saved_hashes(folder), sha256_of(folder / "model.yaml")
     if saved.get("tokenizer") != tokenizer.fingerprint:

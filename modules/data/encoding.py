@@ -18,7 +18,7 @@ import numpy as np
 
 from ..system.cache import cached
 from ..tokenizer.lookup import Counts, Ids, ranges
-from ..tokenizer.prompts import prompt_limits
+from ..tokenizer.prompt_template import prompt_limits
 from ..tokenizer.tokenizer import Tokenizer
 from .arrow import fingerprint, text_batches
 
@@ -141,7 +141,7 @@ def encode_batch(
 def lay_out_rows(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
 ) -> tuple[Ids, Counts, Counts, np.ndarray]:
-    """Rows as tokenizer/prompts.py says: (ids end to end, lengths, prompt lengths, whether cut), of each row.
+    """Rows as tokenizer/prompt_template.py says: (ids end to end, lengths, prompt lengths, whether cut), of each row.
 
     Each row is five stretches of one pool: before the source, source, after it, target, end-of-text.
     """

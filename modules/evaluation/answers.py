@@ -10,7 +10,7 @@ import numpy as np
 from ..config.generation import GenerationConfig
 from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
-from ..tokenizer.prompts import prompt_limit
+from ..tokenizer.prompt_template import prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer.lookup import CODE_POINTS, code_points
-from ..tokenizer.prompts import fill_template
+from ..tokenizer.prompt_template import fill_template
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
 from .task_rows import TaskRow, first_sentence

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
-from ..tokenizer.prompts import SOURCE_FIELD, fill_template, prompt_limit
+from ..tokenizer.prompt_template import SOURCE_FIELD, fill_template, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-DRAFT = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)\.tmp")
+DRAFT = re.compile(r"\..+-(?P<process>\d+)\.tmp")
 
 
 def draft_of(path: Path) -> Path:
@@ -30,9 +30,9 @@ def drafts_in(folder: Path) -> list[Path]:
 
 def remove_abandoned(folder: Path) -> None:
     """Removes the drafts of this machine's processes that are no longer there."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".*.{os.uname().nodename}-*.tmp"):
         found = DRAFT.fullmatch(path.name)
-        if found and found["host"] == os.uname().nodename and not is_alive(int(found["process"])):
+        if found and not is_alive(int(found["process"])):
             remove(path)
 
 

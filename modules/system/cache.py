@@ -21,7 +21,7 @@ from typing import Any
 
 from .atomic import new_folder
 from .checksums import damage, describe_files, write_file_list
-from .locks import file_lock
+from .process_locks import file_lock
 
 FORMAT = 1
 """Raised when entries change their form; earlier ones are then never found."""

@@ -1,4 +1,4 @@
-"""Text ↔ token ids: one interface over `tokenizers`. prompts.py says what a prompt looks like."""
+"""Text ↔ token ids: one interface over `tokenizers`. prompt_template.py says what a prompt looks like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tokenizers
 
 from .lookup import CharacterTable, Counts, Ids, end_to_end, standalone
 from .pretrained import find_tokenizer
-from .prompts import split_template
+from .prompt_template import split_template
 from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
 from .vocabulary_training import train_backend

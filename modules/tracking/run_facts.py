@@ -18,7 +18,7 @@ from ..checkpoint.loading import is_registered, model_folder
 from ..checkpoint.model_folder import read_provenance
 from ..config.loader import dotted_items
 from ..system.redaction import redact_text
-from ..training.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
+from ..training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
 from .provenance import CODE, ENVIRONMENT, PARAM_PREFIX, RESUMED, SHA256, environment_tags
 from .registry import resolve_model
 from .run_lifecycle import metric_history

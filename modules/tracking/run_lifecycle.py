@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
 from ..config.base import StageConfig
-from ..system.locks import is_locked
+from ..system.process_locks import is_locked
 from ..system.redaction import first_line, redact_text
 from .outbox.spool import LOCK, last_record, unsent
 from .outbox.store import why

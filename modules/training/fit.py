@@ -22,8 +22,8 @@ from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import keep_freed_memory
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
+from .checkpoints.run_manifest import CHECKPOINTS
 from .lightning_module import LanguageModel
-from .run_manifest import CHECKPOINTS
 from .setup import TrainingSetup
 from .strategies import compute_format, lightning_precision, make_strategy
 
@@ -40,15 +40,15 @@ def fit(
 ) -> tuple[Path, dict[str, float]]:
     """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
 
-    output_key: how the command line spells output_dir. Raises Stopped after a signal, with the last whole step saved.
+    `output_key`: how the command line spells output_dir. Raises Stopped after a signal, with the last whole step saved.
     """
     module = make_module(config, training)
     train, plan = config.train, training.plan
     interval = min(train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
     checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, output_key)
-    facts = (training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
-    callbacks: list[pl.Callback] = [SameOnAllRanks(facts), checkpoints, samples]
+    same = SameOnAllRanks((training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch))
+    callbacks: list[pl.Callback] = [same, checkpoints, samples]
     if train.early_stopping_patience:
         callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
     if config.trainer.progress_bar:

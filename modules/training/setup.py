@@ -21,10 +21,10 @@ from ..data.splits import load_splits
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
-from ..tokenizer.prompts import SOURCE_FIELD
+from ..tokenizer.prompt_template import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .checkpoints.run_manifest import RunManifest
 from .planning.plan import TrainingPlan, batch_of, make_plan
-from .run_manifest import RunManifest
 from .strategies import require_devices
 
 

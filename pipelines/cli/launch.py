@@ -42,10 +42,8 @@ def launch(stage: str, arguments: list[str], trainer: TrainerConfig) -> None:
             f"--rdzv-endpoint=HOST:PORT -m pipelines.{stage} …"
         )
     require_devices(trainer)
-    for name in ("multiprocessing.api", "agent.server.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(
-            logging.CRITICAL
-        )  # what it says, the message below says shorter
+    for name in ("multiprocessing.api", "agent.server.api"):  # what it says, the message below says shorter
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // trainer.devices)))
     config = LaunchConfig(
         min_nodes=1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modules.tracking.comparison import SECTIONS, Parting, RunComparison
+from modules.tracking.run_comparison import SECTIONS, Parting, RunComparison
 from modules.tracking.run_facts import RunFacts
 
 from .printing import show

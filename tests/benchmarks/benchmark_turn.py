@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import WATCH_SECONDS
+from benchmarks.measuring import WATCH_SECONDS
 from benchmarks.work import Work
 
 

@@ -15,11 +15,10 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import comparisons, harness, machine
-from benchmarks import tables as report
+from benchmarks import machine, measuring, planned_comparisons, tables
 from benchmarks.benchmark import benchmark
 from benchmarks.config import PARTS
-from benchmarks.harness import BenchmarkError, Result, Row, Spread, measure, take_turn
+from benchmarks.measuring import BenchmarkError, Result, Row, Spread, measure, take_turn
 from benchmarks.moyun_turns import joined
 from benchmarks.picture import picture
 from benchmarks.scaling import Curve
@@ -135,7 +134,7 @@ def test_an_interrupted_benchmark_leaves_no_process(work: Work, monkeypatch: pyt
         raise KeyboardInterrupt
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    monkeypatch.setattr(harness, "watch", interrupted)
+    monkeypatch.setattr(measuring, "watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         take_turn(Subject("endless", "tests.benchmarks.benchmark_turn:endless"), work)
     psutil.wait_procs(family, timeout=5)
@@ -202,15 +201,15 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 def test_utilization_is_of_the_cards_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert "494.5 TFLOP/s on NVIDIA H100 80GB HBM3: 50.0% of its 989" in comparisons.utilization(
-        989e12 / 2000, {comparisons.FINETUNE: 1000}
+    assert "494.5 TFLOP/s on NVIDIA H100 80GB HBM3: 50.0% of its 989" in planned_comparisons.utilization(
+        989e12 / 2000, {planned_comparisons.FINETUNE: 1000}
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some other card")
-    assert "its peak isn't known here" in comparisons.utilization(1e9, {comparisons.FINETUNE: 1000})
+    assert "its peak isn't known here" in planned_comparisons.utilization(1e9, {planned_comparisons.FINETUNE: 1000})
 
 
 def test_the_table_has_a_row_for_everybody() -> None:
-    assert list(report.result_lines(made_up())) == [
+    assert list(tables.result_lines(made_up())) == [
         "| | tokens/s | moyun is × as good | peak memory |",
         "|---|---|---|---|",
         "| moyun | 20 (10–30) |  | 1.00 GiB |",
@@ -220,13 +219,13 @@ def test_the_table_has_a_row_for_everybody() -> None:
 
 
 def test_a_limit_that_could_not_be_measured_leaves_the_note_out() -> None:
-    assert comparisons.share_of_limit(1e9, {comparisons.FINETUNE: 10.0}) == ""
+    assert planned_comparisons.share_of_limit(1e9, {planned_comparisons.FINETUNE: 10.0}) == ""
 
 
 def test_memory_is_compared_by_itself() -> None:
     result = made_up()
     compared = dataclasses.replace(result.comparison, value="peak_gib", unit="GiB", higher_is_better=False)
-    assert list(report.result_lines(Result(compared, result.rows)))[2:4] == ["| moyun | 1 |  |", "| peer | 1.5 | 1.5 |"]
+    assert list(tables.result_lines(Result(compared, result.rows)))[2:4] == ["| moyun | 1 |  |", "| peer | 1.5 | 1.5 |"]
 
 
 @pytest.mark.parametrize(
@@ -254,16 +253,16 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
         "before\n<!-- benchmark:begin data -->\nold\n<!-- benchmark:end data -->\nafter\n", encoding="utf-8"
     )
     for _ in range(2):
-        report.write_tables(path, {"data": r"| new \1 |"})
+        tables.write_tables(path, {"data": r"| new \1 |"})
         assert path.read_text(encoding="utf-8") == (
             "before\n<!-- benchmark:begin data -->\n\n| new \\1 |\n\n<!-- benchmark:end data -->\nafter\n"
         )
     with pytest.raises(ValueError, match="has no place for memory: add the lines <!-- benchmark:begin memory -->"):
-        report.require_marks(path, ["data", "memory"])
+        tables.require_marks(path, ["data", "memory"])
 
 
 def test_the_document_has_a_place_for_every_part() -> None:
-    report.require_marks(ROOT / "docs" / "performance.md", PARTS)
+    tables.require_marks(ROOT / "docs" / "performance.md", PARTS)
 
 
 # --- configuration ---
@@ -301,6 +300,6 @@ def test_a_dry_run_says_who_would_take_turns(store: Path, capsys: pytest.Capture
     config = load_config("benchmark", [*SMALLEST, "dry_run=true"])
     benchmark(config)
     said = " ".join(capsys.readouterr().out.split())
-    for compared in comparisons.comparisons(config):
+    for compared in planned_comparisons.comparisons(config):
         assert compared.title in said
         assert {compared.part} <= set(PARTS)

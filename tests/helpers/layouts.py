@@ -17,8 +17,8 @@ from pytorch_lightning.loggers.logger import Logger
 
 from modules.config.loader import load_config
 from modules.system.signals import is_main_process
+from modules.training.checkpoints.resume import followed
 from modules.training.fit import fit
-from modules.training.resume import followed
 from pipelines.cli.command_line import quieten_libraries
 from pipelines.train import set_up_training
 

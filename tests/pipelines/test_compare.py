@@ -12,12 +12,12 @@ import datasets
 import pytest
 
 from modules.config.loader import ConfigError, load_config
-from modules.tracking.comparison import Difference, compare_runs, find_parting
+from modules.tracking.run_comparison import Difference, compare_runs, find_parting
 from modules.tracking.run_facts import RunFacts, read_run
 from pipelines.cli.command_line import with_positions
 from pipelines.compare import compare
 from pipelines.train import TrainResult, train
-from tests.checkpoint.test_dcp import QUICK
+from tests.checkpoint.test_training_checkpoint import QUICK
 
 Train = Callable[..., TrainResult]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.loading import load_model, model_hash, open_model, verify_model
 from modules.checkpoint.weights import CheckpointError, StoredModel, StoredTensor, shapes_of
 from modules.config.loader import load_config
@@ -166,7 +166,7 @@ def fabricate(folder: Path, layers: int, width: int, vocabulary: int, dtype: tor
         for name, shape in shapes_of(config).items()
     }
     folder.mkdir()
-    interop.write(folder, "megatron", StoredModel(config, tensors), train_tokenizer(["春风"] * 2), tensor_parallel=4)
+    formats.write(folder, "megatron", StoredModel(config, tensors), train_tokenizer(["春风"] * 2), tensor_parallel=4)
     return sum(path.stat().st_size for path in (folder / "model").iterdir())
 
 

@@ -22,7 +22,7 @@ from modules.system.atomic import (
     write_text,
 )
 from modules.system.jsonl import write_jsonl
-from modules.training.resume import claimed
+from modules.training.checkpoints.resume import claimed
 from tests.helpers.models import ROOT
 
 KILLED = """

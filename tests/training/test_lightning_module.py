@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
-from modules.checkpoint.dcp import trained_weights
+from modules.checkpoint.training_checkpoint import trained_weights
 from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.config.training import TrainConfig

@@ -31,7 +31,7 @@ import torch.distributed.checkpoint as dcp
 from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.adapter import read_adapter, save_adapter
 from modules.checkpoint.loading import open_model, open_tokenizer, verified_hash, verify_model
 from modules.checkpoint.model_folder import write_architecture
@@ -64,9 +64,9 @@ def make_folders(root: Path) -> None:
     save_file(golden, sharded / "golden.safetensors", metadata=hashes)
     for name in ("huggingface", "megatron"):
         (root / name).mkdir()
-        interop.write(root / name, name, model, tokenizer)
+        formats.write(root / name, name, model, tokenizer)
     pickled = Path(shutil.copytree(root / "huggingface", root / "huggingface_bin"))
-    tensors = interop.huggingface.read_tensors(root / "huggingface")  # type: ignore[attr-defined]
+    tensors = formats.huggingface.read_tensors(root / "huggingface")  # type: ignore[attr-defined]
     (pickled / "model.safetensors").unlink()
     write_pickle(pickled / "pytorch_model.bin", {name: tensor.read() for name, tensor in tensors.items()})
     shutil.copytree(DATA / "base", root / "modelscope")

@@ -1,7 +1,8 @@
 """Checkpoints of other tools, in and out. Each format is a module here with the same names in it:
 
 read(folder) → weights.StoredModel, strict and still on disk; write(folder, model, tokenizer) fills an empty folder;
-HOLDABLE: what of an architecture can be written. GGUF is only written; training checkpoints (../dcp.py) are only read.
+HOLDABLE: what of an architecture can be written. GGUF is only written; training checkpoints are only read, by
+../training_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
-from .. import dcp
+from .. import training_checkpoint
 from ..weights import CheckpointError, StoredModel
 from .architecture import Holdable, other_weights, unknown_options
 
@@ -29,12 +30,12 @@ WRITTEN = ("huggingface", "modelscope", "megatron", "gguf")
 
 
 def module_of(name: str) -> Any:
-    return dcp if name == "training_checkpoint" else import_module(f".{name}", __package__)
+    return training_checkpoint if name == "training_checkpoint" else import_module(f".{name}", __package__)
 
 
 def format_of(folder: Path) -> str:
     """moyun, or the name of another format, by what its configuration files say; moyun where there are none."""
-    if dcp.is_training_checkpoint(folder):
+    if training_checkpoint.is_training_checkpoint(folder):
         return "training_checkpoint"
     if (folder / "model.gguf").is_file():
         return "gguf"

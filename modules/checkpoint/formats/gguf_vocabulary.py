@@ -23,7 +23,7 @@ import numpy as np
 import tokenizers
 
 from ...tokenizer.pretrained import read_backend
-from ...tokenizer.prompts import split_template
+from ...tokenizer.prompt_template import split_template
 from ...tokenizer.streaming import NO_SPACE_BEFORE, is_wide
 from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import byte_characters

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...system.atomic import new_file
-from ...system.locks import InUseError, take_lock
+from ...system.process_locks import InUseError, take_lock
 
 logger = logging.getLogger("moyun.tracking")
 

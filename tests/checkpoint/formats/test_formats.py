@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.loading import load_for_inference, load_model, model_hash, open_model
 from modules.checkpoint.model_folder import write_model
 from modules.checkpoint.pickles import read_pickle, write_pickle
@@ -57,7 +57,7 @@ def put(folder: Path, name: str, model: StoredModel, tokenizer: Tokenizer, **opt
         tensors = ((tensor_name, tensor.read()) for tensor_name, tensor in model.weights.items())
         return write_model(folder, model.config, tensors, tokenizer, {})
     with new_folder(folder, "a model folder") as draft:
-        interop.write(draft, name, model, tokenizer, **options)
+        formats.write(draft, name, model, tokenizer, **options)
     return folder
 
 
@@ -81,7 +81,7 @@ def bits(model: StoredModel) -> dict[str, tuple[torch.dtype, bytes]]:
 def test_a_format_is_told_by_its_configuration(files: dict[str, Any], expected: str, tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert interop.format_of(tmp_path) == expected
+    assert formats.format_of(tmp_path) == expected
 
 
 # --- there and back ---
@@ -95,7 +95,7 @@ def test_any_format_to_any_other_is_bit_exact(
     model = model_of(SMALL, dtype)
     expected = bits(model)
     start = put(tmp_path / "start", first[0], model, letters, **first[1])
-    assert interop.format_of(start) == first[0]
+    assert formats.format_of(start) == first[0]
     for number, (name, options) in enumerate(TARGETS):
         folder = put(tmp_path / str(number), name, open_model(start), load_tokenizer(start), **options)
         found = open_model(folder)
@@ -191,7 +191,7 @@ class Evil:
 @pytest.fixture(params=["base", "base, as before PyTorch 1.6", "megatron_tp2"])
 def malicious(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(DATA / request.param.partition(",")[0], tmp_path / "malicious"))
-    (path,) = interop.files_of_format(folder, interop.format_of(folder))[-1:]
+    (path,) = formats.files_of_format(folder, formats.format_of(folder))[-1:]
     content = torch.load(path, weights_only=True)
     content["language_model.note"] = Evil(tmp_path / "canary")
     torch.save(content, path, _use_new_zipfile_serialization="," not in request.param)
@@ -234,7 +234,7 @@ def test_a_malicious_pickle_is_refused_everywhere(
 
 
 def test_the_canary_would_be_seen(malicious: Path) -> None:
-    torch.load(interop.files_of_format(malicious, interop.format_of(malicious))[-1], weights_only=False)
+    torch.load(formats.files_of_format(malicious, formats.format_of(malicious))[-1], weights_only=False)
     assert (malicious.parent / "canary").is_dir()
 
 
@@ -293,9 +293,9 @@ def test_an_option_that_a_format_does_not_know_is_refused(name: str, tmp_path: P
     with pytest.raises(
         CheckpointError, match=f"position_embedding=rope can't be written as format={name}.*moyun's own"
     ):
-        interop.write(tmp_path, name, wider(position_embedding="rope"), letters)
+        formats.write(tmp_path, name, wider(position_embedding="rope"), letters)
     with pytest.raises(CheckpointError, match=r"position_embedding=rope, windows=\[4\] can't"):
-        interop.write(tmp_path, name, wider(position_embedding="rope", windows=[4]), letters)
+        formats.write(tmp_path, name, wider(position_embedding="rope", windows=[4]), letters)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,7 +303,7 @@ def test_an_option_that_a_format_does_not_know_is_refused(name: str, tmp_path: P
 def test_with_its_default_the_files_are_the_same(name: str, tmp_path: Path, letters: Tokenizer) -> None:
     for folder, model in ((tmp_path / "plain", model_of(SMALL)), (tmp_path / "wider", wider())):
         folder.mkdir()
-        interop.write(folder, name, model, letters)
+        formats.write(folder, name, model, letters)
     files = [path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.*") if path.is_file()]
     assert len(files) > 3
     for file in files:
@@ -317,5 +317,5 @@ def test_weights_that_a_format_does_not_know_are_named_together(name: str, tmp_p
     del weights["position_embeddings.weight"]
     extra = stored({f"transformer.layers.{n}.mlp.gate.{part}": torch.ones(2) for n in (0, 1) for part in ("a", "b")})
     with pytest.raises(CheckpointError, match=r"layers\.\*\.mlp\.gate\.a, .*\.mlp\.gate\.b, no position_embeddings"):
-        interop.write(tmp_path, name, StoredModel(SMALL, weights | extra), letters)
+        formats.write(tmp_path, name, StoredModel(SMALL, weights | extra), letters)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from benchmarks.peer_llama_cpp import LlamaServer
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.weights import CheckpointError, StoredModel, stored
 from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
@@ -74,7 +74,7 @@ def bert_vocabulary(texts: list[str]) -> list[str]:
 
 def export(folder: Path, decoder: Decoder, tokenizer: Tokenizer, dtype: str = "keep") -> Path:
     folder.mkdir()
-    interop.write(folder, "gguf", StoredModel(decoder.config, stored(decoder.state_dict())), tokenizer, dtype=dtype)
+    formats.write(folder, "gguf", StoredModel(decoder.config, stored(decoder.state_dict())), tokenizer, dtype=dtype)
     return folder / "model.gguf"
 
 
@@ -193,7 +193,7 @@ def test_what_jieba_cuts_is_at_least_written_right(folders: dict[str, Path], tmp
     decoder = model_of(tokenizer)
     (tmp_path / "gguf").mkdir()
     model = StoredModel(decoder.config, stored(decoder.state_dict()))
-    notes = interop.write(tmp_path / "gguf", "gguf", model, tokenizer)
+    notes = formats.write(tmp_path / "gguf", "gguf", model, tokenizer)
     assert "can't cut words with jieba: hand it token ids" in notes[0]
     ids = tokenizer.encode("床前明月光，疑是地上霜。\n")
     assert text_there(LlamaServer(tmp_path / "gguf" / "model.gguf"), ids) == "床前明月光，疑是地上霜。\n"

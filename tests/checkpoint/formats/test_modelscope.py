@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.checkpoint import formats as interop
+from modules.checkpoint import formats
 from modules.checkpoint.loading import load_model, open_model, verify_model
 from modules.checkpoint.weights import CheckpointError
 from modules.config.generation import GenerationConfig
@@ -39,7 +39,7 @@ def expected_of(sample: str) -> dict[str, np.ndarray]:
 def recut(sample: str, folder: Path, parts: int) -> Path:
     """A sample, read and written again in so many shards."""
     with new_folder(folder, "a model folder") as draft:
-        interop.write(
+        formats.write(
             draft, "megatron", open_model(DATA / sample), load_tokenizer(DATA / sample), tensor_parallel=parts
         )
     return folder

@@ -15,7 +15,7 @@ from modules.evaluation.report.build import lengths, tally, training_curves
 from modules.system.jsonl import write_jsonl
 from pipelines.evaluate import evaluate
 from pipelines.train import train
-from tests.checkpoint.test_dcp import QUICK
+from tests.checkpoint.test_training_checkpoint import QUICK
 
 QUIET = ["tracking.log_system_metrics=false", "generation.max_new_tokens=8", "prompts=[春]"]
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from modules.training.callbacks import checkpoints_in
-from modules.training.run_manifest import CHECKPOINTS
+from modules.training.checkpoints.run_manifest import CHECKPOINTS
 from pipelines.cli.command_line import quieten_libraries
 
 from .injection import FILLER, PLACES, STRUCK, Fault

@@ -19,7 +19,7 @@ from modules.system import atomic
 from modules.system import checksums as file_list
 from modules.tracking.tracked_run import TrackedRun
 from modules.training import callbacks as checkpoint_callback
-from modules.training import strategies
+from modules.training.checkpoints import saving
 from modules.training.lightning_module import LanguageModel
 from pipelines import train
 from pipelines import train as beginning
@@ -37,14 +37,14 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (TrackedRun, "log_model"),
         (train, "write_run_manifest"),
         (beginning, "write_run_manifest"),
-        (strategies.PortableCheckpoints, "load_weights"),
+        (saving.PortableCheckpoints, "load_weights"),
     ],
     "in a save": [
         (dcp, "save"),
-        (strategies, "describe_files"),
-        (strategies, "write_file_list"),
-        (strategies, "publish_folder"),
-        (strategies, "flush_to_disk"),
+        (saving, "describe_files"),
+        (saving, "write_file_list"),
+        (saving, "publish_folder"),
+        (saving, "flush_to_disk"),
         (file_list, "sha256_of"),
         (atomic, "remove_folder"),
         (checkpoint_callback, "checkpoints_in"),

@@ -23,15 +23,15 @@ from typing import Any
 import psutil
 import torch
 
-from modules.checkpoint.dcp import SafeReader
+from modules.checkpoint.training_checkpoint import SafeReader
 from modules.checkpoint.weights import weights_hash
 from modules.data.packing import StepBatch
 from modules.system.checksums import damage
 from modules.training.callbacks import checkpoints_in
+from modules.training.checkpoints.resume import LOCK
+from modules.training.checkpoints.run_manifest import CHECKPOINTS
+from modules.training.checkpoints.saving import read_progress
 from modules.training.lightning_module import LanguageModel
-from modules.training.resume import LOCK
-from modules.training.run_manifest import CHECKPOINTS
-from modules.training.strategies import read_progress
 from pipelines.cli.command_line import run_stage
 from pipelines.pretrain import pretrain
 from tests.helpers.models import ROOT
@@ -238,7 +238,7 @@ def values(store: Path, query: str) -> list[Any]:
 def tensors_of(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from modules.checkpoint.dcp import stored_tensor
+    from modules.checkpoint.training_checkpoint import stored_tensor
 
     for name, tensor in SafeReader(checkpoint).read_metadata().state_dict_metadata.items():
         if isinstance(tensor, TensorStorageMetadata):

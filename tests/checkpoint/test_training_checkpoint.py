@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from modules.checkpoint.dcp import trained_weights
 from modules.checkpoint.formats import format_of
 from modules.checkpoint.loading import open_model
 from modules.checkpoint.model_folder import write_architecture
+from modules.checkpoint.training_checkpoint import trained_weights
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import load_config
 from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.checkpoints.resume import given_checkpoint
+from modules.training.checkpoints.saving import PROGRESS
 from modules.training.fit import fit
 from modules.training.optimizer import OPTIMIZERS, SCHEDULES
-from modules.training.resume import given_checkpoint
-from modules.training.strategies import PROGRESS
 from pipelines.train import set_up_training
 from tests.helpers.layouts import Recorder
 from tests.helpers.models import make_config

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from modules.system.locks import InUseError, is_locked, take_lock
+from modules.system.process_locks import InUseError, is_locked, take_lock
 from tests.helpers.models import ROOT
 
 HOLD = """
 import sys, pathlib
-from modules.system.locks import take_lock
+from modules.system.process_locks import take_lock
 take_lock(pathlib.Path(sys.argv[1]), "the first")
 print(1, flush=True)
 input()

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
-from ..checkpoint.dcp import check_undamaged, trained_weights
-from ..checkpoint.loading import open_model, verified_hash
-from ..config.training import TrainingConfig
+from ...checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, save_adapter
+from ...checkpoint.loading import open_model, verified_hash
+from ...checkpoint.training_checkpoint import check_undamaged, trained_weights
+from ...config.training import TrainingConfig
+from ..setup import TrainingSetup
 from .run_manifest import RunManifest, manifest_differences
-from .setup import TrainingSetup
 
 ADAPTER = "adapter alone"
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.weights import CheckpointError
-from ..config.loader import dotted_items
-from ..config.training import TrainingConfig
-from ..system.atomic import write_json
-from ..system.bounded_read import read_json
+from ...checkpoint.weights import CheckpointError
+from ...config.loader import dotted_items
+from ...config.training import TrainingConfig
+from ...system.atomic import write_json
+from ...system.bounded_read import read_json
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "origin.json"

@@ -24,8 +24,8 @@ from modules.config.training import TrainingConfig
 from modules.system.checksums import describe_files, write_file_list
 from modules.system.signals import Stopped, StopRequest
 from modules.training.callbacks import by_loss, checkpoints_in
-from modules.training.resume import claimed, newest_sound
-from modules.training.run_manifest import (
+from modules.training.checkpoints.resume import claimed, newest_sound
+from modules.training.checkpoints.run_manifest import (
     CHECKPOINTS,
     RunManifest,
     manifest_differences,
@@ -34,7 +34,7 @@ from modules.training.run_manifest import (
     write_run_manifest,
 )
 from pipelines.train import train
-from tests.checkpoint.test_dcp import QUICK
+from tests.checkpoint.test_training_checkpoint import QUICK
 from tests.helpers.models import ROOT
 
 

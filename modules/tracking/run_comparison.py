@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.run_manifest import CONTENT_KEYS, IGNORED_KEYS
+from ..training.checkpoints.run_manifest import CONTENT_KEYS, IGNORED_KEYS
 from .run_facts import RunFacts
 
 SECTIONS = ("config", "data", "code", "environment")

@@ -10,16 +10,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint.model_folder import write_architecture
-from ..checkpoint.weights import CheckpointError
-from ..config.training import TrainingConfig
-from ..system.atomic import DRAFT, drafts_in, new_folder, remove
-from ..system.checksums import damage
-from ..system.locks import InUseError, take_lock
-from .callbacks import checkpoints_in
+from ...checkpoint.model_folder import write_architecture
+from ...checkpoint.weights import CheckpointError
+from ...config.training import TrainingConfig
+from ...system.atomic import DRAFT, drafts_in, new_folder, remove
+from ...system.checksums import damage
+from ...system.process_locks import InUseError, take_lock
+from ..callbacks import checkpoints_in
+from ..setup import TrainingSetup
 from .run_manifest import CHECKPOINTS, RunManifest, read_run_manifest, require_same, write_run_manifest
-from .setup import TrainingSetup
-from .strategies import PROGRESS, read_progress
+from .saving import PROGRESS, read_progress
 
 logger = logging.getLogger("moyun.resume")
 LOCK = ".lock"
