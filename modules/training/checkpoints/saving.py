@@ -1,4 +1,4 @@
-"""Training checkpoints are written and loaded here, for any layout of devices (modules/checkpoint reads one as a model).
+"""Training checkpoints are written and loaded here, for any layout of devices; modules/checkpoint opens one as a model.
 
 Every layout writes the same thing: a folder in PyTorch's distributed checkpoint format (DCP), weights and optimizer
 state by parameter name, each rank its own part; beside it what Lightning's callbacks keep. Reading cuts it anew.
