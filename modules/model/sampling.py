@@ -202,6 +202,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
         mass = ordered.softmax(-1)
-        beyond = mass.cumsum(-1) - mass >= top_p  # the token that reaches p stays, so at least one does
+        beyond = mass.cumsum(-1) - mass >= top_p  # the token that reaches p stays
+        beyond[:, 0] = False  # also where p is 0 in float32
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
     return logits

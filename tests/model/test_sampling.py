@@ -214,3 +214,8 @@ def test_dropout_is_off_when_writing(tokenizer: Tokenizer) -> None:
     config = make_config(tokenizer.vocab_size, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     generator = TextGenerator(make_decoder(config).train(), tokenizer)
     assert generator("春", temperature=0.0) == generator("春", temperature=0.0)
+
+
+def test_a_top_p_that_float32_rounds_to_zero_leaves_the_likeliest_token() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert filtered(logits, 0, 1e-95).isfinite().tolist() == [[False, True, False]]
