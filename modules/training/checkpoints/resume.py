@@ -99,7 +99,7 @@ def given_checkpoint(resume_from: str) -> Path:
     """The checkpoint that train.resume_from names. ValueError for what is none, or damaged."""
     path = Path(resume_from)
     if not (path / PROGRESS).is_file():
-        raise ValueError(f"train.resume_from={resume_from} is no checkpoint: give one of a run's checkpoints/*.ckpt")
+        raise ValueError(f"train.resume_from={resume_from} is no checkpoint; give one of a run's checkpoints/*.ckpt")
     if wrong := damage(path):
         raise CheckpointError(f"train.resume_from={resume_from} is damaged ({wrong}); take another checkpoint")
     return path.resolve()
