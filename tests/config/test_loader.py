@@ -17,6 +17,7 @@ from modules.config.loader import ConfigError, load_config, load_model_config, t
 from modules.config.model import ModelConfig
 from modules.config.schema import keys
 from modules.config.training import TrainingConfig
+from modules.training.optimizer import SCHEDULES
 from pipelines.cli.help import help_text
 from tests.config.test_config import NEEDED, complaint_of
 from tests.helpers.models import ROOT
@@ -217,7 +218,7 @@ def test_help_shows_every_key_with_type_value_and_meaning(stage: str) -> None:
 
 def test_help_shows_what_would_be_used() -> None:
     text = help_text("pretrain")
-    assert "  train.schedule (noam | cosine | constant | wsd) = cosine\n" in text
+    assert f"  train.schedule ({' | '.join(SCHEDULES)}) = cosine\n" in text
     assert "  train.max_steps (int or null) = null\n" in text
     assert "  data.path (str or null) = prepared/sample/poems\n" in text
     assert f"  model.hidden_size (int) = {load_config('pretrain').model.hidden_size}\n" in text

@@ -13,8 +13,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 from sacrebleu.metrics.bleu import BLEU
 
+from modules.config.evaluation import TEXT_METRICS
 from modules.evaluation.baselines import nearest, trivial_answers
-from modules.evaluation.metrics import bleu, exact_match, length, repetition, rouge, slots
+from modules.evaluation.metrics import METRICS, bleu, exact_match, length, repetition, rouge, slots
 from modules.evaluation.statistics import Metric
 from modules.evaluation.task_rows import TaskRow, first_sentence
 
@@ -160,3 +161,7 @@ def test_trivial_answers() -> None:
 def test_the_nearest_text_shares_the_largest_part_of_all_characters(others: list[str], source: str) -> None:
     overlap = [len(set(source) & set(text)) / len(set(source) | set(text)) for text in others]
     assert nearest([source], others) == [overlap.index(max(overlap))]
+
+
+def test_configuration_names_what_there_is() -> None:
+    assert {*METRICS, "bleu", "verse"} == set(TEXT_METRICS)
