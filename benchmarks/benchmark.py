@@ -102,17 +102,17 @@ def finish(run: TrackedRun, config: BenchmarkConfig, results: list[Result], fact
     """Prints, logs and writes what was found."""
     command = reproduce(config)
     parts = dict.fromkeys(result.comparison.part for result in results)
-    tables = {part: tables.markdown(part, results, facts, command) for part in parts}
+    made = {part: tables.markdown(part, results, facts, command) for part in parts}
     data = tables.plain(results, facts)
     run.log_dict(data, "table.json")
-    run.log_text("\n\n".join(tables.values()), "table.md")
+    run.log_text("\n\n".join(made.values()), "table.md")
     run.log_figure(picture(results), "benchmark.png")
     run.log_metrics(metrics(data))
     if config.table:
-        tables.write_tables(Path(config.table), tables)
-    for table in tables.values():
+        tables.write_tables(Path(config.table), made)
+    for table in made.values():
         console.print(f"\n{table}", markup=False, soft_wrap=True)
-    return BenchmarkResult(run.info.run_id, tables, data)
+    return BenchmarkResult(run.info.run_id, made, data)
 
 
 def reproduce(config: BenchmarkConfig) -> str:

@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder / "moyun"
+
+
+SEARCH_PATH = list(sys.path)
+
+
+@pytest.fixture(autouse=True)
+def search_path() -> None:
+    """MLflow puts the code that a model carries before the project's, for as long as the process lives."""
+    sys.path[:] = SEARCH_PATH
 
 
 @pytest.fixture(scope="session")

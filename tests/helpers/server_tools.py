@@ -104,7 +104,7 @@ def served(decoder: Decoder, tokenizer: Tokenizer, name: str = "small", **limits
         hook.remove()
 
 
-def until(happened: Callable[[], Any], seconds: float = 20) -> None:
+def until(happened: Callable[[], Any], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "waited in vain"

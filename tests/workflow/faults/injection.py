@@ -14,29 +14,27 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from modules.data import packing as steps
-from modules.system import atomic
-from modules.system import checksums as file_list
+from modules.data import packing
+from modules.system import atomic, checksums
 from modules.tracking.tracked_run import TrackedRun
-from modules.training import callbacks as checkpoint_callback
-from modules.training.checkpoints import saving
+from modules.training import callbacks
+from modules.training.checkpoints import outcome, resume, saving
 from modules.training.lightning_module import LanguageModel
 from pipelines import train
-from pipelines import train as beginning
 
 PLACES: dict[str, list[tuple[Any, str]]] = {
     "in a step": [(LanguageModel, "_step")],
     "before the optimizer": [(LanguageModel, "agree")],
     "after the optimizer": [(LanguageModel, "log_step")],
-    "between epochs": [(steps.ShuffledSteps, "plan_epoch")],
+    "between epochs": [(packing.ShuffledSteps, "plan_epoch")],
     "in a validation": [(LanguageModel, "validation_step")],
-    "after a validation": [(checkpoint_callback.Checkpoints, "on_validation_end")],
+    "after a validation": [(callbacks.Checkpoints, "on_validation_end")],
     "when the model is made": [
-        (train, "check_undamaged"),
+        (outcome, "check_undamaged"),
         (train, "write_model"),
         (TrackedRun, "log_model"),
         (train, "write_run_manifest"),
-        (beginning, "write_run_manifest"),
+        (resume, "write_run_manifest"),
         (saving.PortableCheckpoints, "load_weights"),
     ],
     "in a save": [
@@ -45,10 +43,10 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (saving, "write_file_list"),
         (saving, "publish_folder"),
         (saving, "flush_to_disk"),
-        (file_list, "sha256_of"),
+        (checksums, "sha256_of"),
         (atomic, "remove_folder"),
-        (checkpoint_callback, "checkpoints_in"),
-        (checkpoint_callback, "remove_folder"),
+        (callbacks, "checkpoints_in"),
+        (callbacks, "remove_folder"),
     ],
 }
 """Functions that a run comes by, each time both before and after the call."""
