@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.checkpoint import formats
-from modules.checkpoint.loading import load_model, model_folder, open_model
-from modules.config.base import EMBEDDED
+from modules.checkpoint.loading import load_model, open_model
+from modules.config.base import EMBEDDED, model_folder
 from modules.config.generation import GenerationConfig
 from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of

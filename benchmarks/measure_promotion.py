@@ -30,8 +30,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.checkpoint.loading import model_folder
-from modules.config.base import EMBEDDED
+from modules.config.base import EMBEDDED, model_folder
 from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.data.splits import load_splits

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modules.checkpoint.loading import is_registered, model_folder
-from modules.config.base import EMBEDDED, TrackingConfig
+from modules.config.base import EMBEDDED, TrackingConfig, is_registered, model_folder
 
 if TYPE_CHECKING:
     from modules.inference.text_generator import TextGenerator

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from modules.checkpoint.loading import is_registered, load_model, model_folder
+from modules.checkpoint.loading import load_model
 from modules.checkpoint.model_folder import read_provenance
+from modules.config.base import is_registered, model_folder
 from modules.tokenizer.tokenizer import load_tokenizer
 from pipelines import find_model
 from tests.helpers.browser import Page, page

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from functools import reduce
 from pathlib import Path
 
 import torch
 
-from ..config.base import EMBEDDED
 from ..model.decoder import Decoder, meta_decoder
 from ..model.quantization import prepare_for_inference
 from ..system.checksums import sha256_of
@@ -121,24 +119,6 @@ def verify_model(folder: str | Path, tolerance: float = 1e-3) -> float:
     if not difference <= tolerance:  # also catches NaN
         raise CheckpointError(f"{folder}: logits differ by {difference:.2g} from those it was saved with")
     return difference
-
-
-URL = re.compile(r"[A-Za-z][\w+.-]*://")
-
-
-def is_registered(place: str) -> bool:
-    """Whether MLflow has to be asked where the model is."""
-    return place.startswith(("models:/", "runs:/"))
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
-    if URL.match(str(path)):
-        raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
-    folder = Path(path)
-    if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
-        folder = Path(__file__).parents[2] / EMBEDDED
-    return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder
 
 
 def require_finite(folder: Path) -> None:

@@ -1,10 +1,12 @@
-"""What all sections and commands share: checks, the tracking section, the keys of every stage."""
+"""What sections and commands share: checks, the tracking section, the keys of every stage, what `model` can name."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
@@ -101,3 +103,21 @@ REMOVED = {
 
 EMBEDDED = "models/poems"
 """The model that comes with moyun: pretrained on classical poems."""
+
+
+URL = re.compile(r"[A-Za-z][\w+.-]*://")
+
+
+def is_registered(place: str) -> bool:
+    """Whether MLflow has to be asked where the model is."""
+    return place.startswith(("models:/", "runs:/"))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
+    if URL.match(str(path)):
+        raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
+    folder = Path(path)
+    if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
+        folder = Path(__file__).parents[2] / EMBEDDED
+    return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

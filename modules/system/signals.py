@@ -131,3 +131,7 @@ class StopRequest:
     def leave(self) -> NoReturn:
         """Raises Stopped. Without a signal of its own, another process of the job got one."""
         raise Stopped(self.signal_number or signal.SIGTERM, self.message)
+
+
+class WorkerError(ValueError):
+    """A process of a job of several has ended or hangs; the others were stopped."""

@@ -16,7 +16,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ..checkpoint.loading import is_registered, model_folder
+from ..config.base import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
 from ..tokenizer.tokenizer import load_tokenizer

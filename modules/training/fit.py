@@ -21,6 +21,7 @@ from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import keep_freed_memory
+from ..system.signals import WorkerError
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .checkpoints.run_manifest import CHECKPOINTS
 from .lightning_module import LanguageModel
@@ -136,10 +137,6 @@ LOST = re.compile(
     "Timed out waiting|timeout caused pair closure|Connection closed by peer|Connection reset by peer|Watchdog caught"
 )
 """What gloo and NCCL say when another rank is gone or doesn't answer."""
-
-
-class WorkerError(ValueError):
-    """A process of the job has ended or hangs; the others were stopped."""
 
 
 def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:

@@ -14,8 +14,7 @@ from typing import Any
 from modules.config.loader import ConfigError, load_config
 from modules.config.training import TrainingConfig
 from modules.system.redaction import redact_text
-from modules.system.signals import Stopped, end_with_parent, is_main_process, is_worker, stopping_at_once
-from modules.training.fit import WorkerError
+from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
 
 from .help import help_text
 from .launch import launch, require_processes

@@ -12,8 +12,7 @@ import sys
 import uuid
 
 from modules.config.training import TrainerConfig
-from modules.system.signals import Stopped, is_worker
-from modules.training.fit import WorkerError
+from modules.system.signals import Stopped, WorkerError, is_worker
 
 
 def require_processes(trainer: TrainerConfig) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datasets
 
-from modules.checkpoint.loading import load_verified, model_folder, verify_model
-from modules.config.base import EMBEDDED
+from modules.checkpoint.loading import load_verified, verify_model
+from modules.config.base import EMBEDDED, model_folder
 from modules.data.corpora.verse import split_of
 from modules.evaluation.baselines import ngram_floor
 from modules.evaluation.likelihood import score

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.loading import is_registered, open_model
+from ...checkpoint.loading import open_model
 from ...checkpoint.model_folder import describe_provenance, read_provenance
+from ...config.base import is_registered
 from ...data.corpora.manifest import source_of
 from ...model.decoder import parameter_count
 from ...system.atomic import write_text
