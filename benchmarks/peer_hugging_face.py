@@ -40,12 +40,23 @@ def fresh_model(work: Work) -> Any:
     return GPT2LMHeadModel(config).train()
 
 
-def train(work: Work, layout: Layout, sequence_length: int, batch_tokens: int, steps: int, warmup: int) -> Any:
+def train(
+    work: Work,
+    layout: Layout,
+    sequence_length: int,
+    batch_tokens: int,
+    steps: int,
+    warmup: int,
+    bfloat16: bool = False,
+) -> Any:
+    """bfloat16: under autocast, as its Trainer does with bf16=True."""
     model = fresh_model(work)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
 
     def step(batch: dict[str, Tensor]) -> None:
-        model(**batch).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
