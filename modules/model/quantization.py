@@ -59,8 +59,7 @@ class Int8Linear(nn.Module):
         largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
         y = self.product(rows / largest)
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
-        result: Tensor = y.unflatten(0, x.shape[:-1])
-        return result
+        return y.view(*x.shape[:-1], -1)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -17,7 +20,7 @@ from modules.model.kv_cache import KVCache
 from modules.model.loss import linear_cross_entropy
 from modules.model.quantization import Int8Linear, PackedLinear, packs, prepare_for_inference, quantize_weight
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import make_config, make_decoder, save_model
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春"]
 
@@ -85,6 +88,22 @@ def test_int8_is_near_with_the_largest_numbers_that_there_are(
     expected = x @ weight.T
     assert (linear(x) - expected).abs().max(1).values.le(0.01 * x.abs().sum(1)).all()
     assert torch.equal(linear(x)[3], torch.zeros(32))
+
+
+LARGEST = """
+import torch
+from modules.model.quantization import Int8Linear, weight_levels
+print(weight_levels(), Int8Linear(torch.ones(1, 64), None)(torch.ones(1, 64)).item())
+"""
+
+
+@pytest.mark.skipif(torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="not an x86 processor")
+def test_instructions_that_saturate_get_smaller_weights() -> None:
+    environment = os.environ | {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    found = subprocess.run([sys.executable, "-c", LARGEST], env=environment, cwd=ROOT, capture_output=True, check=True)
+    levels, product = found.stdout.split()
+    assert int(levels) == 63
+    assert float(product) == pytest.approx(64, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
