@@ -100,10 +100,10 @@ def first_step(work: Work, sequence_length: int, batch_tokens: int) -> Any:
     return {"ended_at": ended}
 
 
-def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int) -> Any:
+def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, dtype: str = "float32") -> Any:
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(work.path("huggingface")).eval()
+    model = GPT2LMHeadModel.from_pretrained(work.path("huggingface"), dtype=getattr(torch, dtype)).eval()
     ids = torch.tensor(work.prompts(rows, prompt_tokens)[1])
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
 

@@ -127,14 +127,22 @@ def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
             llama_cpp("f32", work),
             reading(rows, 4),
         ]
+        sixteen_bits = [
+            own("generate", "moyun, dtype=bfloat16", {**work, "dtype": "bfloat16"}),
+            hugging_face("generate", "generate", {**work, "dtype": "bfloat16"}),
+            llama_cpp("bf16", work),
+            reading(rows, 2),
+        ]
         eight_bits = [
-            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}, ("modules.model.quantization",)),
+            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}),
             ctranslate2("generate", "int8", work),
             llama_cpp("q8_0", work),
             reading(rows, 1),
         ]
-        yield Comparison(f"generation.{rows}.float32", "generation", f"{title}, float32", "tokens/s", plain)
-        yield Comparison(f"generation.{rows}.int8", "generation", f"{title}, 8 bits a weight", "tokens/s", eight_bits)
+        formats = {"float32": plain, "bfloat16": sixteen_bits, "int8": eight_bits}
+        for name, subjects in formats.items():
+            words = "8 bits a weight" if name == "int8" else name
+            yield Comparison(f"generation.{rows}.{name}", "generation", f"{title}, {words}", "tokens/s", subjects)
 
 
 def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Subject:
