@@ -83,7 +83,7 @@ def finetuning_table(text: str) -> Iterator[str]:
 def memory(config: Any, model: ModelConfig) -> str:
     """Of a step whose micro-batches are full of documents as long as may be."""
     length = config.data.sequence_length
-    documents = [length] * max(1, CPU_TOKENS // length)
+    documents = [length] * max(1, (config.train.micro_batch_tokens or CPU_TOKENS) // length)
     adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
     needed = StepMemory(model, config.trainer, documents, True, adapters).memory()
     return f"{needed.peak / 2**30:,.1f} GiB"
