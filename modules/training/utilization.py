@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -35,7 +36,8 @@ class Utilization(pl.Callback):
         metrics = {"train/peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
         if self.peak:
             seconds = batch.trained_tokens / pl_module.latest["train/tokens_per_second"]
-            lengths = [length for micro_batch in batch.micro_batches for length in micro_batch.document_lengths]
+            documents = np.concatenate([micro_batch.documents for micro_batch in batch.micro_batches])
+            lengths = trainer.datamodule.documents["train"].lengths[documents]  # type: ignore[attr-defined]
             metrics["train/mfu"] = step_flops(self.model, lengths) / self.parts / seconds / self.peak
         if trainer.logger and trainer.global_step % pl_module.config.log_every_n_steps == 0:
             trainer.logger.log_metrics(metrics, step=trainer.global_step)

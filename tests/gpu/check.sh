@@ -5,8 +5,9 @@
 #   bash tests/gpu/check.sh            on the card's machine, with torch for CUDA and build/wheels carried there
 #   python -m tests.gpu.check table=docs/performance.md results=FOLDER/results.json     takes the figures over
 #
-# Numbers go to $OUT/results.json and results.md as they come, one line a part to the screen; DEVICE=cpu runs all of it
-# small. The exit status is 1 where something isn't as it must be.
+# Numbers go to $OUT/results.json and results.md as they come, one line each to the screen; profiles.txt has the 25
+# dearest kernels of a step of each training. DEVICE=cpu runs all of it small. The exit status is 1 where something isn't
+# as it must be.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 export OUT=${OUT:-$PWD/build/gpu-check} LIMIT=${LIMIT:-470} DEVICE=${DEVICE:-cuda}

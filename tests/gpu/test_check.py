@@ -35,7 +35,7 @@ def test_the_check_runs_small_on_a_cpu_and_its_figures_are_taken_over(tmp_path: 
         "server",
     }
     assert "not begun" not in {row["what"] for row in rows}
-    assert "Self CPU" in (tmp_path / "profile-tiny-poems.txt").read_text()
+    assert "tiny, poems\n" in (tmp_path / "profiles.txt").read_text()
     document = tmp_path / "page.md"
     document.write_text("before\n<!-- benchmark:begin gpu -->\nold\n<!-- benchmark:end gpu -->\nafter\n")
     check.take_over(document, tmp_path / "results.json")
@@ -59,7 +59,7 @@ def test_a_part_that_fails_hangs_or_dies_is_told_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functions = {"fails": fails, "hangs": partial(time.sleep, 60), "dies": dies, "works": works}
-    found = [check.Part(name, function, 0, 0.5) for name, function in functions.items()]
+    found = [check.Part(name, function, 0, 0.25) for name, function in functions.items()]
     monkeypatch.setattr(check, "parts", lambda: [*found, check.Part("long", works, 1e6, 1)])
     monkeypatch.setattr(check, "WORK", tmp_path)
     for module in (check, results):

@@ -31,14 +31,12 @@ from modules.training.setup import TrainingSetup
 from modules.training.utilization import Utilization
 from pipelines.train import set_up_training
 
-from .results import DEVICE, ON_GPU, OUT, POEMS, WORK, record
+from .results import DEVICE, ON_GPU, OUT, POEMS, SIZES, WORK, record
 
 STEP_TOKENS = 65_536 if ON_GPU else 256
-STEPS, WARMUP = (12, 4) if ON_GPU else (3, 1)
+STEPS, WARMUP = (10, 4) if ON_GPU else (3, 1)
 VOCABULARY = 21_128
 """Of the published large model."""
-
-Callbacks = list[pl.Callback]
 
 
 class Recorder(Logger):
@@ -103,7 +101,7 @@ def train(
     if double:
         module.decoder.double()
     if random_weights:
-        module.tensors = list(random_tensors(module))
+        module.tensors = random_tensors(module)
     watching = [Utilization(training.model, config.trainer)] if config.trainer.accelerator == "gpu" else []
     trainer = make_trainer(config.trainer, steps, steps + 1, WORK, recorder, [*watching, *callbacks])
     trainer.fit(module, training.data)
@@ -177,10 +175,9 @@ def compiled() -> None:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         begun = time.monotonic()
-        metrics, _ = train(
-            "finetune", f"train.init_from={POEMS}", "train.batch_tokens=4096", "trainer.precision=bf16-mixed",
-            f"trainer.compile={switch}", steps=6, rows={"src_txt": poems(2000)},
-        )  # fmt: skip
+        given = [f"train.init_from={POEMS}", "train.batch_size=null", "train.batch_tokens=4096"]
+        given += ["trainer.precision=bf16-mixed", f"trainer.compile={switch}"]
+        metrics, _ = train("finetune", *given, steps=6, rows={"src_txt": poems(2000)})
         losses[switch], seconds = torch.tensor(metrics["train/loss"]), time.monotonic() - begun
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         record("compiled", f"trainer.compile={switch}", graphs <= 4, graphs=graphs, seconds_of_6_steps=seconds)
@@ -189,7 +186,7 @@ def compiled() -> None:
 
 
 class ProfiledStep(pl.Callback):
-    """torch's profile of the last step into $OUT: where the next person looks first."""
+    """torch's profile of the last step, into profiles.txt: where the next person looks first."""
 
     def __init__(self, name: str, steps: int) -> None:
         self.name, self.last = name, steps - 1
@@ -205,37 +202,39 @@ class ProfiledStep(pl.Callback):
             self.profiler.stop()
             order = "self_cuda_time_total" if ON_GPU else "self_cpu_time_total"
             table = self.profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=90)
-            (OUT / f"profile-{self.name}.txt").write_text(table, encoding="utf-8")
+            with (OUT / "profiles.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{self.name}\n{table}\n\n")
 
 
 def utilization(size: str) -> None:
     """pipelines.pretrain with what a GPU is given by default: speed, utilization, memory beside the plan's."""
     longest = 2048 if ON_GPU else 128
-    for length in (longest, longest // 2, None):
-        what, given = f"{size}, poems", [f"data.sequence_length={longest // 2}"]
-        rows: Any = {"src_txt": [row["src_txt"] for row in read_jsonl(SAMPLE)][: None if ON_GPU else 60]}
-        if length:
-            text = "".join(rows["src_txt"])
-            what = f"{size}, documents of {length}"
-            rows = {"src_txt": joined([text], length + 2)[: 3 * STEP_TOKENS // length]}
-            given = [f"data.sequence_length={length}", "data.over_long=cut"]
-        precision = f"trainer.precision={'bf16-mixed' if ON_GPU else '32-true'}"
-        given += [f"model={size}", f"model.vocab_size={VOCABULARY}", f"tokenizer.path={POEMS}", precision]
-        steps = STEPS + 1
-        profiled = [ProfiledStep(f"{size}-{length or 'poems'}", steps)]
-        metrics, training = train(
-            "pretrain", *given, f"train.batch_tokens={STEP_TOKENS}", steps=steps, rows=rows, callbacks=profiled,
-            random_weights=True,
-        )  # fmt: skip
-        counted = {name: values[WARMUP:STEPS] for name, values in metrics.items()}
-        planned = training.plan.demand.memory().peak / 2**30
-        values: dict[str, Any] = {"tokens/s": median(counted["train/tokens_per_second"])}
-        if ON_GPU:
-            values["MFU"] = median(counted.get("train/mfu", [float("nan")]))
-            values["peak GiB"] = max(counted["train/peak_memory_gib"])
-        values |= {"planned GiB": planned, "tokens a pass": training.plan.demand.micro_batch_tokens}
-        within = not ON_GPU or values["peak GiB"] <= planned * 1.05
-        record("training", what, within, **values)
+    texts = [row["src_txt"] for row in read_jsonl(SAMPLE)][: None if ON_GPU else 60]
+    for length in (longest,) if size == "2.7b" else (longest, longest // 2):  # as there is little time left for it
+        rows = joined(["".join(texts)], length + 2)[: 4 * STEP_TOKENS // length]
+        given = [f"data.sequence_length={length}", "data.over_long=cut"]
+        one_speed(f"{size}, documents of {length}", rows, f"model={size}", *given)
+        if size == SIZES[0] and length == longest and "deterministic" in TrainerConfig.__dataclass_fields__:
+            free = "trainer.deterministic=false"
+            one_speed(f"{size}, documents of {length}, {free}", rows, f"model={size}", *given, free)
+    if size != "2.7b":
+        one_speed(f"{size}, poems", texts, f"model={size}", f"data.sequence_length={longest // 2}")
+
+
+def one_speed(what: str, texts: list[str], *arguments: str) -> None:
+    arguments = (*arguments, f"model.vocab_size={VOCABULARY}", f"tokenizer.path={POEMS}")
+    metrics, training = train(
+        "pretrain", *arguments, f"train.batch_tokens={STEP_TOKENS}", steps=STEPS + 1, rows={"src_txt": texts},
+        callbacks=[ProfiledStep(what, STEPS + 1)], random_weights=True,
+    )  # fmt: skip
+    counted = {name: values[WARMUP:STEPS] for name, values in metrics.items()}
+    values: dict[str, Any] = {"tokens/s": median(counted["train/tokens_per_second"])}
+    planned = training.plan.demand.memory().peak / 2**30
+    if ON_GPU:
+        values["MFU"] = median(counted.get("train/mfu", [float("nan")]))
+        values["peak GiB"] = max(counted["train/peak_memory_gib"])
+    values |= {"planned GiB": planned, "tokens a pass": training.plan.demand.micro_batch_tokens}
+    record("training", what, not ON_GPU or values["peak GiB"] <= 1.05 * planned, **values)
 
 
 def pipeline() -> None:
@@ -244,12 +243,12 @@ def pipeline() -> None:
     arguments = [
         f"train.init_from={POEMS}", "train.max_epochs=null", f"train.max_steps={steps}", "train.sample_prompts=[]",
         f"train.validate_every_n_steps={2 * every}", f"train.save_every_n_steps={every}", "trainer.progress_bar=false",
-        f"trainer.accelerator={'gpu' if ON_GPU else 'cpu'}",
-        f"trainer.precision={'bf16-mixed' if ON_GPU else '32-true'}",
-        "tracking.log_system_metrics=false", f"data.cache_dir={WORK / 'cache'}",
+        f"trainer.accelerator={'gpu' if ON_GPU else 'cpu'}", f"data.path={SAMPLE}",
+        f"data.max_rows={3000 if ON_GPU else 60}", f"data.cache_dir={WORK / 'cache'}",
+        "tracking.log_system_metrics=false",
     ]  # fmt: skip
     if not ON_GPU:
-        arguments += ["data.path=data/poems-300.jsonl.gz", "data.sequence_length=32", "train.batch_size=2"]
+        arguments += ["data.sequence_length=32", "train.batch_size=2"]
     begun = time.monotonic()
     straight, broken = command("straight", *arguments), command("broken", *arguments)
     checkpoint = WORK / "broken" / "checkpoints" / f"step={every}.ckpt"
@@ -273,7 +272,7 @@ def pipeline() -> None:
 def command(name: str, *arguments: str) -> subprocess.Popen[bytes]:
     own = [f"output_dir={WORK / name}", f"tracking.tracking_uri=sqlite:///{WORK / name}.db"]
     own.append(f"tracking.spool_dir={WORK / name}-spool")
-    with (OUT / f"pipeline-{name}.log").open("ab") as log:
+    with (OUT / "pipeline.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.finetune", *arguments, *own], stdout=log, stderr=log, env=dict(os.environ)
         )

@@ -122,7 +122,7 @@ def test_a_cards_peak_is_known_by_its_name() -> None:
 def test_a_steps_operations_are_those_of_its_documents() -> None:
     model = {"hidden_size": 8, "num_hidden_layers": 3, "vocab_size": 50}
     alone = sum(length * flops_per_token(model, length / 2) for length in (3, 5, 5))
-    assert step_flops(model, [3, 5, 5]) == pytest.approx(alone)
+    assert step_flops(model, np.array([3, 5, 5])) == pytest.approx(alone)
 
 
 class Logged(Logger):
@@ -161,7 +161,8 @@ def test_each_step_logs_utilization_and_peak_memory(
     assert logged.metrics["train/peak_memory_gib"] == 3
     assert ("train/mfu" in logged.metrics) is not adapters
     if not adapters:
-        lengths = [length for batch in step.micro_batches for length in batch.document_lengths]
+        numbers = [number for batch in step.micro_batches for number in batch.documents]
+        lengths = data.documents["train"].lengths[numbers]
         seconds = step.trained_tokens / logged.metrics["train/tokens_per_second"]
         assert logged.metrics["train/mfu"] == pytest.approx(step_flops(vars(model), lengths) / seconds / 989e12)
 
@@ -189,7 +190,7 @@ def test_steps_are_laid_out_ahead_by_a_thread(data: TextDataModule, monkeypatch:
         for batch, same in zip(step.micro_batches, other.micro_batches, strict=True):
             assert torch.equal(batch.input_ids, same.input_ids)
             assert torch.equal(batch.labels, same.labels)
-            assert batch.document_lengths == same.document_lengths
+            assert batch.documents.tolist() == same.documents.tolist()
     assert [index for index, _ in laid_out] == list(range(len(expected)))
     assert threading.main_thread() not in {thread for _, thread in laid_out}
 

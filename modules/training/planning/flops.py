@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 def flops_per_token(model: Mapping[str, Any], context: float) -> float:
@@ -17,8 +19,7 @@ def flops_per_token(model: Mapping[str, Any], context: float) -> float:
     return 6 * matrices + 12 * layers * width * context
 
 
-def step_flops(model: Mapping[str, Any], document_lengths: Sequence[int]) -> float:
+def step_flops(model: Mapping[str, Any], lengths: np.ndarray) -> float:
     """Of a step over documents of these lengths."""
-    tokens = sum(document_lengths)
-    context = sum(length**2 for length in document_lengths) / 2 / tokens
-    return tokens * flops_per_token(model, context)
+    tokens = int(lengths.sum())
+    return tokens * flops_per_token(model, float(np.square(lengths).sum()) / 2 / max(tokens, 1))
