@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,7 +22,7 @@ from modules.config.training import TrainConfig, TrainerConfig, TrainingConfig
 from modules.data.datamodule import TextDataModule
 from modules.data.packing import StepBatch, StepDataset
 from modules.data.prefetching import Prefetched
-from modules.model.decoder import build_decoder
+from modules.model.decoder import build_decoder, meta_decoder
 from modules.system.hardware import default_device, gpu_peak, grow_gpu_memory_in_place
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.lightning_module import LanguageModel
@@ -193,6 +194,27 @@ def test_steps_are_laid_out_ahead_by_a_thread(data: TextDataModule, monkeypatch:
             assert batch.documents.tolist() == same.documents.tolist()
     assert [index for index, _ in laid_out] == list(range(len(expected)))
     assert threading.main_thread() not in {thread for _, thread in laid_out}
+
+
+def test_on_a_gpu_weights_are_laid_out_and_steps_prefetched(
+    data: TextDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lightning has it when it calls: the module itself is still on the CPU."""
+    root = torch.device("cuda", 1)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=root), distributed_sampler_kwargs=None)
+    trainer.global_step, trainer.max_steps = 0, 3
+    places: list[torch.device] = []
+    monkeypatch.setattr("modules.training.lightning_module.allocate", lambda decoder, device: places.append(device))
+    monkeypatch.setattr("modules.training.lightning_module.fill", lambda *_: None)
+    decoder = meta_decoder(make_config(data.tokenizer.vocab_size))
+    module = LanguageModel(decoder, TrainConfig(max_steps=1), learning_rate=1e-3, total_steps=1)
+    module._trainer = trainer
+    module.configure_model()
+    assert places == [root]
+    data.trainer = trainer
+    assert isinstance(loader := data.train_dataloader(), Prefetched)
+    assert isinstance(data.val_dataloader(), Prefetched)
+    assert len(loader) == 3
 
 
 def test_what_fails_in_the_thread_fails_in_training(data: TextDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
