@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.tables import require_marks, write_tables
 from pipelines.cli.command_line import quieten_libraries
 
-from . import inference_parts, results, training_parts
+from . import inference_parts, results, resuming_part, training_parts
 from .results import ON_GPU, OUT, POEMS, SIZES, WORK, record
 
 COMMAND = "bash tests/gpu/check.sh"
@@ -43,7 +43,7 @@ def parts() -> list[Part]:
     found = [
         Part("facts", training_parts.facts, 10, 40),
         Part("parity", training_parts.parity, 20, 60),
-        Part("pipeline", training_parts.pipeline, 30, 130),
+        Part("pipeline", resuming_part.pipeline, 30, 130),
         Part(f"training {first}", partial(training_parts.utilization, first), 30, 120),
         Part("compiled", training_parts.compiled, 40, 90),
         *(Part(f"training {size}", partial(training_parts.utilization, size), 45, 120) for size in others[:1]),

@@ -14,6 +14,7 @@ export OUT=${OUT:-$PWD/build/gpu-check} LIMIT=${LIMIT:-470} DEVICE=${DEVICE:-cud
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Each part is a fork of one process that has imported everything: it must not have touched the GPU before.
 export PYTORCH_NVML_BASED_CUDA_CHECK=1
+[ "$DEVICE" = cuda ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # threads that wait for each other, beside other tests
 python=${PYTHON:-python3}
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor XDG_CACHE_HOME=$work/cache TMPDIR=$work

@@ -82,7 +82,7 @@ def transformers_call(size: str, prompts: list[list[int]], sampled: bool, end: i
 
 def server(folder: str) -> None:
     """Requests of the embedded model from 64 clients who ask again at once; texts are pipeline()'s."""
-    served = Server(Path(folder), f"batch_rows={CLIENTS}", f"queue_rows={max(CLIENTS, 32)}")
+    served = Server(Path(folder), f"limits.batch_rows={CLIENTS}", f"limits.queue_rows={max(CLIENTS, 32)}")
     try:
         texts, rate = asyncio.run(load(served))
     finally:

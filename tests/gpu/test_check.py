@@ -19,8 +19,9 @@ from . import check, results
 
 
 @pytest.mark.server
+@pytest.mark.timeout(600)  # half a minute, where nothing else runs
 def test_the_check_runs_small_on_a_cpu_and_its_figures_are_taken_over(tmp_path: Path) -> None:
-    environment = os.environ | {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": "290"}
+    environment = os.environ | {"DEVICE": "cpu", "OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": "580"}
     done = subprocess.run(["bash", "tests/gpu/check.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     rows = json.loads((tmp_path / "results.json").read_text())

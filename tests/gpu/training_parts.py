@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
-import mlflow
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
@@ -235,51 +230,3 @@ def one_speed(what: str, texts: list[str], *arguments: str) -> None:
         values["peak GiB"] = max(counted["train/peak_memory_gib"])
     values |= {"planned GiB": planned, "tokens a pass": training.plan.demand.micro_batch_tokens}
     record("training", what, not ON_GPU or values["peak GiB"] <= 1.05 * planned, **values)
-
-
-def pipeline() -> None:
-    """The whole command; broken off in the middle and gone on with, it must come to the same, bit for bit."""
-    steps, every = (120, 20) if ON_GPU else (6, 2)
-    arguments = [
-        f"train.init_from={POEMS}", "train.max_epochs=null", f"train.max_steps={steps}", "train.sample_prompts=[]",
-        f"train.validate_every_n_steps={2 * every}", f"train.save_every_n_steps={every}", "trainer.progress_bar=false",
-        f"trainer.accelerator={'gpu' if ON_GPU else 'cpu'}", f"data.path={SAMPLE}",
-        f"data.max_rows={3000 if ON_GPU else 60}", f"data.cache_dir={WORK / 'cache'}",
-        "tracking.log_system_metrics=false",
-    ]  # fmt: skip
-    if not ON_GPU:
-        arguments += ["data.sequence_length=32", "train.batch_size=2"]
-    begun = time.monotonic()
-    straight, broken = command("straight", *arguments), command("broken", *arguments)
-    checkpoint = WORK / "broken" / "checkpoints" / f"step={every}.ckpt"
-    while broken.poll() is None and not checkpoint.exists():
-        time.sleep(0.05)
-    broken.send_signal(signal.SIGTERM)
-    codes = [broken.wait()]
-    codes += [command("broken", *arguments).wait(), straight.wait()]
-    losses = {name: logged_losses(name) for name in ("straight", "broken")}
-    files = [WORK / name / "model" / "model.safetensors" for name in losses]
-    values = {
-        "losses equal": losses["straight"] == losses["broken"] and len(losses["broken"]) == steps,
-        "weights equal": all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes(),
-        "stopped by the signal": codes[0] == 128 + signal.SIGTERM,
-        "gone on, and without a break": codes[1:] == [0, 0],
-    }
-    record("pipeline", "SIGTERM, the same command again", all(values.values()), **values, codes=codes,
-           seconds=time.monotonic() - begun)  # fmt: skip
-
-
-def command(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-    own = [f"output_dir={WORK / name}", f"tracking.tracking_uri=sqlite:///{WORK / name}.db"]
-    own.append(f"tracking.spool_dir={WORK / name}-spool")
-    with (OUT / "pipeline.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.finetune", *arguments, *own], stdout=log, stderr=log, env=dict(os.environ)
-        )
-
-
-def logged_losses(name: str) -> list[tuple[int, float]]:
-    """(step, loss) of the run that the command has logged."""
-    client = mlflow.MlflowClient(f"sqlite:///{WORK / name}.db")
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return [(m.step, m.value) for run in runs for m in client.get_metric_history(run.info.run_id, "train/loss")]
