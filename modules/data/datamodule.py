@@ -15,6 +15,9 @@ from .prefetching import Prefetched
 
 Loader = DataLoader[StepBatch] | Prefetched
 
+GPU_MULTIPLE = 256
+"""What a pass's tokens are filled up to a multiple of on a GPU: kernels, and compiled code, take few shapes well."""
+
 
 class TextDataModule(pl.LightningDataModule):
     """Serves steps: shuffled anew by (seed, epoch) for training, in order for validation."""
@@ -48,12 +51,12 @@ class TextDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """The steps that are left of training; outside a trainer those of the first epoch."""
         plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
-        steps = ShuffledSteps(self.documents["train"], *plan, **self.ranks())
+        steps = ShuffledSteps(self.documents["train"], *plan, **self.share())
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
         return self.loader(steps, left)
 
     def val_dataloader(self) -> Loader:
-        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks())
+        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.share())
         return self.loader(steps, range(len(steps)))
 
     def loader(self, steps: StepDataset, numbers: range) -> Loader:
@@ -68,9 +71,10 @@ class TextDataModule(pl.LightningDataModule):
         text = self.tokenizer.decode(ids.tolist()).replace("\n", " ")
         return text[:characters] + "…" * (len(text) > characters)
 
-    def ranks(self) -> dict[str, int]:
-        """This process's share of each step; devices that share each matrix take the same rows."""
+    def share(self) -> dict[str, int]:
+        """This process's of each step; devices that share each matrix take the same rows."""
         if not self.trainer:
             return {}
         shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
+        multiple = GPU_MULTIPLE if self.trainer.strategy.root_device.type == "cuda" else 1
+        return {"rank": shares["rank"], "world_size": shares["num_replicas"], "multiple": multiple}

@@ -20,13 +20,13 @@ from ..data.sources import RowSource
 from ..data.splits import load_splits
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
-from ..system.hardware import grow_gpu_memory_in_place
 from ..system.redaction import redact
 from ..tokenizer.prompt_template import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .precision import settle_precision
 from .strategies import require_devices
 
 
@@ -55,8 +55,8 @@ def set_up(
 
     earlier: of the run that is gone on with.
     """
-    grow_gpu_memory_in_place()
     require_devices(config.trainer)
+    settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
