@@ -62,8 +62,9 @@ clean: ## Remove .venv and caches; runs and models stay
 $(VENV)/installed: pyproject.toml $(wildcard locks/*.lock)
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) isn't here: install Python 3.11, or name another: make PYTHON=python3.12 …"; exit 1; }
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@# A build of torch for CPUs is preferred where an index offers one: it spares gigabytes of GPU libraries
-	$(LOCKED) --requirement locks/torch-cpu.lock 2> /dev/null || $(LOCKED) --requirement locks/torch.lock
+	@# Where there is no NVIDIA GPU a build of torch for CPUs is preferred, if an index offers one: gigabytes are spared
+	if command -v nvidia-smi > /dev/null; then $(LOCKED) --requirement locks/torch.lock; else \
+	$(LOCKED) --requirement locks/torch-cpu.lock 2> /dev/null || $(LOCKED) --requirement locks/torch.lock; fi
 	$(LOCKED) --requirement locks/run.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

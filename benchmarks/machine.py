@@ -23,9 +23,6 @@ VERSIONS = ("torch", "transformers", "ctranslate2", "litgpt", "xllamacpp")
 HEAD_ROWS = 512
 """Rows of logits at once: nobody needs to hold them all."""
 
-GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-"""Dense bf16 FLOP/s with float32 accumulation, of the SXM cards where there are several, from NVIDIA's data sheets."""
-
 
 def facts(threads: int) -> dict[str, str]:
     """The machine, the day and the versions."""
@@ -38,23 +35,6 @@ def installed() -> Iterator[str]:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:
             continue
-
-
-def gpu_peak(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a card by torch's name for it; None for one that isn't in the table."""
-    slower = "PCIe" in name or "NVL" in name
-    return next((peak for card, peak in GPU_PEAKS.items() if card in name and not slower), None)
-
-
-def flops_per_token(model: dict[str, Any], context: float) -> float:
-    """Floating-point operations of forward and backward pass: 6 for each element of a matrix, and attention's.
-
-    context: tokens that a token attends to, on average: half a document (the formula of PaLM's appendix B, with
-    the causal half alone).
-    """
-    width, layers = model["hidden_size"], model["num_hidden_layers"]
-    matrices = 12 * layers * width**2 + model["vocab_size"] * width
-    return 6 * matrices + 12 * layers * width * context
 
 
 def products(work: Work, tokens: int, repeats: int, bfloat16: bool = False) -> Any:

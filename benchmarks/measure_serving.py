@@ -62,8 +62,8 @@ class Answer:
 class Server:
     """`python -m pipelines.serve` on a free port."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "pipelines.serve", f"model={folder}", "port=0", "name=measured"]
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "pipelines.serve", f"model={folder}", "port=0", "name=measured", *arguments]
         self.connections: list[Connection] = []
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout

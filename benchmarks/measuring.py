@@ -126,7 +126,7 @@ def take_turn(subject: Subject, work: Work) -> dict[str, Any]:
     ended = turn.get("ended_at", time.time())
     turn["seconds"] = ended - started
     turn.setdefault("value", turn["seconds"])
-    turn["peak_gib"] = max((size for moment, size in memory if moment <= ended), default=0) / 2**30
+    turn.setdefault("peak_gib", max((size for moment, size in memory if moment <= ended), default=0) / 2**30)
     return turn
 
 

@@ -85,7 +85,8 @@ def logged_speed(warmup: int) -> dict[str, Any]:
     moments = np.array([metric.timestamp / 1000 for metric in logged])
     seconds = np.diff(moments)[warmup - 1 :]
     speeds = np.array([metric.value for metric in logged])[warmup:]
-    return {
+    peaks = client.get_metric_history(run.info.run_id, "train/peak_memory_gib")  # of a GPU; the process's is measured
+    return ({"peak_gib": max(metric.value for metric in peaks)} if peaks else {}) | {
         "value": float((speeds * seconds).sum() / seconds.sum()),
         "step_seconds": float(seconds.mean()),
         "first_step_at": float(moments[0]),

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from modules.system.hardware import bf16_speedup
+from modules.system.hardware import bf16_speedup, gpu_peak
+from modules.training.planning.flops import flops_per_token
 
 from .config import BenchmarkConfig
-from .machine import flops_per_token, gpu_peak
 from .subjects import Comparison, Medians, Subject, tcmalloc
 
 OWN = "benchmarks.moyun_turns"

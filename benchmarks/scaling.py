@@ -14,8 +14,8 @@ from modules.config.loader import load_config
 from modules.config.model import ModelConfig
 from modules.model.decoder import build_decoder
 from modules.model.loss import linear_cross_entropy
+from modules.training.planning.flops import flops_per_token
 
-from .machine import flops_per_token
 from .work import Work
 
 TOLERANCE = 0.15

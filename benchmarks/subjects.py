@@ -37,7 +37,7 @@ class Subject:
     @property
     def own(self) -> bool:
         """Whether it is moyun's: then a failure is an error, and not a row that says so."""
-        return self.function.startswith("pipelines.")
+        return self.function.startswith("benchmarks.moyun_turns")
 
     def missing(self) -> str | None:
         """Why it can't be measured here."""

@@ -88,7 +88,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
-        training = set_up_training(config, rows)
+        training = set_up_training(config, rows, before)
         report_quarantine(run, training.quarantine)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
@@ -135,16 +135,18 @@ def finish(
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
-def set_up_training(config: TrainingConfig, rows: RowSource | None) -> TrainingSetup:
+def set_up_training(
+    config: TrainingConfig, rows: RowSource | None, earlier: RunManifest | None = None
+) -> TrainingSetup:
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    return set_up(config, start, rows, start_quarantine(config.data))
+    return set_up(config, start, rows, start_quarantine(config.data), earlier)
 
 
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
     if not mlflow.active_run():
         connect(config.tracking)
-    training = set_up_training(config, rows)
+    training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     folder = Path(known_folder(stage, config) or ".")
     require_finished(before, now, folder)

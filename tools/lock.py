@@ -18,7 +18,7 @@ from pathlib import Path
 
 LOCKS = Path(__file__).parents[1] / "locks"
 ROOT = LOCKS.parent
-TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
+TORCH = re.compile(r"(torch|triton|nvidia-(?!ml-py)[\w-]+|cuda-[\w-]+)==")
 CPU = LOCKS / "torch-cpu.lock"
 
 Lock = dict[str, list[str]]

@@ -14,6 +14,7 @@ from modules.config.model import ModelConfig, SizeConfig
 from modules.model.decoder import parameter_count
 from modules.model.lora import lora_parameter_count
 from modules.training.planning.memory import StepMemory
+from modules.training.planning.memory_limit import CPU_TOKENS
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +83,7 @@ def finetuning_table(text: str) -> Iterator[str]:
 def memory(config: Any, model: ModelConfig) -> str:
     """Of a step whose micro-batches are full of documents as long as may be."""
     length = config.data.sequence_length
-    documents = [length] * max(1, config.train.micro_batch_tokens // length)
+    documents = [length] * max(1, (config.train.micro_batch_tokens or CPU_TOKENS) // length)
     adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
     needed = StepMemory(model, config.trainer, documents, True, adapters).memory()
     return f"{needed.peak / 2**30:,.1f} GiB"

@@ -27,8 +27,9 @@ class TrainConfig:
     """Rows an optimizer step."""
     batch_tokens: int | None = None
     """Tokens an optimizer step (give this or batch_size)."""
-    micro_batch_tokens: int = 2048
-    """The most tokens in one forward pass: it bounds memory. A step of more is accumulated exactly; GPUs want more."""
+    micro_batch_tokens: int | None = None
+    """The most tokens in one forward pass: it bounds memory. A step of more is accumulated exactly. Unset: 2048 on a
+    CPU, on a GPU what fits, and in a run that is gone on with what it had."""
     max_epochs: int | None = None
     """Passes over the training rows."""
     max_steps: int | None = None
@@ -111,8 +112,8 @@ class TrainerConfig:
     """Several devices: ddp keeps the whole model on each, fsdp spreads weights, gradients and optimizer over them."""
     tensor_parallel: int = 1
     """Devices that share each matrix, where even one layer is too large (needs fsdp); the rest share the rows."""
-    process_group_timeout: int = 60
-    """Seconds until a rank that has died or hangs ends the job."""
+    process_group_timeout: int | None = None
+    """Seconds until a rank that has died or hangs ends the job; unset: 60, and 600 on GPUs, where ranks compile."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass instead of kept: cheap ones (selective), or whole layers."""
     device_memory: float | None = None

@@ -10,7 +10,10 @@ from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from ..tokenizer.tokenizer import Tokenizer
 from .encoding import stored_documents
-from .packing import ShuffledSteps, StepBatch, count_steps, in_order
+from .packing import ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
+from .prefetching import Prefetched
+
+Loader = DataLoader[StepBatch] | Prefetched
 
 GPU_MULTIPLE = 256
 """What a pass's tokens are filled up to a multiple of on a GPU: kernels, and compiled code, take few shapes well."""
@@ -36,20 +39,30 @@ class TextDataModule(pl.LightningDataModule):
         how = tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
         self.documents = {name: stored_documents(rows, *how) for name, rows in splits.items() if name != "test"}
 
+    def setup(self, stage: str) -> None:
+        """Ranks whose GPUs have other amounts of memory free still split steps alike."""
+        assert self.trainer
+        self.micro_batch_tokens = self.trainer.strategy.broadcast(self.micro_batch_tokens)
+
     @property
     def steps_per_epoch(self) -> int:
         return count_steps(self.documents["train"].lengths, self.batch_size, self.batch_tokens)
 
-    def train_dataloader(self) -> DataLoader[StepBatch]:
+    def train_dataloader(self) -> Loader:
         """The steps that are left of training; outside a trainer those of the first epoch."""
         plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
         steps = ShuffledSteps(self.documents["train"], *plan, **self.share())
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
-        return DataLoader(steps, batch_size=None, sampler=left)
+        return self.loader(steps, left)
 
-    def val_dataloader(self) -> DataLoader[StepBatch]:
+    def val_dataloader(self) -> Loader:
         steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.share())
-        return DataLoader(steps, batch_size=None, sampler=range(len(steps)))
+        return self.loader(steps, range(len(steps)))
+
+    def loader(self, steps: StepDataset, numbers: range) -> Loader:
+        loader = DataLoader(steps, batch_size=None, sampler=numbers)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Prefetched(loader) if on_gpu else loader
 
     def beginning(self, document: int, characters: int = 20) -> str:
         """Of a training document's text, to find its row by."""

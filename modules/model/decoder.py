@@ -120,7 +120,7 @@ def run_layer(layer: nn.Module, x: Tensor, layout: Layout, mode: Checkpointing) 
         return result
     options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
     if mode == "selective":
-        options["context_fn"] = SELECTIVE[bool(layer.dropout.p), bool(layer.attention.dropout)]  # type: ignore[union-attr,index]
+        options["context_fn"] = SELECTIVE[bool(layer.dropout.p), bool(layer.attention.dropout)]  # type: ignore[union-attr]
     recomputed: Tensor = checkpoint(layer, x, layout, None, use_reentrant=False, **options)
     return recomputed
 
@@ -271,9 +271,14 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 class EmptyOnMeta(TorchFunctionMode):
-    """Puts the results of torch.empty on the meta device: torch's own modules make their parameters with it."""
+    """Puts the results of torch.empty on the meta device: torch's own modules make their parameters with it.
+
+    There is nothing to initialise there, and torch would import its compiler for it, which takes 0.9 s.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
         if func is torch.empty:
             kwargs = {**(kwargs or {}), "device": "meta"}
         return func(*args, **(kwargs or {}))

@@ -6,7 +6,7 @@ bfloat16: torch takes oneDNN by itself, but transposes the weights in every call
 
 With activations in bfloat16 and weights in float32 a layer computes in bfloat16 and its weights get float32 gradients:
 mixed precision without autocast, which would keep activations between layers in float32, and cast them to and fro.
-The same goes for LayerNorm, which computes in float32 inside.
+The same goes for LayerNorm.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in float32 whatever the number format of x, which the result has too."""
+    """nn.LayerNorm in the number format of x; means and deviations are float32 in any."""
+
+    __call__: Callable[..., Tensor]  # torch says Any
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype or x.is_cpu:  # the CPU's kernel takes float32 weights beside bfloat16
             return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class OneDNNLinear(torch.autograd.Function):

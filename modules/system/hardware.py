@@ -1,4 +1,4 @@
-"""The machine: what it is, in words; how many threads pay; which device; how memory is given back."""
+"""The machine: what it is, in words; how many threads pay; which device, how fast; how memory is given back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ PROBE_SIZE, PROBES = 384, 8
 """Rows and columns of the matrices that number formats are compared by, and how often; the fastest counts."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+"""Dense bf16 FLOP/s with float32 accumulation, of the SXM cards where there are several, from NVIDIA's data sheets."""
+
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "neon")
 
 
@@ -36,9 +39,35 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
+def grow_gpu_memory_in_place() -> None:
+    """Has torch extend its blocks of GPU memory instead of adding others: micro-batches differ in size, and leave gaps.
+
+    It is read when CUDA starts, so this comes before; what the user has set stays.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def local_rank() -> int:
+    """This process's number among those that torchrun, SLURM or the launcher started on this machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def default_device() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """The accelerator, where there is one; of several GPUs the one of this process."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device("cuda", local_rank()) if device.type == "cuda" else device
+
+
+def chosen_device(accelerator: str) -> torch.device:
+    """What trainer.accelerator comes to here."""
+    return torch.device("cpu") if accelerator == "cpu" else default_device()
+
+
+def gpu_peak(name: str) -> float | None:
+    """Dense bf16 FLOP/s of a card by torch's name for it; None for one that isn't in the table."""
+    slower = "PCIe" in name or "NVL" in name
+    return next((peak for card, peak in GPU_PEAKS.items() if card in name and not slower), None)
 
 
 @cache

@@ -21,14 +21,17 @@ from ..config.training import TrainerConfig, TrainingConfig
 from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
-from ..system.hardware import keep_freed_memory
+from ..system.hardware import grow_gpu_memory_in_place, keep_freed_memory
 from ..system.signals import WorkerError
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .checkpoints.run_manifest import CHECKPOINTS
 from .lightning_module import LanguageModel
-from .precision import compiles, compute_format
+from .precision import compiles, compute_format, on_gpu
 from .setup import TrainingSetup
-from .strategies import make_strategy
+from .strategies import group_timeout, make_strategy
+from .utilization import Utilization
+
+grow_gpu_memory_in_place()  # now: even what number format pays is asked of the GPU
 
 
 def fit(
@@ -56,6 +59,8 @@ def fit(
     callbacks: list[pl.Callback] = [same, checkpoints, samples]
     if train.early_stopping_patience:
         callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
+    if on_gpu(config.trainer):
+        callbacks.append(Utilization(training.model, config.trainer, bool(config.lora.rank)))
     if config.trainer.progress_bar:
         callbacks.append(ProgressLine(stage))
     trainer = make_trainer(config.trainer, plan.total_steps, interval, folder, logger, callbacks)
@@ -66,7 +71,7 @@ def fit(
             trainer.fit(module, training.data, ckpt_path=checkpoint, weights_only=True)
             result = best_checkpoint(trainer, module, training.data, checkpoints)
     except Exception as error:
-        if lost := lost_contact(error, config.trainer.process_group_timeout):
+        if lost := lost_contact(error, group_timeout(config.trainer)):
             raise lost from None
         raise
     if dist.is_initialized():

@@ -117,7 +117,7 @@ class LanguageModel(pl.LightningModule):
             return
         if self.device_mesh is not None:
             parallelize(self.decoder, self.device_mesh, self.compute)
-        allocate(self.decoder, self.device)
+        allocate(self.decoder, self.trainer.strategy.root_device if self._trainer else self.device)
         fill(self.decoder, self.tensors)
 
     def _step(self, batch: MicroBatch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config.training import TrainerConfig
-from ..system.hardware import bf16_speedup, default_device
+from ..system.hardware import bf16_speedup, chosen_device
 
 WORTHWHILE = 1.2
 """How many times as fast bfloat16 must be. Hardware that has it is twice as fast, other hardware slower."""
@@ -31,7 +31,7 @@ def compiles(config: TrainerConfig) -> bool:
 
 
 def on_gpu(config: TrainerConfig) -> bool:
-    return config.accelerator != "cpu" and default_device().type == "cuda"
+    return chosen_device(config.accelerator).type == "cuda"
 
 
 def compute_format(config: TrainerConfig) -> torch.dtype | None:

@@ -24,6 +24,7 @@ from ..system.redaction import redact
 from ..tokenizer.prompt_template import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .checkpoints.run_manifest import RunManifest
+from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
 from .precision import settle_precision
 from .strategies import require_devices
@@ -44,9 +45,16 @@ class TrainingSetup:
 
 
 def set_up(
-    config: TrainingConfig, start: Path | None, rows: RowSource | None = None, quarantine: Quarantine | None = None
+    config: TrainingConfig,
+    start: Path | None,
+    rows: RowSource | None = None,
+    quarantine: Quarantine | None = None,
+    earlier: RunManifest | None = None,
 ) -> TrainingSetup:
-    """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with."""
+    """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with.
+
+    earlier: of the run that is gone on with.
+    """
     require_devices(config.trainer)
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
@@ -54,10 +62,10 @@ def set_up(
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     batch = batch_of(config.train, config.model)
-    data = TextDataModule(
-        splits, tokenizer, config.data, **batch, micro_batch_tokens=config.train.micro_batch_tokens, seed=config.seed
-    )
-    return TrainingSetup(start, splits, tokenizer, model, data, make_plan(config, model, data), quarantine)
+    data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
+    plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
+    data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
+    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -114,4 +122,6 @@ def run_manifest_of(
 ) -> RunManifest:
     data = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
     base = parent["weights_sha256"] if parent else None
-    return RunManifest(stage, run_id, redact(asdict(config)), data, training.tokenizer.fingerprint, base)
+    given = redact(asdict(config))
+    given["train"]["micro_batch_tokens"] = training.plan.demand.micro_batch_tokens
+    return RunManifest(stage, run_id, given, data, training.tokenizer.fingerprint, base)

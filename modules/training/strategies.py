@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from ..config.training import TrainerConfig
-from ..system.hardware import default_device
+from ..system.hardware import chosen_device
 from .checkpoints.saving import PortableCheckpoints
 
 
@@ -23,12 +23,17 @@ def require_devices(config: TrainerConfig) -> None:
 
 def make_strategy(config: TrainerConfig) -> Strategy:
     """One device; DDP, where each has the whole model; or FSDP2 with tensor parallelism, where it is spread."""
-    timeout = timedelta(seconds=config.process_group_timeout)
+    timeout = timedelta(seconds=group_timeout(config))
     if config.devices * config.nodes == 1:
-        return SingleDevice(torch.device("cpu") if config.accelerator == "cpu" else default_device())
+        return SingleDevice(chosen_device(config.accelerator))
     if config.strategy == "ddp":
         return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
+
+
+def group_timeout(config: TrainerConfig) -> int:
+    """Seconds that a rank waits for the others: on GPUs each compiles for itself, some for minutes longer."""
+    return config.process_group_timeout or (60 if chosen_device(config.accelerator).type == "cpu" else 600)
 
 
 class SingleDevice(PortableCheckpoints, SingleDeviceStrategy):

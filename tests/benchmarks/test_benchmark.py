@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import machine, measuring, planned_comparisons, tables
+from benchmarks import measuring, planned_comparisons, tables
 from benchmarks.benchmark import benchmark
 from benchmarks.config import PARTS
 from benchmarks.measuring import BenchmarkError, Result, Row, Spread, measure, take_turn
@@ -28,6 +28,7 @@ from modules.config.loader import ConfigError, load_config
 from modules.config.model import ModelConfig
 from modules.model import linear as products
 from modules.model.decoder import Decoder
+from modules.training.planning.flops import flops_per_token
 from tests.helpers.models import ROOT
 
 SMALLEST = [
@@ -169,10 +170,8 @@ def test_floating_point_operations_are_those_that_torch_counts(monkeypatch: pyte
     monkeypatch.setattr(products, "AVX512", False)  # torch doesn't count what oneDNN does
     with FlopCounterMode(display=False) as counter:
         decoder(torch.zeros(1, 64, dtype=torch.int64)).sum().backward()
-    attention = machine.flops_per_token({**model, "vocab_size": 96}, 32) - machine.flops_per_token(
-        {**model, "vocab_size": 96}, 0
-    )
-    counted = 64 * machine.flops_per_token({**model, "vocab_size": 96}, 0)
+    attention = flops_per_token({**model, "vocab_size": 96}, 32) - flops_per_token({**model, "vocab_size": 96}, 0)
+    counted = 64 * flops_per_token({**model, "vocab_size": 96}, 0)
     by_operation = counter.get_flop_counts()["Global"]
     assert sum(n for name, n in by_operation.items() if "mm" in str(name)) == counted
     assert attention == 12 * 2 * 64 * 32

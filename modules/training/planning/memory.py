@@ -15,7 +15,7 @@ from itertools import groupby
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
 from ...model.attention import MATERIALIZED_LENGTH
-from ...model.loss import CHUNK, SOFTMAX_ROWS
+from ...model.loss import CHUNK, GPU_LOGITS, SOFTMAX_ROWS
 from ..optimizer import OPTIMIZERS, Shape
 from ..precision import compute_format, on_gpu
 
@@ -213,14 +213,14 @@ class StepMemory:
         """
         assert self.model.vocab_size
         vocabulary = self.model.vocab_size / self.parts
-        rows = min(self.tokens, CHUNK)
-        following = min(max(self.tokens - CHUNK, 0), CHUNK)
-        softmax = 4 * min(rows, SOFTMAX_ROWS) if self.parts == 1 else 8 * rows
+        gpu = on_gpu(self.trainer)
+        chunk = int(GPU_LOGITS / vocabulary) if gpu else CHUNK
+        rows = min(self.tokens, chunk)
+        following = min(max(self.tokens - chunk, 0), chunk)
+        softmax = 8 * rows if gpu or self.parts > 1 else 4 * min(rows, SOFTMAX_ROWS)
         copies = 2 * self.embedding if self.mixed else 0.0
-        return copies + max(
-            (rows + following) * self.activation * vocabulary,
-            rows * self.activation * vocabulary + max(softmax * vocabulary, copies),
-        )
+        at_its_end = rows * self.activation * vocabulary + max(softmax * vocabulary, copies)
+        return copies + max((rows + following) * self.activation * vocabulary, at_its_end)
 
     def cast_weights(self) -> float:
         """A layer's matrices in bf16, kept for its backward pass."""

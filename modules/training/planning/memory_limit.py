@@ -14,13 +14,22 @@ import torch
 
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
-from ...system.hardware import give_freed_memory_back
+from ...system.hardware import chosen_device, give_freed_memory_back
 from .memory import StepMemory, TrainingMemory
 
 GIB, MIB = 2**30, 2**20
 
 CPU_SHARE = 2 / 3
 """Of free RAM: malloc's gaps and the libraries' buffers take up to half as much again as tensors do (docs/sizes.md)."""
+
+GPU_SHARE = 0.92
+"""Of free GPU memory: cuBLAS, NCCL and attention's backward pass take some too, and the allocator leaves gaps."""
+
+CPU_TOKENS = 2048
+"""Of a pass on a CPU, which more tokens make no faster."""
+
+GPU_TOKENS = 2**16
+"""Of a pass on a GPU at most: nothing is gained beyond."""
 
 MOST_DEVICES = 4096
 DEVICES_A_MACHINE = 8
@@ -78,8 +87,9 @@ def device_memory(trainer: TrainerConfig) -> int:
     """Bytes that one device may fill: what the configuration says, else what is free here now."""
     if trainer.device_memory:
         return int(trainer.device_memory * GIB)
-    if trainer.accelerator != "cpu" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
+    if (device := chosen_device(trainer.accelerator)).type == "cuda":
+        torch.cuda.empty_cache()  # what an earlier run in this process has freed would count as taken
+        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
     give_freed_memory_back()
     free = min(psutil.virtual_memory().available, container_memory())
     return int(free * CPU_SHARE) // trainer.devices
@@ -92,6 +102,23 @@ def container_memory() -> float:
         return max(0, int(limit) - int(used))
     except (OSError, ValueError):  # no such group, or "max"
         return math.inf
+
+
+def fitting_tokens(demand: MemoryDemand) -> tuple[int, str]:
+    """What train.micro_batch_tokens comes to where it is unset, whatever the demand has, and why.
+
+    On a GPU it is the whole step, or else the largest power of two with which a step fits.
+    """
+    if chosen_device(demand.trainer.accelerator).type == "cpu":
+        return CPU_TOKENS, "more make a CPU no faster"
+    limit, step = device_memory(demand.trainer), -(-demand.largest_share() // 1024) * 1024
+    smaller = (2**power for power in range(GPU_TOKENS.bit_length() - 1, 9, -1))
+    candidates = [min(step, GPU_TOKENS), *(tokens for tokens in smaller if tokens < step)]
+    for tokens in candidates:
+        if replace(demand, micro_batch_tokens=tokens).memory().peak <= limit:
+            whole = "the whole step" if tokens >= step else "enough to keep a GPU busy"
+            return tokens, whole if tokens == candidates[0] else f"what fits into {memory_in_words(limit)}"
+    return candidates[-1], "more don't fit"
 
 
 def memory_in_words(size: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ...data.datamodule import TextDataModule
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
-from .memory_limit import MemoryDemand, memory_in_words
+from .memory_limit import CPU_TOKENS, MemoryDemand, fitting_tokens, memory_in_words
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class TrainingPlan:
     warmup_steps: int
     demand: MemoryDemand
     """What the memory of a step depends on."""
+    why_so_many: str = "train.micro_batch_tokens"
+    """Where the demand's micro_batch_tokens come from."""
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -42,6 +44,7 @@ class TrainingPlan:
             "rows": f"{self.rows:,} (over-long: {over_long})",
             "tokens an epoch": f"{self.tokens_per_epoch:,}",
             "tokens a step": f"{self.tokens_per_epoch / self.steps_per_epoch:,.0f}",
+            "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
             "learning rate": f"{self.learning_rate:g}{unreached if warmup > self.total_steps else ''}",
             "number format": describe_precision(self.demand.trainer),
@@ -54,13 +57,20 @@ class TrainingPlan:
         }
 
 
-def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) -> TrainingPlan:
+def make_plan(
+    config: TrainingConfig, model: ModelConfig, data: TextDataModule, earlier_tokens: int | None = None
+) -> TrainingPlan:
+    """earlier_tokens: micro_batch_tokens of the run that is gone on with: with the same, sums have the same order."""
     documents = data.documents["train"]
     in_epochs = data.steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf
     lengths, batch = np.sort(documents.lengths)[::-1], (data.batch_size, data.batch_tokens)
     adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
-    tokens, optimizer = config.train.micro_batch_tokens, config.train.optimizer
-    demand = MemoryDemand(model, config.trainer, lengths, *batch, tokens, adapters, optimizer)
+    demand = MemoryDemand(model, config.trainer, lengths, *batch, CPU_TOKENS, adapters, config.train.optimizer)
+    tokens, why = config.train.micro_batch_tokens, "train.micro_batch_tokens"
+    if tokens is None and earlier_tokens:
+        tokens, why = earlier_tokens, "as in the run that is gone on with"
+    elif tokens is None:
+        tokens, why = fitting_tokens(demand)
     return TrainingPlan(
         parameters=parameter_count(model),
         rows=documents.rows,
@@ -71,7 +81,8 @@ def make_plan(config: TrainingConfig, model: ModelConfig, data: TextDataModule) 
         total_steps=int(min(config.train.max_steps or math.inf, in_epochs)),
         learning_rate=peak_learning_rate(config),
         warmup_steps=config.train.warmup_steps,
-        demand=demand,
+        demand=replace(demand, micro_batch_tokens=tokens),
+        why_so_many=why,
     )
 
 

@@ -131,6 +131,7 @@ def test_the_second_run_names_the_first_and_a_killed_one_holds_nobody_back(tmp_p
     [
         ((), {}, {}),
         (("output_dir=x", "trainer.devices=2", "train.sample_prompts=[a]", "data.path=elsewhere"), {}, {}),
+        (("train.micro_batch_tokens=512",), {}, {}),
         (("train.learning_rate=1",), {}, {"train.learning_rate": "train.learning_rate was None, and is 1.0"}),
         (("trainer.precision=bf16-mixed",), {},
          {"trainer.precision": "trainer.precision was 32-true, and is bf16-mixed"}),
@@ -245,6 +246,20 @@ def test_a_changed_run_is_refused_unless_it_is_allowed(interrupted: Path, rows: 
     assert done.model == interrupted / "model"
     assert before.exists()
     assert len(mlflow.search_runs(search_all_experiments=True)) == len(known)
+
+
+def test_what_was_chosen_for_the_machine_stays_what_it_was(interrupted: Path, rows: datasets.Dataset) -> None:
+    """Unset, micro_batch_tokens follow from what is free on a GPU; the manifest holds what they came to."""
+    manifest = read_run_manifest(interrupted / CHECKPOINTS)
+    assert manifest
+    assert manifest.config["train"]["micro_batch_tokens"] == 2048
+    manifest.config["train"]["micro_batch_tokens"] = 300
+    write_run_manifest(interrupted / CHECKPOINTS, manifest)
+    result = train("pretrain", config_of(f"output_dir={interrupted}", "train.validate_every_n_steps=3"), rows)
+    assert result.plan.demand.micro_batch_tokens == 300
+    finished = read_run_manifest(interrupted / CHECKPOINTS)
+    assert finished
+    assert (finished.finished, finished.config["train"]["micro_batch_tokens"]) == (True, 300)
 
 
 def test_a_dry_run_leaves_an_interrupted_run_alone(interrupted: Path, rows: datasets.Dataset) -> None:

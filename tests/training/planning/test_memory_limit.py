@@ -94,7 +94,8 @@ def test_a_remedy_can_be_pasted_and_is_enough() -> None:
     demand = demand_of(HUGE, device_memory=80)
     keys = refusal(demand).split(": ")[1].split()
     config = load_config("pretrain", ["model=175b", "trainer.device_memory=80", *keys])
-    changed = replace(demand, trainer=config.trainer, micro_batch_tokens=config.train.micro_batch_tokens)
+    tokens = config.train.micro_batch_tokens or demand.micro_batch_tokens
+    changed = replace(demand, trainer=config.trainer, micro_batch_tokens=tokens)
     require_memory(changed)
     assert config.trainer.strategy == "fsdp"
     assert 32 <= config.trainer.devices * config.trainer.nodes <= 256  # 2.8 TB of weights, gradients and moments
