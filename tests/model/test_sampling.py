@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from modules.config.generation import GenerationConfig
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
-from modules.model.sampling import Rows, filtered, generate, penalize, sample
+from modules.model.sampling import UNIT, Rows, Sampler, checked, draw, generate, penalize, sample
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 
@@ -138,20 +139,47 @@ def test_max_new_tokens_and_positions_limit_the_length(generator: TextGenerator,
         generator("山" * 95)
 
 
+def kept(probabilities: list[list[float]], *parameters: dict[str, Any], candidates: int = 0) -> list[list[int]]:
+    """The indices of the tokens of each row that its parameters leave."""
+    configs = [GenerationConfig(**given) for given in parameters]
+    size = len(probabilities[0])
+    sampler = Sampler(configs, [[0]] * len(configs), -1, size, torch.device("cpu"))
+    weights = sampler.filtered(torch.tensor(probabilities) * UNIT, candidates or size)
+    return [row.nonzero()[:, 0].tolist() for row in weights]
+
+
 def test_top_k_and_top_p_keep_what_they_say() -> None:
-    logits = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
-    kept = lambda k, p: filtered(logits.clone(), k, p)[0].isfinite().tolist()  # noqa: E731
-    assert kept(2, 1.0) == [True, True, False, False, False]
-    assert kept(0, 0.6) == [True, True, False, False, False]
-    assert kept(0, 0.01) == [True, False, False, False, False]
-    assert kept(1, 0.99) == [True, False, False, False, False]
-    assert kept(0, 1.0) == kept(99, 1.0) == [True] * 5
+    row = [0.05, 0.5, 0.15, 0.1, 0.2]
+    cases: list[tuple[dict[str, Any], list[int]]] = [
+        ({"top_k": 2}, [1, 4]),
+        ({"top_p": 0.6}, [1, 4]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_k": 1, "top_p": 0.99}, [1]),
+        ({"top_k": 3, "top_p": 0.5}, [1]),  # of the three likeliest one alone has more than half
+        ({"top_k": 3, "top_p": 0.6}, [1, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_p": 1e-95}, [1]),  # which float32 rounds to 0
+    ]
+    parameters, expected = [given for given, _ in cases], [left for _, left in cases]
+    for candidates in (3, 5):  # that many are sorted first
+        if candidates == 5:
+            assert [kept([row], given)[0] for given in parameters] == expected
+        few = [i for i, given in enumerate(parameters) if given.get("top_k", 0) <= candidates]
+        found = kept([row] * len(few), *(parameters[i] for i in few), candidates=candidates)
+        assert found == [expected[i] for i in few]
+
+
+def test_tokens_as_likely_as_the_last_one_stay() -> None:
+    assert kept([[0.2, 0.4, 0.2, 0.2]], {"top_k": 2}) == kept([[0.2, 0.4, 0.2, 0.2]], {"top_p": 0.5}) == [[0, 1, 2, 3]]
 
 
 def test_repetition_penalty_follows_ctrl() -> None:
     logits = torch.tensor([[2.0, -1.0, 3.0], [2.0, -1.0, 3.0]])
-    found = penalize(logits, [[0, 1, 0], [2]], 2.0)
-    assert found.tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
+    written = torch.tensor([[0, 1, 0], [2, 2, 2]])
+    assert penalize(logits, written, 2.0, -1).tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
+    each = penalize(logits, written, torch.tensor([[2.0], [1.0]]), end_of_text_id=1)
+    assert each.tolist() == [[1.0, -1.0, 3.0], [2.0, -1.0, 3.0]]
     assert logits[0, 0] == 2.0  # the caller's logits stay
 
 
@@ -160,7 +188,7 @@ def test_the_end_of_a_text_is_no_repetition(decoder: Decoder, tokenizer: Tokeniz
     logits = torch.zeros(1, tokenizer.vocab_size)
     logits[0, tokenizer.end_of_text_id], logits[0, 9] = 2.0, 1.5
     config = GenerationConfig(temperature=0.0, repetition_penalty=2.0)
-    rows = Rows([0], [[tokenizer.end_of_text_id]], [torch.Generator()], [1], [config])
+    rows = Rows([0], [[tokenizer.end_of_text_id]], [random.Random()], [1], [config])
     assert sample(logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
 
 
@@ -216,6 +244,72 @@ def test_dropout_is_off_when_writing(tokenizer: Tokenizer) -> None:
     assert generator("春", temperature=0.0) == generator("春", temperature=0.0)
 
 
-def test_a_top_p_that_float32_rounds_to_zero_leaves_the_likeliest_token() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert filtered(logits, 0, 1e-95).isfinite().tolist() == [[False, True, False]]
+def drawn(probabilities: torch.Tensor, uniforms: list[float]) -> list[int]:
+    """The tokens that these random numbers make of one distribution."""
+    weights = (probabilities * UNIT).long().repeat(len(uniforms), 1)
+    return draw(weights, torch.tensor(uniforms, dtype=torch.float64)[:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def test_draws_follow_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(1)
+    probabilities = torch.randn(20, generator=generator).softmax(-1)
+    uniforms = torch.rand(100_000, dtype=torch.float64, generator=generator).tolist()
+    found = torch.bincount(torch.tensor(drawn(probabilities, uniforms)), minlength=20)
+    expected = probabilities.double() * len(uniforms)
+    assert float(((found - expected) ** 2 / expected).sum()) < 43.8  # chi-square, 19 degrees of freedom: 0.1 %
+
+
+@pytest.mark.parametrize("size", [4, 21_128, 50_257])
+def test_a_token_of_probability_0_is_never_drawn(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(size, generator=generator) * 4
+    possible = torch.arange(size) % 3 == 1  # neither the first nor, of 4 and 50,257, the last
+    probabilities = logits.masked_fill(~possible, float("-inf")).softmax(-1)
+    largest = 1 - 2.0**-53
+    uniforms = [0.0, 5e-324, 2.0**-53, largest, 1 - 2.0**-40, *torch.rand(200, dtype=torch.float64).tolist()]
+    tokens = drawn(probabilities, uniforms)
+    assert possible[tokens].all()
+    positive = ((probabilities * UNIT).long() > 0).nonzero()[:, 0]
+    assert (tokens[0], tokens[3]) == (positive[0], positive[-1])  # the ends of the line
+    # On the edge between two tokens the second one begins.
+    assert drawn(torch.tensor([0.25, 0.0, 0.5, 0.25]), [0.25, 0.25 - 2.0**-48, 0.75, 0.75 - 2.0**-48]) == [2, 0, 3, 2]
+
+
+def test_rows_with_different_parameters_are_drawn_as_each_alone() -> None:
+    parameters: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 600},
+        {"top_p": 0.9, "repetition_penalty": 1.5},
+        {"top_p": 0.999, "temperature": 2.0},  # more than CANDIDATES
+        {"top_k": 5, "top_p": 0.5},
+        {"temperature": 0.0, "repetition_penalty": 3.0},
+    ]
+    configs = [GenerationConfig(**given) for given in parameters]
+    logits = torch.randn(len(configs), 3000, generator=torch.Generator().manual_seed(1)) * 2
+
+    def rows(indices: list[int], trial: int) -> Rows:
+        likeliest = logits.topk(20).indices
+        ids = [likeliest[i, : 3 + 2 * i].tolist() for i in indices]
+        return Rows(
+            indices, ids, [random.Random(trial + i) for i in indices], [1] * len(ids), [configs[i] for i in indices]
+        )
+
+    everyone = list(range(len(configs)))
+    different = set()
+    for trial in range(50):
+        together = sample(logits, rows(everyone, trial), 0)
+        assert together == [sample(logits[[i]], rows([i], trial), 0)[0] for i in everyone]
+        different.add(tuple(together))
+    assert len(different) > 10
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_p": 0.5}])
+def test_probabilities_that_are_no_numbers_end_in_an_error(parameters: dict[str, Any]) -> None:
+    for size in (4, 5):
+        logits = torch.zeros(1, size)
+        logits[0, 2] = float("nan")
+        rows = Rows([0], [[1]], [random.Random(1)], [1], [GenerationConfig(**parameters)])
+        with pytest.raises(FloatingPointError, match="try another dtype"):
+            sample(logits, rows, -1)
+    assert checked([0, 3]) == [0, 3]
