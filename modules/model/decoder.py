@@ -46,10 +46,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
-        if cache is not None and cache.longest:  # one new token a row, (B, nh, 3, hs), beside all that is cached
-            keys, values = cache.append(self.layer, qkv[:, :, 1:])
-            y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
-            return self.dense(y.flatten(1))
+        if cache is not None and cache.longest:  # one new token a row: (B, nh, 3, hs)
+            return self.dense(cache.attend(self.layer, qkv))
         outputs, row = [], 0
         for (count, length), part in zip(groups, qkv.split([c * n for c, n in groups]), strict=True):
             qkv_of_group = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)

@@ -10,25 +10,21 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
 from .kv_cache import KVCache
+from .sampler import Sampler, checked, upload
 
 if TYPE_CHECKING:
     from ..config.generation import GenerationConfig
-
-UNIT = 2**48
-"""Weight of probability 1. Weights are whole numbers, of which sums are exact: a draw depends neither on the order in
-which a device adds up nor on the rows beside it, and no rounding gives a token of probability 0 a share."""
-
-CANDIDATES = 512
-"""How many of the likeliest tokens are sorted on a CPU for top_p before all are: 0.06 ms where 21,128 take 1.4."""
 
 
 @dataclass
@@ -72,34 +68,36 @@ def generate(
     Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
     rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
-    cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
-    logits = prefill(decoder, prompts, cache)
-    yield from write(rows, logits, partial(decode_step, decoder, cache), end_of_text_id)
+    batch = open_batch(decoder, end_of_text_id, len(prompts))
+    batch.join(rows)
+    yield from write(batch, batch.advance)
 
 
-def write(
-    rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], end: int
-) -> Generator[tuple[int, int | None], int | None]:
-    """The loop of `generate`, whatever computes the logits; yields what it yields.
+def write(batch: Batch, advance: Callable[[list[int]], None]) -> Generator[tuple[int, int | None], int | None]:
+    """The loop of `generate`; yields what it yields.
 
-    logits: (B, V) of each row's first new token. advance: (rows, left) → logits (B, V) of the next tokens; left:
-    indices of the rows that haven't ended, in their new order (`moved_up`). It may append rows to both.
+    advance: batch.advance, or what calls it, then perhaps batch.join for rows that come in.
     """
-    while True:
-        ended: set[int] = set()
-        for i, token in enumerate(sample(logits, rows, end)):
-            number = rows.numbers[i]
-            rows.ids[i].append(token)
-            rows.remaining[i] -= 1
-            stopped = None if token == end else (yield number, token)
-            if token == end or stopped == number or rows.remaining[i] == 0:
-                ended.add(i)
-                yield number, None
-        left = moved_up(len(rows.ids), ended)
-        if not left:
-            return
-        rows = rows.select(left)
-        logits = advance(rows, left)
+    try:
+        while True:
+            rows = batch.rows
+            ended: set[int] = set()
+            for i, token in enumerate(batch.next_tokens()):
+                number = rows.numbers[i]
+                rows.ids[i].append(token)
+                rows.remaining[i] -= 1
+                stopped = None if token == batch.end_of_text_id else (yield number, token)
+                if token == batch.end_of_text_id or stopped == number or rows.remaining[i] == 0:
+                    ended.add(i)
+                    yield number, None
+            left = moved_up(len(rows.ids), ended)
+            if not left:
+                break
+            advance(left)
+    except GeneratorExit:  # after an error the batch isn't closed: nothing that it held is used again
+        batch.close()
+        raise
+    batch.close()
 
 
 def moved_up(count: int, ended: set[int]) -> list[int]:
@@ -138,13 +136,75 @@ def generator_of(prompt: Sequence[int], seed: int | None) -> random.Random:
     return random.Random(hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest())
 
 
+class Batch:
+    """Rows that are written together, and all that their next tokens are drawn from; rows leave and join.
+
+    decode_graph.GraphBatch does the same faster on a GPU.
+    """
+
+    def __init__(self, decoder: Decoder, end_of_text_id: int) -> None:
+        self.decoder, self.end_of_text_id = decoder, end_of_text_id
+        self.device = decoder.word_embeddings.weight.device
+        self.rows = Rows([], [], [], [], [])
+        self.cache: KVCache | None = None
+        self.logits: Tensor
+        self.sampler: Sampler | None = None
+
+    def join(self, rows: Rows) -> None:
+        """Reads the prompts of new rows, which come after those that are there."""
+        capacity = rows.capacity if self.cache is None else max(map(len, rows.ids))
+        joining = KVCache(len(rows.ids), capacity, self.device)
+        logits = prefill(self.decoder, rows.ids, joining)
+        self.rows.extend(rows)
+        if self.cache is None:
+            self.cache, self.logits = joining, logits
+        else:
+            self.cache.merge(joining, self.rows.capacity)
+            self.logits = torch.cat([self.logits, logits])
+        self.sampler = None
+
+    def next_tokens(self) -> list[int]:
+        """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
+        if self.sampler is None:
+            self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
+        uniforms = [generator.random() for generator in self.rows.generators]
+        return checked(self.sampler(self.logits, upload(uniforms, torch.float64, self.device)).tolist())
+
+    def advance(self, left: list[int]) -> None:
+        """Drops all rows but these, and goes on to the next token."""
+        if len(left) < len(self.rows.ids):
+            self.rows, self.sampler = self.rows.select(left), None
+        assert self.cache is not None
+        self.logits = decode_step(self.decoder, self.cache, self.rows, left)
+        if self.sampler:
+            self.sampler.append(lambda: upload([ids[-1] for ids in self.rows.ids], torch.int64, self.device))
+
+    def close(self) -> None:
+        """Nothing more is asked of it."""
+
+
+def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
+    """A batch without rows, for at least `places` of them.
+
+    A GPU replays a captured step where the weights are whole and what is captured stays true.
+    """
+    weight = decoder.word_embeddings.weight
+    spread = type(weight) not in (Tensor, nn.Parameter)
+    if not weight.is_cuda or spread or decoder.training or torch.is_autocast_enabled("cuda"):
+        return Batch(decoder, end_of_text_id)
+    from .decode_graph import GraphBatch
+
+    return GraphBatch(decoder, end_of_text_id, places)
+
+
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V)."""
     device = decoder.word_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
-    flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
-    last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return decoder(flat, lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
+    flat = upload([token for prompt in prompts for token in prompt], torch.int64, device)  # (N,)
+    last = upload([end - 1 for end in accumulate(lengths)], torch.int64, device)
+    with attention_kernels(device):
+        return decoder(flat[None], lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
 
 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
@@ -152,109 +212,12 @@ def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -
     if len(left) < len(cache.lengths):
         cache.select(left)
     last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
-    return decoder(last, cache=cache)[:, -1]
+    with attention_kernels(last.device):
+        return decoder(last, cache=cache)[:, -1]
 
 
-def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
-    """logits (B, V) → a token id a row. Raises FloatingPointError where probabilities aren't numbers."""
-    sampler = Sampler(rows.configs, rows.ids, end_of_text_id, logits.shape[-1], logits.device)
-    uniforms = torch.tensor([[generator.random()] for generator in rows.generators], dtype=torch.float64)
-    return checked(sampler(logits, uniforms.to(logits.device)).tolist())
-
-
-def checked(tokens: list[int]) -> list[int]:
-    """Raises FloatingPointError where a token couldn't be chosen."""
-    if min(tokens) < 0:
-        raise FloatingPointError(
-            "the model's next-token probabilities aren't numbers (NaN): its weights are damaged, "
-            "or their number format is too small for it; try another dtype"
-        )
-    return tokens
-
-
-class Sampler:
-    """Chooses the next token of each row on the device where the logits are, with one random number a row.
-
-    Parameters are columns, (B, 1): rows with different ones are drawn together.
-    """
-
-    def __init__(
-        self,
-        configs: Sequence[GenerationConfig],
-        ids: Sequence[Sequence[int]],
-        end_of_text_id: int,
-        vocab_size: int,
-        device: torch.device,
-    ) -> None:
-        """ids: what stands in each row already; the repetition penalty is for these."""
-        column = lambda values, dtype: torch.tensor(values, dtype=dtype, device=device)[:, None]  # noqa: E731
-        greedy = [config.temperature == 0 for config in configs]
-        top_k = [min(config.top_k, vocab_size) for config in configs]
-        top_p = [config.top_p if config.top_p < 1 else 0.0 for config in configs]
-        self.draws, self.mixed, self.nucleus = not all(greedy), any(greedy), any(top_p)
-        self.greedy = column(greedy, torch.bool)
-        self.temperature = column([config.temperature or 1.0 for config in configs], torch.float32)
-        self.top_k, self.top_p = column(top_k, torch.int64), column(top_p, torch.float64)
-        self.candidates = max(top_k)
-        if self.nucleus:  # on a GPU all are sorted: to ask it whether a few suffice would take longer
-            few = max(self.candidates, CANDIDATES) if device.type == "cpu" else vocab_size
-            self.candidates = min(few, vocab_size)
-        self.written: Tensor | None = None
-        if any(config.repetition_penalty != 1 for config in configs):
-            self.penalty = column([config.repetition_penalty for config in configs], torch.float32)
-            longest = max(map(len, ids))  # shorter rows are filled up with a token of theirs: each counts once
-            self.written = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids], device=device)
-        self.end_of_text_id = end_of_text_id
-
-    def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """logits (B, V), uniforms (B, 1) float64 in [0, 1) → ids (B,), -1 where probabilities aren't numbers."""
-        logits = logits.float()
-        if self.written is not None:
-            logits = penalize(logits, self.written, self.penalty, self.end_of_text_id)
-        if not self.draws:
-            return logits.argmax(-1)
-        scaled = (logits / self.temperature).softmax(-1).mul_(UNIT)
-        ids = draw(self.filtered(scaled, self.candidates) if self.candidates else scaled.long(), uniforms)
-        return torch.where(self.greedy, logits.argmax(-1, keepdim=True), ids)[:, 0] if self.mixed else ids[:, 0]
-
-    def filtered(self, scaled: Tensor, candidates: int) -> Tensor:
-        """Weights (B, V) in which only the k likeliest tokens, and of them the nucleus of mass p, are above 0.
-
-        Tokens that are just as likely as the last one kept stay too: no order among equals decides.
-        scaled: probabilities × UNIT. candidates: how many of the likeliest to look at first; if a nucleus is larger,
-        all are.
-        """
-        weights, likeliest = scaled.long(), scaled.topk(candidates).values.long()
-        kth = torch.where(self.top_k > 0, likeliest.gather(-1, (self.top_k - 1).clamp(min=0)), 0)
-        weights.masked_fill_(weights < kth, 0)
-        if not self.nucleus:
-            return weights
-        likeliest.masked_fill_(likeliest < kth, 0)
-        mass = likeliest.cumsum(-1)
-        goal = weights.sum(-1, keepdim=True) * self.top_p
-        if candidates < weights.shape[-1] and bool((mass[:, -1:] < goal).any()):
-            return self.filtered(scaled, weights.shape[-1])
-        beyond = mass - likeliest >= goal  # the token that reaches p stays
-        lowest = likeliest.masked_fill_(beyond, UNIT).amin(-1, keepdim=True)
-        return weights.masked_fill_(weights < torch.where(self.top_p > 0, lowest, 0), 0)
-
-
-def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse transform sampling: the first token whose cumulative weight exceeds uniform × total, (B, 1).
-
-    weights: (B, V), overwritten.
-    """
-    mass = weights.cumsum_(-1)
-    total = mass[:, -1:]
-    found = torch.searchsorted(mass, (uniforms * total).long(), right=True)
-    return torch.where(total > 0, found, -1)  # NaN became the lowest number there is, or 0
-
-
-def penalize(logits: Tensor, written: Tensor, penalty: Tensor | float, end_of_text_id: int) -> Tensor:
-    """CTRL's repetition penalty (Keskar et al. 2019) for the ids `written` (B, n): ÷ where positive, × where negative.
-
-    End-of-text is never penalized: it may also start a text.
-    """
-    scores = logits.gather(-1, written)
-    penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return logits.scatter(-1, written, torch.where(written == end_of_text_id, scores, penalized))
+def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps CUDA from cuDNN's attention, which makes a plan for each new shape: for each token that would be one."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from modules.config.generation import GenerationConfig
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
-from modules.model.sampling import UNIT, Rows, Sampler, checked, draw, generate, penalize, sample
+from modules.model.sampler import UNIT, Sampler, draw, penalize
+from modules.model.sampling import Batch, Rows, generate
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 
@@ -143,7 +144,8 @@ def kept(probabilities: list[list[float]], *parameters: dict[str, Any], candidat
     """The indices of the tokens of each row that its parameters leave."""
     configs = [GenerationConfig(**given) for given in parameters]
     size = len(probabilities[0])
-    sampler = Sampler(configs, [[0]] * len(configs), -1, size, torch.device("cpu"))
+    rows = Rows([], [[0]] * len(configs), [], [], configs)
+    sampler = Sampler(rows, -1, size, torch.device("cpu"))
     weights = sampler.filtered(torch.tensor(probabilities) * UNIT, candidates or size)
     return [row.nonzero()[:, 0].tolist() for row in weights]
 
@@ -174,6 +176,13 @@ def test_tokens_as_likely_as_the_last_one_stay() -> None:
     assert kept([[0.2, 0.4, 0.2, 0.2]], {"top_k": 2}) == kept([[0.2, 0.4, 0.2, 0.2]], {"top_p": 0.5}) == [[0, 1, 2, 3]]
 
 
+def sample(decoder: Decoder, logits: torch.Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
+    """The next token of each row after these logits."""
+    batch = Batch(decoder, end_of_text_id)
+    batch.rows, batch.logits = rows, logits
+    return batch.next_tokens()
+
+
 def test_repetition_penalty_follows_ctrl() -> None:
     logits = torch.tensor([[2.0, -1.0, 3.0], [2.0, -1.0, 3.0]])
     written = torch.tensor([[0, 1, 0], [2, 2, 2]])
@@ -189,7 +198,7 @@ def test_the_end_of_a_text_is_no_repetition(decoder: Decoder, tokenizer: Tokeniz
     logits[0, tokenizer.end_of_text_id], logits[0, 9] = 2.0, 1.5
     config = GenerationConfig(temperature=0.0, repetition_penalty=2.0)
     rows = Rows([0], [[tokenizer.end_of_text_id]], [random.Random()], [1], [config])
-    assert sample(logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
+    assert sample(decoder, logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
 
 
 def test_sampling_follows_the_distribution(decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -275,7 +284,7 @@ def test_a_token_of_probability_0_is_never_drawn(size: int) -> None:
     assert drawn(torch.tensor([0.25, 0.0, 0.5, 0.25]), [0.25, 0.25 - 2.0**-48, 0.75, 0.75 - 2.0**-48]) == [2, 0, 3, 2]
 
 
-def test_rows_with_different_parameters_are_drawn_as_each_alone() -> None:
+def test_rows_with_different_parameters_are_drawn_as_each_alone(decoder: Decoder) -> None:
     parameters: list[dict[str, Any]] = [
         {},
         {"temperature": 0.0},
@@ -298,18 +307,17 @@ def test_rows_with_different_parameters_are_drawn_as_each_alone() -> None:
     everyone = list(range(len(configs)))
     different = set()
     for trial in range(50):
-        together = sample(logits, rows(everyone, trial), 0)
-        assert together == [sample(logits[[i]], rows([i], trial), 0)[0] for i in everyone]
+        together = sample(decoder, logits, rows(everyone, trial), 0)
+        assert together == [sample(decoder, logits[[i]], rows([i], trial), 0)[0] for i in everyone]
         different.add(tuple(together))
     assert len(different) > 10
 
 
-@pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_p": 0.5}])
-def test_probabilities_that_are_no_numbers_end_in_an_error(parameters: dict[str, Any]) -> None:
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}])
+def test_probabilities_that_are_no_numbers_end_in_an_error(decoder: Decoder, parameters: dict[str, Any]) -> None:
     for size in (4, 5):
         logits = torch.zeros(1, size)
         logits[0, 2] = float("nan")
         rows = Rows([0], [[1]], [random.Random(1)], [1], [GenerationConfig(**parameters)])
         with pytest.raises(FloatingPointError, match="try another dtype"):
-            sample(logits, rows, -1)
-    assert checked([0, 3]) == [0, 3]
+            sample(decoder, logits, rows, -1)
