@@ -8,6 +8,7 @@ A row attends to its own filled positions alone, so that what it becomes doesn't
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .kv_cache import KVCache
-from .sampler import Sampler, checked, upload
+from .sampler import Sampler, checked, seeds_of, upload
 from .sampling import Batch, Rows, attention_kernels, prefill
 
 SHORTEST = 128
@@ -193,7 +194,8 @@ class GraphBatch(Batch):
         free = [place for place in range(len(graph.ids)) if place not in self.places][: len(rows.ids)]
         places = upload(free, torch.int64, self.device)
         logits = graph.cache.read(self.decoder, rows, places)
-        graph.ids[places] = self.draw(Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device), logits, rows)
+        sampler = Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device)
+        graph.ids[places] = sampler(logits, seeds_of(rows.generators, self.device))
         self.rows.extend(rows)
         self.places += free
         self.sampler = None
@@ -210,10 +212,6 @@ class GraphBatch(Batch):
         larger.ids[:places] = self.graph.ids
         self.sampler = None
         return larger
-
-    def draw(self, sampler: Sampler, logits: Tensor, rows: Rows) -> Tensor:
-        uniforms = [generator.random() for generator in rows.generators]
-        return sampler(logits, upload(uniforms, torch.float64, self.device))
 
     def next_tokens(self) -> list[int]:
         assert self.graph is not None
@@ -236,10 +234,10 @@ class GraphBatch(Batch):
             by_place = self.rows.select([row_at.get(place, 0) for place in range(len(graph.ids))])
             self.sampler = Sampler(by_place, self.end_of_text_id, graph.logits.shape[-1], self.device)
         self.sampler.append(lambda: graph.ids)
-        uniforms = [0.0] * len(graph.ids)
+        generators: list[random.Random | None] = [None] * len(graph.ids)
         for place, generator in zip(self.places, self.rows.generators, strict=True):
-            uniforms[place] = generator.random()
-        graph.ids.copy_(self.sampler(graph.logits, upload(uniforms, torch.float64, self.device)))
+            generators[place] = generator
+        graph.ids.copy_(self.sampler(graph.logits, seeds_of(generators, self.device)))
 
     def advance(self, left: list[int]) -> None:
         if len(left) < len(self.places):

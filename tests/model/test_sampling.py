@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modules.config.generation import GenerationConfig
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
-from modules.model.sampler import UNIT, Sampler, draw, penalize
+from modules.model.sampler import Sampler, exponential_race, minus_exponential, noise, penalize, seeds_of
 from modules.model.sampling import Batch, Rows, generate
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
@@ -146,8 +146,9 @@ def kept(probabilities: list[list[float]], *parameters: dict[str, Any], candidat
     size = len(probabilities[0])
     rows = Rows([], [[0]] * len(configs), [], [], configs)
     sampler = Sampler(rows, -1, size, torch.device("cpu"))
-    weights = sampler.filtered(torch.tensor(probabilities) * UNIT, candidates or size)
-    return [row.nonzero()[:, 0].tolist() for row in weights]
+    left = torch.tensor(probabilities)
+    sampler.filter(left, candidates or size)
+    return [row.nonzero()[:, 0].tolist() for row in left]
 
 
 def test_top_k_and_top_p_keep_what_they_say() -> None:
@@ -253,35 +254,51 @@ def test_dropout_is_off_when_writing(tokenizer: Tokenizer) -> None:
     assert generator("春", temperature=0.0) == generator("春", temperature=0.0)
 
 
-def drawn(probabilities: torch.Tensor, uniforms: list[float]) -> list[int]:
-    """The tokens that these random numbers make of one distribution."""
-    weights = (probabilities * UNIT).long().repeat(len(uniforms), 1)
-    return draw(weights, torch.tensor(uniforms, dtype=torch.float64)[:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+def drawn(probabilities: torch.Tensor, count: int) -> torch.Tensor:
+    """So many draws from one distribution."""
+    seeds = torch.randint(-(2**31), 2**31, (count, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    return exponential_race(probabilities, seeds).argmax(-1)
 
 
-def test_draws_follow_the_distribution() -> None:
-    generator = torch.Generator().manual_seed(1)
-    probabilities = torch.randn(20, generator=generator).softmax(-1)
-    uniforms = torch.rand(100_000, dtype=torch.float64, generator=generator).tolist()
-    found = torch.bincount(torch.tensor(drawn(probabilities, uniforms)), minlength=20)
-    expected = probabilities.double() * len(uniforms)
-    assert float(((found - expected) ** 2 / expected).sum()) < 43.8  # chi-square, 19 degrees of freedom: 0.1 %
+@pytest.mark.parametrize(("size", "spread"), [(2, 1.0), (20, 1.0), (20, 4.0), (200, 0.0)])
+def test_draws_follow_the_distribution(size: int, spread: float) -> None:
+    probabilities = (torch.randn(size, generator=torch.Generator().manual_seed(2)) * spread).softmax(-1)
+    found = torch.bincount(drawn(probabilities, 100_000), minlength=size)
+    expected = probabilities.double() * 100_000
+    often = expected >= 5
+    chi_square = float(((found - expected) ** 2 / expected)[often].sum())
+    freedom = int(often.sum()) - 1
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 8  # beyond the 99.99th percentile
 
 
-@pytest.mark.parametrize("size", [4, 21_128, 50_257])
-def test_a_token_of_probability_0_is_never_drawn(size: int) -> None:
-    generator = torch.Generator().manual_seed(size)
-    logits = torch.randn(size, generator=generator) * 4
-    possible = torch.arange(size) % 3 == 1  # neither the first nor, of 4 and 50,257, the last
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    possible = torch.arange(3000) % 3 == 1
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 4
     probabilities = logits.masked_fill(~possible, float("-inf")).softmax(-1)
-    largest = 1 - 2.0**-53
-    uniforms = [0.0, 5e-324, 2.0**-53, largest, 1 - 2.0**-40, *torch.rand(200, dtype=torch.float64).tolist()]
-    tokens = drawn(probabilities, uniforms)
-    assert possible[tokens].all()
-    positive = ((probabilities * UNIT).long() > 0).nonzero()[:, 0]
-    assert (tokens[0], tokens[3]) == (positive[0], positive[-1])  # the ends of the line
-    # On the edge between two tokens the second one begins.
-    assert drawn(torch.tensor([0.25, 0.0, 0.5, 0.25]), [0.25, 0.25 - 2.0**-48, 0.75, 0.75 - 2.0**-48]) == [2, 0, 3, 2]
+    assert possible[drawn(probabilities, 500)].all()
+    only = torch.zeros(3000)
+    only[17] = 1
+    assert set(drawn(only, 500).tolist()) == {17}
+
+
+def test_random_numbers_have_no_infinite_ends() -> None:
+    """Of the 2³² values that a hash may take: what would make log(0), or 0 ÷ 0."""
+    ends = torch.tensor([0, -(2**31), 1, 2**30, 2**31 - 64, 2**31 - 1, -1], dtype=torch.int32)
+    found = minus_exponential(ends)
+    assert found.isfinite().all()
+    assert (found < 0).all()
+    assert found[0] == -(2.0**-32)
+
+
+def test_random_numbers_are_independent_from_token_to_token_and_row_to_row() -> None:
+    seeds = torch.cat([seeds_of([random.Random(row)], torch.device("cpu")) for row in range(40)])
+    uniform = -noise(seeds, 21_128).double().expm1()
+    assert (uniform.mean(1) - 0.5).abs().max() < 5 * (12 * 21_128) ** -0.5
+    for apart in (1, 2, 128):  # tokens near each other, in one row
+        product = ((uniform[:, apart:] - 0.5) * (uniform[:, :-apart] - 0.5)).mean(1)
+        assert product.abs().max() * 12 < 5 * 21_000**-0.5
+    assert (torch.corrcoef(uniform) - torch.eye(40)).abs().max() < 5 * 21_128**-0.5
+    assert torch.equal(noise(seeds[3:4], 100), noise(seeds, 21_128)[3:4, :100])  # a token's doesn't hang on others
 
 
 def test_rows_with_different_parameters_are_drawn_as_each_alone(decoder: Decoder) -> None:
