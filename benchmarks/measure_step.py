@@ -21,7 +21,6 @@ from benchmarks.work import make_work
 from modules.config.loader import load_config
 from modules.system.hardware import keep_freed_memory
 from modules.training.fit import make_module
-from modules.training.optimizer import clip_gradients
 from pipelines.train import set_up_training
 
 KINDS = {
@@ -56,7 +55,7 @@ def main(model: str = "base", tokens: str = "4096") -> None:
             started = time.perf_counter()
             for micro_batch in batch.micro_batches:
                 (module._step(micro_batch) / batch.trained_tokens).backward()
-            clip_gradients(list(module.trained_parameters().values()), 1.0)
+            torch.nn.utils.clip_grad_norm_(module.trained_parameters().values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             seconds = time.perf_counter() - started

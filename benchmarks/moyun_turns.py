@@ -102,9 +102,10 @@ def bare_loop(
     arguments: list[str] | None = None,
 ) -> Any:
     """The same decoder, loss, steps and optimizer in a plain loop: no Lightning, no logging, no checkpoints."""
+    from torch.nn.utils import clip_grad_norm_
+
     from modules.config.loader import load_config
     from modules.training.fit import make_module
-    from modules.training.optimizer import clip_gradients
     from pipelines.train import set_up_training
 
     given = training_arguments(work, sequence_length, batch_tokens, warmup + steps)
@@ -121,7 +122,7 @@ def bare_loop(
             loss = module._step(micro_batch)
             nll += float(loss.detach())
             (loss / batch.trained_tokens).backward()
-        clip_gradients(parameters, config.train.gradient_clip_val)
+        clip_grad_norm_(parameters, config.train.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad()
 

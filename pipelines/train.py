@@ -23,12 +23,26 @@ from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.checkpoints.outcome import final_weights, parent_of, require_finished, result_facts
-from modules.training.checkpoints.resume import claimed, describe_checkpoints, describe_start, followed, where_to_start
-from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
+from modules.training.checkpoints.resume import (
+    claimed,
+    describe_checkpoints,
+    describe_start,
+    earlier_precision,
+    followed,
+    where_to_start,
+)
+from modules.training.checkpoints.run_manifest import (
+    CHECKPOINTS,
+    RunManifest,
+    manifest_differences,
+    read_run_manifest,
+    write_run_manifest,
+)
 from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
+from modules.training.precision import settle_precision
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
@@ -70,6 +84,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     if not is_main_process():
         return follow(stage, config, rows)
     with claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
+        settle_precision(config.trainer, earlier_precision(config, before))
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
@@ -140,10 +155,13 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
     """What the processes beside the first do."""
     connect(config.tracking)
+    checkpoint = followed(config)
+    before = read_run_manifest(checkpoint.parent) if checkpoint else None
+    settle_precision(config.trainer, earlier_precision(config, before))
     training = set_up_training(config, rows)
     if not config.dry_run:
         require_memory(training.plan.demand)
-        fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=followed(config))
+        fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=checkpoint)
     return TrainResult("", training.plan)
 
 

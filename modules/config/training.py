@@ -96,8 +96,13 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to run."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
-    """Number format; bf16 pays on GPUs and on CPUs with AVX-512-bf16 or AMX."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
+    """Number format. bf16-mixed: float32 weights and optimizer, everything between in bfloat16; auto: that where it is
+    faster (GPUs, CPUs with AVX-512-BF16 or AMX), else 32-true. bf16-true: weights too, which loses small updates."""
+    compile: bool | None = None
+    """Compile the layers with torch.compile, which takes a minute first; unset: on GPUs."""
+    deterministic: bool = True
+    """On a GPU: the same numbers in every run, so that a resumed run ends as if it had never stopped; costs speed."""
     devices: int = 1
     """GPUs (or CPU processes) on each machine."""
     nodes: int = 1

@@ -12,6 +12,9 @@ from ..tokenizer.tokenizer import Tokenizer
 from .encoding import stored_documents
 from .packing import ShuffledSteps, StepBatch, count_steps, in_order
 
+GPU_MULTIPLE = 256
+"""What a pass's tokens are filled up to a multiple of on a GPU: kernels, and compiled code, take few shapes well."""
+
 
 class TextDataModule(pl.LightningDataModule):
     """Serves steps: shuffled anew by (seed, epoch) for training, in order for validation."""
@@ -40,12 +43,12 @@ class TextDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The steps that are left of training; outside a trainer those of the first epoch."""
         plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
-        steps = ShuffledSteps(self.documents["train"], *plan, **self.ranks())
+        steps = ShuffledSteps(self.documents["train"], *plan, **self.share())
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
         return DataLoader(steps, batch_size=None, sampler=left)
 
     def val_dataloader(self) -> DataLoader[StepBatch]:
-        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.ranks())
+        steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.share())
         return DataLoader(steps, batch_size=None, sampler=range(len(steps)))
 
     def beginning(self, document: int, characters: int = 20) -> str:
@@ -55,9 +58,10 @@ class TextDataModule(pl.LightningDataModule):
         text = self.tokenizer.decode(ids.tolist()).replace("\n", " ")
         return text[:characters] + "…" * (len(text) > characters)
 
-    def ranks(self) -> dict[str, int]:
-        """This process's share of each step; devices that share each matrix take the same rows."""
+    def share(self) -> dict[str, int]:
+        """This process's of each step; devices that share each matrix take the same rows."""
         if not self.trainer:
             return {}
         shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
+        multiple = GPU_MULTIPLE if self.trainer.strategy.root_device.type == "cuda" else 1
+        return {"rank": shares["rank"], "world_size": shares["num_replicas"], "multiple": multiple}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..model.attention import Layout
 from ..model.loss import IGNORED
 from .encoding import Documents
 
@@ -27,16 +28,17 @@ class MicroBatch:
     """(1, N) int64"""
     labels: Tensor
     """(1, N) int64, the id that follows each input; IGNORED inside prompts"""
-    document_lengths: list[int]
-    """Sum N."""
+    layout: Layout
+    """Of the documents, and of padding that isn't trained on after them."""
+    trained: Tensor
+    """(trained_tokens,) int64: which labels aren't IGNORED."""
     trained_tokens: int
-    """Labels that aren't IGNORED."""
     characters: int
     """Characters that those labels spell."""
     ends: int
     """End-of-texts among them."""
     documents: np.ndarray
-    """Numbers of the documents, (len(document_lengths),); empty where there is but the token of `empty`."""
+    """Numbers of the documents; empty where there is but the token of `empty`."""
 
 
 @dataclass
@@ -87,8 +89,8 @@ def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: i
     return [*groups, ordered[start:]] if len(ordered) else []
 
 
-def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
-    """Lays the chosen documents end to end."""
+def collate(documents: Documents, chosen: np.ndarray, multiple: int = 1) -> MicroBatch:
+    """Lays the chosen documents end to end, and fills up to a multiple of tokens with documents of zeros."""
     inputs, labels = [], []
     for index in chosen:
         ids = documents.ids[documents.offsets[index] : documents.offsets[index + 1]].astype(np.int64)
@@ -96,10 +98,17 @@ def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
         following[: documents.prompt_lengths[index] - 1] = IGNORED
         inputs.append(ids[:-1])
         labels.append(following)
+    lengths = documents.lengths[chosen]
+    full, rest = divmod(-int(lengths.sum()) % multiple, int(lengths.max()))  # none is longer than a real one
+    padding = np.array([lengths.max()] * full + [rest] * (rest > 0), np.int64)
+    inputs.append(np.zeros(padding.sum(), np.int64))
+    labels.append(np.full(padding.sum(), IGNORED))
+    flat_labels = np.concatenate(labels)
     return MicroBatch(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
-        labels=torch.from_numpy(np.concatenate(labels))[None],
-        document_lengths=documents.lengths[chosen].tolist(),
+        labels=torch.from_numpy(flat_labels)[None],
+        layout=Layout.of(np.concatenate([lengths, padding])),
+        trained=torch.from_numpy(np.flatnonzero(flat_labels != IGNORED)),
         trained_tokens=int(documents.trained_tokens[chosen].sum()),
         characters=int(documents.characters[chosen].sum()),
         ends=int(documents.ended[chosen].sum()),
@@ -108,7 +117,12 @@ def collate(documents: Documents, chosen: np.ndarray) -> MicroBatch:
 
 
 def make_step(
-    documents: Documents, chosen: np.ndarray, micro_batch_tokens: int, rank: int = 0, world_size: int = 1
+    documents: Documents,
+    chosen: np.ndarray,
+    micro_batch_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
+    multiple: int = 1,
 ) -> StepBatch:
     """An optimizer step's share of one rank: every world_size-th document by length, so that shares are alike.
 
@@ -117,7 +131,7 @@ def make_step(
     lengths = documents.lengths
     ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
     shares = [split_step(ordered[r::world_size], lengths, micro_batch_tokens) for r in range(world_size)]
-    micro_batches = [collate(documents, group) for group in shares[rank]]
+    micro_batches = [collate(documents, group, multiple) for group in shares[rank]]
     micro_batches += [empty(documents)] * (max(map(len, shares)) - len(micro_batches))
     return StepBatch(micro_batches, trained_tokens=int(documents.trained_tokens[chosen].sum()))
 
@@ -125,15 +139,24 @@ def make_step(
 def empty(documents: Documents) -> MicroBatch:
     """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
     ids, nothing = torch.from_numpy(documents.ids[:1].astype(np.int64))[None], np.empty(0, np.int64)
-    return MicroBatch(ids, torch.full((1, 1), IGNORED), [1], trained_tokens=0, characters=0, ends=0, documents=nothing)
+    return MicroBatch(
+        input_ids=ids,
+        labels=torch.full((1, 1), IGNORED),
+        layout=Layout.of([1]),
+        trained=torch.empty(0, dtype=torch.int64),
+        trained_tokens=0,
+        characters=0,
+        ends=0,
+        documents=nothing,
+    )
 
 
 class StepDataset(Dataset[StepBatch]):
     """Item i is made of the i-th group of documents in a plan."""
 
-    def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **ranks: int):
+    def __init__(self, documents: Documents, plan: Sequence[np.ndarray], micro_batch_tokens: int, **share: int):
         self.documents, self.plan = documents, plan
-        self.micro_batch_tokens, self.ranks = micro_batch_tokens, ranks
+        self.micro_batch_tokens, self.share = micro_batch_tokens, share
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -143,13 +166,13 @@ class StepDataset(Dataset[StepBatch]):
         return self.plan[index]
 
     def __getitem__(self, index: int) -> StepBatch:
-        return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.ranks)
+        return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.share)
 
 
-def in_order(documents: Documents, max_tokens: int, **ranks: int) -> StepDataset:
+def in_order(documents: Documents, max_tokens: int, **share: int) -> StepDataset:
     """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
     plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
-    return StepDataset(documents, plan, max_tokens, **ranks)
+    return StepDataset(documents, plan, max_tokens, **share)
 
 
 class ShuffledSteps(StepDataset):
@@ -166,9 +189,9 @@ class ShuffledSteps(StepDataset):
         batch_tokens: int | None,
         seed: int,
         micro_batch_tokens: int,
-        **ranks: int,
+        **share: int,
     ) -> None:
-        super().__init__(documents, [], micro_batch_tokens, **ranks)
+        super().__init__(documents, [], micro_batch_tokens, **share)
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.seed = seed
         self.begin()

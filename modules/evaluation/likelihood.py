@@ -88,7 +88,7 @@ def score_documents(
     for index in range(len(steps)):
         for batch in steps[index].micro_batches:
             head = partial(token_losses, decoder.head, labels=batch.labels.to(device))
-            found = decoder(batch.input_ids.to(device), batch.document_lengths, head=head).cpu().numpy()
+            found = decoder(batch.input_ids.to(device), batch.layout.lengths, head=head).cpu().numpy()
             document = np.arange(len(batch.documents)).repeat(documents.trained_tokens[batch.documents])
             losses[batch.documents] = np.bincount(document, found, len(batch.documents))
         if progress:

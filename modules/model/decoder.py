@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache as cached
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .attention import Layout, attention, takes_any_lengths
 from .kv_cache import KVCache
-from .linear import Linear
+from .linear import LayerNorm, Linear
 
 if TYPE_CHECKING:  # `import modules.model` loads torch and nothing else
     from ..config.model import ModelConfig
 
-LengthGroups = list[tuple[int, int]]
-"""(documents, tokens each) of neighbouring documents of equal length: each group takes one call of attention."""
+Checkpointing = Literal["none", "selective", "full"]
+"""How much of each layer is computed again in the backward pass, to save memory."""
 
 
 class Attention(nn.Module):
@@ -44,21 +45,19 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
         if cache is not None and cache.longest:  # one new token a row: (B, nh, 3, hs)
             return self.dense(cache.attend(self.layer, qkv))
-        outputs, row = [], 0
-        for (count, length), part in zip(groups, qkv.split([c * n for c, n in groups]), strict=True):
-            qkv_of_group = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4)  # (count, nh, 3, length, hs)
-            q, k, v = qkv_of_group.unbind(2)
-            if cache is not None:
-                cache.prefill(self.layer, row, qkv_of_group[:, :, 1:])
-                row += count
-            dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-            outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (count·length, C)
-        return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+        if cache is not None:
+            self.prefill(qkv, layout, cache)
+        return self.dense(attention(qkv, layout, self.dropout if self.training else 0.0))
+
+    def prefill(self, qkv: Tensor, layout: Layout, cache: KVCache) -> None:
+        row, parts = 0, qkv.split([count * length for count, length in layout.groups])
+        for (count, length), part in zip(layout.groups, parts, strict=True):
+            cache.prefill(self.layer, row, part[:, :, 1:].unflatten(0, (count, length)).permute(0, 2, 3, 1, 4))
+            row += count
 
 
 class MLP(nn.Module):
@@ -77,44 +76,57 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.input_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Attention(config, layer)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.input_layernorm(x), groups, cache))
+    def forward(self, x: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.input_layernorm(x), layout, cache))
         result: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return result
 
 
 class Transformer(nn.Module):
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """How much of each layer is computed again in the backward pass, to save memory; the training sets it."""
+    activation_checkpointing: Checkpointing = "none"
+    """The training sets it."""
+    compile_layers: bool = False
+    """Whether layers are compiled where that is possible; the training sets it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.attention_dropout = config.attention_probs_dropout_prob
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.final_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, groups: LengthGroups, cache: KVCache | None) -> Tensor:
-        recompute = (
-            self.activation_checkpointing != "none" and self.training and torch.is_grad_enabled() and cache is None
-        )
+    def forward(self, x: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
+        trains = self.training and torch.is_grad_enabled() and cache is None
+        mode = self.activation_checkpointing if trains else "none"
+        compiled = self.compile_layers and takes_any_lengths(x, self.attention_dropout)
+        run = compiled_layer() if compiled else run_layer
         for layer in self.layers:
-            x = self.checkpointed(layer, x, groups) if recompute else layer(x, groups, cache)
+            x = layer(x, layout, cache) if cache is not None else run(layer, x, layout, mode)
         normalized: Tensor = self.final_layernorm(x)
         return normalized
 
-    def checkpointed(self, layer: nn.Module, x: Tensor, groups: LengthGroups) -> Tensor:
-        """The layer's result; for the backward pass its input alone is kept, with `selective` also what costs most."""
-        options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
-        if self.activation_checkpointing == "selective":
-            policy = partial(selective_checkpoint_policy, layer=layer)
-            options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
-        result: Tensor = checkpoint(layer, x, groups, None, use_reentrant=False, **options)
+
+def run_layer(layer: nn.Module, x: Tensor, layout: Layout, mode: Checkpointing) -> Tensor:
+    """The layer's result; for the backward pass `full` keeps its input alone, `selective` also what costs most."""
+    if mode == "none":
+        result: Tensor = layer(x, layout, None)
         return result
+    options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
+    if mode == "selective":
+        options["context_fn"] = SELECTIVE[bool(layer.dropout.p), bool(layer.attention.dropout)]  # type: ignore[union-attr,index]
+    recomputed: Tensor = checkpoint(layer, x, layout, None, use_reentrant=False, **options)
+    return recomputed
+
+
+@cached
+def compiled_layer() -> Callable[[nn.Module, Tensor, Layout, Checkpointing], Tensor]:
+    """`run_layer`, compiled once for all layers, checkpointing included: outside, its policy would see no operators."""
+    return torch.compile(run_layer, fullgraph=True)
 
 
 def uses_dropout(layer: Any) -> bool:
@@ -122,18 +134,31 @@ def uses_dropout(layer: Any) -> bool:
     return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
 
 
-def selective_checkpoint_policy(context: Any, operator: Any, *args: Any, layer: Any, **kwargs: Any) -> CheckpointPolicy:
+def selective_checkpoint_policy(
+    context: Any, operator: Any, *args: Any, dropout: bool, attention_dropout: bool, **kwargs: Any
+) -> CheckpointPolicy:
     """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
     name: str = operator.name()
     keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
-    if keep and not layer.dropout.p:
+    if keep and not dropout:
         # The backward pass doesn't need the result of the MLP's second product: recomputation ends before it.
         inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
         keep = inputs <= outputs
-    if name.startswith("aten::_scaled_dot_product"):
+    if name.startswith(("aten::_scaled_dot_product", "torch_attn::_varlen_attn")):
         # If attention isn't computed again, it draws no random numbers, and all later dropouts would get other ones.
-        keep = not layer.attention.dropout
+        keep = not attention_dropout
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+SELECTIVE = {
+    (hidden, attention): partial(
+        create_selective_checkpoint_contexts,
+        partial(selective_checkpoint_policy, dropout=hidden, attention_dropout=attention),
+    )
+    for hidden in (False, True)
+    for attention in (False, True)
+}
+"""By whether there is dropout, and in attention: one object for all layers, so that they share what is compiled."""
 
 
 class LMHead(nn.Module):
@@ -145,13 +170,15 @@ class LMHead(nn.Module):
     __call__: Callable[..., Tensor]  # torch says Any
 
     def forward(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(hidden_states, weight)
+        return F.linear(hidden_states, weight.to(hidden_states.dtype))
 
 
 class Decoder(nn.Module):
     """The GPT-3 decoder: decoder(input_ids (B, T) int64) → logits (B, T, V)."""
 
     __call__: Callable[..., Tensor]  # torch says Any
+    compute_dtype: torch.dtype | None = None
+    """The number format of activations and matrix products without a cache, so in training; None: the weights' own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -166,7 +193,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        document_lengths: Sequence[int] | None = None,
+        document_lengths: Sequence[int] | Layout | None = None,
         cache: KVCache | None = None,
         head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
@@ -174,7 +201,8 @@ class Decoder(nn.Module):
 
         Args:
             input_ids: (B, T) int64; with document_lengths (1, N), documents laid end to end.
-            document_lengths: Tokens of each document; each attends to itself alone and counts its positions from 0.
+            document_lengths: Tokens of each document, or their Layout, on the same device; each document attends to
+                itself alone and counts its positions from 0.
             cache: The first call fills row i from document i; each later call takes (B, 1), the next token a row.
             head: Takes the place of the output layer: (hidden states (B, T, C), word embeddings (V, C)) → a loss, or
                 the logits of a few positions. It runs inside forward, where weights spread over devices are whole.
@@ -186,24 +214,30 @@ class Decoder(nn.Module):
         return (head or self.head)(hidden_states, self.word_embeddings.weight)
 
     def hidden_states(
-        self, input_ids: Tensor, document_lengths: Sequence[int] | None = None, cache: KVCache | None = None
+        self, input_ids: Tensor, document_lengths: Sequence[int] | Layout | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """What the output layer sees, (B, T, C); arguments as in `forward`."""
         rows, time = input_ids.shape
-        lengths = [time] * rows if document_lengths is None else document_lengths
-        assert sum(lengths) == input_ids.numel(), (sum(lengths), input_ids.shape)
         decoding = cache is not None and cache.longest > 0
-        if not decoding and max(lengths) > self.config.max_position_embeddings:
+        if isinstance(document_lengths, Layout):
+            layout = document_lengths
+        elif decoding and cache is not None:
+            layout = Layout([1] * rows, cache.lengths, cache.lengths, 1)  # nothing is made anew for a token
+        else:
+            layout = Layout.of([time] * rows if document_lengths is None else document_lengths, input_ids.device)
+        assert len(layout.positions) == input_ids.numel(), (len(layout.positions), input_ids.shape)
+        if not decoding and max(layout.lengths) > self.config.max_position_embeddings:
             raise ValueError(
-                f"a text of {max(lengths)} tokens is longer than the model's "
+                f"a text of {max(layout.lengths)} tokens is longer than the model's "
                 f"max_position_embeddings ({self.config.max_position_embeddings}); shorten or split it"
             )
-        positions = cache.lengths if decoding and cache is not None else positions_of(lengths, input_ids.device)
-        x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(positions)  # (N, C)
-        groups = [(len(list(equal)), length) for length, equal in groupby(lengths)]
-        x = self.transformer(self.embedding_dropout(x), groups, cache)
-        if cache is not None:
-            cache.advance(lengths)
+        x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(layout.positions)  # (N, C)
+        x = self.embedding_dropout(x)
+        if cache is None:
+            x = self.transformer(x.to(self.compute_dtype or x.dtype), layout, None)
+        else:
+            x = self.transformer(x, layout, cache)
+            cache.advance(layout.lengths)
         result: Tensor = x.unflatten(0, (rows, time))
         return result
 
@@ -224,13 +258,6 @@ def init_parameter(name: str, parameter: Tensor, config: ModelConfig, generator:
         residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
         std = config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if residual else 1.0)
         parameter.normal_(0.0, std, generator=generator)
-
-
-def positions_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """The position of each token in its document, 0, 1, 2 …: (N,) int64."""
-    counts = torch.tensor(lengths, device=device)
-    starts = counts.cumsum(0) - counts
-    return torch.arange(sum(lengths), device=device) - starts.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def parameter_count(config: ModelConfig) -> int:

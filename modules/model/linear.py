@@ -1,7 +1,12 @@
-"""Matrix products in float32 on the CPU, by oneDNN where torch would take MKL.
+"""Matrix products on the CPU by oneDNN where it is faster than what torch would take; weights cast where they are used.
 
-MKL keeps to AVX2 on AMD's processors; oneDNN, which torch carries as well, uses AVX-512 wherever there is any:
+float32: MKL keeps to AVX2 on AMD's processors; oneDNN, which torch carries as well, uses AVX-512 wherever there is any:
 twice the speed there (untried on Intel's). torch.compile calls it too (torch/_inductor/fx_passes/mkldnn_fusion.py).
+bfloat16: torch takes oneDNN by itself, but transposes the weights in every call.
+
+With activations in bfloat16 and weights in float32 a layer computes in bfloat16 and its weights get float32 gradients:
+mixed precision without autocast, which would keep activations between layers in float32, and cast them to and fro.
+The same goes for LayerNorm, which computes in float32 inside.
 """
 
 from __future__ import annotations
@@ -16,24 +21,41 @@ from torch import Tensor, nn
 
 AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
+ONEDNN_FORMATS = (
+    (torch.float32, torch.bfloat16) if AVX512 and torch.cpu._is_avx512_bf16_supported() else (torch.float32,)
+)
+
 # oneDNN compiles code for each new number of rows and keeps 1,024 of them, 0.7 MB each; few are used again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 class Linear(nn.Linear):
-    """nn.Linear whose matrix products, forward and backward, run on the faster library."""
+    """nn.Linear in the number format of x, whatever its weights' own, by the faster library."""
 
     __call__: Callable[..., Tensor]  # torch says Any
 
     def forward(self, x: Tensor) -> Tensor:
-        if through_onednn(x, self.weight):
-            result: Tensor = OneDNNLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if weight.dtype != x.dtype:
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        if through_onednn(x, weight):
+            result: Tensor = OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
             return result
-        return super().forward(x)
+        return F.linear(x, weight, bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Computes in float32 whatever the number format of x, which the result has too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype or x.is_cpu:  # the CPU's kernel takes float32 weights beside bfloat16
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """x (N, in), weight (out, in), bias (out) → (N, out)."""
+    """x (N, in), weight (out, in), bias (out), all in one number format → (N, out)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -46,7 +68,9 @@ class OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (gradient,) = grad_outputs
         grad_x = onednn_product(gradient, weight.T) if ctx.needs_input_grad[0] else None
-        grad_weight = onednn_product(gradient.T, x.T) if ctx.needs_input_grad[1] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = onednn_product(gradient.T, x.T) if x.dtype == torch.float32 else gradient.T @ x
         return grad_x, grad_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None
 
 
@@ -56,11 +80,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def through_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether both are plain float32 tensors on the CPU (no DTensor, no fake tensor), where oneDNN is faster."""
+    """Whether both are plain matrices on the CPU (no DTensor, no fake tensor) in a format for which it is faster."""
     return (
         AVX512
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.is_cpu for t in (a, b))
+        and not torch.compiler.is_compiling()  # Inductor chooses by itself, and can't take this operator
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype in ONEDNN_FORMATS and t.is_cpu for t in (a, b))
         and a.dim() == 2
+        and a.dtype == b.dtype
         and not torch.is_autocast_enabled("cpu")
     )
 

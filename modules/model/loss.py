@@ -9,7 +9,8 @@ maximum, one sum and one logit a token (Megatron-LM's vocabulary-parallel loss, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,49 +21,71 @@ from torch.distributed.tensor import DTensor, Shard
 from .linear import product
 
 CHUNK = 512
-"""Tokens at once: few enough for their logits to stay in the CPU's cache, and enough for fast matrix products."""
+"""Tokens at once on a CPU: few enough for their logits to stay near its caches, enough for fast matrix products."""
+
+SOFTMAX_ROWS = 64
+"""Tokens at once whose softmax is taken on a CPU: in float32 they fit its caches, whatever the products' format."""
+
+GPU_LOGITS = 2**26
+"""Logits at once on a GPU: 128 MiB in bfloat16."""
 
 IGNORED = -100
 """The label of a token that isn't trained on (torch's ignore_index)."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood (nats): hidden (…, C), weight (V, C), labels (…) with IGNORED → scalar."""
-    hidden, labels = hidden.flatten(0, -2), labels.flatten()
-    trained = labels != IGNORED
-    if not bool(trained.all()):
-        hidden, labels = hidden[trained], labels[trained]
-    return trained_cross_entropy(hidden, weight, labels)
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, trained: Tensor | None = None, compiled: bool = False
+) -> Tensor:
+    """Summed negative log-likelihood in nats.
 
+    Args:
+        hidden: (…, C).
+        weight: (V, C), whole or cut along V.
+        labels: (…) int64 with IGNORED.
+        trained: (n,) int64, which of the flat labels aren't IGNORED; a GPU is waited for where that isn't given.
+        compiled: Take the softmax and its gradient by torch.compile, which reads and writes logits once on a GPU.
 
-def trained_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same without ignored labels: hidden (N, C), weight (V, C) whole or cut along V, labels (N,) → scalar."""
+    Returns:
+        A scalar, float32.
+    """
+    hidden, labels = trained_on(hidden, labels, trained)
     part, first, group = part_of(weight)
-    result: Tensor = LinearCrossEntropy.apply(hidden, part, labels - first, group)  # type: ignore[no-untyped-call]
+    result: Tensor = LinearCrossEntropy.apply(hidden, part, labels - first, group, compiled)  # type: ignore[no-untyped-call]
     return result
 
 
+def trained_on(hidden: Tensor, labels: Tensor, trained: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The hidden states (n, C) whose labels (n,) aren't IGNORED."""
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
+    if trained is None:
+        trained = (labels != IGNORED).nonzero()[:, 0]
+    if len(trained) == len(labels):
+        return hidden, labels
+    return hidden.index_select(0, trained), labels.index_select(0, trained)
+
+
 @torch.no_grad()
-def stopping_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, end_of_text_id: int) -> Tensor:
+def stopping_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, trained: Tensor | None, end_of_text_id: int
+) -> Tensor:
     """The same loss, and how well the model knows where a text ends, in one pass over the logits.
 
-    hidden (…, C), weight (V, C) whole or cut along V, labels (…) with IGNORED → (4,) float32: summed negative
-    log-likelihood of all labels; that of end-of-text labels alone; at how many of these end-of-text is the likeliest
-    token; at how many other labels it is.
+    Arguments as of `linear_cross_entropy`. Returns (4,) float32: summed negative log-likelihood of all labels; that of
+    end-of-text labels alone; at how many of these end-of-text is the likeliest token; at how many other labels it is.
     """
-    hidden, labels = hidden.flatten(0, -2), labels.flatten()
-    trained = labels != IGNORED
+    hidden, labels = trained_on(hidden, labels, trained)
     part, first, group = part_of(weight)
-    end = end_of_text_id - first
+    part, end = part.to(hidden.dtype), end_of_text_id - first
     totals = hidden.new_zeros(4, dtype=torch.float32)
-    for chunk in chunks(hidden[trained], part, labels[trained] - first, group):
-        ends = chunk.target[:, 0] == end
-        nll = chunk.nll[:, 0]
-        likelihood = chunk.probabilities[:, end].clone() if 0 <= end < len(part) else torch.zeros_like(nll)
-        if group is not None:
-            dist.all_reduce(likelihood, group=group)
-        stops = likelihood >= chunk.likeliest[:, 0]
-        totals += torch.stack([chunk.nll.sum(), nll[ends].sum(), (stops & ends).sum(), (stops & ~ends).sum()])
+    for rows in chunks(len(labels), part):
+        for logits, target in blocks(product(hidden[rows], part), labels[rows] - first, group):
+            found = softmax(logits, target, group)
+            ends, nll = target == end, found.nll
+            likelihood = found.probabilities[:, end].clone() if 0 <= end < len(part) else torch.zeros_like(nll)
+            if group is not None:
+                dist.all_reduce(likelihood, group=group)
+            stops = likelihood >= found.likeliest
+            totals += torch.stack([nll.sum(), nll[ends].sum(), (stops & ends).sum(), (stops & ~ends).sum()])
     return totals
 
 
@@ -75,73 +98,112 @@ def part_of(weight: Tensor) -> tuple[Tensor, int, dist.ProcessGroup | None]:
     return weight.to_local(grad_placements=[Shard(0)]), first, mesh.get_group()
 
 
-class Chunk(NamedTuple):
-    rows: slice
-    target: Tensor  # (N, 1): labels, counted from the first id of this device's part of the vocabulary
-    here: Tensor  # (N, 1): whether the label is in this part
-    probabilities: Tensor  # (N, V)
-    nll: Tensor  # (N, 1)
-    likeliest: Tensor  # (N, 1): the highest probability in any part
+def chunks(tokens: int, weight: Tensor) -> Iterator[slice]:
+    """Of so many tokens, those whose logits are there at once."""
+    size = CHUNK if weight.device.type == "cpu" else max(1, GPU_LOGITS // len(weight))
+    return (slice(start, start + size) for start in range(0, tokens, size))
 
 
-def chunks(hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Iterator[Chunk]:
-    """hidden (N, C), weight (V, C): this device's part; labels (N,) counted from its first id → CHUNK tokens each."""
-    for start in range(0, len(labels), CHUNK):
-        rows = slice(start, start + CHUNK)
-        logits = product(hidden[rows], weight).float()
-        target = labels[rows, None]
-        here = (target >= 0) & (target < len(weight))
-        logit = logits.gather(-1, target.clamp(0, len(weight) - 1)) * here
-        yield Chunk(rows, target, here, *softmax_in_place(logits, logit, group))
+def blocks(logits: Tensor, target: Tensor, group: dist.ProcessGroup | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of a chunk's logits and targets, views of them, that `softmax` takes at once."""
+    size = SOFTMAX_ROWS if logits.device.type == "cpu" and group is None else len(target)
+    return zip(logits.split(size), target.split(size), strict=True)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
+    """hidden (N, C), weight (V, C), labels (N,) counted from this device's first id → summed loss, float32."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None, compiled: bool
+    ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # frozen beside adapters
-        for rows, target, here, probabilities, nll, _ in chunks(hidden, weight, labels, group):
-            total += nll.sum()
+        cast = weight.to(hidden.dtype)
+        for rows in chunks(len(labels), weight):
+            logits, target = product(hidden[rows], cast), labels[rows]
+            if compiled and group is None:
+                loss, gradient = compiled_gradient()(logits, target)
+            else:
+                loss, gradient = gradient_in_place(logits, target, group)
+            total += loss
             if grad_hidden is not None:
-                probabilities.scatter_add_(-1, target.clamp(0, len(weight) - 1), -here.float())
-                gradient = probabilities.to(hidden.dtype)  # d loss / d logits
-                grad_hidden[rows] = product(gradient, weight.T)
-                if grad_weight is None:
-                    continue
-                if gradient.dtype == weight.dtype == hidden.dtype and not torch.is_autocast_enabled():
-                    grad_weight.addmm_(gradient.T, hidden[rows])
-                else:
-                    grad_weight += gradient.T @ hidden[rows]
+                grad_hidden[rows] = product(gradient, cast.T)
+            if grad_weight is not None:
+                add_product(grad_weight, gradient.T, hidden[rows])
         if group is not None and grad_hidden is not None:
             dist.all_reduce(grad_hidden, group=group)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None
+        return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None, None
 
 
-def softmax_in_place(
-    logits: Tensor, target_logit: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (N, V) → softmax (N, V) in the same memory, negative log-likelihood (N, 1), highest probability (N, 1).
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a·b, added up in the number format of `total`."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
 
-    With a group, logits are this device's part of the vocabulary; target_logit is 0 where the label isn't in it.
-    """
+
+def gradient_of(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(summed loss, its gradient (N, V)) of logits (N, V) of a whole vocabulary; a compiler makes one kernel of it."""
+    wide = logits.float()
+    log_sum = wide.logsumexp(-1, keepdim=True)
+    one_hot = torch.arange(logits.shape[1], device=logits.device) == target[:, None]
+    loss = (log_sum - wide.gather(-1, target[:, None])).sum()
+    return loss, ((wide - log_sum).exp() - one_hot.float()).to(logits.dtype)
+
+
+@cache
+def compiled_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(gradient_of, fullgraph=True, dynamic=True)
+
+
+def gradient_in_place(logits: Tensor, target: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """(summed loss, the logits (N, V) turned into its gradient, softmax - one-hot). target (N,) as in `softmax`."""
+    total = logits.new_zeros((), dtype=torch.float32)
+    for block, labels in blocks(logits, target, group):
+        found = softmax(block, labels, group)
+        here = (labels >= 0) & (labels < logits.shape[1])
+        index = labels.clamp(0, logits.shape[1] - 1)[:, None]
+        block.copy_(found.probabilities.scatter_add_(-1, index, -here.float()[:, None]))
+        total += found.nll.sum()
+    return total, logits
+
+
+class Softmax(NamedTuple):
+    probabilities: Tensor  # (N, V) float32
+    nll: Tensor  # (N,) float32
+    likeliest: Tensor  # (N,) float32: the highest probability in any part of the vocabulary
+
+
+def softmax(logits: Tensor, target: Tensor, group: dist.ProcessGroup | None) -> Softmax:
+    """logits (N, V) of this device's part of the vocabulary; target (N,), labels counted from the part's first id."""
+    if group is None:
+        probabilities = logits.softmax(-1, dtype=torch.float32)
+        likeliest = probabilities.amax(-1)
+        below = logits.amax(-1).float() - logits.gather(-1, target[:, None])[:, 0].float()
+        return Softmax(probabilities, below - likeliest.log(), likeliest)  # log of the sum = -log of the likeliest
+    logits = logits.float()
+    here = (target >= 0) & (target < logits.shape[1])
+    logit = logits.gather(-1, target.clamp(0, logits.shape[1] - 1)[:, None]) * here[:, None]
     highest = logits.amax(-1, keepdim=True)
-    if group is not None:
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-    exponentials = logits.sub_(highest).exp_()
-    sums = torch.stack([exponentials.sum(-1, keepdim=True), target_logit])
-    if group is not None:
-        dist.all_reduce(sums, group=group)
+    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    exponentials = (logits - highest).exp_()
+    sums = torch.stack([exponentials.sum(-1, keepdim=True), logit])
+    dist.all_reduce(sums, group=group)
     nll = sums[0].log() + highest - sums[1]
     likeliest = torch.ones_like(highest) / sums[0]  # e^0, divided as the others are: equal to the last bit
-    return exponentials.div_(sums[0]), nll, likeliest
+    return Softmax(exponentials.div_(sums[0]), nll[:, 0], likeliest[:, 0])
 
 
 LARGEST_EXPONENT = 700.0  # a float ends at e^709

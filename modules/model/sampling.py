@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
+from .decoding.sampler import Sampler, checked, seeds_of, upload
 from .kv_cache import KVCache
-from .sampler import Sampler, checked, seeds_of, upload
 
 if TYPE_CHECKING:
     from ..config.generation import GenerationConfig
@@ -139,7 +139,7 @@ def generator_of(prompt: Sequence[int], seed: int | None) -> random.Random:
 class Batch:
     """Rows that are written together, and all that their next tokens are drawn from; rows leave and join.
 
-    decode_graph.GraphBatch does the same faster on a GPU.
+    decoding.decode_graph.GraphBatch does the same faster on a GPU.
     """
 
     def __init__(self, decoder: Decoder, end_of_text_id: int) -> None:
@@ -191,7 +191,7 @@ def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
     spread = type(weight) not in (Tensor, nn.Parameter)
     if not weight.is_cuda or spread or decoder.training or torch.is_autocast_enabled("cuda"):
         return Batch(decoder, end_of_text_id)
-    from .decode_graph import GraphBatch
+    from .decoding.decode_graph import GraphBatch
 
     return GraphBatch(decoder, end_of_text_id, places)
 

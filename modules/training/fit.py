@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -25,8 +26,9 @@ from ..system.signals import WorkerError
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .checkpoints.run_manifest import CHECKPOINTS
 from .lightning_module import LanguageModel
+from .precision import compiles, compute_format
 from .setup import TrainingSetup
-from .strategies import compute_format, lightning_precision, make_strategy
+from .strategies import make_strategy
 
 
 def fit(
@@ -48,7 +50,9 @@ def fit(
     interval = min(train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
     checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, output_key)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
-    same = SameOnAllRanks((training.tokenizer.fingerprint, plan.total_steps, plan.tokens_per_epoch))
+    same = SameOnAllRanks(
+        (training.tokenizer.fingerprint, config.trainer.precision, plan.total_steps, plan.tokens_per_epoch)
+    )
     callbacks: list[pl.Callback] = [same, checkpoints, samples]
     if train.early_stopping_patience:
         callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
@@ -79,7 +83,6 @@ def make_trainer(
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=make_strategy(config),
-        precision=lightning_precision(config),
         max_steps=steps,
         max_epochs=-1,
         val_check_interval=interval,
@@ -115,14 +118,26 @@ def make_module(config: TrainingConfig, training: TrainingSetup) -> LanguageMode
     """On the meta device, without memory: it takes its weights when it is known which devices they go to."""
     decoder = meta_decoder(training.model)
     decoder.transformer.activation_checkpointing = config.trainer.activation_checkpointing
+    decoder.transformer.compile_layers = compiles(config.trainer)
     if config.trainer.precision == "bf16-true":
-        decoder.bfloat16()  # before there are adapters, which stay float32
+        decoder.bfloat16()  # before there are adapters, which stay float32; Lightning would convert them too, and later
+    elif config.trainer.precision == "bf16-mixed":
+        decoder.compute_dtype = torch.bfloat16  # and no autocast, which would keep activations in float32
     tensors = first_tensors(config, training)
     if config.lora.rank:
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
     plan, compute = training.plan, compute_format(config.trainer)
-    return LanguageModel(decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute, config.seed)
+    return LanguageModel(
+        decoder,
+        config.train,
+        plan.learning_rate,
+        plan.total_steps,
+        tensors,
+        compute,
+        config.seed,
+        config.trainer.deterministic,
+    )
 
 
 def first_tensors(config: TrainingConfig, training: TrainingSetup) -> Iterator[tuple[str, Tensor]]:

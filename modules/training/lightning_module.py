@@ -23,8 +23,9 @@ from ..model.decoder import Decoder, allocate
 from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
+from .determinism import deterministic_kernels
 from .nonfinite import SkippedSteps, refusal, rows_in
-from .optimizer import clip_gradients, learning_rate_factor, make_optimizer
+from .optimizer import gradient_norm, learning_rate_factor, make_optimizer, scale_gradients
 
 
 @dataclass
@@ -84,10 +85,11 @@ class LanguageModel(pl.LightningModule):
         tensors: Iterable[tuple[str, Tensor]] = (),
         compute: torch.dtype | None = None,
         seed: int = 0,
+        deterministic: bool = True,
     ) -> None:
         """A decoder on the meta device is laid out when the devices are known, and filled from `tensors`.
 
-        compute: the number format that FSDP gathers parameters in. seed: of dropout.
+        compute: the number format that FSDP gathers parameters in. seed: of dropout. deterministic: on a GPU.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -98,6 +100,7 @@ class LanguageModel(pl.LightningModule):
         self.tensors = tensors
         self.compute = compute
         self.seed = seed
+        self.deterministic = deterministic
         self.latest: dict[str, float] = {}
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
@@ -119,8 +122,9 @@ class LanguageModel(pl.LightningModule):
 
     def _step(self, batch: MicroBatch) -> Tensor:
         """Summed negative log-likelihood of the batch's trained tokens."""
-        head = partial(linear_cross_entropy, labels=batch.labels)
-        nll: Tensor = self.decoder(batch.input_ids, batch.document_lengths, head=head)
+        compiled = self.decoder.transformer.compile_layers
+        head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained, compiled=compiled)
+        nll: Tensor = self.decoder(batch.input_ids, batch.layout, head=head)
         return nll
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -145,6 +149,11 @@ class LanguageModel(pl.LightningModule):
             group |= now | {"params": group["params"], "lr": rate}
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
+        with deterministic_kernels(self.deterministic and self.device.type == "cuda"):
+            self.optimizer_step_of(step)
+
+    def optimizer_step_of(self, step: StepBatch) -> None:
+        """One optimizer step. A GPU is waited for once, when loss, norm and stop requests are known."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         # Gradients are averaged over the ranks that each took a share of the step, but the sum is wanted.
         shares = dist.get_world_size(self.data_group) if dist.is_initialized() else 1
@@ -156,8 +165,10 @@ class LanguageModel(pl.LightningModule):
                 loss = self._step(batch)
                 losses[number] = loss.detach()
                 self.manual_backward(loss * (shares / step.trained_tokens))
-        loss_value = self.agree(losses) / step.trained_tokens
-        norm = clip_gradients([*self.trained_parameters().values()], self.config.gradient_clip_val or math.inf)
+        gradients = [parameter.grad for parameter in self.trained_parameters().values() if parameter.grad is not None]
+        total, norm = self.agree(losses, gradient_norm(gradients))
+        loss_value = total / step.trained_tokens
+        scale_gradients(gradients, norm, self.config.gradient_clip_val or math.inf)
         learning_rate = float(scheduler.get_last_lr()[0])  # type: ignore[union-attr]
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             self.handle_nonfinite(step, losses, loss_value, norm, learning_rate)
@@ -168,12 +179,13 @@ class LanguageModel(pl.LightningModule):
         scheduler.step()  # type: ignore[union-attr]
         self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
 
-    def agree(self, losses: Tensor) -> float:
-        """The step's summed loss over all ranks, and whether one of them was asked to stop: in one exchange."""
+    def agree(self, losses: Tensor, norm: Tensor) -> tuple[float, float]:
+        """The step's summed loss over all ranks and the gradients' norm; and whether a rank was asked to stop."""
         asked = float(self.stop is not None and self.stop.asked)
-        total, stop = self.summed(torch.stack([losses.sum(), losses.new_tensor(asked)])).tolist()
+        total = self.summed(torch.stack([losses.sum(), torch.full_like(losses.sum(), asked)]))
+        loss, stop, norm_value = torch.cat([total, norm.to(total)[None]]).tolist()
         self.stop_agreed = stop > 0
-        return total
+        return loss, norm_value
 
     def seed_dropout(self) -> None:
         """By a step and a share of it: a resumed run draws what it would have drawn; who share matrices agree."""
@@ -231,8 +243,8 @@ class LanguageModel(pl.LightningModule):
             self.stop.leave()  # the checkpoint was written before
         end = self.trainer.datamodule.tokenizer.end_of_text_id  # type: ignore[attr-defined]
         for batch in step.micro_batches:
-            head = partial(stopping_cross_entropy, labels=batch.labels, end_of_text_id=end)
-            self.totals.add(batch, self.decoder(batch.input_ids, batch.document_lengths, head=head))
+            head = partial(stopping_cross_entropy, labels=batch.labels, trained=batch.trained, end_of_text_id=end)
+            self.totals.add(batch, self.decoder(batch.input_ids, batch.layout, head=head))
 
     def on_validation_epoch_end(self) -> None:
         totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)

@@ -105,14 +105,11 @@ OPTIMIZERS = {
 """What train.optimizer can name. Adafactor keeps a row and a column of a matrix, and of a vector all."""
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
-    """Scales all gradients so that their common 2-norm is at most `limit`; returns what it was."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(gradient_norm(gradients))
+def scale_gradients(gradients: Sequence[Tensor], norm: float, limit: float) -> None:
+    """Scales all gradients, of which `norm` is the common 2-norm, so that it is at most `limit`."""
     if norm > limit:
         local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
         torch._foreach_mul_(local, limit / norm)
-    return norm
 
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:

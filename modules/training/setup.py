@@ -25,6 +25,7 @@ from ..tokenizer.prompt_template import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .checkpoints.run_manifest import RunManifest
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .precision import settle_precision
 from .strategies import require_devices
 
 
@@ -47,6 +48,7 @@ def set_up(
 ) -> TrainingSetup:
     """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with."""
     require_devices(config.trainer)
+    settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
@@ -30,22 +29,6 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     if config.strategy == "ddp":
         return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
-
-
-def lightning_precision(config: TrainerConfig) -> Literal["32-true", "bf16-mixed"]:
-    """What Lightning is told: whether to autocast.
-
-    With FSDP mixed precision is a matter of gathering (compute_format): autocast would keep a bf16 copy of every layer
-    that was gathered. With bf16-true the decoder is laid out in bf16: Lightning would convert it when it is there in
-    float32 already, in twice the memory, and adapters with it.
-    """
-    return "bf16-mixed" if config.precision == "bf16-mixed" and compute_format(config) is None else "32-true"
-
-
-def compute_format(config: TrainerConfig) -> torch.dtype | None:
-    """The number format that FSDP gathers parameters in, for parallel.parallelize; None: their own."""
-    spread = config.devices * config.nodes > 1 and config.strategy == "fsdp"
-    return torch.bfloat16 if spread and config.precision == "bf16-mixed" else None
 
 
 class SingleDevice(PortableCheckpoints, SingleDeviceStrategy):

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,9 +35,24 @@ def test_every_character_and_the_end_are_trained_on(tokenizer: Tokenizer) -> Non
     documents = encode_rows(rows, tokenizer, sequence_length=32)
     assert predictions(documents, tokenizer) == "白日依山尽⏎春⏎"
     batch = collate(documents, np.array([0, 1]))
-    assert batch.document_lengths == [6, 2]
+    assert batch.layout.lengths == [6, 2]
     assert batch.input_ids[0].tolist()[0] == tokenizer.end_of_text_id  # each text starts after one
     assert (batch.trained_tokens, batch.characters, batch.ends) == (8, 6, 2)
+
+
+def test_a_pass_is_filled_up_with_what_is_not_trained_on(tokenizer: Tokenizer) -> None:
+    documents = encode_rows(datasets.Dataset.from_dict({"src_txt": ["春眠不觉晓", "花"]}), tokenizer, 64)
+    plain, padded = (collate(documents, np.arange(2), multiple) for multiple in (1, 32))
+    count = plain.input_ids.shape[1]
+    assert padded.input_ids.shape == padded.labels.shape == (1, 32)
+    assert torch.equal(padded.input_ids[:, :count], plain.input_ids)
+    assert torch.equal(padded.labels[:, :count], plain.labels)
+    assert bool((padded.labels[:, count:] == IGNORED).all())
+    assert torch.equal(padded.trained, plain.trained)
+    assert plain.trained.tolist() == list(range(count))
+    assert padded.layout.lengths[:2] == plain.layout.lengths == [6, 2]
+    assert max(padded.layout.lengths) == 6  # a longer one might have no position
+    assert sum(padded.layout.lengths) == 32
 
 
 def test_a_prompt_is_not_trained_on(tokenizer: Tokenizer) -> None:
@@ -100,7 +116,7 @@ def test_ranks_share_a_step(tokenizer: Tokenizer, texts: list[str], budget: int,
     batches = [batch for step in steps for batch in step.micro_batches]
     assert sum(batch.trained_tokens for batch in batches) == documents.trained_tokens.sum()
     assert all((batch.labels != IGNORED).sum() == batch.trained_tokens for batch in batches)
-    lengths = [length for batch in batches if batch.trained_tokens for length in batch.document_lengths]
+    lengths = [length for batch in batches if batch.trained_tokens for length in batch.layout.lengths]
     assert sorted(lengths) == sorted(documents.lengths.tolist())
 
 

@@ -29,9 +29,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from modules.checkpoint.weights import shape_differences
 from modules.config.model import ModelConfig
 from modules.model.decoder import Decoder, build_decoder, fresh_tensors, meta_decoder
-from modules.model.loss import linear_cross_entropy, trained_cross_entropy
+from modules.model.loss import linear_cross_entropy
 from modules.model.parallel import MESH, fill, parallelize
-from modules.training.optimizer import clip_gradients
+from modules.training.optimizer import gradient_norm, scale_gradients
 
 ROW_CUT = ("query_key_value.weight", "query_key_value.bias", "dense_h_to_4h.weight", "dense_h_to_4h.bias")
 COLUMN_CUT = ("attention.dense.weight", "dense_4h_to_h.weight")
@@ -88,7 +88,7 @@ def wrong_shapes(model: ModelConfig, data_parallel: int, tensor_parallel: int, t
 
 
 def first_row_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return trained_cross_entropy(hidden[0], weight, labels)
+    return linear_cross_entropy(hidden[0], weight, labels)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -174,7 +174,8 @@ def train(decoder: Decoder, share: slice, steps: int, group: dist.ProcessGroup |
     for _ in range(steps):
         loss = decoder(inputs, head=partial(linear_cross_entropy, labels=labels))
         (loss * (dist.get_world_size(group) if group else 1) / ids[:, 1:].numel()).backward()
-        clip_gradients(list(decoder.parameters()), 1.0)
+        gradients = [parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]
+        scale_gradients(gradients, float(gradient_norm(gradients)), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach().double()

@@ -14,6 +14,7 @@ from modules.model.linear import Linear, product
 def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Takes oneDNN on any processor; lists the shapes that it was given."""
     monkeypatch.setattr(products, "AVX512", True)
+    monkeypatch.setattr(products, "ONEDNN_FORMATS", (torch.float32,))
     taken: list[tuple[int, ...]] = []
     plain = products.onednn_product
 

@@ -15,6 +15,7 @@ from modules.checkpoint.loading import load_model
 from modules.config.generation import GenerationConfig
 from modules.config.loader import load_config
 from modules.model.sampling import generate
+from modules.system.hardware import bf16_speedup
 from modules.training.fit import make_module
 from pipelines.train import TrainResult, set_up_training, train
 
@@ -46,6 +47,52 @@ def test_bfloat16_trains_and_generates(store: Path, rows: datasets.Dataset, prec
     assert (
         next(load_model(tuned.model or "").parameters()).dtype == torch.float32
     )  # trainer.precision's, not the start's
+
+
+@pytest.mark.parametrize(("speedup", "expected"), [(2.0, "bf16-mixed"), (1.1, "32-true"), (0.03, "32-true")])
+def test_auto_is_bfloat16_where_that_is_faster(
+    speedup: float, expected: str, store: Path, rows: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.training.precision.bf16_speedup", lambda on_gpu: speedup)
+    plan = run(store, rows.select(range(20)), "pretrain", *SMALL, "dry_run=true").plan
+    assert plan.demand.trainer.precision == expected
+    said = f"{expected} (matrix products in bfloat16 are {speedup:.1f} times as fast as in float32 here)"
+    assert plan.describe()["number format"] == said
+    given = run(store, rows.select(range(20)), "pretrain", *SMALL, "dry_run=true", "trainer.precision=bf16-true").plan
+    assert given.describe()["number format"].startswith("bf16-true (")
+
+
+def test_the_number_formats_are_tried_on_this_machine() -> None:
+    assert 0 < bf16_speedup() < 100
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_goes_on_in_its_own_number_format_to_the_last_bit(
+    precision: str, store: Path, rows: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where auto would choose the other one by now: the second half runs on another machine."""
+    few = rows.select(range(40))
+    common = [*SMALL, "train.schedule=constant", "train.batch_size=8", "train.validate_every_n_steps=2"]
+    settled = f"trainer.precision={precision}"
+    whole = run(store, few, "pretrain", *common, settled, "train.max_steps=4", "output_dir=whole").model
+    run(store, few, "pretrain", *common, settled, "train.max_steps=2", "output_dir=half")
+    monkeypatch.setattr(
+        "modules.training.precision.bf16_speedup", lambda on_gpu: 2.0 if precision == "32-true" else 0.5
+    )
+    more = [
+        "train.max_steps=4",
+        "train.resume_from=half/checkpoints/step=2.ckpt",
+        "train.allow_changed=[train.max_steps]",
+    ]
+    on = run(store, few, "pretrain", *common, *more, "output_dir=on").model
+    assert whole
+    assert on
+    found, expected = weights_of(on), weights_of(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_bfloat16_is_laid_out_as_such_and_adapters_stay_float32(store: Path, rows: datasets.Dataset) -> None:

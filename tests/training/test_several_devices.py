@@ -39,7 +39,8 @@ MODEL = ["model=tiny", "model.num_hidden_layers=2", "model.hidden_size=32"]
 TRAIN = [
     "data.sequence_length=96", "train.batch_size=15", "train.micro_batch_tokens=300", "train.max_steps=10",
     "train.validate_every_n_steps=5", "train.schedule=constant", "train.warmup_steps=2", "generation.max_new_tokens=5",
-    "trainer.accelerator=cpu", "trainer.progress_bar=false", "tracking.log_system_metrics=false",
+    "trainer.accelerator=cpu", "trainer.precision=32-true",
+    "trainer.progress_bar=false", "tracking.log_system_metrics=false",
 ]  # fmt: skip
 Train = Callable[..., dict[str, Any]]
 

@@ -118,9 +118,9 @@ def test_an_epoch_trains_on_every_token_once_whatever_the_ranks(
         batches = [batch for share in shares for batch in share.micro_batches]
         assert {share.trained_tokens for share in shares} == {sum(batch.trained_tokens for batch in batches)}
         for batch in batches:
-            assert batch.input_ids.shape == batch.labels.shape == (1, sum(batch.document_lengths))
-            assert len(batch.document_lengths) == 1 or sum(batch.document_lengths) <= tokens
-            labels = batch.labels[0].split(batch.document_lengths)
+            assert batch.input_ids.shape == batch.labels.shape == (1, sum(batch.layout.lengths))
+            assert len(batch.layout.lengths) == 1 or sum(batch.layout.lengths) <= tokens
+            labels = batch.labels[0].split(batch.layout.lengths)
             trained += [kept for part in labels if (kept := part[part != IGNORED].tolist())]
     expected = []
     for index in range(len(documents)):

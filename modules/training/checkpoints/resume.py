@@ -137,6 +137,14 @@ def where_to_start(
     return checkpoint, manifest
 
 
+def earlier_precision(config: TrainingConfig, before: RunManifest | None) -> str | None:
+    """trainer.precision of the run that is gone on with; `before` is the manifest found in this run's own folder."""
+    given = config.train.resume_from
+    if before is None and given and given != "auto":
+        before = read_run_manifest(Path(given).parent)
+    return before.config["trainer"]["precision"] if before else None
+
+
 def describe_start(checkpoint: Path | None) -> dict[str, str]:
     """Where a resumed run goes on, as lines to show."""
     step = read_progress(checkpoint)["global_step"] if checkpoint else 0

@@ -22,7 +22,7 @@ IGNORED_KEYS = (
     "train.log_every_n_steps", "train.save_every_n_steps", "train.save_top_k", "train.sample_prompts",
     "train.on_nonfinite", "trainer.accelerator", "trainer.devices", "trainer.nodes", "trainer.strategy",
     "trainer.tensor_parallel", "trainer.process_group_timeout", "trainer.activation_checkpointing",
-    "trainer.device_memory", "trainer.progress_bar",
+    "trainer.device_memory", "trainer.progress_bar", "trainer.compile", "trainer.deterministic",
 )  # fmt: skip
 """Keys that change nothing about what is learnt, but for the order in which devices add up."""
 

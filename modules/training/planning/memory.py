@@ -14,14 +14,16 @@ from itertools import groupby
 
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
-from ...model.loss import CHUNK
+from ...model.attention import MATERIALIZED_LENGTH
+from ...model.loss import CHUNK, SOFTMAX_ROWS
 from ..optimizer import OPTIMIZERS, Shape
+from ..precision import compute_format, on_gpu
 
-WEIGHT_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
+WEIGHT_BYTES = {"auto": 4, "32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
 """Of a weight by trainer.precision; its gradient and each number of optimizer state take the same."""
 
-PRODUCT_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
-"""Of a number that goes into a matrix product or comes out of it; under autocast it has a weight's between layers."""
+ACTIVATION_BYTES = {"auto": 4, "32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
+"""Of a number that goes into a matrix product or comes out of it. auto: as long as it isn't settled, the most."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,10 @@ class StepMemory:
         self.adapter_parameters, self.optimizer = adapter_parameters, OPTIMIZERS[optimizer]
         self.parts = trainer.tensor_parallel
         self.weight = WEIGHT_BYTES[trainer.precision]
-        self.product = PRODUCT_BYTES[trainer.precision]
-        # FSDP gathers weights in bf16 (strategies.compute_format): all that it computes is bf16, without autocast.
-        spread = trainer.strategy == "fsdp" and trainer.devices * trainer.nodes > 1
-        self.residual = self.product if spread else self.weight
-        self.mixed = self.residual != self.product
+        self.activation = ACTIVATION_BYTES[trainer.precision]
+        # FSDP gathers weights in bf16 (precision.compute_format): there nothing is cast.
+        self.mixed = self.activation != self.weight and compute_format(trainer) is None
+        self.gathered_weight = self.weight if self.mixed else self.activation
         self.sharded = trainer.strategy == "fsdp" and trainer.data_parallel > 1
         # DDP's buckets hold all gradients from the first step on, also between steps.
         self.accumulates = accumulates or (trainer.data_parallel > 1 and not self.sharded)
@@ -87,13 +88,13 @@ class StepMemory:
         kept = self.model.num_hidden_layers * self.kept_by_layer() + self.kept_outside_layers()
         highest = max(self.moments(gradients, kept), key=sum)
         state = self.optimizer_state() / shards
-        fixed = weights + state + self.cast_weights() + self.gathered()
+        fixed = weights + state + self.gathered()
         return TrainingMemory(
             weights=round(weights),
             gradients=round(gradients),
             optimizer=round(state),
             activations=round(kept),
-            temporary=round(highest[2] + self.cast_weights() + self.gathered()),
+            temporary=round(highest[2] + self.gathered()),
             peak=round(fixed + sum(highest)),
         )
 
@@ -101,17 +102,17 @@ class StepMemory:
         """Gradients, activations and temporary bytes at each point of a step where memory may peak, in order."""
         earlier = gradients if self.accumulates else 0.0
         # The head's waits for the embedding's own, as they are tied; adapters leave both frozen.
-        head_gradient = self.embedding * self.residual if self.adapter_parameters is None else 0.0
-        loss = self.hidden * self.residual + head_gradient  # what LinearCrossEntropy keeps
+        head_gradient = self.embedding * self.gathered_weight if self.adapter_parameters is None else 0.0
+        loss = self.hidden * self.activation + head_gradient  # what LinearCrossEntropy keeps
         in_layer = self.recomputed_by_layer() + self.layer_backward() + head_gradient
         one_layer = self.kept_by_layer()
         first_layer_gradients = gradients - head_gradient if not self.accumulates else gradients
         return [
-            (earlier, kept, loss + self.hidden * self.residual + self.logits()),
+            (earlier, kept, loss + self.hidden * self.activation + self.logits()),
             (earlier, kept, 2 * loss),  # multiplied by the gradient of the loss: a copy of both
             (earlier, kept, in_layer),
             (max(first_layer_gradients, 0), one_layer, in_layer),
-            (gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.residual),
+            (gradients, 0, head_gradient * (2 if self.accumulates else 1) + self.hidden * self.gathered_weight),
             (gradients, 0, self.optimizer_temporary()),
         ]
 
@@ -137,76 +138,96 @@ class StepMemory:
         yield (self.model.max_position_embeddings, c), False, 1
 
     def kept_by_layer(self) -> float:
-        c, a = self.hidden * self.residual, self.hidden * self.product
-        dropout = self.model.hidden_dropout_prob > 0
+        a = self.hidden * self.activation
         if self.trainer.activation_checkpointing == "full":
-            return c  # the layer's input
+            return a  # the layer's input
         if self.trainer.activation_checkpointing == "selective":
-            # Input; attention.dense; query_key_value and dense_h_to_4h; attention, unless it draws random numbers.
-            attention = 0.0 if self.model.attention_probs_dropout_prob else a / self.parts + self.attention_statistics()
-            return c + a + 7 * a / self.parts + attention + dropout * a
+            # Input; attention.dense; query_key_value and dense_h_to_4h; attention, unless it is computed by products.
+            kept = self.fused_attention() * (a / self.parts + self.attention_statistics())
+            return 2 * a + 7 * a / self.parts + kept + (self.model.hidden_dropout_prob > 0) * a
         return self.kept_without_checkpointing()
 
     def kept_without_checkpointing(self) -> float:
-        """LayerNorms' inputs and outputs; query, key, value; attention; before and after GELU."""
-        c, a = self.hidden * self.residual, self.hidden * self.product
+        """LayerNorms' inputs and outputs; query, key, value; attention; before and after GELU; cast weights."""
+        a = self.hidden * self.activation
         attention = a / self.parts * (2 if len(self.runs) > 1 else 1)  # several runs are concatenated: a copy
         masks = 2 * a if self.model.hidden_dropout_prob else 0.0
         statistics = self.attention_statistics() + 16 * self.tokens  # mean and deviation of two LayerNorms
-        return 2 * c + 2 * a + 11 * a / self.parts + attention + masks + statistics + self.attention_in_parts()
+        return (
+            4 * a
+            + 11 * a / self.parts
+            + attention
+            + masks
+            + statistics
+            + self.attention_weights()
+            + self.cast_weights()
+        )
 
     def attention_statistics(self) -> float:
         """Each head's logarithm of the softmax's denominator."""
         return 4 * self.tokens * self.model.num_attention_heads / self.parts
 
-    def attention_in_parts(self) -> float:
-        """Attention dropout has no fused kernel: softmax, mask and their product, (heads, T, T) each, are kept.
-
-        Autocast takes all of this, and query, key and value, in float32.
-        """
-        if not self.model.attention_probs_dropout_prob:
+    def fused_attention(self) -> float:
+        """The share of tokens whose attention is a fused kernel: not under dropout, nor in attention.py's own way."""
+        if self.model.attention_probs_dropout_prob:
             return 0.0
-        squares = sum(count * length**2 for count, length in self.runs)
-        scores = 3 * squares * self.model.num_attention_heads * self.residual
-        return (scores + 3 * self.hidden * (self.residual - self.product)) / self.parts
+        return 1 - sum(count * length for count, length in self.materialized_runs()) / self.tokens
+
+    def materialized_runs(self) -> list[tuple[int, int]]:
+        """Those that attention.MaterializedAttention takes."""
+        on_cpu = self.activation == 2 and not on_gpu(self.trainer)
+        return [run for run in self.runs if on_cpu and run[1] <= MATERIALIZED_LENGTH]
+
+    def attention_weights(self) -> float:
+        """Softmax of each head, (T, T), for attention by products; under dropout, which has no fused kernel either, in
+        float32, beside the mask and the product of both, and with query, key and value.
+        """
+        heads = self.model.num_attention_heads / self.parts
+        if self.model.attention_probs_dropout_prob:
+            squares = sum(count * length**2 for count, length in self.runs)
+            return 3 * 4 * squares * heads + 3 * self.hidden * (4 - self.activation) / self.parts
+        return self.activation * heads * sum(count * length**2 for count, length in self.materialized_runs())
 
     def kept_outside_layers(self) -> float:
         """The last LayerNorm's input, the embeddings' dropout mask, ids, labels and positions."""
-        return self.hidden * self.residual * (2 if self.model.hidden_dropout_prob else 1) + 40 * self.tokens
+        mask = self.hidden * self.gathered_weight if self.model.hidden_dropout_prob else 0
+        return self.hidden * self.activation + mask + 40 * self.tokens
 
     def recomputed_by_layer(self) -> float:
         """What checkpointing has dropped of a layer, at hand again while its backward pass runs."""
         if self.trainer.activation_checkpointing == "none":
             return 0.0
         again = self.kept_without_checkpointing() - self.kept_by_layer()
-        return again + (self.hidden * self.product if self.trainer.activation_checkpointing == "selective" else 0.0)
+        return again + (self.hidden * self.activation if self.trainer.activation_checkpointing == "selective" else 0.0)
 
     def layer_backward(self) -> float:
         """Gradients of a layer's output and, four times as wide, of GELU's; that of the largest matrix."""
-        c, a = self.hidden * self.residual, self.hidden * self.product
-        matrix = 4 * self.model.hidden_size**2 / self.parts * (self.residual + (self.product if self.mixed else 0))
-        return c + (a if self.mixed else 0) + 4 * a / self.parts + matrix
+        a = self.hidden * self.activation
+        matrix = 4 * self.model.hidden_size**2 / self.parts * (self.activation + (self.weight if self.mixed else 0))
+        return a + 4 * a / self.parts + matrix
 
     def logits(self) -> float:
-        """A chunk's logits, its softmax's own copy, and the chunk before, which Python still holds."""
+        """A chunk's logits beside the chunk before, which Python still holds; or its softmax in float32.
+
+        In mixed precision beside the embeddings' copy, and at the end of a chunk its part of their gradient.
+        """
         assert self.model.vocab_size
         vocabulary = self.model.vocab_size / self.parts
         rows = min(self.tokens, CHUNK)
         following = min(max(self.tokens - CHUNK, 0), CHUNK)
-        before = CHUNK * (4 + (0 if self.residual == 4 else 2)) if following else 0
-        in_softmax = max(8 * rows, before + 8 * following) * vocabulary
-        casts = 6 * rows * vocabulary + 2 * self.embedding if self.mixed else 0.0
-        return max(in_softmax, casts)
+        softmax = 4 * min(rows, SOFTMAX_ROWS) if self.parts == 1 else 8 * rows
+        copies = 2 * self.embedding if self.mixed else 0.0
+        return copies + max(
+            (rows + following) * self.activation * vocabulary,
+            rows * self.activation * vocabulary + max(softmax * vocabulary, copies),
+        )
 
     def cast_weights(self) -> float:
-        """Autocast's copies of the matrices and biases, kept until the step ends."""
-        if not self.mixed:
-            return 0.0
-        c = self.model.hidden_size
-        return 2 * (self.model.num_hidden_layers * ((12 * c * c + 7 * c) / self.parts + 2 * c) + self.embedding)
+        """A layer's matrices in bf16, kept for its backward pass."""
+        return 2 * 12 * self.model.hidden_size**2 / self.parts if self.mixed else 0.0
 
     def gathered(self) -> float:
         """FSDP: embeddings whole for the step; two layers (the next is fetched meanwhile); one layer's gradient."""
         if not self.sharded:
             return 0.0
-        return (self.root_parameters + 3 * self.layer_parameters) * self.product
+        return (self.root_parameters + 3 * self.layer_parameters) * self.activation

@@ -12,6 +12,7 @@ from ...config.training import TrainConfig, TrainingConfig
 from ...data.datamodule import TextDataModule
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
+from ..precision import describe_precision
 from .memory_limit import MemoryDemand, memory_in_words
 
 
@@ -43,6 +44,7 @@ class TrainingPlan:
             "tokens a step": f"{self.tokens_per_epoch / self.steps_per_epoch:,.0f}",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
             "learning rate": f"{self.learning_rate:g}{unreached if warmup > self.total_steps else ''}",
+            "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": memory_in_words(memory.weights),
             "  gradients": memory_in_words(memory.gradients),

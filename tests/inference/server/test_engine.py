@@ -13,9 +13,9 @@ from modules.inference.server import engine
 from modules.inference.server.engine import ActiveSequence, Engine, Event, QueueFullError
 from modules.inference.server.prometheus import Metrics
 from modules.inference.text_generator import TextGenerator, Writer
-from modules.model import decode_graph
-from modules.model.decode_graph import GraphBatch
 from modules.model.decoder import Decoder
+from modules.model.decoding import decode_graph
+from modules.model.decoding.decode_graph import GraphBatch
 from modules.model.kv_cache import KVCache
 from modules.model.sampling import decode_step, moved_up, prefill, start
 from modules.tokenizer.tokenizer import Tokenizer

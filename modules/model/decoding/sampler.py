@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .sampling import Rows
+    from ..sampling import Rows
 
 SPREAD = 0x9E3779B9 - 2**32
 """2³² ÷ the golden ratio, as int32: multiples of it lie far apart."""

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoder import Decoder
-from .kv_cache import KVCache
+from ..decoder import Decoder
+from ..kv_cache import KVCache
+from ..sampling import Batch, Rows, attention_kernels, prefill
 from .sampler import Sampler, checked, seeds_of, upload
-from .sampling import Batch, Rows, attention_kernels, prefill
 
 SHORTEST = 128
 """Positions for which a place has room at least."""
