@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
-from .decoding.sampler import Sampler, checked, seeds_of, upload
+from .decoding.sampler import Sampler, checked, upload
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Batch:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
         if self.sampler is None:
             self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
-        return checked(self.sampler(self.logits, seeds_of(self.rows.generators, self.device)).tolist())
+        return checked(self.sampler(self.logits, self.rows.generators).tolist())
 
     def advance(self, left: list[int]) -> None:
         """Drops all rows but these, and goes on to the next token."""

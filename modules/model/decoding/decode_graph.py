@@ -19,7 +19,7 @@ from torch import Tensor
 from ..decoder import Decoder
 from ..kv_cache import KVCache
 from ..sampling import Batch, Rows, attention_kernels, prefill
-from .sampler import Sampler, checked, seeds_of, upload
+from .sampler import Sampler, checked, upload
 
 SHORTEST = 128
 """Positions for which a place has room at least."""
@@ -195,7 +195,7 @@ class GraphBatch(Batch):
         places = upload(free, torch.int64, self.device)
         logits = graph.cache.read(self.decoder, rows, places)
         sampler = Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device)
-        graph.ids[places] = sampler(logits, seeds_of(rows.generators, self.device))
+        graph.ids[places] = sampler(logits, rows.generators)
         self.rows.extend(rows)
         self.places += free
         self.sampler = None
@@ -237,7 +237,7 @@ class GraphBatch(Batch):
         generators: list[random.Random | None] = [None] * len(graph.ids)
         for place, generator in zip(self.places, self.rows.generators, strict=True):
             generators[place] = generator
-        graph.ids.copy_(self.sampler(graph.logits, seeds_of(generators, self.device)))
+        graph.ids.copy_(self.sampler(graph.logits, generators))
 
     def advance(self, left: list[int]) -> None:
         if len(left) < len(self.places):

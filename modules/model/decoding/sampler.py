@@ -59,8 +59,8 @@ class Sampler:
         if self.written is not None:
             self.written = torch.cat([self.written, last()[:, None]], 1)
 
-    def __call__(self, logits: Tensor, seeds: Tensor) -> Tensor:
-        """logits (B, V), seeds (B, 2) int32, one row's each → ids (B,), -1 where probabilities aren't numbers."""
+    def __call__(self, logits: Tensor, generators: Sequence[random.Random | None]) -> Tensor:
+        """logits (B, V), the rows' generators → ids (B,), -1 where probabilities aren't numbers."""
         scores = logits = logits.float()
         if self.written is not None:
             scores = logits = penalize(logits, self.written, self.penalty, self.end_of_text_id)
@@ -68,7 +68,7 @@ class Sampler:
             probabilities = (logits / self.temperature).softmax(-1)
             if self.candidates:
                 self.filter(probabilities, self.candidates)
-            scores = exponential_race(probabilities, seeds)
+            scores = exponential_race(probabilities, seeds_of(generators, logits.device))
         if self.mixed:
             scores = torch.where(self.greedy, logits, scores)
         best, ids = scores.max(-1)
