@@ -31,7 +31,7 @@ CONVERSIONS = [
     Subject("CTranslate2", "benchmarks.peer_ctranslate2:convert", needs=("ctranslate2", "transformers")),
     *(
         own("convert", "GGUF", {"target": f"gguf-{name}", "format": "gguf", "dtype": dtype}, LLAMA_CPP)
-        for name, dtype in {"f32": "float32", "q8_0": "q8_0"}.items()
+        for name, dtype in {"f32": "float32", "bf16": "bfloat16", "q8_0": "q8_0"}.items()
     ),
 ]
 """What else the model folder is turned into, where somebody is installed who reads it."""

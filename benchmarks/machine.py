@@ -57,7 +57,7 @@ def flops_per_token(model: dict[str, Any], context: float) -> float:
     return 6 * matrices + 12 * layers * width * context
 
 
-def products(work: Work, tokens: int, repeats: int) -> Any:
+def products(work: Work, tokens: int, repeats: int, bfloat16: bool = False) -> Any:
     """The matrix products of a training step, forward and both backward, and nothing else: tokens a second.
 
     Each shape by the faster of the two libraries that torch carries (MKL keeps to AVX2 on AMD's processors).
@@ -71,8 +71,9 @@ def products(work: Work, tokens: int, repeats: int) -> Any:
         (tokens, width, 4 * width),
         (tokens, 4 * width, width),
     ]
-    calls = [product(*shape, layers, library) for shape in shapes for library in LIBRARIES]
-    calls += [product(rows, width, vocabulary, 1, library) for library in LIBRARIES]
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    calls = [product(*shape, layers, library, dtype) for shape in shapes for library in LIBRARIES]
+    calls += [product(rows, width, vocabulary, 1, library, dtype) for library in LIBRARIES]
     medians = [median(found) for found in interleaved(calls, repeats)]
     count = len(LIBRARIES)
     fastest = [min(medians[start : start + count]) for start in range(0, len(medians), count)]
@@ -81,10 +82,12 @@ def products(work: Work, tokens: int, repeats: int) -> Any:
     return {"value": tokens / step, "flops_per_second": flops / step, "ended_at": time.time()}
 
 
-def product(rows: int, inputs: int, outputs: int, copies: int, library: Product) -> Callable[[], None]:
+def product(
+    rows: int, inputs: int, outputs: int, copies: int, library: Product, dtype: torch.dtype
+) -> Callable[[], None]:
     """A call that does a layer's three products, each time with the next layer's weights, as a step does."""
-    x, dy = torch.randn(rows, inputs), torch.randn(rows, outputs)
-    weights = cycle([torch.randn(outputs, inputs) for _ in range(copies)])
+    x, dy = torch.randn(rows, inputs, dtype=dtype), torch.randn(rows, outputs, dtype=dtype)
+    weights = cycle([torch.randn(outputs, inputs, dtype=dtype) for _ in range(copies)])
 
     def call() -> None:
         weight = next(weights)

@@ -40,12 +40,23 @@ def fresh_model(work: Work) -> Any:
     return GPT2LMHeadModel(config).train()
 
 
-def train(work: Work, layout: Layout, sequence_length: int, batch_tokens: int, steps: int, warmup: int) -> Any:
+def train(
+    work: Work,
+    layout: Layout,
+    sequence_length: int,
+    batch_tokens: int,
+    steps: int,
+    warmup: int,
+    bfloat16: bool = False,
+) -> Any:
+    """bfloat16: under autocast, as its Trainer does with bf16=True."""
     model = fresh_model(work)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
 
     def step(batch: dict[str, Tensor]) -> None:
-        model(**batch).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -89,10 +100,10 @@ def first_step(work: Work, sequence_length: int, batch_tokens: int) -> Any:
     return {"ended_at": ended}
 
 
-def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int) -> Any:
+def generate(work: Work, rows: int, prompt_tokens: int, new_tokens: int, dtype: str = "float32") -> Any:
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(work.path("huggingface")).eval()
+    model = GPT2LMHeadModel.from_pretrained(work.path("huggingface"), dtype=getattr(torch, dtype)).eval()
     ids = torch.tensor(work.prompts(rows, prompt_tokens)[1])
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
 

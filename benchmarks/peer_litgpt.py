@@ -51,12 +51,14 @@ def fresh_model(work: Work, sequence_length: int) -> Any:
     return model.train()
 
 
-def train(work: Work, sequence_length: int, batch_tokens: int, steps: int, warmup: int) -> Any:
+def train(work: Work, sequence_length: int, batch_tokens: int, steps: int, warmup: int, bfloat16: bool = False) -> Any:
     model = fresh_model(work, sequence_length)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
 
     def step(block: Tensor) -> None:
-        F.cross_entropy(model(block[:, :-1]).flatten(0, 1), block[:, 1:].flatten()).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(model(block[:, :-1]).flatten(0, 1), block[:, 1:].flatten())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from modules.system.hardware import bf16_speedup
+
 from .config import BenchmarkConfig
 from .machine import flops_per_token, gpu_peak
 from .subjects import Comparison, Medians, Subject, tcmalloc
@@ -45,28 +47,34 @@ def own(function: str, name: str, options: Mapping[str, Any], needs: tuple[str, 
 
 
 def training(config: BenchmarkConfig) -> Iterator[Comparison]:
+    """In float32, and in bfloat16 where the machine computes it faster."""
+    for length in config.training.sequence_lengths:
+        for bfloat16 in (False, True) if bf16_speedup() > 1 else (False,):
+            yield training_comparison(config, length, bfloat16)
+
+
+def training_comparison(config: BenchmarkConfig, length: int, bfloat16: bool) -> Comparison:
     section = config.training
-    for length in section.sequence_lengths:
-        work = {
-            "sequence_length": length,
-            "batch_tokens": section.batch_tokens,
-            "steps": section.steps,
-            "warmup": section.warmup_steps,
-        }
-        packed = {**work, "layout": "packed"}
-        subjects = [own("finetune", FINETUNE, {**work, "arguments": section.arguments})]
-        if length <= min(section.sequence_lengths):  # beyond that, peers would mostly compute padding
-            padded = f"padded to {length} (as ModelScope does)"
-            subjects.append(hugging_face("train", padded, {**work, "layout": "padded"}))
-            subjects.append(hugging_face("train", "padded to the longest", {**work, "layout": "longest"}))
-        subjects += [hugging_face("train", "packed", packed), hugging_face("train", "packed", packed, allocator=True)]
-        subjects.append(Subject("litgpt, packed", f"{PEERS}litgpt:train", work, ("litgpt",)))
-        products = {"tokens": section.batch_tokens, "repeats": 3}
-        preloaded = tcmalloc() is not None  # a limit takes what helps
-        subjects.append(Subject(PRODUCTS, "benchmarks.machine:products", products, allocator=preloaded))
-        title = f"Training, documents of at most {length} tokens, {section.batch_tokens:,} tokens a step"
-        note = partial(share_of_limit, flops_per_token(config.model.__dict__, 0))
-        yield Comparison(f"training.{length}", "training", title, "tokens/s", subjects, note=note)
+    steps = {"batch_tokens": section.batch_tokens, "steps": section.steps, "warmup": section.warmup_steps}
+    work = {"sequence_length": length, **steps}
+    peers = {**work, "bfloat16": bfloat16}
+    packed = {**peers, "layout": "packed"}
+    precision = f"trainer.precision={'bf16-mixed' if bfloat16 else '32-true'}"
+    subjects = [own("finetune", FINETUNE, {**work, "arguments": [precision, *section.arguments]})]
+    if length <= min(section.sequence_lengths) and not bfloat16:  # beyond that, peers would mostly compute padding
+        padded = f"padded to {length} (as ModelScope does)"
+        subjects.append(hugging_face("train", padded, {**peers, "layout": "padded"}))
+        subjects.append(hugging_face("train", "padded to the longest", {**peers, "layout": "longest"}))
+    subjects += [hugging_face("train", "packed", packed), hugging_face("train", "packed", packed, allocator=True)]
+    subjects.append(Subject("litgpt, packed", f"{PEERS}litgpt:train", peers, ("litgpt",)))
+    products = {"tokens": section.batch_tokens, "repeats": 3, "bfloat16": bfloat16}
+    preloaded = tcmalloc() is not None  # a limit takes what helps
+    subjects.append(Subject(PRODUCTS, "benchmarks.machine:products", products, allocator=preloaded))
+    what = "bfloat16 (peers under autocast)" if bfloat16 else "float32"
+    title = f"Training in {what}, documents of at most {length} tokens, {section.batch_tokens:,} tokens a step"
+    note = partial(share_of_limit, flops_per_token(config.model.__dict__, 0))
+    name = f"training.{length}.{'bfloat16' if bfloat16 else 'float32'}"
+    return Comparison(name, "training", title, "tokens/s", subjects, note=note)
 
 
 def share_of_limit(flops: float, medians: Medians) -> str:
@@ -119,14 +127,22 @@ def generation(config: BenchmarkConfig) -> Iterator[Comparison]:
             llama_cpp("f32", work),
             reading(rows, 4),
         ]
+        sixteen_bits = [
+            own("generate", "moyun, dtype=bfloat16", {**work, "dtype": "bfloat16"}),
+            hugging_face("generate", "generate", {**work, "dtype": "bfloat16"}),
+            llama_cpp("bf16", work),
+            reading(rows, 2),
+        ]
         eight_bits = [
-            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}, ("modules.model.quantization",)),
+            own("generate", "moyun, dtype=int8", {**work, "dtype": "int8"}),
             ctranslate2("generate", "int8", work),
             llama_cpp("q8_0", work),
             reading(rows, 1),
         ]
-        yield Comparison(f"generation.{rows}.float32", "generation", f"{title}, float32", "tokens/s", plain)
-        yield Comparison(f"generation.{rows}.int8", "generation", f"{title}, 8 bits a weight", "tokens/s", eight_bits)
+        formats = {"float32": plain, "bfloat16": sixteen_bits, "int8": eight_bits}
+        for name, subjects in formats.items():
+            words = "8 bits a weight" if name == "int8" else name
+            yield Comparison(f"generation.{rows}.{name}", "generation", f"{title}, {words}", "tokens/s", subjects)
 
 
 def ctranslate2(function: str, compute_type: str, options: dict[str, Any]) -> Subject:

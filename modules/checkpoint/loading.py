@@ -14,7 +14,6 @@ from ..system.hardware import default_device
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
 from . import formats
 from .model_folder import FILES, read_model
-from .training_checkpoint import is_training_checkpoint
 from .verification import golden_difference, saved_hashes
 from .weights import CheckpointError, StoredModel, files_hash, weights_hash
 
@@ -61,7 +60,7 @@ def open_verified(folder: Path) -> tuple[StoredModel, Tokenizer, str]:
 def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model folder of any format; that of a training checkpoint lies in the folder above."""
     folder = Path(folder)
-    return load_tokenizer(folder.parent if is_training_checkpoint(folder) else folder)
+    return load_tokenizer(folder.parent if formats.is_training_checkpoint(folder) else folder)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:

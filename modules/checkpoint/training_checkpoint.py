@@ -22,10 +22,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from ..config.loader import load_model_config
 from ..system.checksums import FILE_LIST, damage
 from ..system.redaction import first_line
+from .formats import METADATA
 from .weights import CheckpointError, StoredModel, StoredTensor, StoredWeights, check_shapes, shapes_of
-
-METADATA = ".metadata"
-"""The file of DCP's that makes a folder a training checkpoint."""
 
 DCP = "torch.distributed.checkpoint"
 
@@ -115,10 +113,6 @@ def reasons_of(error: BaseException) -> list[BaseException]:
 
 
 PREFIX = "model.decoder."
-
-
-def is_training_checkpoint(folder: Path) -> bool:
-    return (folder / METADATA).is_file()
 
 
 def read(folder: Path) -> StoredModel:

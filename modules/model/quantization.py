@@ -2,10 +2,16 @@
 
 A decoding step reads every weight once and does little with it, so what counts is how near the reading comes to the
 memory's bandwidth, and how many bytes there are to read. float32 and bfloat16 weights are laid out by oneDNN for its
-own kernels (what torch.compile's freezing does); int8 takes a quarter of float32's bytes.
+own kernels (what torch.compile's freezing does); int8 takes a quarter of float32's bytes. All between two products is
+float32: attention over a bfloat16 cache takes twice as long.
 """
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +25,10 @@ SMALLEST = 1e-30  # divisor of a row of zeros
 
 
 class PackedLinear(nn.Module):
-    """x (…, in) → x·Wᵀ + b (…, out), by a copy of W in oneDNN's layout. Not differentiable."""
+    """x (…, in) → x·Wᵀ + b (…, out) in W's number format, by a copy of W in oneDNN's layout. Not differentiable.
+
+    The result comes in x's number format.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -27,8 +36,9 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return result
+        inputs = x.to(self.weight.dtype)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(inputs, self.weight, self.bias, "none", [], "")
+        return result.to(x.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -41,20 +51,49 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        levels = weight_levels()
-        largest = weight.detach().float().abs().amax(1, keepdim=True).clamp_min(SMALLEST)
-        self.weight = (weight.detach().float() * (levels / largest)).round_().to(torch.int8)  # (out, in)
-        self.scale = largest.flatten() / (127 * levels)
+        self.product = int8_product(*quantize_weight(weight.detach()))
         self.bias = None if bias is None else bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
-        quantized = (rows * (127 / largest)).round_().to(torch.int8)
-        y = torch._int_mm(quantized, self.weight.T) * self.scale
+        y = self.product(rows / largest)
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
-        result: Tensor = y.unflatten(0, x.shape[:-1])
-        return result
+        return y.view(*x.shape[:-1], -1)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W (out, in) → whole numbers as int8 (out, in), and what one of them is worth in each output, float32 (out)."""
+    levels = weight_levels()
+    largest = weight.float().abs().amax(1, keepdim=True).clamp_min(SMALLEST)
+    return (weight.float() * (levels / largest)).round_().to(torch.int8), largest.flatten() / levels
+
+
+def int8_product(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product with W, given as `quantize_weight` returns it: x (N, in), -1 to 1, in steps of 1/127 → (N, out).
+
+    FBGEMM, torch's library of integer kernels for x86, lays weights out once and rounds x on its way in.
+    """
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return partial(plain_int8_product, weight.T, scale / 127)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # FBGEMM takes W in no other form
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        packed = torch.ops.quantized.linear_prepack(
+            torch._make_per_channel_quantized_tensor(weight, scale, zeros, axis=0), None
+        )
+    return partial(fbgemm_product, packed)
+
+
+def fbgemm_product(packed: Any, x: Tensor) -> Tensor:
+    """Its x is in unsigned bytes: 128 stands for 0."""
+    result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x, 1 / 127, 128, packed)
+    return result
+
+
+def plain_int8_product(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """weight: (in, out)."""
+    return torch._int_mm((x * 127).round_().to(torch.int8), weight) * scale
 
 
 class LinearHead(nn.Module):
@@ -75,9 +114,8 @@ def weight_levels() -> int:
     AVX2 and the first AVX-512 add two products of an unsigned and a signed byte in 16 bits (oneDNN, "Nuances of int8
     computations"); 2 · 255 · 63 still fits. The kernel itself is tried, since only it knows which instructions it uses.
     """
-    extreme = torch.full((2, 64), 127, dtype=torch.int8)
-    exact = torch._int_mm(extreme, extreme.T) == 64 * 127 * 127
-    return 127 if bool(exact.all()) else 63
+    product = int8_product(torch.full((2, 64), 127, dtype=torch.int8), torch.ones(2))
+    return 127 if bool(((product(torch.ones(2, 64)) - 64 * 127).abs() < 1).all()) else 63
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -93,8 +131,8 @@ def prepare_for_inference(decoder: Decoder, int8: bool = False) -> Decoder:
 
     Matrices are replaced one by one, so that never more than one is in memory twice; the head gets a matrix of its own.
 
-    int8: weights and products in 8 bits, the rest in float32. Without it, a decoder in a number format that oneDNN has
-    no kernels for stays as it is.
+    int8: weights and products in 8 bits. Without it, they are in the decoder's number format; if oneDNN has no kernels
+    for that, the decoder stays as it is. The rest becomes float32.
     """
     decoder.requires_grad_(False)
     if int8:
@@ -108,4 +146,4 @@ def prepare_for_inference(decoder: Decoder, int8: bool = False) -> Decoder:
             if isinstance(child, nn.Linear):
                 setattr(module, name, make(child.weight, child.bias))
     decoder.head = LinearHead(make(decoder.word_embeddings.weight, None))  # type: ignore[assignment]
-    return decoder.float() if int8 else decoder
+    return decoder.float()

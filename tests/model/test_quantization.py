@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -14,9 +18,9 @@ from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.model.kv_cache import KVCache
 from modules.model.loss import linear_cross_entropy
-from modules.model.quantization import Int8Linear, PackedLinear, packs, prepare_for_inference
+from modules.model.quantization import Int8Linear, PackedLinear, packs, prepare_for_inference, quantize_weight
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import make_config, make_decoder, save_model
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 PROMPTS = ["白日依山尽，", "春", "", "床前明月光，疑是地上霜。", "hello, 世界\n", "春"]
 
@@ -49,7 +53,14 @@ def test_a_row_of_a_batch_is_written_as_it_is_alone(folder: Path, tokenizer: Tok
         assert together == [generator(prompt, max_new_tokens=24, **parameters) for prompt in PROMPTS]
 
 
-def test_an_int8_row_is_bit_for_bit_the_same_beside_any_neighbours() -> None:
+@pytest.fixture(params=[torch.backends.quantized.engine, "onednn"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of torch's integer kernels: this machine's, and one that int8_product does without."""
+    monkeypatch.setattr(torch.backends.quantized, "engine", request.param)
+    return str(request.param)
+
+
+def test_an_int8_row_is_bit_for_bit_the_same_beside_any_neighbours(engine: str) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = Int8Linear(torch.randn(96, 64, generator=generator), torch.randn(96, generator=generator))
     row = torch.randn(1, 64, generator=generator)
@@ -59,7 +70,9 @@ def test_an_int8_row_is_bit_for_bit_the_same_beside_any_neighbours() -> None:
 
 
 @pytest.mark.parametrize("levels", [127, 63])
-def test_int8_is_near_with_the_largest_numbers_that_there_are(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_near_with_the_largest_numbers_that_there_are(
+    levels: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sums that saturate, as AVX2's do with 127 levels, would be wrong by tens of percent."""
     if levels == 63:
         monkeypatch.setattr("modules.model.quantization.weight_levels", lambda: 63)
@@ -71,10 +84,26 @@ def test_int8_is_near_with_the_largest_numbers_that_there_are(levels: int, monke
     weight[1] = torch.randn(256, generator=generator).sign()
     weight[2] = 0
     linear = Int8Linear(weight, torch.zeros(32))
-    assert int(linear.weight.abs().max()) <= levels
+    assert int(quantize_weight(weight)[0].abs().max()) <= levels
     expected = x @ weight.T
     assert (linear(x) - expected).abs().max(1).values.le(0.01 * x.abs().sum(1)).all()
     assert torch.equal(linear(x)[3], torch.zeros(32))
+
+
+LARGEST = """
+import torch
+from modules.model.quantization import Int8Linear, weight_levels
+print(weight_levels(), Int8Linear(torch.ones(1, 64), None)(torch.ones(1, 64)).item())
+"""
+
+
+@pytest.mark.skipif(torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="not an x86 processor")
+def test_instructions_that_saturate_get_smaller_weights() -> None:
+    environment = os.environ | {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    found = subprocess.run([sys.executable, "-c", LARGEST], env=environment, cwd=ROOT, capture_output=True, check=True)
+    levels, product = found.stdout.split()
+    assert int(levels) == 63
+    assert float(product) == pytest.approx(64, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +146,21 @@ def test_int8_costs_less_than_a_percent_of_perplexity(
     assert fast == pytest.approx(plain, rel=1e-5)
     assert small != plain
     assert small == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.skipif(not packs(torch.bfloat16), reason="oneDNN has no bfloat16 kernels for this CPU")
+def test_bfloat16_is_for_the_products_alone(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Sums, norms and attention in float32 leave it nearer to exact arithmetic with the same weights."""
+    rounded = decoder.bfloat16()
+    ids = torch.randint(0, tokenizer.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = copy.deepcopy(rounded).double()(ids)
+        plain = rounded(ids)
+        fast = prepare_for_inference(rounded)
+        cache = KVCache(rows=3, capacity=20, device=ids.device)
+        logits = fast(ids, cache=cache)
+    assert logits.dtype == cache.layers[0].dtype == torch.float32
+    assert (logits - exact).square().mean() < 0.75 * (plain - exact).square().mean()
 
 
 def test_nothing_but_linear_layers_is_rounded(decoder: Decoder) -> None:

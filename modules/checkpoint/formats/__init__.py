@@ -13,7 +13,6 @@ from typing import Any
 
 from ...system.bounded_read import read_json_object
 from ...tokenizer.tokenizer import Tokenizer
-from .. import training_checkpoint
 from ..weights import CheckpointError, StoredModel
 from .architecture import Holdable, other_weights, unknown_options
 
@@ -26,16 +25,24 @@ FORMATS = {
 }
 """Format → the weight files to read: the first of these patterns that finds any."""
 
+METADATA = ".metadata"
+"""The file of PyTorch's distributed format (DCP) that makes a folder a training checkpoint."""
+
 WRITTEN = ("huggingface", "modelscope", "megatron", "gguf")
 
 
 def module_of(name: str) -> Any:
-    return training_checkpoint if name == "training_checkpoint" else import_module(f".{name}", __package__)
+    # Each when it is asked for: PyTorch's code for training checkpoints alone takes half a second to import.
+    return import_module(f"..{name}" if name == "training_checkpoint" else f".{name}", __package__)
+
+
+def is_training_checkpoint(folder: Path) -> bool:
+    return (folder / METADATA).is_file()
 
 
 def format_of(folder: Path) -> str:
     """moyun, or the name of another format, by what its configuration files say; moyun where there are none."""
-    if training_checkpoint.is_training_checkpoint(folder):
+    if is_training_checkpoint(folder):
         return "training_checkpoint"
     if (folder / "model.gguf").is_file():
         return "gguf"
