@@ -107,7 +107,7 @@ def collate(documents: Documents, chosen: np.ndarray, multiple: int = 1) -> Micr
     return MicroBatch(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         labels=torch.from_numpy(flat_labels)[None],
-        layout=Layout.of(np.concatenate([lengths, padding])),
+        layout=Layout.of([*lengths, *padding]),
         trained=torch.from_numpy(np.flatnonzero(flat_labels != IGNORED)),
         trained_tokens=int(documents.trained_tokens[chosen].sum()),
         characters=int(documents.characters[chosen].sum()),

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 VARLEN_DEVICES = {"cuda"}
 """Kinds of devices for which torch has a kernel that takes documents of any lengths in one call."""
@@ -38,17 +36,13 @@ class Layout:
     """The longest document's tokens, rounded up to a power of two: a kernel is chosen, or compiled, for few numbers."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Layout:
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
         """The layout of documents of these lengths, in their order."""
-        counts = np.asarray(lengths, np.int64)
-        starts = np.concatenate([[0], counts.cumsum()])
-        positions = np.arange(starts[-1]) - starts[:-1].repeat(counts)
-        return cls(
-            counts.tolist(),
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(starts.astype(np.int32)).to(device),
-            1 << (int(counts.max()) - 1).bit_length(),
-        )
+        counts = torch.tensor(lengths)
+        starts = F.pad(counts.cumsum(0), (1, 0))
+        positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(counts)
+        longest = 1 << (int(counts.max()) - 1).bit_length()
+        return cls(counts.tolist(), positions.to(device), starts.int().to(device), longest)
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -73,14 +67,21 @@ def attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
         (N, C), heads side by side.
     """
     if takes_any_lengths(qkv, dropout):
-        q, k, v = qkv.unbind(2)
-        where = (layout.starts, layout.starts, layout.longest, layout.longest)
-        y: Any = varlen_attn(q, k, v, *where, window_size=(-1, 0))
-        return y.flatten(1)  # type: ignore[no-any-return]
+        return varlen_attention(qkv, layout)
     groups = layout.groups
     parts = qkv.split([count * length for count, length in groups])
     outputs = [group_attention(part.unflatten(0, g), dropout) for g, part in zip(groups, parts, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def varlen_attention(qkv: Tensor, layout: Layout) -> Tensor:
+    """`attention` in one call for documents of any lengths."""
+    from torch.nn.attention.varlen import varlen_attn  # which loads sympy: nothing that writes texts on a CPU needs it
+
+    q, k, v = qkv.unbind(2)
+    where = (layout.starts, layout.starts, layout.longest, layout.longest)
+    y: Any = varlen_attn(q, k, v, *where, window_size=(-1, 0))
+    return y.flatten(1)  # type: ignore[no-any-return]
 
 
 def group_attention(qkv: Tensor, dropout: float) -> Tensor:

@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache as cached
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .activation_checkpointing import Checkpointing, compiled_layer, run_layer
 from .attention import Layout, attention, takes_any_lengths
 from .kv_cache import KVCache
 from .linear import LayerNorm, Linear
 
 if TYPE_CHECKING:  # `import modules.model` loads torch and nothing else
     from ..config.model import ModelConfig
-
-Checkpointing = Literal["none", "selective", "full"]
-"""How much of each layer is computed again in the backward pass, to save memory."""
 
 
 class Attention(nn.Module):
@@ -47,10 +42,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
-        if cache is not None and cache.longest:  # one new token a row, (B, nh, 3, hs), beside all that is cached
-            keys, values = cache.append(self.layer, qkv[:, :, 1:])
-            y = F.scaled_dot_product_attention(qkv[:, :, :1], keys, values, attn_mask=cache.mask)
-            return self.dense(y.flatten(1))
+        if cache is not None and cache.longest:  # one new token a row: (B, nh, 3, hs)
+            return self.dense(cache.attend(self.layer, qkv))
         if cache is not None:
             self.prefill(qkv, layout, cache)
         return self.dense(attention(qkv, layout, self.dropout if self.training else 0.0))
@@ -111,56 +104,6 @@ class Transformer(nn.Module):
             x = layer(x, layout, cache) if cache is not None else run(layer, x, layout, mode)
         normalized: Tensor = self.final_layernorm(x)
         return normalized
-
-
-def run_layer(layer: nn.Module, x: Tensor, layout: Layout, mode: Checkpointing) -> Tensor:
-    """The layer's result; for the backward pass `full` keeps its input alone, `selective` also what costs most."""
-    if mode == "none":
-        result: Tensor = layer(x, layout, None)
-        return result
-    options: dict[str, Any] = {"preserve_rng_state": uses_dropout(layer)}
-    if mode == "selective":
-        options["context_fn"] = SELECTIVE[bool(layer.dropout.p), bool(layer.attention.dropout)]  # type: ignore[union-attr]
-    recomputed: Tensor = checkpoint(layer, x, layout, None, use_reentrant=False, **options)
-    return recomputed
-
-
-@cached
-def compiled_layer() -> Callable[[nn.Module, Tensor, Layout, Checkpointing], Tensor]:
-    """`run_layer`, compiled once for all layers, checkpointing included: outside, its policy would see no operators."""
-    return torch.compile(run_layer, fullgraph=True)
-
-
-def uses_dropout(layer: Any) -> bool:
-    """Whether a Block or its adapters draw random numbers: only then is the generators' state worth saving."""
-    return bool(layer.attention.dropout) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
-
-
-def selective_checkpoint_policy(
-    context: Any, operator: Any, *args: Any, dropout: bool, attention_dropout: bool, **kwargs: Any
-) -> CheckpointPolicy:
-    """Selective checkpointing keeps matrix products and attention; LayerNorm, GELU and dropout are computed again."""
-    name: str = operator.name()
-    keep = name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
-    if keep and not dropout:
-        # The backward pass doesn't need the result of the MLP's second product: recomputation ends before it.
-        inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
-        keep = inputs <= outputs
-    if name.startswith(("aten::_scaled_dot_product", "torch_attn::_varlen_attn")):
-        # If attention isn't computed again, it draws no random numbers, and all later dropouts would get other ones.
-        keep = not attention_dropout
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-SELECTIVE = {
-    (hidden, attention): partial(
-        create_selective_checkpoint_contexts,
-        partial(selective_checkpoint_policy, dropout=hidden, attention_dropout=attention),
-    )
-    for hidden in (False, True)
-    for attention in (False, True)
-}
-"""By whether there is dropout, and in attention: one object for all layers, so that they share what is compiled."""
 
 
 class LMHead(nn.Module):

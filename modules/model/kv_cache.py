@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,15 +37,16 @@ class KVCache:
             self.layers.append(self.storage[layer])
         self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
 
-    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the next token's keys and values, (B, nh, 2, hs); returns all keys and values, (B, nh, T, hs) each."""
-        cached = self.layers[layer]
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Writes the next token's keys and values, and attends to all that are there: (B, nh, 3, hs) → (B, nh·hs)."""
+        cached, kv = self.layers[layer], qkv[:, :, 1:]
         if self.ragged:
             cached[torch.arange(len(kv), device=kv.device), :, :, self.lengths] = kv
         else:
             cached[:, :, :, self.longest] = kv  # a plain copy costs less than one by index
         filled = cached[:, :, :, : self.longest + 1]
-        return filled[:, :, 0], filled[:, :, 1]
+        y = F.scaled_dot_product_attention(qkv[:, :, :1], filled[:, :, 0], filled[:, :, 1], attn_mask=self.mask)
+        return y.flatten(1)
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Counts the new positions of each row; called once a forward pass, after all layers have written theirs."""

@@ -8,15 +8,19 @@ finished row leaves the batch, and new ones may join it (server/engine.py).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
+from .decoding.sampler import Sampler, checked, upload
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ class Rows:
     """The index of each in the caller's list."""
     ids: list[list[int]]
     """Prompt and the tokens generated so far."""
-    generators: list[torch.Generator]
+    generators: list[random.Random]
     remaining: list[int]
     """Tokens that may still be generated."""
     configs: list[GenerationConfig]
@@ -64,34 +68,36 @@ def generate(
     Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
     rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
-    cache = KVCache(len(prompts), rows.capacity, decoder.word_embeddings.weight.device)
-    logits = prefill(decoder, prompts, cache)
-    yield from write(rows, logits, partial(decode_step, decoder, cache), end_of_text_id)
+    batch = open_batch(decoder, end_of_text_id, len(prompts))
+    batch.join(rows)
+    yield from write(batch, batch.advance)
 
 
-def write(
-    rows: Rows, logits: Tensor, advance: Callable[[Rows, list[int]], Tensor], end: int
-) -> Generator[tuple[int, int | None], int | None]:
-    """The loop of `generate`, whatever computes the logits; yields what it yields.
+def write(batch: Batch, advance: Callable[[list[int]], None]) -> Generator[tuple[int, int | None], int | None]:
+    """The loop of `generate`; yields what it yields.
 
-    logits: (B, V) of each row's first new token. advance: (rows, left) → logits (B, V) of the next tokens; left:
-    indices of the rows that haven't ended, in their new order (`moved_up`). It may append rows to both.
+    advance: batch.advance, or what calls it, then perhaps batch.join for rows that come in.
     """
-    while True:
-        ended: set[int] = set()
-        for i, token in enumerate(sample(logits, rows, end)):
-            number = rows.numbers[i]
-            rows.ids[i].append(token)
-            rows.remaining[i] -= 1
-            stopped = None if token == end else (yield number, token)
-            if token == end or stopped == number or rows.remaining[i] == 0:
-                ended.add(i)
-                yield number, None
-        left = moved_up(len(rows.ids), ended)
-        if not left:
-            return
-        rows = rows.select(left)
-        logits = advance(rows, left)
+    try:
+        while True:
+            rows = batch.rows
+            ended: set[int] = set()
+            for i, token in enumerate(batch.next_tokens()):
+                number = rows.numbers[i]
+                rows.ids[i].append(token)
+                rows.remaining[i] -= 1
+                stopped = None if token == batch.end_of_text_id else (yield number, token)
+                if token == batch.end_of_text_id or stopped == number or rows.remaining[i] == 0:
+                    ended.add(i)
+                    yield number, None
+            left = moved_up(len(rows.ids), ended)
+            if not left:
+                break
+            advance(left)
+    except GeneratorExit:  # after an error the batch isn't closed: nothing that it held is used again
+        batch.close()
+        raise
+    batch.close()
 
 
 def moved_up(count: int, ended: set[int]) -> list[int]:
@@ -120,27 +126,84 @@ def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[
     return Rows(list(range(len(prompts))), [list(ids) for ids in prompts], generators, remaining, list(configs))
 
 
-def generator_of(prompt: Sequence[int], seed: int | None) -> torch.Generator:
+def generator_of(prompt: Sequence[int], seed: int | None) -> random.Random:
     """A row's random generator, seeded by prompt and seed: by the seed alone, all rows would draw alike.
 
     It is on the CPU whatever the device, so that the same prompt and seed give the same text.
     """
-    generator = torch.Generator()
     if seed is None:
-        generator.seed()
-    else:
-        digest = hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "little"))
-    return generator
+        return random.Random()
+    return random.Random(hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest())
+
+
+class Batch:
+    """Rows that are written together, and all that their next tokens are drawn from; rows leave and join.
+
+    decoding.decode_graph.GraphBatch does the same faster on a GPU.
+    """
+
+    def __init__(self, decoder: Decoder, end_of_text_id: int) -> None:
+        self.decoder, self.end_of_text_id = decoder, end_of_text_id
+        self.device = decoder.word_embeddings.weight.device
+        self.rows = Rows([], [], [], [], [])
+        self.cache: KVCache | None = None
+        self.logits: Tensor
+        self.sampler: Sampler | None = None
+
+    def join(self, rows: Rows) -> None:
+        """Reads the prompts of new rows, which come after those that are there."""
+        capacity = rows.capacity if self.cache is None else max(map(len, rows.ids))
+        joining = KVCache(len(rows.ids), capacity, self.device)
+        logits = prefill(self.decoder, rows.ids, joining)
+        self.rows.extend(rows)
+        if self.cache is None:
+            self.cache, self.logits = joining, logits
+        else:
+            self.cache.merge(joining, self.rows.capacity)
+            self.logits = torch.cat([self.logits, logits])
+        self.sampler = None
+
+    def next_tokens(self) -> list[int]:
+        """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
+        if self.sampler is None:
+            self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
+        return checked(self.sampler(self.logits, self.rows.generators).tolist())
+
+    def advance(self, left: list[int]) -> None:
+        """Drops all rows but these, and goes on to the next token."""
+        if len(left) < len(self.rows.ids):
+            self.rows, self.sampler = self.rows.select(left), None
+        assert self.cache is not None
+        self.logits = decode_step(self.decoder, self.cache, self.rows, left)
+        if self.sampler:
+            self.sampler.append(lambda: upload([ids[-1] for ids in self.rows.ids], torch.int64, self.device))
+
+    def close(self) -> None:
+        """Nothing more is asked of it."""
+
+
+def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
+    """A batch without rows, for at least `places` of them.
+
+    A GPU replays a captured step where the weights are whole and what is captured stays true.
+    """
+    weight = decoder.word_embeddings.weight
+    spread = type(weight) not in (Tensor, nn.Parameter)
+    if not weight.is_cuda or spread or decoder.training or torch.is_autocast_enabled("cuda"):
+        return Batch(decoder, end_of_text_id)
+    from .decoding.decode_graph import GraphBatch
+
+    return GraphBatch(decoder, end_of_text_id, places)
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V)."""
     device = decoder.word_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
-    flat = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
-    last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return decoder(flat, lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
+    flat = upload([token for prompt in prompts for token in prompt], torch.int64, device)  # (N,)
+    last = upload([end - 1 for end in accumulate(lengths)], torch.int64, device)
+    with attention_kernels(device):
+        return decoder(flat[None], lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
 
 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
@@ -148,61 +211,12 @@ def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -
     if len(left) < len(cache.lengths):
         cache.select(left)
     last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
-    return decoder(last, cache=cache)[:, -1]
+    with attention_kernels(last.device):
+        return decoder(last, cache=cache)[:, -1]
 
 
-def sample(logits: Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
-    """logits (B, V) → a token id a row; rows with the same parameters are drawn together."""
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for i, config in enumerate(rows.configs):
-        key = (config.temperature, config.top_k, config.top_p, config.repetition_penalty)
-        groups.setdefault(key, []).append(i)
-    if len(groups) == 1:
-        return draw(logits, rows, rows.configs[0], end_of_text_id)
-    tokens = [0] * len(rows.configs)
-    for indices in groups.values():
-        drawn = draw(logits[indices], rows.select(indices), rows.configs[indices[0]], end_of_text_id)
-        for i, token in zip(indices, drawn, strict=True):
-            tokens[i] = token
-    return tokens
-
-
-def draw(logits: Tensor, rows: Rows, config: GenerationConfig, end_of_text_id: int) -> list[int]:
-    """`sample` with one config for all rows. End-of-text is never penalized: it may also start a text."""
-    logits = logits.float()
-    if config.repetition_penalty != 1.0:
-        written = [[token for token in ids if token != end_of_text_id] for ids in rows.ids]
-        logits = penalize(logits, written, config.repetition_penalty)
-    if config.temperature == 0:
-        return logits.argmax(-1).tolist()
-    probabilities = filtered(logits / config.temperature, config.top_k, config.top_p).softmax(-1).cpu()
-    return [
-        int(torch.multinomial(row, 1, generator=generator))
-        for row, generator in zip(probabilities, rows.generators, strict=True)
-    ]
-
-
-def penalize(logits: Tensor, ids: list[list[int]], penalty: float) -> Tensor:
-    """CTRL's repetition penalty (Keskar et al. 2019): ÷ penalty where positive, × where negative."""
-    logits = logits.clone()
-    for row, seen in zip(logits, ids, strict=True):
-        if not seen:
-            continue
-        index = torch.tensor(sorted(set(seen)), device=logits.device)
-        scores = row[index]
-        row[index] = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return logits
-
-
-def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (B, V) with all but the k likeliest, then all beyond the nucleus of mass p, at -inf."""
-    if 0 < top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, float("-inf"))
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        mass = ordered.softmax(-1)
-        beyond = mass.cumsum(-1) - mass >= top_p  # the token that reaches p stays
-        beyond[:, 0] = False  # also where p is 0 in float32
-        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
-    return logits
+def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps CUDA from cuDNN's attention, which makes a plan for each new shape: for each token that would be one."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

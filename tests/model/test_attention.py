@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modules.model import attention as attention_module
 from modules.model import decoder as decoder_module
+from modules.model.activation_checkpointing import run_layer
 from modules.model.attention import Layout, MaterializedAttention, attention
-from modules.model.decoder import run_layer
 from modules.model.loss import IGNORED, linear_cross_entropy
 from tests.helpers.models import make_config, make_decoder
 
@@ -138,8 +138,8 @@ def test_one_call_for_any_lengths_trains_alike(
     calls = []
     with monkeypatch.context() as patched:
         patched.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
-        plain = attention_module.varlen_attn
-        patched.setattr(attention_module, "varlen_attn", lambda *a, **k: calls.append(1) or plain(*a, **k))  # type: ignore[func-returns-value]
+        plain = attention_module.varlen_attention
+        patched.setattr(attention_module, "varlen_attention", lambda *a: calls.append(1) or plain(*a))  # type: ignore[func-returns-value]
         found, gradient = run(decoder, lengths, padding=-sum(lengths) % 64)
     assert len(calls) == decoder.config.num_hidden_layers
     assert found == pytest.approx(expected, rel=1e-6)
@@ -202,10 +202,10 @@ class NoWaits(TorchDispatchMode):
 def test_a_forward_pass_and_its_loss_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
 
-    def without_asking(q: Tensor, k: Tensor, v: Tensor, *where: Any, **options: Any) -> Tensor:
-        return v * (q * k).sum(-1, keepdim=True)  # the emulation asks for the lengths; a GPU's kernel doesn't
+    def without_asking(qkv: Tensor, layout: Layout) -> Tensor:
+        return qkv.sum(2).flatten(1)  # the emulation asks for the lengths; a GPU's kernel doesn't
 
-    monkeypatch.setattr(attention_module, "varlen_attn", without_asking)
+    monkeypatch.setattr(attention_module, "varlen_attention", without_asking)
     decoder = make_decoder(make_config(100)).train().double()
     ids, trained = torch.randint(0, 100, (1, 40)), torch.arange(5, 40)
     layout = Layout.of([20, 20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from modules.config.generation import GenerationConfig
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
-from modules.model.sampling import Rows, filtered, generate, penalize, sample
+from modules.model.decoding.sampler import Sampler, exponential_race, minus_exponential, noise, penalize, seeds_of
+from modules.model.sampling import Batch, Rows, generate
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 
@@ -138,20 +140,56 @@ def test_max_new_tokens_and_positions_limit_the_length(generator: TextGenerator,
         generator("山" * 95)
 
 
+def kept(probabilities: list[list[float]], *parameters: dict[str, Any], candidates: int = 0) -> list[list[int]]:
+    """The indices of the tokens of each row that its parameters leave."""
+    configs = [GenerationConfig(**given) for given in parameters]
+    size = len(probabilities[0])
+    rows = Rows([], [[0]] * len(configs), [], [], configs)
+    sampler = Sampler(rows, -1, size, torch.device("cpu"))
+    left = torch.tensor(probabilities)
+    sampler.filter(left, candidates or size)
+    return [row.nonzero()[:, 0].tolist() for row in left]
+
+
 def test_top_k_and_top_p_keep_what_they_say() -> None:
-    logits = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
-    kept = lambda k, p: filtered(logits.clone(), k, p)[0].isfinite().tolist()  # noqa: E731
-    assert kept(2, 1.0) == [True, True, False, False, False]
-    assert kept(0, 0.6) == [True, True, False, False, False]
-    assert kept(0, 0.01) == [True, False, False, False, False]
-    assert kept(1, 0.99) == [True, False, False, False, False]
-    assert kept(0, 1.0) == kept(99, 1.0) == [True] * 5
+    row = [0.05, 0.5, 0.15, 0.1, 0.2]
+    cases: list[tuple[dict[str, Any], list[int]]] = [
+        ({"top_k": 2}, [1, 4]),
+        ({"top_p": 0.6}, [1, 4]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_k": 1, "top_p": 0.99}, [1]),
+        ({"top_k": 3, "top_p": 0.5}, [1]),  # of the three likeliest one alone has more than half
+        ({"top_k": 3, "top_p": 0.6}, [1, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_p": 1e-95}, [1]),  # which float32 rounds to 0
+    ]
+    parameters, expected = [given for given, _ in cases], [left for _, left in cases]
+    for candidates in (3, 5):  # that many are sorted first
+        if candidates == 5:
+            assert [kept([row], given)[0] for given in parameters] == expected
+        few = [i for i, given in enumerate(parameters) if given.get("top_k", 0) <= candidates]
+        found = kept([row] * len(few), *(parameters[i] for i in few), candidates=candidates)
+        assert found == [expected[i] for i in few]
+
+
+def test_tokens_as_likely_as_the_last_one_stay() -> None:
+    assert kept([[0.2, 0.4, 0.2, 0.2]], {"top_k": 2}) == kept([[0.2, 0.4, 0.2, 0.2]], {"top_p": 0.5}) == [[0, 1, 2, 3]]
+
+
+def sample(decoder: Decoder, logits: torch.Tensor, rows: Rows, end_of_text_id: int) -> list[int]:
+    """The next token of each row after these logits."""
+    batch = Batch(decoder, end_of_text_id)
+    batch.rows, batch.logits = rows, logits
+    return batch.next_tokens()
 
 
 def test_repetition_penalty_follows_ctrl() -> None:
     logits = torch.tensor([[2.0, -1.0, 3.0], [2.0, -1.0, 3.0]])
-    found = penalize(logits, [[0, 1, 0], [2]], 2.0)
-    assert found.tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
+    written = torch.tensor([[0, 1, 0], [2, 2, 2]])
+    assert penalize(logits, written, 2.0, -1).tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
+    each = penalize(logits, written, torch.tensor([[2.0], [1.0]]), end_of_text_id=1)
+    assert each.tolist() == [[1.0, -1.0, 3.0], [2.0, -1.0, 3.0]]
     assert logits[0, 0] == 2.0  # the caller's logits stay
 
 
@@ -160,8 +198,8 @@ def test_the_end_of_a_text_is_no_repetition(decoder: Decoder, tokenizer: Tokeniz
     logits = torch.zeros(1, tokenizer.vocab_size)
     logits[0, tokenizer.end_of_text_id], logits[0, 9] = 2.0, 1.5
     config = GenerationConfig(temperature=0.0, repetition_penalty=2.0)
-    rows = Rows([0], [[tokenizer.end_of_text_id]], [torch.Generator()], [1], [config])
-    assert sample(logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
+    rows = Rows([0], [[tokenizer.end_of_text_id]], [random.Random()], [1], [config])
+    assert sample(decoder, logits, rows, tokenizer.end_of_text_id) == [tokenizer.end_of_text_id]
 
 
 def test_sampling_follows_the_distribution(decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -216,6 +254,87 @@ def test_dropout_is_off_when_writing(tokenizer: Tokenizer) -> None:
     assert generator("春", temperature=0.0) == generator("春", temperature=0.0)
 
 
-def test_a_top_p_that_float32_rounds_to_zero_leaves_the_likeliest_token() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert filtered(logits, 0, 1e-95).isfinite().tolist() == [[False, True, False]]
+def drawn(probabilities: torch.Tensor, count: int) -> torch.Tensor:
+    """So many draws from one distribution."""
+    seeds = torch.randint(-(2**31), 2**31, (count, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    return exponential_race(probabilities, seeds).argmax(-1)
+
+
+@pytest.mark.parametrize(("size", "spread"), [(2, 1.0), (20, 1.0), (20, 4.0), (200, 0.0)])
+def test_draws_follow_the_distribution(size: int, spread: float) -> None:
+    probabilities = (torch.randn(size, generator=torch.Generator().manual_seed(2)) * spread).softmax(-1)
+    found = torch.bincount(drawn(probabilities, 100_000), minlength=size)
+    expected = probabilities.double() * 100_000
+    often = expected >= 5
+    chi_square = float(((found - expected) ** 2 / expected)[often].sum())
+    freedom = int(often.sum()) - 1
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 8  # beyond the 99.99th percentile
+
+
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    possible = torch.arange(3000) % 3 == 1
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 4
+    probabilities = logits.masked_fill(~possible, float("-inf")).softmax(-1)
+    assert possible[drawn(probabilities, 500)].all()
+    only = torch.zeros(3000)
+    only[17] = 1
+    assert set(drawn(only, 500).tolist()) == {17}
+
+
+def test_random_numbers_have_no_infinite_ends() -> None:
+    """Of the 2³² values that a hash may take: what would make log(0), or 0 ÷ 0."""
+    ends = torch.tensor([0, -(2**31), 1, 2**30, 2**31 - 64, 2**31 - 1, -1], dtype=torch.int32)
+    found = minus_exponential(ends)
+    assert found.isfinite().all()
+    assert (found < 0).all()
+    assert found[0] == -(2.0**-32)
+
+
+def test_random_numbers_are_independent_from_token_to_token_and_row_to_row() -> None:
+    seeds = torch.cat([seeds_of([random.Random(row)], torch.device("cpu")) for row in range(40)])
+    uniform = -noise(seeds, 21_128).double().expm1()
+    assert (uniform.mean(1) - 0.5).abs().max() < 5 * (12 * 21_128) ** -0.5
+    for apart in (1, 2, 128):  # tokens near each other, in one row
+        product = ((uniform[:, apart:] - 0.5) * (uniform[:, :-apart] - 0.5)).mean(1)
+        assert product.abs().max() * 12 < 5 * 21_000**-0.5
+    assert (torch.corrcoef(uniform) - torch.eye(40)).abs().max() < 5 * 21_128**-0.5
+    assert torch.equal(noise(seeds[3:4], 100), noise(seeds, 21_128)[3:4, :100])  # a token's doesn't hang on others
+
+
+def test_rows_with_different_parameters_are_drawn_as_each_alone(decoder: Decoder) -> None:
+    parameters: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 600},
+        {"top_p": 0.9, "repetition_penalty": 1.5},
+        {"top_p": 0.999, "temperature": 2.0},  # more than CANDIDATES
+        {"top_k": 5, "top_p": 0.5},
+        {"temperature": 0.0, "repetition_penalty": 3.0},
+    ]
+    configs = [GenerationConfig(**given) for given in parameters]
+    logits = torch.randn(len(configs), 3000, generator=torch.Generator().manual_seed(1)) * 2
+
+    def rows(indices: list[int], trial: int) -> Rows:
+        likeliest = logits.topk(20).indices
+        ids = [likeliest[i, : 3 + 2 * i].tolist() for i in indices]
+        return Rows(
+            indices, ids, [random.Random(trial + i) for i in indices], [1] * len(ids), [configs[i] for i in indices]
+        )
+
+    everyone = list(range(len(configs)))
+    different = set()
+    for trial in range(50):
+        together = sample(decoder, logits, rows(everyone, trial), 0)
+        assert together == [sample(decoder, logits[[i]], rows([i], trial), 0)[0] for i in everyone]
+        different.add(tuple(together))
+    assert len(different) > 10
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}])
+def test_probabilities_that_are_no_numbers_end_in_an_error(decoder: Decoder, parameters: dict[str, Any]) -> None:
+    for size in (4, 5):
+        logits = torch.zeros(1, size)
+        logits[0, 2] = float("nan")
+        rows = Rows([0], [[1]], [random.Random(1)], [1], [GenerationConfig(**parameters)])
+        with pytest.raises(FloatingPointError, match="try another dtype"):
+            sample(decoder, logits, rows, -1)

@@ -24,6 +24,7 @@ print("", *sys.modules)
 HEAVY = {
     *("mlflow", "pandas", "sqlalchemy", "matplotlib"),  # tracking
     *("pytorch_lightning", "torchmetrics", "scipy", "datasets", "pyarrow", "torch.distributed.checkpoint"),  # training
+    *("torch._dynamo", "sympy"),  # compilation
 }
 
 

@@ -18,12 +18,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
-from ...model.kv_cache import KVCache
-from ...model.sampling import Rows, decode_step, prefill, start, write
+from ...model.sampling import Batch, Rows, open_batch, start, write
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
 from .prometheus import Metrics
@@ -166,8 +164,9 @@ class Engine:
 
     def write_batch(self, sequences: list[ActiveSequence]) -> None:
         """Writes these and all that join them meanwhile, until no row is left."""
-        rows, logits, cache = self.begin(sequences, joining=False)
-        tokens = write(rows, logits, partial(self.advance, cache), self.tokenizer.end_of_text_id)
+        batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows)
+        batch.join(self.begin(sequences))
+        tokens = write(batch, partial(self.advance, batch))
         reply: int | None = None
         while True:
             try:
@@ -176,28 +175,21 @@ class Engine:
                 return
             reply = number if self.take(number, token) else None
 
-    def begin(self, sequences: list[ActiveSequence], joining: bool) -> tuple[Rows, Tensor, KVCache]:
-        """Reads the prompts, into a cache that has room for what they become unless it is to join another."""
-        prompts = [sequence.prompt for sequence in sequences]
+    def begin(self, sequences: list[ActiveSequence]) -> Rows:
+        """Rows of sequences that run from now on."""
         numbers = [next(self.numbers) for _ in sequences]
         self.running.update(zip(numbers, sequences, strict=True))
+        prompts = [sequence.prompt for sequence in sequences]
         rows = start(self.decoder, prompts, [sequence.config for sequence in sequences])
         rows.numbers = numbers
-        capacity = max(map(len, prompts)) if joining else rows.capacity
-        cache = KVCache(len(sequences), capacity, self.decoder.word_embeddings.weight.device)
-        return rows, prefill(self.decoder, prompts, cache), cache
+        return rows
 
-    def advance(self, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
-        """sampling.write's `advance`: the next logits of the rows left, and the first of those that join them."""
+    def advance(self, batch: Batch, left: list[int]) -> None:
+        """sampling.write's `advance`: goes on with the rows left, and takes in those that join them."""
         self.flush()
-        logits = decode_step(self.decoder, cache, rows, left)
-        sequences = self.next_sequences(self.limits.batch_rows - len(left))
-        if not sequences:
-            return logits
-        others, first, joining = self.begin(sequences, joining=True)
-        rows.extend(others)
-        cache.merge(joining, rows.capacity)
-        return torch.cat([logits, first])
+        batch.advance(left)
+        if sequences := self.next_sequences(self.limits.batch_rows - len(left)):
+            batch.join(self.begin(sequences))
 
     def take(self, number: int, token: int | None) -> bool:
         """Takes a token of a row, or its end (None); returns whether the row is to end here."""

@@ -19,8 +19,8 @@ from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
+from modules.model.decoding.sampler import penalize
 from modules.model.sampling import generate as generate_ids
-from modules.model.sampling import penalize
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipelines import pipeline
 from pipelines.convert import convert
@@ -118,7 +118,7 @@ def test_greedy_tokens_are_torchs_but_for_near_ties(
         if apart is not None:
             ids = [*prompt, *expected[:apart]]
             logits = decoder(torch.tensor([ids]))[:, -1].detach()
-            scores = penalize(logits, [[i for i in ids if i != end]], 1.5)[0]
+            scores = penalize(logits, torch.tensor([ids]), 1.5, end)[0]
             assert 0 <= float(scores[expected[apart]] - scores[found[apart]]) < 4e-3
     assert sum(map(len, here)) > 300
 

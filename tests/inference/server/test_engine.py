@@ -14,6 +14,8 @@ from modules.inference.server.engine import ActiveSequence, Engine, Event, Queue
 from modules.inference.server.prometheus import Metrics
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
+from modules.model.decoding import decode_graph
+from modules.model.decoding.decode_graph import GraphBatch
 from modules.model.kv_cache import KVCache
 from modules.model.sampling import decode_step, moved_up, prefill, start
 from modules.tokenizer.tokenizer import Tokenizer
@@ -67,10 +69,13 @@ def desk(decoder: Decoder, tokenizer: Tokenizer) -> Iterator[Desk]:
     desk.hook.remove()
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stream", "graph"), [(False, False), (True, False), (False, True)])
 def test_a_row_in_a_busy_batch_becomes_what_it_becomes_alone(
-    desk: Desk, decoder: Decoder, tokenizer: Tokenizer, stream: bool
+    desk: Desk, decoder: Decoder, tokenizer: Tokenizer, stream: bool, graph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if graph:  # as on a GPU, in a cache that has to grow
+        monkeypatch.setattr(engine, "open_batch", GraphBatch)
+        monkeypatch.setattr(decode_graph, "SHORTEST", 8)
     wanted = [(prompt, parameters) for parameters in PARAMETERS for prompt in PROMPTS]
     jobs = []
     for number, (prompt, parameters) in enumerate(wanted):

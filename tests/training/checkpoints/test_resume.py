@@ -39,7 +39,9 @@ from tests.helpers.models import ROOT
 
 
 def config_of(*arguments: str) -> TrainingConfig:
-    config = load_config("pretrain", ["model=tiny", *QUICK, "train.max_steps=6", "trainer.precision=32-true", *arguments])
+    config = load_config(
+        "pretrain", ["model=tiny", *QUICK, "train.max_steps=6", "trainer.precision=32-true", *arguments]
+    )
     assert isinstance(config, TrainingConfig)
     return config
 
