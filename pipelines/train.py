@@ -22,27 +22,13 @@ from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
+from modules.training.checkpoints import resume
 from modules.training.checkpoints.outcome import final_weights, parent_of, require_finished, result_facts
-from modules.training.checkpoints.resume import (
-    claimed,
-    describe_checkpoints,
-    describe_start,
-    earlier_precision,
-    followed,
-    where_to_start,
-)
-from modules.training.checkpoints.run_manifest import (
-    CHECKPOINTS,
-    RunManifest,
-    manifest_differences,
-    read_run_manifest,
-    write_run_manifest,
-)
+from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
 from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
-from modules.training.precision import settle_precision
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up
 
 from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
@@ -83,8 +69,8 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     """
     if not is_main_process():
         return follow(stage, config, rows)
-    with claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
-        settle_precision(config.trainer, earlier_precision(config, before))
+    with resume.claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
+        resume.settle_format(config, before)
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
@@ -94,21 +80,21 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
         made_from = run_manifest_of(stage, run.info.run_id, config, training, parent)
-        start, origin = where_to_start(
+        start, origin = resume.where_to_start(
             config, known_folder(stage, config), before, made_from, training.plan.total_steps
         )
         if origin.resumed_from or before:
-            show(f"{stage}: goes on", describe_start(start))
+            show(f"{stage}: goes on", resume.describe_start(start))
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         tell_changes(run, before, made_from, start)
         if not known_folder(stage, config):
-            stack.enter_context(claimed(f"outputs/{stage}-{run.info.run_id}", None))
+            stack.enter_context(resume.claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name, digest in origin.data.items():
             log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name, digest)
         run.set_tags(origin.fingerprints)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
-        describe_checkpoints(folder / CHECKPOINTS, training, origin)
+        resume.describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)
         checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
         return finish(run, stage, config, training, origin, parent, checkpoint, metrics)
@@ -135,11 +121,9 @@ def finish(
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
-def set_up_training(
-    config: TrainingConfig, rows: RowSource | None, earlier: RunManifest | None = None
-) -> TrainingSetup:
+def set_up_training(config: TrainingConfig, rows: RowSource | None, before: RunManifest | None = None) -> TrainingSetup:
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    return set_up(config, start, rows, start_quarantine(config.data), earlier)
+    return set_up(config, start, rows, start_quarantine(config.data), before)
 
 
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:
@@ -157,13 +141,11 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
     """What the processes beside the first do."""
     connect(config.tracking)
-    checkpoint = followed(config)
-    before = read_run_manifest(checkpoint.parent) if checkpoint else None
-    settle_precision(config.trainer, earlier_precision(config, before))
+    resume.settle_format(config)
     training = set_up_training(config, rows)
     if not config.dry_run:
         require_memory(training.plan.demand)
-        fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=checkpoint)
+        fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=resume.followed(config))
     return TrainResult("", training.plan)
 
 

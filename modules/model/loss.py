@@ -66,7 +66,7 @@ def trained_on(hidden: Tensor, labels: Tensor, trained: Tensor | None) -> tuple[
 
 @torch.no_grad()
 def stopping_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, trained: Tensor | None, end_of_text_id: int
+    hidden: Tensor, weight: Tensor, labels: Tensor, end_of_text_id: int, trained: Tensor | None = None
 ) -> Tensor:
     """The same loss, and how well the model knows where a text ends, in one pass over the logits.
 

@@ -93,7 +93,7 @@ def test_the_smallest_benchmark_from_end_to_end(store: Path, monkeypatch: pytest
 
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["training.32.Hugging_Face_packed.ratio"] > 0
+    assert run.data.metrics["training.32.float32.Hugging_Face_packed.ratio"] > 0
     folder = Path(mlflow.artifacts.download_artifacts(run_id=result.run_id))
     assert json.loads((folder / "table.json").read_text(encoding="utf-8")) == result.data
     assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
@@ -121,8 +121,8 @@ def test_a_peer_that_fails_is_a_row_and_moyuns_failure_an_error(work: Work) -> N
     assert "not installed" in absent.missing
     assert broken.missing
     assert "No module named 'benchmarks.nothing'" in broken.missing
-    with pytest.raises(BenchmarkError, match="No module named 'pipelines.nothing'"):
-        measure(Comparison("x", "training", "X", "s", [Subject("m", "pipelines.nothing:x")]), work, 1, print)
+    with pytest.raises(BenchmarkError, match="has no attribute 'nothing'"):
+        measure(Comparison("x", "training", "X", "s", [Subject("m", "benchmarks.moyun_turns:nothing")]), work, 1, print)
 
 
 def test_an_interrupted_benchmark_leaves_no_process(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from modules.checkpoint.verification import GOLDEN_PROMPT
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import ConfigError
 from modules.config.model import ModelConfig
+from modules.model.attention import Layout
 from modules.model.decoder import Decoder, LMHead, build_decoder
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.helpers.models import make_config, make_decoder, save_model
@@ -137,7 +138,7 @@ class OtherDecoder(Decoder):
 
     def hidden_states(self, input_ids: torch.Tensor, document_lengths: Any = None, cache: Any = None) -> torch.Tensor:
         x = self.word_embeddings(input_ids.flatten()) * self.scale
-        return self.transformer(x, [(1, input_ids.numel())], None)[None]
+        return self.transformer(x, Layout.of([input_ids.numel()]), None)[None]
 
 
 def test_golden_logits_verify_any_decoder(

@@ -28,6 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from modules.checkpoint.weights import shape_differences
 from modules.config.model import ModelConfig
+from modules.model.attention import Layout
 from modules.model.decoder import Decoder, build_decoder, fresh_tensors, meta_decoder
 from modules.model.loss import linear_cross_entropy
 from modules.model.parallel import MESH, fill, parallelize
@@ -66,10 +67,11 @@ def play_rank(model: ModelConfig, data_parallel: int, tensor_parallel: int, rank
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     decoder = meta_decoder(model)
     parallelize(decoder, init_device_mesh("cpu", (data_parallel, tensor_parallel), mesh_dim_names=MESH))
+    layout = Layout.of([tokens])
     with FakeTensorMode(allow_non_fake_inputs=True):
         decoder.to_empty(device="cpu")
         ids = torch.zeros(1, tokens, dtype=torch.int64)
-        decoder(ids, [tokens], head=partial(first_row_loss, labels=ids[0])).backward()
+        decoder(ids, layout, head=partial(first_row_loss, labels=ids[0])).backward()
         shapes = {name: tuple(local(parameter).shape) for name, parameter in decoder.named_parameters()}
         gradients = [local(parameter.grad) for parameter in decoder.parameters() if parameter.grad is not None]
     return FakeRun(shapes, sum(gradient.numel() for gradient in gradients))
@@ -88,7 +90,7 @@ def wrong_shapes(model: ModelConfig, data_parallel: int, tensor_parallel: int, t
 
 
 def first_row_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return linear_cross_entropy(hidden[0], weight, labels)
+    return linear_cross_entropy(hidden[0], weight, labels, trained=torch.arange(len(labels)))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ new = set(sys.modules) - known
 third_party = {{name.partition(".")[0] for name in new}} - set(sys.stdlib_module_names) - {{"modules"}}
 print(json.dumps([sorted(third_party), sorted(name for name in new if name.startswith("modules."))]))
 """
-FILES = sorted(f"modules.model.{path.stem}" for path in (ROOT / "modules" / "model").glob("[!_]*.py"))
+FILES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "modules" / "model").rglob("[!_]*.py")
+)
 
 
 def loaded_by(statement: str, before: str = "") -> tuple[list[str], list[str]]:
@@ -34,7 +36,8 @@ def loaded_by(statement: str, before: str = "") -> tuple[list[str], list[str]]:
 def test_the_network_loads_torch_alone() -> None:
     third_party, own = loaded_by("import modules.model")
     assert third_party == []
-    assert own == ["modules.model", *(f"modules.model.{name}" for name in ("decoder", "kv_cache", "linear"))]
+    names = ("activation_checkpointing", "attention", "decoder", "kv_cache", "linear")
+    assert own == ["modules.model", *(f"modules.model.{name}" for name in names)]
 
 
 def test_so_does_all_that_is_computed_with_it() -> None:
@@ -42,7 +45,7 @@ def test_so_does_all_that_is_computed_with_it() -> None:
     spread = "import torch.distributed.fsdp, torch.distributed.tensor.parallel"  # torch's own need of sympy
     third_party, own = loaded_by("import " + ", ".join(FILES), spread)
     assert third_party == []
-    assert own == ["modules.model", *FILES]
+    assert own == sorted(["modules.model", "modules.model.decoding", *FILES])
 
 
 @pytest.mark.parametrize("package", ["omegaconf", "yaml", "mlflow", "tokenizers"])

@@ -17,6 +17,7 @@ from ...system.atomic import DRAFT, drafts_in, new_folder, remove
 from ...system.checksums import damage
 from ...system.process_locks import InUseError, take_lock
 from ..callbacks import checkpoints_in
+from ..precision import settle_precision
 from ..setup import TrainingSetup
 from .run_manifest import CHECKPOINTS, RunManifest, read_run_manifest, require_same, write_run_manifest
 from .saving import PROGRESS, read_progress
@@ -137,12 +138,13 @@ def where_to_start(
     return checkpoint, manifest
 
 
-def earlier_precision(config: TrainingConfig, before: RunManifest | None) -> str | None:
-    """trainer.precision of the run that is gone on with; `before` is the manifest found in this run's own folder."""
+def settle_format(config: TrainingConfig, before: RunManifest | None = None) -> None:
+    """Replaces trainer.precision=auto, by that of the run that is gone on with; `before` is its manifest if known."""
     given = config.train.resume_from
-    if before is None and given and given != "auto":
-        before = read_run_manifest(Path(given).parent)
-    return before.config["trainer"]["precision"] if before else None
+    places = [Path(config.output_dir) / CHECKPOINTS] if config.output_dir else []
+    places += [Path(given).parent] if given and given != "auto" else []
+    earlier = before or next(filter(None, map(read_run_manifest, places)), None)
+    settle_precision(config.trainer, earlier.config["trainer"]["precision"] if earlier else None)
 
 
 def describe_start(checkpoint: Path | None) -> dict[str, str]:
