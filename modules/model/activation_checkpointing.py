@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -31,6 +30,10 @@ def run_layer(layer: nn.Module, x: Tensor, layout: Layout, mode: Checkpointing) 
 @cache
 def compiled_layer() -> Callable[[nn.Module, Tensor, Layout, Checkpointing], Tensor]:
     """`run_layer`, compiled once for all layers, checkpointing included: outside, its policy would see no operators."""
+    import torch._dynamo  # takes half a second
+
+    # A model takes about four graphs; a process may train several, and torch's own limit is eight.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(run_layer, fullgraph=True)
 
 
@@ -49,7 +52,7 @@ def selective_checkpoint_policy(
         # The backward pass doesn't need the result of the MLP's second product: recomputation ends before it.
         inputs, outputs = args[1].shape[::-1] if name.startswith("mkldnn") else args[-1].shape
         keep = inputs <= outputs
-    if name.startswith(("aten::_scaled_dot_product", "torch_attn::_varlen_attn")):
+    if name.startswith(("aten::_scaled_dot_product", "aten::_flash_attention", "torch_attn::_varlen_attn")):
         # If attention isn't computed again, it draws no random numbers, and all later dropouts would get other ones.
         keep = not attention_dropout
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

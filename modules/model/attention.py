@@ -50,9 +50,12 @@ class Layout:
         return [(len(list(equal)), length) for length, equal in groupby(self.lengths)]
 
 
-def takes_any_lengths(x: Tensor, dropout: float) -> bool:
-    """Whether attention on x's device and in its number format is one call for documents of any lengths."""
-    return x.device.type in VARLEN_DEVICES and x.dtype != torch.float32 and not dropout
+def takes_any_lengths(x: Tensor, head_size: int) -> bool:
+    """Whether attention on x's device and in its number format is one call for documents of any lengths.
+
+    It is FlashAttention's, which takes no float32, and heads of at most 256 numbers in steps of 8.
+    """
+    return x.device.type in VARLEN_DEVICES and x.dtype != torch.float32 and head_size % 8 == 0 and head_size <= 256
 
 
 def attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
@@ -66,21 +69,24 @@ def attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     Returns:
         (N, C), heads side by side.
     """
-    if takes_any_lengths(qkv, dropout):
-        return varlen_attention(qkv, layout)
+    if takes_any_lengths(qkv, qkv.shape[-1]):
+        return varlen_attention(qkv, layout, dropout)
     groups = layout.groups
     parts = qkv.split([count * length for count, length in groups])
     outputs = [group_attention(part.unflatten(0, g), dropout) for g, part in zip(groups, parts, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def varlen_attention(qkv: Tensor, layout: Layout) -> Tensor:
+def varlen_attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     """`attention` in one call for documents of any lengths."""
     from torch.nn.attention.varlen import varlen_attn  # which loads sympy: nothing that writes texts on a CPU needs it
 
     q, k, v = qkv.unbind(2)
     where = (layout.starts, layout.starts, layout.longest, layout.longest)
-    y: Any = varlen_attn(q, k, v, *where, window_size=(-1, 0))
+    if dropout:  # which the public function doesn't offer
+        y: Any = torch.ops.aten._flash_attention_forward(q, k, v, *where, dropout, True, False)[0]
+    else:
+        y = varlen_attn(q, k, v, *where, window_size=(-1, 0))
     return y.flatten(1)  # type: ignore[no-any-return]
 
 

@@ -91,14 +91,14 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.head_size = config.hidden_size // config.num_attention_heads
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.final_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
         trains = self.training and torch.is_grad_enabled() and cache is None
         mode = self.activation_checkpointing if trains else "none"
-        compiled = self.compile_layers and takes_any_lengths(x, self.attention_dropout)
+        compiled = self.compile_layers and takes_any_lengths(x, self.head_size)
         run = compiled_layer() if compiled else run_layer
         for layer in self.layers:
             x = layer(x, layout, cache) if cache is not None else run(layer, x, layout, mode)

@@ -133,7 +133,7 @@ def run(decoder: Any, lengths: list[int], padding: int = 0) -> tuple[float, Tens
 def test_one_call_for_any_lengths_trains_alike(
     lengths: list[int], kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = make_decoder(make_config(100)).train().double()
+    decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
     expected, expected_gradient = run(decoder, lengths)
     calls = []
     with monkeypatch.context() as patched:
@@ -155,7 +155,7 @@ def test_layers_are_compiled_a_few_times_for_any_layouts(
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled: Callable[..., Tensor] = torch.compile(run_layer, backend=counter, fullgraph=True)
     monkeypatch.setattr(decoder_module, "compiled_layer", lambda: compiled)
-    decoder = make_decoder(make_config(100)).train().double()
+    decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
     decoder.transformer.activation_checkpointing = checkpointing
     for lengths in LENGTHS:
         decoder.transformer.compile_layers = False
@@ -174,7 +174,7 @@ def test_compiled_checkpointing_keeps_what_the_plan_says(one_call: None, monkeyp
         torch._dynamo.reset()
         compiled = torch.compile(run_layer, backend="aot_eager", fullgraph=True)
         monkeypatch.setattr(decoder_module, "compiled_layer", lambda compiled=compiled: compiled)
-        decoder = make_decoder(make_config(100)).train().double()
+        decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
         decoder.transformer.activation_checkpointing, decoder.transformer.compile_layers = mode, True  # type: ignore[assignment]
         parameters = {p.data_ptr() for p in decoder.parameters()}
         sizes: dict[int, int] = {}
@@ -202,11 +202,11 @@ class NoWaits(TorchDispatchMode):
 def test_a_forward_pass_and_its_loss_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
 
-    def without_asking(qkv: Tensor, layout: Layout) -> Tensor:
+    def without_asking(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
         return qkv.sum(2).flatten(1)  # the emulation asks for the lengths; a GPU's kernel doesn't
 
     monkeypatch.setattr(attention_module, "varlen_attention", without_asking)
-    decoder = make_decoder(make_config(100)).train().double()
+    decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
     ids, trained = torch.randint(0, 100, (1, 40)), torch.arange(5, 40)
     layout = Layout.of([20, 20])
     with NoWaits():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from modules.model import linear as products
-from modules.model.linear import Linear, product
+from modules.model.linear import LayerNorm, Linear, product
 
 
 @pytest.fixture
@@ -69,3 +69,30 @@ def test_other_number_formats_take_torchs_way(onednn: list[tuple[int, ...]]) -> 
     layer.to("meta")(x.to("meta"))
     assert product(x.bfloat16(), x.bfloat16()).dtype == torch.bfloat16
     assert not onednn
+
+
+@pytest.mark.parametrize("formats", [(torch.float32,), (torch.float32, torch.bfloat16)], ids=["torch's", "onednn's"])
+def test_activations_in_bfloat16_give_float32_weights_their_gradients(
+    formats: tuple[torch.dtype, ...], onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "ONEDNN_FORMATS", formats)
+    torch.manual_seed(0)
+    layer, norm = Linear(48, 96), LayerNorm(48)
+    x = torch.randn(130, 48)
+    weighting = torch.randn(130, 96)
+    found = []
+    for number_format in (torch.float32, torch.bfloat16):
+        layer.zero_grad()
+        norm.zero_grad()
+        result = layer(norm(x.to(number_format)))
+        assert result.dtype == number_format
+        (result * weighting.to(number_format)).sum().backward()
+        assert {p.grad.dtype for p in (*layer.parameters(), *norm.parameters()) if p.grad is not None} == {
+            torch.float32
+        }
+        found.append([result.detach().float(), *(p.grad for p in (*layer.parameters(), *norm.parameters()))])
+    for exact, rounded in zip(*found, strict=True):
+        assert exact is not None
+        assert rounded is not None
+        assert float((rounded - exact).norm() / exact.norm()) < 0.03
+    assert bool(len(onednn) > 3) == (torch.bfloat16 in formats)
