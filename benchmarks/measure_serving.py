@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.config import BenchmarkConfig
 from modules.checkpoint.model_folder import write_model
 from modules.config.loader import load_config
 from modules.model.decoder import fresh_tensors
@@ -302,7 +303,8 @@ async def measure(server: Server, seconds: float) -> float:
 
 def make_model(folder: Path, size: str) -> Path:
     tokenizer = train_tokenizer(row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz"))
-    config = load_config("benchmark", [f"model={size}"]).model
+    sizes: BenchmarkConfig = load_config("benchmark", [f"model={size}"])
+    config = sizes.model
     config.vocab_size = tokenizer.vocab_size
     return write_model(folder / size, config, fresh_tensors(config, seed=0), tokenizer, {})
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
+from benchmarks.config import BenchmarkConfig
 from benchmarks.moyun_turns import epochs, training_arguments
 from benchmarks.work import make_work
 from modules.config.loader import load_config
@@ -25,7 +26,7 @@ from pipelines.train import set_up_training
 
 KINDS = {
     "matrix products": ("_linear_pointwise", "::mm", "::addmm"),
-    "attention": ("scaled_dot_product",),
+    "attention": ("scaled_dot_product", "bmm", "_softmax", "MaterializedAttention"),
     "layer norm": ("layer_norm",),
     "GELU": ("gelu",),
     "softmax and loss": ("exp", "amax", "sub_", "div_", "scatter", "gather", "log"),
@@ -43,7 +44,7 @@ def kind_of(operator: str) -> str:
 def main(model: str = "base", tokens: str = "4096") -> None:
     keep_freed_memory()
     os.chdir(tempfile.mkdtemp())
-    sizes = load_config("benchmark", [f"model={model}"])
+    sizes: BenchmarkConfig = load_config("benchmark", [f"model={model}"])
     work = make_work(Path.cwd(), sizes.model, seed=0, threads=torch.get_num_threads())
     config = load_config("finetune", training_arguments(work, 128, int(tokens), 3))
     training = set_up_training(config, None)
