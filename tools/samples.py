@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from modules.places import EMBEDDED
-
+from modules.config.base import EMBEDDED
 from pipelines import pipeline
 
 ROOT = Path(__file__).parents[1]
