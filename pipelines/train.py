@@ -70,7 +70,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     if not is_main_process():
         return follow(stage, config, rows)
     with resume.claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
-        resume.settle_format(config, before)
+        resume.settle_format(config, known_folder(stage, config), before)
         if before and before.finished:
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
@@ -141,7 +141,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
     """What the processes beside the first do."""
     connect(config.tracking)
-    resume.settle_format(config)
+    resume.settle_format(config, known_folder(stage, config))
     training = set_up_training(config, rows)
     if not config.dry_run:
         require_memory(training.plan.demand)

@@ -90,7 +90,7 @@ def load_for_inference(folder: str | Path, dtype: str = "auto") -> Decoder:
     else:
         number_format = getattr(torch, dtype)
     decoder = load_model(folder, device, number_format)
-    return prepare_for_inference(decoder, dtype == "int8") if on_cpu else decoder
+    return prepare_for_inference(decoder, dtype == "int8") if on_cpu else decoder.requires_grad_(False)
 
 
 def load_verified(folder: Path, dtype: str = "auto") -> tuple[Decoder, Tokenizer]:

@@ -101,9 +101,11 @@ class TrainerConfig:
     """Number format. bf16-mixed: float32 weights and optimizer, everything between in bfloat16; auto: that where it is
     faster (GPUs, CPUs with AVX-512-BF16 or AMX), else 32-true. bf16-true: weights too, which loses small updates."""
     compile: bool | None = None
-    """Compile the layers with torch.compile, which takes a minute first; unset: on GPUs."""
+    """On a GPU: compile the layers with torch.compile, which takes a minute first; unset: where there is a C compiler.
+    Not under trainer.strategy=fsdp."""
     deterministic: bool = True
-    """On a GPU: the same numbers in every run, so that a resumed run ends as if it had never stopped; costs speed."""
+    """On a GPU: kernels that add up in a fixed order, so that a resumed run ends as if it had never stopped; costs
+    speed. Not shown yet for compiled layers."""
     devices: int = 1
     """GPUs (or CPU processes) on each machine."""
     nodes: int = 1

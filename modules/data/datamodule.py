@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datasets
 import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from ..config.data import DataConfig
@@ -40,9 +42,11 @@ class TextDataModule(pl.LightningDataModule):
         self.documents = {name: stored_documents(rows, *how) for name, rows in splits.items() if name != "test"}
 
     def setup(self, stage: str) -> None:
-        """Ranks whose GPUs have other amounts of memory free still split steps alike."""
-        assert self.trainer
-        self.micro_batch_tokens = self.trainer.strategy.broadcast(self.micro_batch_tokens)
+        """Ranks whose GPUs have other amounts of memory free still split steps alike: as the one with the least."""
+        if dist.is_initialized() and self.trainer:
+            least = torch.tensor(self.micro_batch_tokens, device=self.trainer.strategy.root_device)
+            dist.all_reduce(least, dist.ReduceOp.MIN)
+            self.micro_batch_tokens = int(least)
 
     @property
     def steps_per_epoch(self) -> int:

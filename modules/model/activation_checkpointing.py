@@ -34,7 +34,8 @@ def compiled_layer() -> Callable[[nn.Module, Tensor, Layout, Checkpointing], Ten
 
     # A model takes about four graphs; a process may train several, and torch's own limit is eight.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(run_layer, fullgraph=True)
+    torch._dynamo.config.optimize_ddp = False  # it would cut the layer's graph where DDP's buckets end
+    return torch.compile(run_layer, fullgraph=True, dynamic=True)  # the same code from the first step on
 
 
 def uses_dropout(layer: Any) -> bool:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VARLEN_DEVICES = {"cuda"}
-"""Kinds of devices for which torch has a kernel that takes documents of any lengths in one call."""
+VARLEN_FORMATS: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16)}
+"""Kind of device → number formats for which torch has a kernel that takes documents of any lengths in one call."""
 
 MATERIALIZED_LENGTH = 512
 """Up to so many tokens a document, scores kept in bfloat16 are faster than torch's fused kernel for the CPU, which
@@ -53,9 +53,13 @@ class Layout:
 def takes_any_lengths(x: Tensor, head_size: int) -> bool:
     """Whether attention on x's device and in its number format is one call for documents of any lengths.
 
-    It is FlashAttention's, which takes no float32, and heads of at most 256 numbers in steps of 8.
+    It is FlashAttention's: heads of at most 256 numbers in steps of 8, on NVIDIA's GPUs since Ampere.
     """
-    return x.device.type in VARLEN_DEVICES and x.dtype != torch.float32 and head_size % 8 == 0 and head_size <= 256
+    if x.dtype not in VARLEN_FORMATS.get(x.device.type, ()) or head_size % 8 or head_size > 256:
+        return False
+    if torch.compiler.is_compiling() or not x.is_cuda:  # what is compiled was asked before
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:

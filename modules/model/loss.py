@@ -119,7 +119,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # frozen beside adapters
+        # In float32 where chunks add up, whatever the weights' format; none where they are frozen beside adapters.
+        several = len(list(chunks(len(labels), weight))) > 1
+        summed = torch.float32 if several else weight.dtype
+        grad_weight = torch.zeros_like(weight, dtype=summed) if ctx.needs_input_grad[1] else None
         cast = weight.to(hidden.dtype)
         for rows in chunks(len(labels), weight):
             logits, target = product(hidden[rows], cast), labels[rows]
@@ -134,7 +137,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 add_product(grad_weight, gradient.T, hidden[rows])
         if group is not None and grad_hidden is not None:
             dist.all_reduce(grad_hidden, group=group)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod

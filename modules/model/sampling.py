@@ -185,11 +185,12 @@ class Batch:
 def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
     """A batch without rows, for at least `places` of them.
 
-    A GPU replays a captured step where the weights are whole and what is captured stays true.
+    A GPU replays a captured step where the weights are whole and aren't being trained: what is captured keeps memory.
     """
     weight = decoder.word_embeddings.weight
     spread = type(weight) not in (Tensor, nn.Parameter)
-    if not weight.is_cuda or spread or decoder.training or torch.is_autocast_enabled("cuda"):
+    trained = decoder.training or weight.requires_grad
+    if not weight.is_cuda or spread or trained or torch.is_autocast_enabled("cuda"):
         return Batch(decoder, end_of_text_id)
     from .decoding.decode_graph import GraphBatch
 

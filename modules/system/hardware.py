@@ -56,7 +56,8 @@ def local_rank() -> int:
 def default_device() -> torch.device:
     """The accelerator, where there is one; of several GPUs the one of this process."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return torch.device("cuda", local_rank()) if device.type == "cuda" else device
+    # SLURM may show each process its own GPU alone, as number 0.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count()) if device.type == "cuda" else device
 
 
 def chosen_device(accelerator: str) -> torch.device:

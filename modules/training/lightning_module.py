@@ -122,7 +122,7 @@ class LanguageModel(pl.LightningModule):
 
     def _step(self, batch: MicroBatch) -> Tensor:
         """Summed negative log-likelihood of the batch's trained tokens."""
-        compiled = self.decoder.transformer.compile_layers
+        compiled = self.decoder.transformer.compile_layers and batch.input_ids.is_cuda
         head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained, compiled=compiled)
         nll: Tensor = self.decoder(batch.input_ids, batch.layout, head=head)
         return nll
@@ -194,7 +194,7 @@ class LanguageModel(pl.LightningModule):
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a stack trace for each absent device
         else:
-            torch.manual_seed(seed)
+            torch.cuda.manual_seed(seed)
 
     def gradients_incomplete(self) -> AbstractContextManager[None]:
         """DDP need not exchange them yet."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import torch
 
 from ..config.training import TrainerConfig
@@ -18,16 +22,25 @@ def settle_precision(config: TrainerConfig, earlier: str | None = None) -> None:
 
 
 def describe_precision(config: TrainerConfig) -> str:
-    """trainer.precision once it is settled, and what speaks for it."""
+    """trainer.precision once it is settled, and what speaks for it; on a GPU also whether layers are compiled."""
     speedup = bf16_speedup(on_gpu(config))
     if on_gpu(config):
-        return f"{config.precision} (the GPU computes in bfloat16{'' if speedup > 1 else ' by emulation alone'})"
+        has = "has bfloat16" if speedup > 1 else "has bfloat16 by emulation alone"
+        return f"{config.precision} (the GPU {has}; layers {'are' if compiles(config) else 'are not'} compiled)"
     return f"{config.precision} (matrix products in bfloat16 are {speedup:.1f} times as fast as in float32 here)"
 
 
 def compiles(config: TrainerConfig) -> bool:
-    """Whether layers are compiled: on a GPU unless the configuration says otherwise, on a CPU only where it says so."""
-    return on_gpu(config) if config.compile is None else config.compile
+    """Whether layers are compiled: on a GPU, unless FSDP's hooks run inside of them, which can't be compiled."""
+    if not on_gpu(config) or (config.strategy == "fsdp" and config.devices * config.nodes > 1):
+        return False
+    return has_compiler() if config.compile is None else config.compile
+
+
+def has_compiler() -> bool:
+    """What Triton needs to build what launches its kernels: a C compiler, and Python's headers."""
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return headers and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def on_gpu(config: TrainerConfig) -> bool:

@@ -106,14 +106,14 @@ def varlen_backward(
 
 @pytest.fixture(scope="module")
 def kernels() -> None:
-    """They stay for as long as the process lives; the CPU isn't among VARLEN_DEVICES outside of these tests."""
+    """They stay for as long as the process lives; the CPU isn't among VARLEN_FORMATS outside of these tests."""
     varlen._varlen_attn.register_kernel("cpu")(varlen_forward)
     varlen._varlen_attn_backward.register_kernel("cpu")(varlen_backward)
 
 
 @pytest.fixture
 def one_call(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention_module, "VARLEN_FORMATS", {"cpu": (torch.float64,)})
 
 
 def run(decoder: Any, lengths: list[int], padding: int = 0) -> tuple[float, Tensor]:
@@ -137,7 +137,7 @@ def test_one_call_for_any_lengths_trains_alike(
     expected, expected_gradient = run(decoder, lengths)
     calls = []
     with monkeypatch.context() as patched:
-        patched.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
+        patched.setattr(attention_module, "VARLEN_FORMATS", {"cpu": (torch.float64,)})
         plain = attention_module.varlen_attention
         patched.setattr(attention_module, "varlen_attention", lambda *a: calls.append(1) or plain(*a))  # type: ignore[func-returns-value]
         found, gradient = run(decoder, lengths, padding=-sum(lengths) % 64)
@@ -153,7 +153,7 @@ def test_layers_are_compiled_a_few_times_for_any_layouts(
     """A graph for each new layout would cost seconds each, and after eight of them nothing would be compiled at all."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled: Callable[..., Tensor] = torch.compile(run_layer, backend=counter, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(run_layer, backend=counter, fullgraph=True, dynamic=True)
     monkeypatch.setattr(decoder_module, "compiled_layer", lambda: compiled)
     decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
     decoder.transformer.activation_checkpointing = checkpointing
@@ -172,7 +172,7 @@ def test_compiled_checkpointing_keeps_what_the_plan_says(one_call: None, monkeyp
     kept: dict[str, int] = {}
     for mode in ("none", "selective", "full"):
         torch._dynamo.reset()
-        compiled = torch.compile(run_layer, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(run_layer, backend="aot_eager", fullgraph=True, dynamic=True)
         monkeypatch.setattr(decoder_module, "compiled_layer", lambda compiled=compiled: compiled)
         decoder = make_decoder(make_config(100, hidden_size=64)).train().double()
         decoder.transformer.activation_checkpointing, decoder.transformer.compile_layers = mode, True  # type: ignore[assignment]
@@ -200,7 +200,7 @@ class NoWaits(TorchDispatchMode):
 
 
 def test_a_forward_pass_and_its_loss_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "VARLEN_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention_module, "VARLEN_FORMATS", {"cpu": (torch.float64,)})
 
     def without_asking(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
         return qkv.sum(2).flatten(1)  # the emulation asks for the lengths; a GPU's kernel doesn't

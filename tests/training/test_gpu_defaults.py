@@ -78,6 +78,8 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(
     name: str, free: dict[torch.device, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "3")
+    assert default_device() == torch.device("cuda", 0)  # SLURM may show each process its own alone
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     free[torch.device("cuda", 3)] = 10 * GIB
     assert default_device() == torch.device("cuda", 3)
     assert device_memory(TrainerConfig()) == int(10 * GIB * GPU_SHARE)

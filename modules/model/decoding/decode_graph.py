@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import takes_any_lengths
 from ..decoder import Decoder
 from ..kv_cache import KVCache
 from ..sampling import Batch, Rows, attention_kernels, prefill
@@ -46,13 +47,14 @@ class StaticCache(KVCache):
         self.used = torch.ones_like(self.lengths, dtype=torch.int32)
         starts = torch.arange(places + 1, dtype=torch.int32, device=weight.device)
         self.query_starts, self.key_starts = starts, starts * capacity
-        self.attention = flash_attention if has_flash_attention(weight, size) else masked_attention
+        self.attention = flash_attention if takes_any_lengths(weight, size) else masked_attention
         self.joining: Tensor | None = None
         """The places of the rows whose prompts are being read, (rows,) int64."""
+        self.longest = 1  # to the decoder 0 means that whole prompts come
 
     def read(self, decoder: Decoder, rows: Rows, places: Tensor) -> Tensor:
         """Reads the prompts of rows into these places; returns next-token logits (rows, V)."""
-        self.joining, self.longest = places, 0  # 0: as long as nothing is cached the decoder takes whole prompts
+        self.joining, self.longest = places, 0
         logits = prefill(decoder, rows.ids, self)
         self.joining, self.longest = None, 1
         return logits
@@ -86,16 +88,6 @@ class StaticCache(KVCache):
         for layer, theirs in zip(self.layers, other.layers, strict=True):
             layer[:places, :capacity] = theirs
         self.lengths[:places] = other.lengths
-
-
-def has_flash_attention(weight: Tensor, head_size: int) -> bool:
-    """Whether torch's FlashAttention takes keys of this number format and size here."""
-    if not weight.is_cuda or torch.version.hip is not None:
-        return False
-    half = weight.dtype in (torch.bfloat16, torch.float16)
-    return (
-        half and head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(weight.device) >= (8, 0)
-    )
 
 
 def flash_attention(cache: StaticCache, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -225,7 +217,7 @@ class GraphBatch(Batch):
         return checked([tokens[place] for place in self.places])
 
     def launch(self, graph: DecodeGraph) -> None:
-        """Has the token after the last one computed, of every place."""
+        """Starts to compute every place's next token."""
         if self.sampler is None:
             graph.cache.occupy(self.places)
         graph.replay(self.decoder)
@@ -233,7 +225,7 @@ class GraphBatch(Batch):
             row_at = {place: row for row, place in enumerate(self.places)}  # a free place: as the first row, in vain
             by_place = self.rows.select([row_at.get(place, 0) for place in range(len(graph.ids))])
             self.sampler = Sampler(by_place, self.end_of_text_id, graph.logits.shape[-1], self.device)
-        self.sampler.append(lambda: graph.ids)
+        self.sampler.append(lambda: graph.ids.clamp(min=0))  # -1, no number, is refused when it has been read
         generators: list[random.Random | None] = [None] * len(graph.ids)
         for place, generator in zip(self.places, self.rows.generators, strict=True):
             generators[place] = generator

@@ -138,10 +138,13 @@ def where_to_start(
     return checkpoint, manifest
 
 
-def settle_format(config: TrainingConfig, before: RunManifest | None = None) -> None:
-    """Replaces trainer.precision=auto, by that of the run that is gone on with; `before` is its manifest if known."""
+def settle_format(config: TrainingConfig, folder: str | None, before: RunManifest | None = None) -> None:
+    """Replaces trainer.precision=auto, by that of the run that is gone on with if there is one.
+
+    folder: the run's, where it is known before the run has begun; `before` is the manifest found in it.
+    """
     given = config.train.resume_from
-    places = [Path(config.output_dir) / CHECKPOINTS] if config.output_dir else []
+    places = [Path(folder) / CHECKPOINTS] if folder and given else []
     places += [Path(given).parent] if given and given != "auto" else []
     earlier = before or next(filter(None, map(read_run_manifest, places)), None)
     settle_precision(config.trainer, earlier.config["trainer"]["precision"] if earlier else None)

@@ -15,7 +15,15 @@ from modules.config.generation import GenerationConfig
 from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding import decode_graph
-from modules.model.decoding.decode_graph import FREE, GraphBatch, StaticCache, flash_attention, masked_attention, take
+from modules.model.decoding.decode_graph import (
+    FREE,
+    DecodeGraph,
+    GraphBatch,
+    StaticCache,
+    flash_attention,
+    masked_attention,
+    take,
+)
 from modules.model.sampling import Batch, generate, open_batch, start, write
 from tests.helpers.models import make_config, make_decoder
 
@@ -49,6 +57,22 @@ def texts(decoder: Decoder, *, end: int = END) -> list[list[int | None]]:
     for row, token in generate(decoder, PROMPTS, CONFIGS, end):
         found[row].append(token)
     return found
+
+
+def test_a_step_can_be_captured_before_a_row_has_joined(decoder: Decoder) -> None:
+    graph = DecodeGraph(decoder, 2, 8)
+    graph.step(decoder)
+    assert graph.logits.shape == (2, 50)
+    assert graph.cache.lengths.tolist() == [0, 0]  # all places are free
+
+
+def test_what_is_no_number_is_refused_under_a_penalty_too(decoder: Decoder, static: None) -> None:
+    """Its id, -1, is asked for among those written before it is read: on a GPU that would end the process."""
+    with torch.no_grad():
+        decoder.word_embeddings.weight.fill_(torch.nan)
+    config = GenerationConfig(temperature=0.0, repetition_penalty=1.3, max_new_tokens=4)
+    with pytest.raises(FloatingPointError, match="aren't numbers"):
+        list(generate(decoder, PROMPTS, config, END))
 
 
 def test_tokens_are_those_of_decoding_at_any_shape(decoder: Decoder, request: pytest.FixtureRequest) -> None:
