@@ -65,8 +65,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def loader(self, steps: StepDataset, numbers: range) -> Loader:
         loader = DataLoader(steps, batch_size=None, sampler=numbers)
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Prefetched(loader) if on_gpu else loader
+        return Prefetched(loader) if self.on_gpu else loader
 
     def beginning(self, document: int, characters: int = 20) -> str:
         """Of a training document's text, to find its row by."""
@@ -76,9 +75,13 @@ class TextDataModule(pl.LightningDataModule):
         return text[:characters] + "…" * (len(text) > characters)
 
     def share(self) -> dict[str, int]:
-        """This process's of each step; devices that share each matrix take the same rows."""
+        """Which part of each step is this process's; devices that share each matrix take the same rows."""
         if not self.trainer:
             return {}
         shares = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        multiple = GPU_MULTIPLE if self.trainer.strategy.root_device.type == "cuda" else 1
+        multiple = GPU_MULTIPLE if self.on_gpu else 1
         return {"rank": shares["rank"], "world_size": shares["num_replicas"], "multiple": multiple}
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

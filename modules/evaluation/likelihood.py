@@ -64,9 +64,8 @@ def score(
     documents = encode_rows(rows, tokenizer, decoder.config.max_position_embeddings, "split")
     losses = score_documents(decoder, documents, max_batch_tokens, progress)
     row = np.arange(documents.rows)
-    if (
-        len(documents) != documents.rows
-    ):  # plain text is split, into neighbours of which the last alone has an end-of-text
+    # Plain text is split, into neighbours of which the last alone has an end-of-text.
+    if len(documents) != documents.rows:
         row = np.cumsum(documents.ended) - documents.ended
     return Likelihoods(
         nll=np.bincount(row, losses, len(rows)),
