@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import zlib
@@ -24,7 +25,13 @@ from .readers import Row
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 RowSource: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]]
 
-_VALIDATION_NAMES = ("validation", "valid", "dev", "val")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split → what people call its file, as the datasets library has it."""
+
 _HUB_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -42,12 +49,14 @@ def open_source(
         if path and path.is_file():
             findings = Findings(str(path))
             return findings, read_file(path, findings, texts, extras)
-        dataset, where = (_from_disk(path), str(path)) if path else (_from_hub(source, split), f"hub dataset {source}")
+        if path:
+            dataset, where = _from_disk(path), str(path)
+        else:
+            where = f"hub dataset {source}"
+            dataset, where = _split_of(_from_hub(source), where, split), f"{where}, split {split or 'train'!r}"
     elif isinstance(source, datasets.DatasetDict):
         where = f"split {split or 'train'!r}"
-        if (split or "train") not in source:
-            raise DataError(f"the given DatasetDict has no {where}; it has {', '.join(source)}")
-        dataset = source[split or "train"]
+        dataset = _split_of(source, "the given DatasetDict", split)
     elif isinstance(source, datasets.Dataset):
         dataset, where = source, "the given dataset"
         _check_split(where, split)
@@ -94,7 +103,7 @@ def files_of(source: RowSource, split: str | None) -> list[Path] | None:
 def is_mapped(source: RowSource, split: str | None) -> bool:
     """Whether rows that aren't files here may be more than memory holds: those of the hub, and of mapped Datasets."""
     if isinstance(source, datasets.DatasetDict):
-        source = source.get(split or "train", source)
+        source = _split_of(source, "the given DatasetDict", split)
     if isinstance(source, datasets.Dataset):
         return bool(source.cache_files)
     return isinstance(source, (str, Path))
@@ -105,6 +114,13 @@ def _check_split(where: str, split: str | None) -> None:
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
+
+
+def _split_of(source: datasets.DatasetDict, where: str, split: str | None) -> datasets.Dataset:
+    for name in SPLIT_NAMES.get(split or "train", (split,)):
+        if name in source:
+            return source[name]
+    raise DataError(f"{where} has no split {split or 'train'!r}; it has {', '.join(source)}")
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -118,15 +134,16 @@ def _from_disk(path: Path) -> datasets.Dataset:
         raise DataError(f"{path}: not a complete saved Dataset ({error}); save it again") from error
 
 
-def _from_hub(source: str | Path, split: str | None) -> datasets.Dataset:
-    name = str(source)
-    reason = "no such path"
+@functools.lru_cache(maxsize=8)
+def _from_hub(source: str | Path) -> datasets.DatasetDict:
+    """All splits of a dataset of the hub, which is asked once a process."""
+    name, reason = str(source), "no such path"
     if isinstance(source, str) and _HUB_NAME.fullmatch(name) and file_format(Path(name)) is None:
         silence = _why_the_hub_is_silent(name)
         try:
             with _cached_alone(silence is not None):
-                return datasets.load_dataset(name, split=split or "train")
-        except Exception as error:  # no network, no such name, no such split, no rights: one answer for all
+                return datasets.load_dataset(name)
+        except Exception as error:  # no network, no such name, no rights: one answer for all
             reason = silence or first_line(error)
     where = f"{name} is neither a file nor a reachable hub dataset ({reason})"
     raise DataError(f"{where}; check the name, or the path from {Path.cwd()}")
@@ -157,9 +174,9 @@ def _cached_alone(alone: bool) -> Iterator[None]:
 def find_split_file(folder: str | Path, split: str) -> Path | None:
     """The file, or folder written by `save_to_disk`, that holds `split`; None where there is none.
 
-    "validation" is also found as valid, val and dev. Raises DataError where more than one would do.
+    It goes by any of its SPLIT_NAMES. Raises DataError where more than one would do.
     """
-    names = _VALIDATION_NAMES if split in _VALIDATION_NAMES else (split,)
+    names = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
     found = []
     for path in sorted(Path(folder).iterdir()):
         stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
@@ -172,16 +189,23 @@ def find_split_file(folder: str | Path, split: str) -> Path | None:
 
 
 def has_split(source: RowSource, split: str) -> bool:
-    """Whether load_rows(source, split=split) finds rows of that split's own; False for what has no splits.
-
-    Asks no server: False for the name of a hub dataset too.
-    """
-    if isinstance(source, datasets.DatasetDict):
-        return split in source
-    if not isinstance(source, (str, Path)):
+    """Whether load_rows(source, split=split) finds rows of that split's own; False for what has no splits."""
+    if not has_splits(source):
         return False
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        if path.exists():
+            return find_split_file(path, split) is not None
+        source = _from_hub(source)
+    return isinstance(source, datasets.DatasetDict) and not source.keys().isdisjoint(SPLIT_NAMES.get(split, (split,)))
+
+
+def has_splits(source: RowSource) -> bool:
+    """Whether a split of it has to be named: of a folder, a DatasetDict and a dataset of the hub."""
+    if not isinstance(source, (str, Path)):
+        return isinstance(source, datasets.DatasetDict)
     path = Path(source).expanduser()
-    return path.is_dir() and not _is_saved_dataset(path) and find_split_file(path, split) is not None
+    return not path.exists() or path.is_dir() and not _is_saved_dataset(path)
 
 
 def file_format(path: Path) -> str | None:

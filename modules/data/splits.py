@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,59 @@ from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from .quarantine import DataError, Quarantine
 from .rows import load_rows
-from .sources import RowSource, has_split
+from .sources import RowSource, has_split, has_splits, locate
+
+IN_MEMORY = "rows in memory"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a split come from."""
+
+    source: RowSource
+    split: str | None
+    """Of the source; None: it has no splits, and all its rows are meant."""
+    share: str = ""
+    """Which part of them, where it isn't all."""
+
+    @property
+    def name(self) -> str:
+        """The file, folder or dataset, for a record of where rows come from."""
+        if not isinstance(self.source, (str, Path)):
+            return IN_MEMORY + (f", split {self.split}" if self.split else "")
+        path = locate(self.source, self.split)
+        return str(path) if path else f"{self.source}, split {self.split or 'train'}"
+
+    def __str__(self) -> str:
+        return f"{self.share} of {self.name}" if self.share else self.name
+
+
+def place_in(source: RowSource, split: str) -> Place:
+    """A file, saved or given Dataset is the split, whichever was asked for; of all else its own split is."""
+    return Place(source, split if has_splits(source) else None)
+
+
+def choose_places(config: DataConfig, given: RowSource | None = None) -> dict[str, Place]:
+    """Split → where training takes its rows from; given: rows in memory, which stand in for config.path.
+
+    Validation rows come from validation_path, else from the source's own validation split, else from the training
+    rows. Raises DataError where no rows are named.
+    """
+    source = config.path if given is None else given
+    if source is None:
+        raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
+    check_prepared(source)
+    places = {"train": place_in(source, "train")}
+    for split, path in (("validation", config.validation_path), ("test", config.test_path)):
+        if path:
+            check_prepared(path)
+            places[split] = place_in(path, split)
+        elif has_split(source, split):
+            places[split] = Place(source, split)
+    if "validation" not in places:
+        share = f"{100 * config.validation_fraction:g}% (data.validation_fraction)"
+        places = {"train": places["train"], "validation": Place(source, places["train"].split, share), **places}
+    return places
 
 
 def load_splits(
@@ -23,40 +76,43 @@ def load_splits(
     quarantine: Quarantine | None = None,
     extras: Collection[str] = (),
 ) -> dict[str, datasets.Dataset]:
-    """{"train": …, "validation": …, and "test" where there is one}; validated rows.
+    """{"train": …, "validation": …, and "test" where there is one}; validated rows, from `choose_places`.
 
     source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
-    Validation rows come from validation_path, else from the source's own validation split, else from the
-    training rows, drawn by seed. quarantine takes bad rows; without one they are refused. extras: columns to keep
-    beside the texts. Raises DataError.
+    Validation rows that have no place of their own are drawn from the training rows by seed. quarantine takes bad
+    rows; without one they are refused. extras: columns to keep beside the texts. Raises DataError, also where some
+    splits have answers and others haven't.
     """
-    source = config.path if source is None else source
-    if source is None:
-        raise DataError("no training rows: give data.path=FILE, folder or hub name (or data=NAME, see --help)")
-    check_prepared(source)
+    places = choose_places(config, source)
     read = reader(config, quarantine, extras)
-    train = read(source, split="train")
-    splits = {"train": train}
-    for name, path in (("validation", config.validation_path), ("test", config.test_path)):
-        if path:
-            splits[name] = read(path)
-        elif has_split(source, name):
-            splits[name] = read(source, split=name)
-    if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(train, config.validation_fraction, seed)
-    return splits
+    splits = {name: read(place.source, split=place.split) for name, place in places.items() if not place.share}
+    for name in splits:
+        require_same_kind(splits["train"], splits[name], places["train"], places[name])
+    if places["validation"].share:
+        splits["train"], splits["validation"] = hold_out(splits["train"], config.validation_fraction, seed)
+    return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
 
 
 def load_training_rows(
     config: DataConfig, seed: int, quarantine: Quarantine | None = None, extras: Collection[str] = ()
 ) -> datasets.Dataset:
     """The training rows of load_splits, without reading the others."""
-    source = config.path or ""
-    check_prepared(source)
-    rows = reader(config, quarantine, extras)(source, split="train")
-    if config.validation_path or has_split(source, "validation"):
-        return rows
-    return hold_out(rows, config.validation_fraction, seed)[0]
+    places = choose_places(config)
+    rows = reader(config, quarantine, extras)(places["train"].source, split=places["train"].split)
+    return hold_out(rows, config.validation_fraction, seed)[0] if places["validation"].share else rows
+
+
+def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: Place, others_place: Place) -> None:
+    """DataError where one has answers to learn and the other plain text: a score would be of another task."""
+    kinds = [
+        "pairs (src_txt and tgt_txt)" if "tgt_txt" in rows.column_names else "plain text (src_txt alone)"
+        for rows in (train, other)
+    ]
+    if kinds[0] != kinds[1]:
+        raise DataError(
+            f"{place} holds {kinds[0]}, and {others_place} {kinds[1]}: give all splits the same columns "
+            "(data.columns.YOUR_COLUMN=tgt_txt names the answers)"
+        )
 
 
 def reader(
@@ -81,19 +137,27 @@ def check_prepared(source: RowSource) -> None:
         raise DataError(f"{source} isn't there yet: `{command}` makes it; or give rows of your own, data.path=FILE")
 
 
-def load_test_rows(
-    config: DataConfig, quarantine: Quarantine | None = None, extras: Collection[str] = ()
-) -> datasets.Dataset:
-    """The rows to evaluate on: test_path, else the test split beside the training rows."""
-    check_prepared(config.test_path or config.path or "")
+def evaluation_place(config: DataConfig) -> Place:
+    """The rows to evaluate on: test_path, else the test split beside the training rows, else the validation split."""
     if config.test_path:
-        return reader(config, quarantine, extras)(config.test_path)
-    if config.path and has_split(config.path, "test"):
-        return reader(config, quarantine, extras)(config.path, split="test")
+        check_prepared(config.test_path)
+        return place_in(config.test_path, "test")
+    check_prepared(config.path or "")
+    for split in ("test", "validation"):
+        if config.path and has_split(config.path, split):
+            return Place(config.path, split)
     raise DataError(
         f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
         "python -m pipelines.prepare source=FILE"
     )
+
+
+def load_test_rows(
+    config: DataConfig, quarantine: Quarantine | None = None, extras: Collection[str] = ()
+) -> datasets.Dataset:
+    """The rows of `evaluation_place`."""
+    place = evaluation_place(config)
+    return reader(config, quarantine, extras)(place.source, split=place.split)
 
 
 def hold_out(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

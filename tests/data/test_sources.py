@@ -47,22 +47,29 @@ def test_saved_dataset_dict_is_a_folder_of_splits(tmp_path: Path) -> None:
 def test_what_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, split: str) -> datasets.Dataset:
-        asked.append((name, split))
+    def load_dataset(name: str) -> datasets.DatasetDict:
+        asked.append(name)
         if name == "poet/absent":
             raise ConnectionError("no network\ndetails")
-        return datasets.Dataset.from_list(ROWS)
+        rows = datasets.Dataset.from_list(ROWS)
+        return datasets.DatasetDict({"train": rows, "dev": rows.select([0]), "test": rows.select([1])})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("modules.data.sources.HfApi.dataset_info", lambda *_, **__: None)
-    assert load_rows("poet/poems", split="test").to_list() == ROWS
+    assert load_rows("poet/poems", split="test").to_list() == ROWS[1:2]
+    assert load_rows("poet/poems", split="validation").to_list() == ROWS[:1]
+    assert load_rows("poet/poems").to_list() == ROWS
+    assert has_split("poet/poems", "validation")
+    assert not has_split("poet/poems", "extra")
+    with pytest.raises(DataError, match="hub dataset poet/poems has no split 'extra'; it has train, dev, test"):
+        load_rows("poet/poems", split="extra")
     refusal = r"is neither a file nor a reachable hub dataset \({}\); check"
     with pytest.raises(DataError, match="poet/absent " + refusal.format("no network")):
         load_rows("poet/absent")
     for name in ("absent.csv", "./absent", "a/b/c", Path("poet/poems")):
         with pytest.raises(DataError, match=refusal.format("no such path")):
             load_rows(name)
-    assert asked == [("poet/poems", "test"), ("poet/absent", "train")]
+    assert asked == ["poet/poems", "poet/absent"]
 
 
 class AwayHub(http.server.BaseHTTPRequestHandler):
