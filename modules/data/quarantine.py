@@ -30,7 +30,7 @@ class DataError(ValueError):
     """A user's data can't be used as it is; the message says what, where, and what to do."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class BadRow:
     position: int
     """Line or row, from 1."""
@@ -40,6 +40,8 @@ class BadRow:
     """What goes on after the fault, and differs from row to row."""
     text: str = ""
     """How the row begins."""
+    file: int = 0
+    """Which of the source's files it is in, from 0."""
 
     @property
     def reason(self) -> str:
@@ -51,21 +53,36 @@ class Findings:
     """What a reader learns besides the rows: column names as they appear, and rows that can't be used."""
 
     where: str
-    unit: str = "row"
+    """The source as a whole."""
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """(name, what is counted in it: "line" or "row") of each of its files; [] where it isn't read from files."""
+    file: int = 0
+    """Which of them is being read."""
+    section: str = "data."
+    """What stands before `columns` and `bad_rows` where these keys are typed."""
     tolerant: bool = False
     """Whether a row may be left out; then one that isn't UTF-8 doesn't spoil the rest."""
     columns: dict[str, None] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
 
-    def at(self, position: int) -> str:
-        return f"{self.where}:{position}" if self.unit == "line" else f"{self.where} row {position}"
+    def place(self, file: int) -> tuple[str, str]:
+        """(name, what is counted in it) of a file, or of the source."""
+        return self.files[file] if self.files else (self.where, "row")
+
+    @property
+    def here(self) -> str:
+        return self.place(self.file)[0]
+
+    def at(self, position: int, file: int | None = None) -> str:
+        name, unit = self.place(self.file if file is None else file)
+        return f"{name}:{position}" if unit == "line" else f"{name} row {position}"
 
     def error(self, position: int, reason: str) -> DataError:
         return DataError(f"{self.at(position)}: {reason}")
 
     def note(self, position: int, fault: str, detail: str = "", row: object = "") -> None:
         """One more bad row; `row` is its text, or its values by column. DataError when there are too many."""
-        self.bad.append(BadRow(position, fault, detail, beginning(row)))
+        self.bad.append(BadRow(position, fault, detail, beginning(row), self.file))
         if len(self.bad) > MAX_BAD_ROWS:
             raise DataError(self.described(f"over {MAX_BAD_ROWS:,} bad rows", "Correct the file, then start again."))
 
@@ -73,21 +90,28 @@ class Findings:
         """Raises DataError with the first bad rows in file order, their total count and the remedy."""
         if self.bad:
             head = f"{len(self.bad)} bad row{'s' if len(self.bad) > 1 else ''}"
-            remedy = "Correct or delete these rows, or leave them out (data.bad_rows=quarantine), then start again."
+            leave_out = f"leave them out ({self.section}bad_rows=quarantine)"
+            remedy = f"Correct or delete these rows, or {leave_out}, then start again."
             raise DataError(self.described(head, remedy))
 
     def described(self, head: str, remedy: str) -> str:
-        shown = [f"  {self.at(row.position)}: {row.reason}" for row in sorted(self.bad)[:SHOWN]]
+        shown = [f"  {self.at(row.position, row.file)}: {row.reason}" for row in self.in_order()[:SHOWN]]
         more = [f"  … and {len(self.bad) - len(shown)} more"] if len(self.bad) > len(shown) else []
         return "\n".join([f"{self.where}: {head}", *shown, *more, remedy])
+
+    def in_order(self) -> list[BadRow]:
+        return sorted(self.bad, key=lambda row: (row.file, row.position))
 
 
 def beginning(row: object) -> str:
     """The first characters of a row, be it a line or values by column."""
-    if isinstance(row, Mapping):
-        row = {name: beginning(value) if isinstance(value, str) else value for name, value in row.items()}
-        row = json.dumps(row, ensure_ascii=False, default=str)
-    text = str(row)
+    try:
+        if isinstance(row, Mapping):
+            row = {name: beginning(value) if isinstance(value, str) else value for name, value in row.items()}
+            row = json.dumps(row, ensure_ascii=False, default=str)
+        text = str(row)
+    except ValueError:  # Python writes no integer of over 4,300 digits
+        text = f"a {type(row).__name__}"
     return text[:SHOWN_CHARACTERS] + "…" if len(text) > SHOWN_CHARACTERS else text
 
 
@@ -105,10 +129,11 @@ class Quarantine:
         bad, total = len(findings.bad), len(findings.bad) + good
         if bad > self.max_share * total:
             head = f"{bad:,} of {total:,} rows are bad ({bad / total:.2%}), over max_bad_rows={self.max_share}"
-            remedy = "Correct or delete these rows, or raise max_bad_rows, then start again."
+            remedy = f"Correct or delete these rows, or raise {findings.section}max_bad_rows, then start again."
             raise DataError(findings.described(head, remedy))
-        for row in sorted(findings.bad):
-            place = {"file": redact_text(findings.where), findings.unit: row.position}
+        for row in findings.in_order():
+            name, unit = findings.place(row.file)
+            place = {"file": redact_text(name), unit: row.position}
             self.rows.append(place | {"reason": row.fault, "detail": row.detail, "text": row.text})
 
     def counts(self) -> dict[str, int]:

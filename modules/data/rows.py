@@ -6,7 +6,6 @@ can't be taken as it stands is refused (or left out, if so asked), all bad rows 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import json
@@ -21,13 +20,16 @@ import datasets
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
-from .quarantine import BadRow, DataError, Findings, Quarantine
-from .readers import Row
+from .quarantine import BadRow, DataError, Findings, Quarantine, beginning
+from .reading.column_names import check_mapping, check_present
+from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
-TEXT_COLUMNS = ("src_txt", "tgt_txt")
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
+
+RULES = 2
+"""Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
 _ABSENT = object()
@@ -44,12 +46,14 @@ def load_rows(
     cache: Path | None = None,
     quarantine: Quarantine | None = None,
     extras: Collection[str] = (),
+    section: str = "data.",
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
-    source: a file (.csv .tsv .json .jsonl .ndjson .txt, also with .gz; .parquet), a folder of split files
-        such as train.csv, a folder written by `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a
-        list of dicts, or, where no such path exists, the name of a Hugging Face hub dataset.
+    source: a file (.csv .tsv .json .jsonl .ndjson .txt, also with .gz; .parquet), several as "[a.csv,b.csv]" or
+        "data/*.csv", a folder of split files such as train.csv or of files alone, a folder written by
+        `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a list of dicts or of texts, or, where no such
+        path exists, the name of a Hugging Face hub dataset.
     columns: the user's name → src_txt or tgt_txt, as ModelScope's `remap_columns` takes it.
     split: which file of a folder or split of a hub dataset; "train" by default. Refused other than as "train"
         where the source has no splits, so that training rows never pass for validation rows.
@@ -58,14 +62,15 @@ def load_rows(
         not read and checked a second time. None: all rows in memory.
     quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
     extras: further columns to keep where there are such; what isn't text in them is kept as JSON.
+    section: what stands before the key `columns` where it is typed, for messages.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
     columns = columns or {}
-    origin = _check_columns(columns)
+    origin = check_mapping(columns, section)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
-    request = _Request(source, columns, origin, split, max_rows, quarantine is not None, tuple(sorted(extras)))
+    request = _Request(source, columns, origin, split, max_rows, quarantine is not None, tuple(sorted(extras)), section)
     files = files_of(source, split) if cache else None
     if cache and files:
         rows, findings = _cached(request, files, cache)
@@ -93,12 +98,13 @@ class _Request:
     max_rows: int | None
     tolerant: bool
     extras: tuple[str, ...]
+    section: str
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
         findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras)
         findings.columns.update(dict.fromkeys(known))
-        findings.tolerant = self.tolerant
+        findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
 
     def read(self, consume: Callable[[_Batches], T]) -> tuple[T, Findings]:
@@ -113,24 +119,36 @@ class _Request:
 
 
 def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
-    content = [("".join(path.suffixes), sha256_of(path)) for path in files]
-    key: dict[str, Any] = {"files": content, "columns": sorted(request.columns.items()), "max_rows": request.max_rows}
+    content = _content(files)
+    columns = sorted(request.columns.items())
+    key: dict[str, Any] = {"rules": RULES, "files": content, "columns": columns, "max_rows": request.max_rows}
 
     def build(folder: Path) -> None:
         _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
+        if changed := [
+            path for path, before, now in zip(files, content, _content(files), strict=True) if now != before
+        ]:
+            raise DataError(f"{changed[0]} changed while it was read; start again when nothing writes to it any more")
         if request.tolerant:
-            kept = {"unit": findings.unit, "bad": [asdict(row) for row in findings.bad]}
-            (folder / BAD_ROWS).write_text(json.dumps(kept), encoding="utf-8")
+            (folder / BAD_ROWS).write_text(json.dumps([asdict(row) for row in findings.bad]), encoding="utf-8")
 
-    # Keys that only some requests have, so that entries of earlier versions are still found.
+    # Keys that only some requests have.
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
     key |= {"tolerant": True} if request.tolerant else {}
     entry = cached(cache, "rows", key, build)
     findings, _ = request.opened()
     if request.tolerant:
         kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
-        findings = Findings(findings.where, kept["unit"], bad=[BadRow(**row) for row in kept["bad"]])
+        findings.bad = [BadRow(**row) for row in kept]
     return datasets.Dataset.from_file(str(entry / TABLE)), findings
+
+
+def _content(files: list[Path]) -> list[tuple[str, str]]:
+    """What each file is read as, and the SHA-256 of its bytes."""
+    try:
+        return [("".join(path.suffixes), sha256_of(path)) for path in files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: can't be read ({error.strerror}); check it and its rights") from error
 
 
 def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
@@ -175,7 +193,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
-        _check_present(findings, request.columns, request.origin)
+        check_present(findings, request.columns, request.origin)
     if not (findings.tolerant and any_good):
         findings.raise_if_bad()
     if present is None:
@@ -193,7 +211,7 @@ def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += sum(len(value) for value in row[1].values() if isinstance(value, str))
+        characters += sum(map(_size, row[1].values()))
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -201,49 +219,13 @@ def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """{"src_txt": the user's name for it, …}, without regard to what the data holds."""
-    origin: dict[str, str] = {}
-    for name, target in columns.items():
-        if target not in TEXT_COLUMNS:
-            near = difflib.get_close_matches(str(target), TEXT_COLUMNS, 1, 0.3)
-            hint = f"; did you mean data.columns.{name}={near[0]}?" if near else ""
-            raise DataError(f"data.columns.{name}={target}: the target must be src_txt or tgt_txt{hint}")
-        if target in origin:
-            raise DataError(f"data.columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one")
-        origin[target] = name
-    origin = {target: target for target in TEXT_COLUMNS if target not in columns} | origin
-    return {target: origin[target] for target in TEXT_COLUMNS if target in origin}
-
-
-def _check_present(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str]) -> None:
-    present = list(findings.columns)
-    listed = ", ".join(map(repr, present))
-    for name, target in columns.items():
-        if name not in findings.columns:
-            free = [column for column in present if column not in columns]
-            near = difflib.get_close_matches(name, free, 1)
-            hint = f"did you mean data.columns.{near[0]}={target}?" if near else "name one of these"
-            raise DataError(f"{findings.where} has no column {name!r}; its columns are {listed}; {hint}")
-        if name != target and target in findings.columns and target not in columns:
-            raise DataError(
-                f"{findings.where}: two columns would become {target}: {target!r} itself and {name!r}, by"
-                f" data.columns.{name}={target}; leave that setting out, or rename the column {target!r};"
-                f" the columns are {listed}"
-            )
-    if origin.get("src_txt") not in findings.columns:
-        if len(present) == 1 and (sign := next((sign for sign in ";\t|" if sign in present[0]), None)):
-            raise DataError(
-                f"{findings.where} has no column src_txt but a single one, {listed}: are they separated by {sign!r}?"
-                " Separate them by commas in a .csv, by tabs in a .tsv"
-            )
-        near = difflib.get_close_matches("src_txt", [name for name in present if name not in columns], 1)
-        example = near[0] if near else "YOUR_COLUMN"
-        lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"
-        raise DataError(
-            f"{findings.where} {lack}; its columns are {listed};"
-            f" say which one holds the text with data.columns.{example}=src_txt"
-        )
+def _size(value: object) -> int:
+    """About how many characters a value has, also of a list or object that no column needs."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 8
 
 
 def _note_bad_values(
@@ -279,4 +261,4 @@ def _fault(value: object) -> tuple[str, str] | None:
     if value is _ABSENT:
         return "is missing", ""
     name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
-    return f"is {name}, not a string", "" if value is None else f" ({str(value)[:40]})"
+    return f"is {name}, not a string", "" if value is None else f" ({beginning(value)[:40]})"

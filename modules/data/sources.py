@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import re
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..system.redaction import first_line
-from . import readers
 from .quarantine import DataError, Findings
-from .readers import Row
+from .reading.files import findings_of, read_files
+from .reading.finding import (
+    SPLIT_NAMES,
+    check_undivided,
+    file_format,
+    find_files,
+    is_divided,
+    is_saved_dataset,
+    several,
+    split_files,
+)
+from .reading.json_values import column_rows, object_rows
+from .reading.tables import dataset_rows
+from .reading.text_lines import Row
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
-RowSource: TypeAlias = str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]]
-
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""Split → what people call its file, as the datasets library has it."""
+RowSource: TypeAlias = (
+    str | Path | datasets.Dataset | Mapping[str, Sequence[str]] | Sequence[Mapping[str, str]] | Sequence[str]
+)
 
 _HUB_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -45,12 +47,12 @@ def open_source(
     Raises DataError where there is no such source or split.
     """
     if isinstance(source, (str, Path)):
-        path = locate(source, split)
-        if path and path.is_file():
-            findings = Findings(str(path))
-            return findings, read_file(path, findings, texts, extras)
-        if path:
-            dataset, where = _from_disk(path), str(path)
+        files = find_files(source, split)
+        if files and not files[0].is_dir():
+            findings = findings_of(files, source)
+            return findings, read_files(files, findings, texts, extras)
+        if files:
+            dataset, where = _from_disk(files[0]), str(files[0])
         else:
             where = f"hub dataset {source}"
             dataset, where = _split_of(_from_hub(source), where, split), f"{where}, split {split or 'train'!r}"
@@ -59,45 +61,25 @@ def open_source(
         dataset = _split_of(source, "the given DatasetDict", split)
     elif isinstance(source, datasets.Dataset):
         dataset, where = source, "the given dataset"
-        _check_split(where, split)
+        check_undivided(where, split)
     else:
         findings = Findings("the given rows")
-        _check_split(findings.where, split)
+        check_undivided(findings.where, split)
         if isinstance(source, Mapping):
-            return findings, readers.column_rows(source, findings)
+            return findings, column_rows(source, findings)
         if isinstance(source, Sequence) and not isinstance(source, bytes):
-            return findings, readers.object_rows(source, findings)
+            return findings, object_rows(enumerate(source, 1), findings)
         raise DataError(f"can't read rows from a {type(source).__name__}; give a path, a Dataset, a dict or a list")
     findings = Findings(where)
-    return findings, readers.dataset_rows(dataset, findings, texts, extras)
-
-
-def locate(source: str | Path, split: str | None) -> Path | None:
-    """The file or saved Dataset that holds the split; None where there is no such path here."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return None
-    if not path.is_dir() or _is_saved_dataset(path):
-        _check_split(str(path), split)
-    elif found := find_split_file(path, split or "train"):
-        path = found
-    else:
-        present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise DataError(
-            f"{path} has no file for split {split or 'train'!r}; it holds {present};"
-            f" name one {split or 'train'}.csv (.jsonl, .parquet, …), or give a file's path"
-        )
-    if not path.is_file() and not path.is_dir():  # a pipe would be waited for, and what was read of it once is gone
-        raise DataError(f"{path}: no regular file but a pipe or device; save what it gives to a file first")
-    return path
+    return findings, dataset_rows(dataset, findings, texts, extras)
 
 
 def files_of(source: RowSource, split: str | None) -> list[Path] | None:
     """The files whose bytes decide what open_source gives; None for what isn't a path here."""
-    path = locate(source, split) if isinstance(source, (str, Path)) else None
-    if path and path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path] if path else None
+    files = find_files(source, split) if isinstance(source, (str, Path)) else None
+    if files and files[0].is_dir():
+        return sorted(file for file in files[0].rglob("*") if file.is_file())
+    return files
 
 
 def is_mapped(source: RowSource, split: str | None) -> bool:
@@ -109,22 +91,11 @@ def is_mapped(source: RowSource, split: str | None) -> bool:
     return isinstance(source, (str, Path))
 
 
-def _check_split(where: str, split: str | None) -> None:
-    if split not in (None, "train"):
-        raise DataError(
-            f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
-        )
-
-
 def _split_of(source: datasets.DatasetDict, where: str, split: str | None) -> datasets.Dataset:
     for name in SPLIT_NAMES.get(split or "train", (split,)):
         if name in source:
             return source[name]
     raise DataError(f"{where} has no split {split or 'train'!r}; it has {', '.join(source)}")
-
-
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
 def _from_disk(path: Path) -> datasets.Dataset:
@@ -171,23 +142,6 @@ def _cached_alone(alone: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def find_split_file(folder: str | Path, split: str) -> Path | None:
-    """The file, or folder written by `save_to_disk`, that holds `split`; None where there is none.
-
-    It goes by any of its SPLIT_NAMES. Raises DataError where more than one would do.
-    """
-    names = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
-    found = []
-    for path in sorted(Path(folder).iterdir()):
-        stem = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
-        if stem in names and (_is_saved_dataset(path) if path.is_dir() else file_format(path)):
-            found.append(path)
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found)
-        raise DataError(f"{folder}: more than one file for split {split!r}: {listed}; keep one, or give its path")
-    return found[0] if found else None
-
-
 def has_split(source: RowSource, split: str) -> bool:
     """Whether load_rows(source, split=split) finds rows of that split's own; False for what has no splits."""
     if not has_splits(source):
@@ -195,50 +149,16 @@ def has_split(source: RowSource, split: str) -> bool:
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.exists():
-            return find_split_file(path, split) is not None
+            return bool(split_files(path, split))
         source = _from_hub(source)
     return isinstance(source, datasets.DatasetDict) and not source.keys().isdisjoint(SPLIT_NAMES.get(split, (split,)))
 
 
 def has_splits(source: RowSource) -> bool:
-    """Whether a split of it has to be named: of a folder, a DatasetDict and a dataset of the hub."""
+    """Whether a split of it has to be named: of a folder with files of splits, a DatasetDict, a dataset of the hub."""
     if not isinstance(source, (str, Path)):
         return isinstance(source, datasets.DatasetDict)
     path = Path(source).expanduser()
-    return not path.exists() or path.is_dir() and not _is_saved_dataset(path)
-
-
-def file_format(path: Path) -> str | None:
-    """`.csv` for both x.csv and x.CSV.gz; None for anything that load_rows doesn't read."""
-    name = path.name.lower()
-    packed = name.endswith(".gz")
-    suffix = Path(name.removesuffix(".gz")).suffix
-    return suffix if suffix in FORMATS and not (packed and suffix == ".parquet") else None
-
-
-def read_file(path: Path, findings: Findings, texts: Collection[str], extras: Collection[str]) -> Iterator[Row]:
-    """Rows of one file, its format told by the name. Columns beside `texts` and `extras` may be left unread.
-
-    Raises DataError for an unknown format, an unreadable file, bytes that aren't UTF-8, and broken structure.
-    """
-    kind = file_format(path)
-    if kind is None:
-        raise DataError(f"{path}: unknown format; use one of {', '.join(FORMATS)} (all but .parquet also as .gz)")
-    findings.unit = "row" if kind in (".json", ".parquet") else "line"
-    try:
-        if kind == ".parquet":
-            with pq.ParquetFile(path) as table:
-                columns = readers.present_columns(table.schema_arrow, findings, texts, extras)
-                yield from readers.arrow_rows(table.iter_batches(columns=columns))
-        elif kind == ".json":
-            yield from readers.json_rows(path, findings)
-        elif kind in (".csv", ".tsv"):
-            yield from readers.csv_rows(path, findings, "," if kind == ".csv" else "\t")
-        else:
-            yield from (readers.txt_rows if kind == ".txt" else readers.jsonl_rows)(path, findings)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a complete gzip file ({error}); make or download it again") from error
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a valid parquet file ({error}); write it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror or error}); check it and its rights") from error
+    if not path.is_dir():
+        return not path.exists() and several(source) is None
+    return not is_saved_dataset(path) and is_divided(path)

@@ -13,8 +13,9 @@ import numpy as np
 from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from .quarantine import DataError, Quarantine
+from .reading.finding import find_files
 from .rows import load_rows
-from .sources import RowSource, has_split, has_splits, locate
+from .sources import RowSource, has_split, has_splits
 
 IN_MEMORY = "rows in memory"
 
@@ -34,8 +35,10 @@ class Place:
         """The file, folder or dataset, for a record of where rows come from."""
         if not isinstance(self.source, (str, Path)):
             return IN_MEMORY + (f", split {self.split}" if self.split else "")
-        path = locate(self.source, self.split)
-        return str(path) if path else f"{self.source}, split {self.split or 'train'}"
+        files = find_files(self.source, self.split)
+        if files is None:
+            return f"{self.source}, split {self.split or 'train'}"
+        return str(files[0]) if len(files) == 1 else f"{self.source} ({len(files)} files)"
 
     def __str__(self) -> str:
         return f"{self.share} of {self.name}" if self.share else self.name

@@ -1,6 +1,6 @@
 """tests/files/broken holds a file for each fault; messages.txt says what becomes of it: the message, or the rows.
 
-python -m tests.test_broken_data writes messages.txt anew; read its diff before you commit it.
+python -m tests.data.test_broken_data writes messages.txt anew; read its diff before you commit it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from modules.data import readers
 from modules.data.quarantine import DataError
+from modules.data.reading import json_values
 from modules.data.rows import load_rows
 from tests.helpers.models import ROOT
 
@@ -58,7 +58,7 @@ def test_one_line_of_50_megabytes(tmp_path: Path) -> None:
 
 
 def test_a_json_file_too_large_to_be_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(json_values, "MAX_JSON_BYTES", 10)
     (tmp_path / "a.json").write_text('[{"src_txt": "a"}]')
     with pytest.raises(DataError, match=r"a\.json: over .* as \.jsonl"):
         load_rows(tmp_path / "a.json")

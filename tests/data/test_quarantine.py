@@ -62,7 +62,7 @@ def test_more_bad_rows_than_allowed_are_refused_with_counts_and_remedy(tmp_path:
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("mixed.jsonl: 3 of 100 rows are bad (3.00%), over max_bad_rows=0.0299")
     assert lines[1].endswith("mixed.jsonl:51: src_txt is empty")
-    assert "raise max_bad_rows" in lines[-1]
+    assert "raise data.max_bad_rows" in lines[-1]
     assert not quarantine.rows
     with pytest.raises(DataError, match="1 bad row\n"):  # and where no good row is left, whatever the share
         load_rows([{"src_txt": ""}], quarantine=Quarantine(0.99))

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.data import readers
 from modules.data.arrow import fingerprint
 from modules.data.quarantine import DataError
+from modules.data.reading import text_lines
 from modules.data.rows import load_rows
 from modules.data.sources import has_split
 
@@ -194,9 +194,9 @@ def test_utf16_and_cut_gzip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
 def test_a_line_over_the_limit_is_refused_unread(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert readers.MAX_LINE_BYTES == 10_000_000
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1_000_000)
-    first = '{"src_txt": "a"}' if name == "a.jsonl" else "src_txt"
+    assert text_lines.MAX_LINE_BYTES == 10_000_000
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 1_000_000)
+    first = {"a.jsonl": '{"src_txt": "a"}', "a.csv": "src_txt", "a.txt": "a"}[name]
     (tmp_path / name).write_text(f"{first}\n" + "x" * 1_000_001)
     with pytest.raises(DataError, match=name + ":2: line over 1 MB; split it"):
         load_rows(tmp_path / name)
@@ -208,7 +208,7 @@ def test_a_long_value_under_the_limit_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_unclosed_quote_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 1000)
     (tmp_path / "a.csv").write_text('src_txt\na\n"b\n' + "c\n" * 1000)
     with pytest.raises(DataError, match=r"a\.csv:3: a quote opened in this row is never closed.*field limit"):
         load_rows(tmp_path / "a.csv")

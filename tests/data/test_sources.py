@@ -11,8 +11,9 @@ import datasets
 import pytest
 
 from modules.data.quarantine import DataError
+from modules.data.reading.finding import split_files
 from modules.data.rows import load_rows
-from modules.data.sources import find_split_file, has_split
+from modules.data.sources import has_split
 
 ROWS = [{"src_txt": "a"}, {"src_txt": "b"}, {"src_txt": "c"}]
 
@@ -21,8 +22,8 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("src_txt\na\nb\nc\n")
     (tmp_path / "dev.jsonl.gz").write_bytes(gzip.compress(b'{"src_txt": "a"}\n{"src_txt": "b"}\n'))
     (tmp_path / "train.notes").write_text("not rows")
-    assert find_split_file(tmp_path, "validation") == tmp_path / "dev.jsonl.gz"
-    assert find_split_file(tmp_path, "test") is None
+    assert split_files(tmp_path, "validation") == [tmp_path / "dev.jsonl.gz"]
+    assert split_files(tmp_path, "test") == []
     assert load_rows(tmp_path).to_list() == ROWS
     assert load_rows(tmp_path, split="validation").to_list() == ROWS[:2]
     assert has_split(tmp_path, "validation")

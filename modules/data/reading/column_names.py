@@ -1,0 +1,115 @@
+"""Which of a source's columns hold the texts: what the user's mapping says, and names that only nearly fit."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ..quarantine import DataError, Findings
+
+TEXT_COLUMNS = ("src_txt", "tgt_txt")
+
+SEPARATORS = ";\t|,，；、"
+"""What columns may turn out to be separated by, where the whole header is one name."""
+
+NEAR = 0.85
+"""Share of two plain names' letters that match, from which one is taken for the other mistyped (tgt_text)."""
+
+LONG_NAMES = {"targettext", "targettxt"}
+"""Plain names of a target that are spelt out and so match too few letters."""
+
+
+def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
+    """{"src_txt": the user's name for it, …}, without regard to what the data holds."""
+    origin: dict[str, str] = {}
+    for name, target in columns.items():
+        if target not in TEXT_COLUMNS:
+            near = difflib.get_close_matches(str(target), TEXT_COLUMNS, 1, 0.3)
+            hint = f"; did you mean {setting(name, near[0], section)}?" if near else ""
+            raise DataError(f"{section}columns.{name}={target}: the target must be src_txt or tgt_txt{hint}")
+        if target in origin:
+            raise DataError(f"{section}columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one")
+        origin[target] = name
+    origin = {target: target for target in TEXT_COLUMNS if target not in columns} | origin
+    return {target: origin[target] for target in TEXT_COLUMNS if target in origin}
+
+
+def setting(name: str, target: str, section: str) -> str:
+    """The argument that maps a column, as it is typed in a shell."""
+    if "=" not in name and name.isprintable():
+        return shlex.quote(f"{section}columns.{name}={target}")
+    # A name with an equals sign, or with characters that nobody can see, goes into a mapping.
+    shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(name, ensure_ascii=False))
+    return shlex.quote(f"{section}columns={{{shown}: {target}}}")
+
+
+def plain(name: str) -> str:
+    """A name without what is easily mistyped or unseen: case, width, spaces, hyphens, underscores, byte order marks."""
+    return "".join(character for character in unicodedata.normalize("NFKC", name).casefold() if character.isalnum())
+
+
+def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Of `names` the one most like the wanted one; None where none is."""
+    by_plain = {plain(name): name for name in names}
+    if wanted == "tgt_txt" and (spelt_out := LONG_NAMES & set(by_plain)):
+        return by_plain[min(spelt_out)]
+    near = difflib.get_close_matches(plain(wanted), by_plain, 1, cutoff)
+    return by_plain[near[0]] if near else None
+
+
+def check_distinct(names: Sequence[str], used: Collection[str], place: str) -> None:
+    """DataError where a column that is used stands twice; any other may."""
+    if repeated := sorted({name for name in names if name in used and names.count(name) > 1}):
+        raise DataError(f"{place}: duplicate columns {repeated}; rename or remove all but one")
+
+
+def check_present(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str]) -> None:
+    """DataError unless `findings.columns`, all that a source has, hold what the mapping and training ask for."""
+    present = list(findings.columns)
+    listed = ", ".join(map(repr, present))
+    used = {origin[target] for target in origin}
+    if not used & set(present):
+        _check_separated(findings, present, listed)
+    for name, target in columns.items():
+        if name not in findings.columns:
+            near = nearest(name, (column for column in present if column not in columns))
+            hint = f"did you mean {setting(near, target, findings.section)}?" if near else "name one of these"
+            raise DataError(f"{findings.where} has no column {name!r}; its columns are {listed}; {hint}")
+        if name != target and target in findings.columns and target not in columns:
+            raise DataError(
+                f"{findings.where}: two columns would become {target}: {target!r} itself and {name!r}, by"
+                f" {setting(name, target, findings.section)}; leave that setting out, or rename the column {target!r};"
+                f" the columns are {listed}"
+            )
+    free = [name for name in present if name not in used]
+    if origin.get("src_txt") not in findings.columns:
+        example = setting(nearest("src_txt", free) or "YOUR_COLUMN", "src_txt", findings.section)
+        lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"
+        raise DataError(
+            f"{findings.where} {lack}; its columns are {listed}; say which one holds the text with {example}"
+        )
+    if origin.get("tgt_txt") == "tgt_txt" and "tgt_txt" not in findings.columns:
+        _check_nearly_named(findings, free, listed)
+
+
+def _check_separated(findings: Findings, present: Sequence[str], listed: str) -> None:
+    """Where a whole header was taken for one name, because columns are separated by something else."""
+    sign = next((sign for sign in SEPARATORS if len(present) == 1 and sign in present[0]), None)
+    if sign:
+        width = "" if sign.isascii() else " (full width)"
+        raise DataError(
+            f"{findings.where} has no column src_txt but a single one, {listed}: are they separated by {sign!r}{width}?"
+            " Separate them by commas in a .csv, by tabs in a .tsv"
+        )
+
+
+def _check_nearly_named(findings: Findings, names: Iterable[str], listed: str) -> None:
+    """Rows whose target is passed over would train as plain text, and nothing would show it."""
+    if near := nearest("tgt_txt", names, NEAR):
+        raise DataError(
+            f"{findings.where} has no column tgt_txt but {near!r}; its columns are {listed}; if it holds the targets,"
+            f" give {setting(near, 'tgt_txt', findings.section)}; if not, rename or remove it"
+        )

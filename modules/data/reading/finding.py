@@ -1,0 +1,199 @@
+"""Which files hold the rows of a split: one, several, a folder's, by the names that people give them."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from ..quarantine import DataError
+
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split → what people call its file, as the datasets library has it."""
+
+SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)(?:-of-(?P<all>\d+))?")
+"""train-00000-of-00002 or train_3: a part of a split."""
+
+NOT_DATA = ("readme", "license", "licence", "requirements", "dataset_info", "dataset_infos", "manifest", "metadata")
+"""Names of files that stand beside the rows."""
+
+
+def file_format(path: Path) -> str | None:
+    """`.csv` for both x.csv and x.CSV.gz; None for anything that load_rows doesn't read."""
+    name = path.name.lower()
+    packed = name.endswith(".gz")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    return suffix if suffix in FORMATS and not (packed and suffix == ".parquet") else None
+
+
+def several(source: str | Path) -> list[Path] | None:
+    """The files of `[a.csv,b.csv]` or of a pattern like `data/*.jsonl`, in this order; None for any other source."""
+    text = str(source)
+    if Path(text).expanduser().exists():
+        return None
+    if text.startswith("[") and text.endswith("]"):
+        parts = [part.strip().strip("'\"") for part in text[1:-1].split(",")]
+    elif glob.has_magic(text):
+        parts = [text]
+    else:
+        return None
+    files = [path for part in parts for path in _matching(part, text)]
+    if repeated := sorted({str(path) for path in files if files.count(path) > 1}):
+        raise DataError(f"{text} names {repeated[0]} twice; name each file once")
+    return files
+
+
+def _matching(part: str, text: str) -> list[Path]:
+    path = Path(part).expanduser()
+    if path.is_dir():
+        raise DataError(f"{text}: {part} is a folder; name its files, {part}/*.jsonl")
+    if path.exists():
+        return [path]
+    found = [Path(name) for name in glob.glob(str(path), recursive=True)] if glob.has_magic(part) else []
+    files = sorted((file for file in found if not file.is_dir()), key=by_number)
+    of_splits = [split for split, names in SPLIT_NAMES.items() if any(_is_of(file, names) for file in files)]
+    if len(of_splits) > 1:
+        listed = ", ".join(file.name for file in files[:5])
+        raise DataError(f"{part} names files of {' and '.join(of_splits)} ({listed}); name those of one split")
+    if not files:
+        raise DataError(f"{text}: there is no file {part}; check it, and the path from {Path.cwd()}")
+    return files
+
+
+def is_saved_dataset(path: Path) -> bool:
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def split_files(folder: str | Path, split: str) -> list[Path]:
+    """The files, or the folder written by `save_to_disk`, that hold `split`; [] where there are none.
+
+    A split goes by any of its SPLIT_NAMES: train.csv, else poems-train.csv; its shards train-00000-of-00002.csv …;
+    the files in train/; and all of these in data/. DataError where more than one would do, or a shard is missing.
+    """
+    names = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
+    for place in places_in(Path(folder)):
+        found = _named(place, names)
+        if len(found) > 1:
+            listed = ", ".join(sorted(f"{paths[0].name}{' …' * (len(paths) > 1)}" for paths in found.values()))
+            raise DataError(f"{folder}: more than one file for split {split!r}: {listed}; keep one, or give its path")
+        for paths in found.values():
+            _check_complete(paths)
+            return data_files(paths[0]) if paths[0].is_dir() and not is_saved_dataset(paths[0]) else paths
+    return []
+
+
+def is_divided(folder: Path) -> bool:
+    """Whether a folder has files of single splits; otherwise all that it holds are one."""
+    return any(_named(place, names) for place in places_in(folder) for names in SPLIT_NAMES.values())
+
+
+def places_in(folder: Path) -> list[Path]:
+    return [place for place in (folder, folder / "data") if place.is_dir()]
+
+
+def _named(folder: Path, names: Collection[str]) -> dict[str, list[Path]]:
+    """What goes by one of the names: single files, sets of shards, folders. A name that is just it comes first."""
+    exact: dict[str, list[Path]] = {}
+    inside: dict[str, list[Path]] = {}
+    for path in visible(folder):
+        if path.is_dir():
+            if path.name.lower() in names and (is_saved_dataset(path) or any(map(file_format, path.rglob("*")))):
+                exact[path.name] = [path]
+        elif stem := stem_of(path):
+            shard = SHARD.fullmatch(stem)
+            name, key = (shard["name"], f"{shard['name']} {shard['all']}") if shard else (stem, path.name)
+            if name in names:
+                exact.setdefault(key, []).append(path)
+            elif _is_of(path, names):
+                inside.setdefault(key, []).append(path)
+    return exact or inside
+
+
+def _is_of(path: Path, names: Collection[str]) -> bool:
+    """Whether the file's name has one of the names as a word: poems-train.csv."""
+    return not set(names).isdisjoint(re.split(r"[\W_]+", stem_of(path) or ""))
+
+
+def stem_of(path: Path) -> str | None:
+    """train of train.csv and of TRAIN.CSV.gz; None for what has no rows."""
+    kind = file_format(path)
+    return path.name.lower().removesuffix(".gz").removesuffix(kind) if kind else None
+
+
+def _check_complete(paths: list[Path]) -> None:
+    """DataError where train-00000-of-00003 and -00002-of-00003 are there and the one between them isn't."""
+    shards = [shard for path in paths if (shard := SHARD.fullmatch(stem_of(path) or "")) and shard["all"]]
+    if shards and len(paths) != int(shards[0]["all"]):
+        there = ", ".join(path.name for path in paths[:5])
+        raise DataError(
+            f"{paths[0].parent}: {len(paths)} of {int(shards[0]['all'])} shards are there ({there}); add the others, or"
+            f" give these as a pattern, '{paths[0].parent}/{shards[0]['name']}-*'"
+        )
+
+
+def data_files(folder: Path) -> list[Path]:
+    """All files of a folder that has no splits, and of folders in it. DataError unless all are of one format."""
+    files: list[Path] = []
+    for path in visible(folder):
+        if path.is_dir():
+            if is_saved_dataset(path) or is_divided(path):
+                raise DataError(f"{folder}: rows are in {path}, which is to be given itself")
+            files += data_files(path)
+        elif file_format(path) and stem_of(path) not in NOT_DATA:
+            files.append(path)
+    kinds = sorted({str(file_format(path)) for path in files})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder} has files of several formats ({', '.join(kinds)}) and none named train: give one kind as a"
+            f" pattern, '{folder}/*{kinds[0]}', or name one train{kinds[0]}"
+        )
+    return files
+
+
+def visible(folder: Path) -> list[Path]:
+    return sorted((entry for entry in folder.iterdir() if entry.name[0] not in "._~"), key=by_number)
+
+
+def by_number(path: Path) -> list[int | str]:
+    """Sorts part-10 after part-9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def find_files(source: str | Path, split: str | None) -> list[Path] | None:
+    """The files, or the saved Dataset, that hold the split; None where there is no such path here."""
+    path = Path(source).expanduser()
+    files = several(source)
+    is_folder = files is None and path.is_dir() and not is_saved_dataset(path)
+    if files is None and not path.exists():
+        return None
+    if is_folder and is_divided(path):
+        files = split_files(path, split or "train")
+    else:
+        files = files or (data_files(path) if is_folder else [path])
+        check_undivided(str(source), split if files else None)
+    if not files:
+        split = split or "train"
+        present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise DataError(
+            f"{path} has no file for split {split!r}; it holds {present};"
+            f" name one {split}.csv (.jsonl, .parquet, …), or give a file's path"
+        )
+    for file in files:  # a pipe would be waited for, and what was read of it once is gone
+        if not file.is_file() and not file.is_dir():
+            raise DataError(f"{file}: no regular file but a pipe or device; save what it gives to a file first")
+    return files
+
+
+def check_undivided(where: str, split: str | None) -> None:
+    """DataError where a split other than train is asked for of what has none."""
+    if split not in (None, "train"):
+        raise DataError(
+            f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
+        )
