@@ -205,7 +205,7 @@ def has_splits(source: RowSource) -> bool:
     if not isinstance(source, (str, Path)):
         return isinstance(source, datasets.DatasetDict)
     path = Path(source).expanduser()
-    return not path.exists() or path.is_dir() and not _is_saved_dataset(path)
+    return not path.exists() or (path.is_dir() and not _is_saved_dataset(path))
 
 
 def file_format(path: Path) -> str | None:
