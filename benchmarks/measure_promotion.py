@@ -55,7 +55,7 @@ def finetuned() -> Path:
 
 
 def losses(name: str, folder: Path, held_out: list[datasets.Dataset]) -> Metric:
-    found = [score_folder(folder, rows, 8192) for rows in held_out]
+    found = [score_folder(folder, rows, 8192).perplexity_per_char for rows in held_out]
     poem = [f"{part} {number}" for part, measure in enumerate(found) for number in measure.clusters.tolist()]
     return with_clusters(as_measure(np.concatenate([measure.statistics for measure in found])), poem)
 

@@ -35,15 +35,16 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with stage_run("evaluate", config) as run:
         quarantine = start_quarantine(config.data)
-        test, train = load_task_rows(config, quarantine)
+        rows = load_task_rows(config, quarantine)
         report_quarantine(run, quarantine)
-        task = Task(config, test, train)
+        task = Task(config, *rows)
         if config.dry_run:
             show("evaluate: what will be done", evaluation_plan(task))
             return EvaluateResult(run.info.run_id, {}, [])
-        log_rows(run, test, str(config.data.test_path or config.data.path), "test")
+        log_rows(run, rows.test, rows.place.name, "test")
         named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
         folders = {name: resolve_model(place) for name, place in named.items() if place}
+        task.note_copies(folders["model"])
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
@@ -55,10 +56,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
             evaluations |= task.floors(open_tokenizer(folders["model"]))
-        log_results(run, evaluations, samples)
+        log_results(run, evaluations, samples, task.copies)
         show_results(task, evaluations)
         with working_on("report"):
-            report = evaluation_report(config, test, evaluations, samples, folders["model"], made_by(run))
+            report = evaluation_report(task, evaluations, samples, folders["model"], made_by(run))
             run.log_text(html(report), REPORT)
             places = {"page": place_of(run, REPORT)}
             if config.card:

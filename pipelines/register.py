@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-
 from modules.checkpoint.loading import require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
-from modules.data.splits import load_test_rows
-from modules.evaluation.likelihood import score_folder
+from modules.evaluation.likelihood import Likelihoods, score_folder
+from modules.evaluation.logged_results import doubts
 from modules.evaluation.promotion import Promotion, decide
 from modules.evaluation.statistics import Metric
-from modules.evaluation.task_rows import GROUP
+from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
+from modules.evaluation.task_rows import GROUP, copies_in_training
 from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show
+from .cli.results import describe_test_rows
 
 
 @dataclass(frozen=True)
@@ -39,40 +39,41 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         verify_model(folder)
         require_finite(folder)
         quarantine = start_quarantine(config.data)
-        test = load_test_rows(config.data, quarantine, {GROUP} - set(config.data.columns))
+        rows = load_scored_rows(config.data, {GROUP} - set(config.data.columns), quarantine)
         report_quarantine(run, quarantine)
+        copies = copies_in_training(rows.test, folder, config.data.cache_dir)
         if config.dry_run:
-            show("register: what will be done", {"model": str(folder), "name": config.model_name, "rows": len(test)})
+            plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies)
+            show("register: what will be done", plan)
             return None
-        digest = log_rows(run, test, str(config.data.test_path or config.data.path), "test")
-        found = scored("the new model", folder, test, config)
-        promotion = promote(found, test, config)
-        logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
-        model_uri = config.model if logged else log_model(folder)
+        digest = log_rows(run, rows.test, rows.place.name, "test")
+        score = scored("the new model", folder, rows, config)
+        found = score.perplexity_per_char
+        promotion = promote(found, rows, config)
+        by_training_run = config.model.startswith("models:/m-")  # not a version that has a name already
+        model_uri = config.model if by_training_run else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
         number = register_version(model_uri, config.model_name, tags | {"promotion": promotion.reason})
         if promotion.promoted:
             move_alias(config.model_name, config.alias, number)
-        run.log_metrics({"test/perplexity_per_char": found.value} | promotion.metrics())
-        tags = {"registered_version": number, "champion": str(promotion.promoted).lower(), "verdict": promotion.reason}
-        run.set_tags(tags)
-        show("registered", {"version": f"{config.model_name} {number}", config.alias: promotion.reason})
+        run.log_metrics({"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)})
+        run.set_tags({"registered_version": number} | promotion.tags())
+        shown = {"version": f"{config.model_name} {number}", config.alias: promotion.reason}
+        show("registered", shown | describe_test_rows(rows, copies, score.lost))
         return RegisterResult(run.info.run_id, number, found.value, promotion)
 
 
-def scored(name: str, folder: Path, test: datasets.Dataset, config: RegisterConfig) -> Metric:
+def scored(name: str, folder: Path, rows: TaskRows, config: RegisterConfig) -> Likelihoods:
     with progress_of(name) as progress:
-        return score_folder(folder, test, config.max_batch_tokens, progress=progress)
+        return score_folder(folder, rows.test, config.max_batch_tokens, progress=progress)
 
 
-def promote(found: Metric, test: datasets.Dataset, config: RegisterConfig) -> Promotion:
+def promote(found: Metric, rows: TaskRows, config: RegisterConfig) -> Promotion:
     """`decide`, against whoever holds the alias, scored now on the same rows."""
     holder = version_with_alias(config.model_name, config.alias)
-    if holder is None:
-        return decide(found, None, None)
     uri = f"models:/{config.model_name}@{config.alias}"
-    against = scored(uri, resolve_model(uri), test, config)
-    return decide(found, against, holder.version, config.level)
+    against = scored(uri, resolve_model(uri), rows, config).perplexity_per_char if holder else None
+    return decide(found, against, holder.version if holder else None, config.level)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
-from modules.training.setup import TrainingSetup, run_manifest_of, set_up
+from modules.training.setup import TrainingSetup, run_manifest_of, set_up, without_path
 
-from .cli.bad_rows import keep_quarantine, report_quarantine, start_quarantine
+from .cli.bad_rows import keep_quarantine, report_rows, start_quarantine
 from .cli.printing import show
 
 
@@ -67,6 +67,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
 
     Of several processes the first alone prints, logs and writes; its checkpoints have a part from each.
     """
+    config = without_path(config, rows)
     if not is_main_process():
         return follow(stage, config, rows)
     with resume.claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
@@ -75,7 +76,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
             return done_before(stage, config, rows, before)
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
         training = set_up_training(config, rows, before)
-        report_quarantine(run, training.quarantine)
+        report_rows(run, training)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
@@ -91,7 +92,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if not known_folder(stage, config):
             stack.enter_context(resume.claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name, digest in origin.data.items():
-            log_rows(run, training.splits[name], str(config.data.path or "rows in memory"), name, digest)
+            log_rows(run, training.splits[name], training.places[name].name, name, digest)
         run.set_tags(origin.fingerprints)
         folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
         resume.describe_checkpoints(folder / CHECKPOINTS, training, origin)
@@ -132,8 +133,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
         connect(config.tracking)
     training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
-    folder = Path(known_folder(stage, config) or ".")
-    require_finished(before, now, folder)
+    require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
     show(f"{stage}: was done before", {"run": before.run_id, "model folder": folder / "model"})
     return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BATCH_ROWS = 4096
+TEXTS = ("src_txt", "tgt_txt")
 
 BATCH_BYTES = 16_000_000
 """Of the rows of a batch: a few thousand rows may be a megabyte or a gigabyte."""
@@ -114,6 +115,26 @@ def text_batches(dataset: datasets.Dataset) -> Iterator[dict[str, list[str]]]:
         yield batch.to_pydict()
 
 
+def count_copies(rows: datasets.Dataset, others: datasets.Dataset) -> int:
+    """How many of the rows stand word for word among the others: in all text columns that both have.
+
+    The rows are held in memory, and about as many of the others at once.
+    """
+    columns = [name for name in TEXTS if name in rows.column_names and name in others.column_names]
+    wanted = pa.Table.from_batches(record_batches(rows.select_columns(columns)))
+    first = wanted[columns[0]]
+    found: set[tuple[str, ...]] = set()
+    several: list[pa.RecordBatch] = []
+    for batch in itertools.chain(record_batches(others.select_columns(columns)), [None]):
+        several += [batch] if batch else []
+        if several and (batch is None or sum(map(len, several)) >= len(rows)):  # is_in hashes all of `first` each time
+            table = pa.Table.from_batches(several)
+            near = table.filter(pc.is_in(table[columns[0]], first))
+            found.update(zip(*(near[name].to_pylist() for name in columns), strict=True))
+            several = []
+    return sum(texts in found for texts in zip(*(wanted[name].to_pylist() for name in columns), strict=True))
+
+
 def fingerprint(dataset: datasets.Dataset) -> str:
     """SHA-256, in hex, over what load_rows returned: the same for the same rows whatever file they came from.
 
@@ -123,7 +144,7 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     if dataset in _digests:
         return _digests[dataset]
     digest = hashlib.sha256(b"moyun rows 1\n")
-    names = [name for name in ("src_txt", "tgt_txt") if name in dataset.column_names]
+    names = [name for name in TEXTS if name in dataset.column_names]
     if "src_txt" not in names:
         raise ValueError(f"fingerprint: no column src_txt in {dataset.column_names}; take a dataset from load_rows")
     for name in names:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
 
 from ..system.cache import cached
 from ..tokenizer.lookup import Counts, Ids, ranges
+from ..tokenizer.lost_text import lost_in_texts
 from ..tokenizer.prompt_template import prompt_limits
 from ..tokenizer.tokenizer import Tokenizer
 from .arrow import fingerprint, text_batches
@@ -40,12 +42,21 @@ class Documents:
     """Characters of text that each document's trained ids spell; (documents,) int32."""
     ended: np.ndarray
     """Whether a document ends with end-of-text; (documents,) bool."""
+    lost_bytes: np.ndarray
+    """UTF-8 bytes of the characters that each document's ids should spell and don't; (documents,) int32. A row's stand
+    with its first document."""
     rows: int
     """Rows of text that went in."""
     rows_cut: int
     """Rows that were longer than the limit and lost their end."""
     rows_split: int
     """Rows that were longer than the limit and became several documents."""
+    tokens_cut: int = 0
+    """Ids that the cut rows lost."""
+    text_characters: int = 0
+    """Of the rows' texts."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Character of the rows' texts → how often it doesn't come back from its ids."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -72,8 +83,12 @@ class EncodedBatch(NamedTuple):
     prompt_lengths: np.ndarray
     characters: np.ndarray
     ended: np.ndarray
+    lost_bytes: np.ndarray
     rows_cut: int
     rows_split: int
+    tokens_cut: int
+    text_characters: int
+    lost: Counter[str]
 
 
 def encode_rows(
@@ -84,18 +99,21 @@ def encode_rows(
     A longer row of plain text is split so that each of its tokens is still predicted exactly once, or cut;
     a row with tgt_txt is always cut, as the second half of a target without its prompt teaches nothing.
     """
-    batches = zip(*encode_batches(rows, tokenizer, sequence_length, over_long), strict=True)
-    ids, lengths, prompt_lengths, characters, ended, cut, split = batches
-    return Documents(
-        ids=np.concatenate(ids),
-        offsets=np.concatenate([[0], *lengths]).cumsum(),
-        prompt_lengths=np.concatenate(prompt_lengths),
-        characters=np.concatenate(characters),
-        ended=np.concatenate(ended),
-        rows=len(rows),
-        rows_cut=sum(cut),
-        rows_split=sum(split),
-    )
+    batches = list(encode_batches(rows, tokenizer, sequence_length, over_long))
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(batch, name) for batch in batches]) for name in ARRAYS if name != "offsets"
+    }
+    offsets = np.concatenate([[0], *(batch.lengths for batch in batches)]).cumsum()
+    return Documents(offsets=offsets, rows=len(rows), **arrays, **sums(batches))
+
+
+def sums(batches: Iterable[EncodedBatch]) -> dict[str, Any]:
+    """What is counted over all batches, by its name in Documents."""
+    counts: dict[str, Any] = dict.fromkeys(COUNTS, 0) | {"lost": Counter[str]()}
+    for batch in batches:
+        for name in counts:
+            counts[name] += getattr(batch, name)
+    return counts
 
 
 def encode_batches(
@@ -106,7 +124,10 @@ def encode_batches(
     limit = None if split else sequence_length + 1
     smallest = tokenizer.smallest_limit("tgt_txt" in rows.column_names)
     if limit is not None and limit < smallest:
-        raise ValueError(f"limit ({limit}) must be at least {smallest}: start, template, text and one more")
+        raise ValueError(
+            f"data.sequence_length={sequence_length} (or the model's positions) is too short for these rows: at least "
+            f"{smallest - 1} are needed, for start and template, a token of text and one to predict"
+        )
     for batch in text_batches(rows):
         yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
 
@@ -115,10 +136,17 @@ def encode_batch(
     sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None, sequence_length: int
 ) -> EncodedBatch:
     """These rows (`lay_out_rows`), each in pieces of at most sequence_length inputs."""
-    flat, lengths, prompt_lengths, cut = lay_out_rows(sources, targets, tokenizer, limit)
+    source_ids = tokenizer.encode_flat(sources)
+    target_ids = None if targets is None else tokenizer.encode_flat(targets)
+    flat, lengths, prompt_lengths, whole = lay_out_rows(source_ids, target_ids, tokenizer, limit)
+    cut = lengths < whole
     starts = lengths.cumsum() - lengths
     texts = sources if targets is None else targets
     characters = count_trained_characters(texts, flat, starts, lengths, prompt_lengths, cut, tokenizer)
+    bytes_lost, lost = lost_in_texts(texts, *(target_ids or source_ids), tokenizer)
+    bytes_lost = bytes_lost * (lengths - prompt_lengths) // np.maximum(1, whole - prompt_lengths)  # of what was kept
+    if targets is not None:
+        lost += lost_in_texts(sources, *source_ids, tokenizer)[1]
     # Neighbouring pieces share one id, the label of one and input of the next.
     pieces = np.maximum(1, -(-(lengths - 1) // sequence_length))
     row_of = np.arange(len(lengths)).repeat(pieces)
@@ -133,23 +161,25 @@ def encode_batch(
         prompt_lengths=np.where(first, prompt_lengths[row_of], 1).astype(np.int32),
         characters=np.where(first, characters[row_of], 0).astype(np.int32),  # a row's are counted once
         ended=ids[sizes.cumsum() - 1] == tokenizer.end_of_text_id,
+        lost_bytes=np.where(first, bytes_lost[row_of], 0).astype(np.int32),
         rows_cut=int(cut.sum()),
         rows_split=int((pieces > 1).sum()),
+        tokens_cut=int((whole - lengths).sum()),
+        text_characters=sum(map(len, sources)) + sum(map(len, targets or [])),
+        lost=lost,
     )
 
 
 def lay_out_rows(
-    sources: list[str], targets: list[str] | None, tokenizer: Tokenizer, limit: int | None
-) -> tuple[Ids, Counts, Counts, np.ndarray]:
-    """Rows as tokenizer/prompt_template.py says: (ids end to end, lengths, prompt lengths, whether cut), of each row.
+    sources: tuple[Ids, Counts], targets: tuple[Ids, Counts] | None, tokenizer: Tokenizer, limit: int | None
+) -> tuple[Ids, Counts, Counts, Counts]:
+    """Rows as tokenizer/prompt_template.py says: (ids end to end, lengths, prompt lengths, lengths uncut), of each row.
 
     Each row is five stretches of one pool: before the source, source, after it, target, end-of-text.
     """
     before, after = tokenizer.prompt_parts if targets is not None else (tokenizer.start_ids, [])
-    source_ids, source_lengths = tokenizer.encode_flat(sources)
-    target_ids, target_lengths = np.zeros(0, np.int32), np.zeros_like(source_lengths)
-    if targets is not None:
-        target_ids, target_lengths = tokenizer.encode_flat(targets)
+    source_ids, source_lengths = sources
+    target_ids, target_lengths = targets or (np.zeros(0, np.int32), np.zeros_like(source_lengths))
     stretches = before, source_ids, after, target_ids, [tokenizer.end_of_text_id]
     parts = [np.asarray(stretch, np.int32) for stretch in stretches]
     begins = np.cumsum([0, *map(len, parts[:-1])])
@@ -167,7 +197,7 @@ def lay_out_rows(
         lengths = np.clip(limit - (lengths.cumsum(axis=1) - lengths), 0, lengths)
     row_lengths = lengths.sum(axis=1)
     prompt = np.maximum(1, overhead + kept if targets is not None else same * len(before))
-    return np.concatenate(parts)[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, row_lengths < whole
+    return np.concatenate(parts)[ranges(starts.ravel(), lengths.ravel())], row_lengths, prompt, whole
 
 
 def count_trained_characters(
@@ -188,7 +218,8 @@ def count_trained_characters(
     return counts
 
 
-ARRAYS = tuple(field.name for field in fields(Documents))[:5]
+ARRAYS = tuple(entry.name for entry in fields(Documents))[:6]
+COUNTS = ("rows_cut", "rows_split", "tokens_cut", "text_characters")
 
 
 def stored_documents(
@@ -200,6 +231,7 @@ def stored_documents(
         "tokenizer": tokenizer.fingerprint,
         "sequence_length": sequence_length,
         "over_long": over_long,
+        "holds": ",".join((*ARRAYS, *COUNTS, "lost")),
         "tokenizers": version("jieba") if tokenizer.kind == "jieba_bpe" else version("tokenizers"),
     }
     how = rows, tokenizer, sequence_length, over_long
@@ -216,16 +248,17 @@ def write_documents(
 ) -> None:
     columns = {name: ArrayFile(folder / f"{name}.npy") for name in ARRAYS}
     columns["offsets"].append(np.zeros(1, np.int64))
-    counts = {"rows": len(rows), "rows_cut": 0, "rows_split": 0}
-    total = 0
-    for batch in encode_batches(rows, tokenizer, sequence_length, over_long):
-        parts = batch._asdict()
-        parts["offsets"] = total + parts.pop("lengths").cumsum()
-        total = int(parts["offsets"][-1])
-        for name in ARRAYS:
-            columns[name].append(parts[name])
-        counts["rows_cut"] += batch.rows_cut
-        counts["rows_split"] += batch.rows_split
+
+    def appended() -> Iterator[EncodedBatch]:
+        total = 0
+        for batch in encode_batches(rows, tokenizer, sequence_length, over_long):
+            parts = batch._asdict() | {"offsets": total + batch.lengths.cumsum()}
+            total = int(parts["offsets"][-1])
+            for name in ARRAYS:
+                columns[name].append(parts[name])
+            yield batch
+
+    counts = {"rows": len(rows), **sums(appended())}
     for column in columns.values():
         column.close()
     (folder / "counts.json").write_text(json.dumps(counts))

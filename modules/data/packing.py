@@ -37,6 +37,8 @@ class MicroBatch:
     """Characters that those labels spell."""
     ends: int
     """End-of-texts among them."""
+    lost_bytes: int
+    """Of characters that they should spell and don't."""
     documents: np.ndarray
     """Numbers of the documents; empty where there is but the token of `empty`."""
 
@@ -112,6 +114,7 @@ def collate(documents: Documents, chosen: np.ndarray, multiple: int = 1) -> Micr
         trained_tokens=int(documents.trained_tokens[chosen].sum()),
         characters=int(documents.characters[chosen].sum()),
         ends=int(documents.ended[chosen].sum()),
+        lost_bytes=int(documents.lost_bytes[chosen].sum()),
         documents=chosen,
     )
 
@@ -147,6 +150,7 @@ def empty(documents: Documents) -> MicroBatch:
         trained_tokens=0,
         characters=0,
         ends=0,
+        lost_bytes=0,
         documents=nothing,
     )
 

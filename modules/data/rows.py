@@ -61,7 +61,7 @@ def load_rows(
     cache: where files of any size are kept as a table that is mapped into memory; a file of the same content is
         not read and checked a second time. None: all rows in memory.
     quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
-    extras: further columns to keep where there are such; what isn't text in them is kept as JSON.
+    extras: further columns to keep where there are such, as text (`as_text`): nothing in them makes a row bad.
     section: what stands before the key `columns` where it is typed, for messages.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
@@ -182,8 +182,9 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
             raise _LateColumnError(*present.values())
         values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
         for name in set(request.extras) & set(values):
-            values[name] = [as_json(value) for value in values[name]]
-        bad = _note_bad_values(findings, batch, values, wanted)
+            values[name] = [as_text(value) for value in values[name]]
+        texts_alone = {name: column for name, column in values.items() if name not in request.extras}
+        bad = _note_bad_values(findings, batch, texts_alone, wanted)
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
             values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
@@ -200,9 +201,13 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         raise DataError(f"{findings.where} has no rows")
 
 
-def as_json(value: object) -> object:
-    """A list, a number or a truth value as JSON; anything else stays what it is, and is a fault unless it is text."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, int, float, list, dict)) else value
+def as_text(value: object) -> str:
+    """Of a column beside the texts: text as it is, lists and numbers as JSON, and "" where there is nothing."""
+    if value is None or value is _ABSENT or value != value:  # NaN, as pandas writes what is missing
+        return ""
+    if isinstance(value, (bool, int, float, list, dict)):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..system.cache import cache_folder
+from ..system.redaction import redact_text
 from .quarantine import DataError, Quarantine
 from .reading.finding import find_files
 from .rows import load_rows
@@ -27,8 +28,10 @@ class Place:
     source: RowSource
     split: str | None
     """Of the source; None: it has no splits, and all its rows are meant."""
-    share: str = ""
-    """Which part of them, where it isn't all."""
+    held_out: bool = False
+    """Whether only a share of them is meant, drawn by seed."""
+    note: str = ""
+    """What else there is to say of the choice."""
 
     @property
     def name(self) -> str:
@@ -37,11 +40,11 @@ class Place:
             return IN_MEMORY + (f", split {self.split}" if self.split else "")
         files = find_files(self.source, self.split)
         if files is None:
-            return f"{self.source}, split {self.split or 'train'}"
-        return str(files[0]) if len(files) == 1 else f"{self.source} ({len(files)} files)"
+            return redact_text(f"{self.source}, split {self.split or 'train'}")
+        return redact_text(str(files[0]) if len(files) == 1 else f"{self.source} ({len(files)} files)")
 
     def __str__(self) -> str:
-        return f"{self.share} of {self.name}" if self.share else self.name
+        return f"{self.name} ({self.note})" if self.note else self.name
 
 
 def place_in(source: RowSource, split: str) -> Place:
@@ -67,8 +70,8 @@ def choose_places(config: DataConfig, given: RowSource | None = None) -> dict[st
         elif has_split(source, split):
             places[split] = Place(source, split)
     if "validation" not in places:
-        share = f"{100 * config.validation_fraction:g}% (data.validation_fraction)"
-        places = {"train": places["train"], "validation": Place(source, places["train"].split, share), **places}
+        note = f"{100 * config.validation_fraction:g}% of its rows: data.validation_fraction"
+        places["validation"] = Place(source, places["train"].split, held_out=True, note=note)
     return places
 
 
@@ -88,10 +91,10 @@ def load_splits(
     """
     places = choose_places(config, source)
     read = reader(config, quarantine, extras)
-    splits = {name: read(place.source, split=place.split) for name, place in places.items() if not place.share}
+    splits = {name: read(place.source, split=place.split) for name, place in places.items() if not place.held_out}
     for name in splits:
         require_same_kind(splits["train"], splits[name], places["train"], places[name])
-    if places["validation"].share:
+    if places["validation"].held_out:
         splits["train"], splits["validation"] = hold_out(splits["train"], config.validation_fraction, seed)
     return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
 
@@ -102,7 +105,7 @@ def load_training_rows(
     """The training rows of load_splits, without reading the others."""
     places = choose_places(config)
     rows = reader(config, quarantine, extras)(places["train"].source, split=places["train"].split)
-    return hold_out(rows, config.validation_fraction, seed)[0] if places["validation"].share else rows
+    return hold_out(rows, config.validation_fraction, seed)[0] if places["validation"].held_out else rows
 
 
 def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: Place, others_place: Place) -> None:
@@ -148,7 +151,7 @@ def evaluation_place(config: DataConfig) -> Place:
     check_prepared(config.path or "")
     for split in ("test", "validation"):
         if config.path and has_split(config.path, split):
-            return Place(config.path, split)
+            return Place(config.path, split, note="it has no test rows" if split == "validation" else "")
     raise DataError(
         f"{config.path or 'data.path is unset'}: no test rows here; give data.test_path=FILE, or split your rows with "
         "python -m pipelines.prepare source=FILE"

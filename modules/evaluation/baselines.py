@@ -8,7 +8,8 @@ where n counts occurrences in the training texts, types(h) is the number of dist
 history h, and h' is h without its oldest symbol; a history never seen backs off whole (Ney, Essen & Kneser,
 1994, with raw counts at every order). p_0 is uniform over the known characters, the end of text and one
 out-of-vocabulary symbol that stands for every character not seen in training; so its probability is what
-discounting leaves to p_0, the same for whichever unseen character comes, and the whole sums to one.
+discounting leaves to p_0, the same for whichever unseen character comes, and the whole sums to one. Which one it is
+isn't foretold: scores charge for that as for what a tokenizer loses (tokenizer/lost_text.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer.lookup import CODE_POINTS, code_points
+from ..tokenizer.lost_text import NATS_A_BYTE
 from ..tokenizer.prompt_template import fill_template
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
@@ -110,6 +112,12 @@ class NgramModel:
             losses[np.arange(len(row)) < (np.cumsum(sizes) - sizes + first)[row]] = 0.0
         return np.bincount(row, losses, len(rows)).astype(np.float64)
 
+    def unseen_bytes(self, texts: Iterable[str], starts: Iterable[int]) -> Floats:
+        """(texts,): UTF-8 bytes of each text's characters, from its start on, that never stood in a training text."""
+        known = set(self.characters)
+        unseen = ([c for c in text[start:] if c not in known] for text, start in zip(texts, starts, strict=True))
+        return np.array([len("".join(characters).encode()) for characters in unseen], np.float64)
+
     def _lay_out(self, texts: list[str]) -> tuple[Ids, Ids]:
         """All texts as one sequence of symbols, each text after order-1 STARTs, and the places to predict."""
         lead = self.order - 1
@@ -157,9 +165,11 @@ def ngram_floors(
     train, test = list(train_texts), list(test_texts)
     begin = [0] * len(test) if starts is None else list(starts)
     predictions = np.array([len(text) - start + 1 for text, start in zip(test, begin, strict=True)])
+    models = {name: NgramModel(order).fit(train) for order, name in enumerate(NAMES, start=1)}
+    charged = models[NAMES[0]].unseen_bytes(test, begin) * NATS_A_BYTE
     return {
-        name: perplexity("perplexity_per_char", NgramModel(order).fit(train).row_losses(test, begin), predictions)
-        for order, name in enumerate(NAMES, start=1)
+        name: perplexity("perplexity_per_char", model.row_losses(test, begin) + charged, predictions)
+        for name, model in models.items()
     }
 
 

@@ -8,7 +8,7 @@ at a disadvantage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..data.encoding import Documents, encode_rows
 from ..data.packing import in_order
 from ..model.decoder import Decoder
 from ..model.loss import CHUNK, IGNORED
+from ..tokenizer.lost_text import NATS_A_BYTE, LostText, lost_in_texts
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, mean, perplexity, with_clusters
 from .task_rows import groups_of, read_choices
@@ -43,6 +44,12 @@ class Likelihoods:
     """(rows,): characters that they spell, and one for each end-of-text."""
     rows_cut: int
     """Rows with tgt_txt that are longer than the model's positions, whose end wasn't scored."""
+    lost_bytes: np.ndarray
+    """(rows,): of the characters that the ids should spell and don't."""
+    lost: LostText
+    """Of the rows' texts."""
+    groups: list[str] | None = None
+    """Of the rows, where they have a column of that name."""
 
     @property
     def perplexity(self) -> Metric:
@@ -51,7 +58,11 @@ class Likelihoods:
 
     @property
     def perplexity_per_char(self) -> Metric:
-        return perplexity("perplexity_per_char", self.nll, self.characters)
+        """Characters that the tokenizer loses are charged for (tokenizer/lost_text.py), and their rows marked."""
+        charged = self.nll + self.lost_bytes * NATS_A_BYTE
+        found = perplexity("perplexity_per_char", charged, self.characters)
+        found = with_clusters(found, self.groups)
+        return replace(found, unread=self.lost_bytes > 0) if self.lost_bytes.any() else found
 
 
 def score(
@@ -72,6 +83,9 @@ def score(
         tokens=np.bincount(row, documents.trained_tokens, len(rows)),
         characters=np.bincount(row, documents.characters + documents.ended, len(rows)),
         rows_cut=documents.rows_cut,
+        lost_bytes=np.bincount(row, documents.lost_bytes, len(rows)),
+        lost=LostText(documents.lost, documents.text_characters),
+        groups=groups_of(rows),
     )
 
 
@@ -124,12 +138,17 @@ def choice_accuracy(
         cut += sum(shortened for _, _, shortened in encoded)
         losses = iter(score_documents(decoder, choice_documents(encoded), max_batch_tokens))
         for choices, answer in some:
-            found = np.array([next(losses) for _ in choices])
+            found = np.array([next(losses) for _ in choices]) + NATS_A_BYTE * unspelt(choices, tokenizer)
             lengths = np.array([len(choice) for choice in choices])
             right.append((found.argmin() == answer, (found / lengths).argmin() == answer))
         if progress:
             progress(len(right) / len(questions))
     return [mean(name, column) for name, column in zip(ACCURACIES, np.array(right, float).T, strict=True)], cut
+
+
+def unspelt(choices: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """(choices,): UTF-8 bytes of the characters that the tokenizer loses of each."""
+    return lost_in_texts(choices, *tokenizer.encode_flat(choices), tokenizer)[0]
 
 
 def chance(rows: Dataset) -> list[Metric]:
@@ -161,6 +180,7 @@ def choice_documents(questions: Sequence[Question]) -> Documents:
         prompt_lengths=prompts,
         characters=np.zeros(len(documents), np.int32),
         ended=np.zeros(len(documents), bool),
+        lost_bytes=np.zeros(len(documents), np.int32),
         rows=len(documents),
         rows_cut=0,
         rows_split=0,
@@ -173,8 +193,7 @@ def score_folder(
     max_batch_tokens: int,
     dtype: str = "auto",
     progress: Callable[[str, float], None] | None = None,
-) -> Metric:
-    """Perplexity per character of the model in a folder, row by row. progress: is told "likelihood" and the share."""
+) -> Likelihoods:
+    """What the model in a folder makes of each row. progress: is told "likelihood" and the share that is done."""
     decoder, tokenizer = load_verified(folder, dtype)
-    found = score(decoder, tokenizer, rows, max_batch_tokens, partial(progress, "likelihood") if progress else None)
-    return with_clusters(found.perplexity_per_char, groups_of(rows))
+    return score(decoder, tokenizer, rows, max_batch_tokens, partial(progress, "likelihood") if progress else None)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..checkpoint.model_folder import describe_provenance
+from ..tokenizer.lost_text import LostText
 from ..tracking.provenance import git_state
 from ..tracking.tracked_run import TrackedRun
 from .baselines import NAMES
@@ -15,11 +16,17 @@ from .report.figures import perplexity_bars
 from .task_evaluation import Evaluation
 
 
-def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]]) -> None:
-    """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows."""
+def log_results(
+    run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]], copies: int | None = None
+) -> None:
+    """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows.
+
+    copies: how many of the test rows are training rows too, where it is known.
+    """
     model = evaluations["model"]
     metrics: dict[str, float] = {"test/rows": len(model.metrics[0].statistics)}
     metrics |= {f"test/{name}": count for name, count in model.counts.items()}
+    metrics |= doubts(model.lost, copies)
     for who, found in evaluations.items():
         for metric, (low, high) in zip(found.metrics, found.intervals, strict=True):
             name = metric_key(who, metric.name)
@@ -33,6 +40,12 @@ def log_results(run: TrackedRun, evaluations: Mapping[str, Evaluation], samples:
     for who, found in evaluations.items():
         if found.rows:
             run.log_table(row_table(found), f"rows_{who}.json")
+
+
+def doubts(lost: LostText | None, copies: int | None) -> dict[str, float]:
+    """What makes the model's score doubtful: the share of lost characters, and test rows that are training rows too."""
+    found: dict[str, float] = {} if copies is None else {"test/rows_in_training": copies}
+    return found if lost is None else found | {"test/lost_characters": lost.share}
 
 
 def metric_key(who: str, metric: str) -> str:

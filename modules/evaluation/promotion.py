@@ -26,6 +26,9 @@ class Promotion:
         names = ("difference", "low", "high", "p_value", "power", "detectable")
         return {f"promotion/{name}": getattr(self.comparison, name) for name in names}
 
+    def tags(self) -> dict[str, str]:
+        return {"champion": str(self.promoted).lower(), "verdict": self.reason}
+
 
 def decide(new: Metric, held: Metric | None, holder: str | None, level: float = 0.05) -> Promotion:
     """Whether the alias moves: only to a version that is better, so that whoever carries it has shown to be.
@@ -52,7 +55,12 @@ def because(found: PairedComparison, rows: str) -> Iterator[str]:
         f"{found.verdict}, {found.new:.1f} against {found.old:.1f} on the same {rows} "
         f"({change_in_words(found.difference)}, {around}, power {found.power:.0%})"
     )
-    if found.verdict == "undecided":
+    if found.unread:
+        yield (
+            f"{found.unread:,} of these rows hold characters that the tokenizer of the one ahead loses, and on the "
+            "others it isn't ahead"
+        )
+    elif found.verdict == "undecided":
         seen = f"{found.detectable:.2g} ({found.detectable / found.old:.1%})"
         yield f"so many rows show a difference of {seen} four times in five"
 

@@ -6,6 +6,7 @@ prompts of them, so that likelihood and generation see exactly the same.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import datasets
@@ -13,6 +14,7 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
+from ..tokenizer.lost_text import loses
 from ..tokenizer.prompt_template import SOURCE_FIELD, fill_template, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -60,6 +62,11 @@ def build_prompts(
             f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
             "with train and test files, or data.path=TRAIN data.test_path=TEST"
         )
+    if not tokenizer.encode(task.separator):
+        raise ValueError(
+            f"task.separator={task.separator!r}: this model's tokenizer loses it, and nothing would part the examples; "
+            "give one that is in its vocabulary, e.g. task.separator='。'"
+        )
     writer = FewShot(tokenizer, template, task, train, seed)
     texts = []
     for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
@@ -67,6 +74,16 @@ def build_prompts(
         texts.append(writer.prompt(index, source, prompt_limit(positions, free)))
     asked = rows.remove_columns("src_txt").add_column("src_txt", texts)
     return Prompted(asked, tokenizer.with_prompt_template(SOURCE_FIELD), writer.counts)
+
+
+def require_lines(rows: datasets.Dataset, metrics: Collection[str], tokenizer: Tokenizer) -> None:
+    """ValueError where verse in lines is to be written by a model whose tokenizer loses line ends."""
+    columns = set(rows.column_names) & {"src_txt", "tgt_txt"}
+    if "verse" in metrics and loses("\n", tokenizer) and any("\n" in text for name in columns for text in rows[name]):
+        raise ValueError(
+            "the metric verse: these rows have line ends, which this model's tokenizer loses, so it can't write lines; "
+            "part the lines by punctuation, or name other task.metrics"
+        )
 
 
 class FewShot:

@@ -39,6 +39,8 @@ class Metric:
     higher_is_better: bool = True
     clusters: np.ndarray | None = None
     """(rows,): the number of each row's cluster, from 0; None: each row stands alone."""
+    unread: np.ndarray | None = None
+    """(rows,): whether a row holds characters that the model's tokenizer loses; None: none does."""
 
     def __post_init__(self) -> None:
         if self.statistics.ndim != 2 or not len(self.statistics):
@@ -60,6 +62,11 @@ class Metric:
     def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """(low, high) by the percentile bootstrap over clusters; (nan, nan) for a single one."""
         return intervals([self], confidence, resamples, seed)[0]
+
+    def at(self, rows: np.ndarray) -> Metric:
+        """The same metric of some rows, by a mask."""
+        clusters = None if self.clusters is None else np.unique(self.clusters[rows], return_inverse=True)[1]
+        return dataclasses.replace(self, statistics=self.statistics[rows], clusters=clusters, unread=None)
 
     def of_rows(self) -> np.ndarray:
         """The value of each row alone, (rows,)."""
@@ -142,18 +149,32 @@ class PairedComparison:
     power: float
     """The probability that rows like these show a difference as large as the one found."""
     verdict: str
-    """better, worse or undecided (p_value above the level)."""
+    """better, worse or undecided (p_value above the level, or only by rows that the favoured model can't read)."""
+    unread: int = 0
+    """Rows for the sake of which it is undecided: they hold characters that the favoured model's tokenizer loses."""
 
 
 def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> PairedComparison:
     """A paired test of two models' values of one metric; level: the p-value up to which a difference counts as one.
 
+    Where a model's tokenizer loses characters of some rows, it must also be better on the rows that it reads whole.
     Raises ValueError where the two aren't the same metric, on as many rows in the same clusters.
     """
     if (new.name, new.statistics.shape) != (old.name, old.statistics.shape):
         raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
     if not np.array_equal(new.clusters, old.clusters):  # type: ignore[arg-type]  # None and None are equal
         raise ValueError(f"{new.name}: the two models' rows are in different groups and can't be compared")
+    found = paired_test(new, old, level, resamples, seed)
+    favoured = {"better": new.unread, "worse": old.unread}.get(found.verdict)
+    if favoured is None:
+        return found
+    whole = ~favoured
+    if whole.any() and paired_test(new.at(whole), old.at(whole), level, resamples, seed).verdict == found.verdict:
+        return found
+    return dataclasses.replace(found, verdict="undecided", unread=int(favoured.sum()))
+
+
+def paired_test(new: Metric, old: Metric, level: float, resamples: int, seed: int) -> PairedComparison:
     rng = np.random.default_rng(seed)
     difference = new.value - old.value
     p_value = permutation_test(new, old, abs(difference), resamples, rng)

@@ -4,44 +4,83 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 
+from ..config.data import DataConfig
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
+from ..data.arrow import count_copies
 from ..data.quarantine import Quarantine
-from ..data.splits import load_test_rows, load_training_rows
+from ..data.splits import (
+    Place,
+    evaluation_place,
+    load_test_rows,
+    load_training_rows,
+    place_in,
+    require_same_kind,
+)
 from ..model.decoder import Decoder
+from ..tokenizer.lost_text import LostText, lost_separator
 from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
 from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, verse
-from .prompts import Prompted, build_prompts, template_of
+from .prompts import Prompted, build_prompts, require_lines, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import columns_of, groups_of, lacking, read_task_rows, with_targets
+from .task_rows import (
+    columns_of,
+    copies_in_training,
+    groups_of,
+    lacking,
+    read_task_rows,
+    usable_columns,
+    with_targets,
+)
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, the share of it that is done)."""
 
 
-def load_task_rows(
-    config: EvaluateConfig, quarantine: Quarantine | None = None
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+class TaskRows(NamedTuple):
+    """What `Task` is given beside the configuration."""
+
+    test: datasets.Dataset
+    train: datasets.Dataset | None
+    place: Place
+    """Of the test rows."""
+    ignored: Mapping[str, str]
+    """Column of the test rows that can't serve → why."""
+
+
+def load_task_rows(config: EvaluateConfig, quarantine: Quarantine | None = None) -> TaskRows:
     """Test rows; and training rows where something is made of them and data.path names any.
 
-    Bad rows go to the quarantine; without one they are refused.
+    Bad rows go to the quarantine; without one they are refused. DataError too where one of the two has targets alone.
     """
     task, columns = config.task, columns_of(config.task, config.data)
-    test = with_targets(load_test_rows(config.data, quarantine, columns))
+    rows = load_scored_rows(config.data, columns, quarantine)
     counted = config.ngram_floor and "perplexity" in task.metrics
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
     if not config.data.path or not (counted or compared or task.examples):
-        return test, None
-    return test, with_targets(load_training_rows(config.data, config.seed, quarantine, columns))
+        return rows
+    train = usable_columns(load_training_rows(config.data, config.seed, quarantine, columns))[0]
+    train = with_targets(train)
+    require_same_kind(train, rows.test, place_in(config.data.path, "train"), rows.place)
+    return rows._replace(train=train)
+
+
+def load_scored_rows(data: DataConfig, columns: Collection[str], quarantine: Quarantine | None = None) -> TaskRows:
+    """The test rows alone, with those of these columns beside their texts that can serve."""
+    place = evaluation_place(data)
+    test, ignored = usable_columns(load_test_rows(data, quarantine, columns))
+    return TaskRows(with_targets(test), None, place, ignored)
 
 
 @dataclass(frozen=True)
@@ -66,6 +105,9 @@ class Evaluation:
     metrics: list[Metric]
     rows: list[ScoredRow] = field(default_factory=list)
     """The rows that texts were generated for."""
+    lost: LostText | None = None
+    """Characters of the test rows that the model's tokenizer doesn't give back; None where nothing of them was scored
+    by likelihood."""
     counts: dict[str, int] = field(default_factory=dict)
     """What didn't fit into the model's positions: rows_cut (pairs, for their likelihood), prompts_cut (sources to
     write an answer to), choices_cut (sources of questions), examples_dropped (few-shot)."""
@@ -85,12 +127,21 @@ class Evaluation:
 class Task:
     """The test rows and how they are scored, the same for every model and baseline."""
 
-    def __init__(self, config: EvaluateConfig, test: datasets.Dataset, train: datasets.Dataset | None) -> None:
-        """Raises DataError where none of the metrics can be computed of these rows."""
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        test: datasets.Dataset,
+        train: datasets.Dataset | None,
+        place: Place | None = None,
+        ignored: Mapping[str, str] | None = None,
+    ) -> None:
+        """The fields of `TaskRows`. Raises DataError where none of the metrics can be computed of these rows."""
         self.config, self.task = config, config.task
-        self.test, self.train = test, train
-        self.left_out = {metric: f"the rows have no {column}" for metric, column in lacking(test, self.task).items()}
-        """Metric or baseline that was asked for and can't be computed → why."""
+        self.test, self.train, self.place = test, train, place
+        missing = lacking(test, self.task, ignored or {})
+        self.left_out = {metric: f"the rows have no {column}" for metric, column in missing.items()}
+        """Metric or baseline that was asked for and can't be computed, or column that can't serve → why."""
+        self.left_out |= {f"column {name}": why for name, why in (ignored or {}).items()}
         self.metrics = [name for name in self.task.metrics if name not in self.left_out]
         count = min(self.task.rows or len(test), len(test))
         drawn = np.random.default_rng(config.seed).permutation(len(test))[:count]
@@ -99,10 +150,18 @@ class Task:
         self.trivial = [name for name in self.task.trivial if train is not None or name not in NEEDS_TRAINING_ROWS]
         if train is None:
             counted = config.ngram_floor and "perplexity" in self.metrics
-            missing = [name for name in self.task.trivial if name not in self.trivial]
-            missing += ["n-grams"] * counted + ["copies"] * ("verse" in self.metrics)
-            self.left_out |= dict.fromkeys(missing, "no training rows (data.path)")
+            without = [name for name in self.task.trivial if name not in self.trivial]
+            without += ["n-grams"] * counted + ["copies"] * ("verse" in self.metrics)
+            self.left_out |= dict.fromkeys(without, "no training rows (data.path)")
         self.chance = chance(test) if "choices" in self.metrics else []
+        self.copies = None if train is None else count_copies(test, train)
+        """How many test rows stand among the model's training rows too, as far as these are known; else among those
+        that data.path names."""
+
+    def note_copies(self, model: Path) -> None:
+        """Looks for the test rows among those that the model was trained on, where its folder tells which they are."""
+        known = copies_in_training(self.test, model, self.config.data.cache_dir)
+        self.copies = self.copies if known is None else known
 
     @functools.cached_property
     def training_text(self) -> TrainingText | None:
@@ -118,38 +177,49 @@ class Task:
         prompted = build_prompts(
             self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
         )
-        metrics, counts = self.likelihood(decoder, prompted, progress)
+        require_lines(self.test, self.metrics, tokenizer)
+        if "tgt_txt" in self.test.column_names and (
+            sign := lost_separator(template_of(tokenizer, self.task, config.data), tokenizer)
+        ):
+            self.left_out[f"{sign!r} of the prompt template"] = (
+                "this model's tokenizer loses it: nothing parts question and answer"
+            )
+        metrics, counts, lost = self.likelihood(decoder, prompted, progress)
         if not self.chosen:
-            return self.found(metrics, [], counts)
+            return self.found(metrics, [], counts, lost)
         answers = self.generate_answers(decoder, prompted, progress)
         counts["prompts_cut"] = counts.get("prompts_cut", 0) + sum(answer.cut for answer in answers)
         found = self.of_texts([answer.text for answer in answers])
         found.append(mean("end_of_text_rate", [float(answer.stopped or False) for answer in answers]))
         every = {metric.name: metric.of_rows()[self.chosen] for metric in metrics}
-        return self.found([*metrics, *found], self.scored(answers, found, every), counts)
+        return self.found([*metrics, *found], self.scored(answers, found, every), counts, lost)
 
     def found(
-        self, metrics: Sequence[Metric], rows: list[ScoredRow] | None = None, counts: dict[str, int] | None = None
+        self,
+        metrics: Sequence[Metric],
+        rows: list[ScoredRow] | None = None,
+        counts: dict[str, int] | None = None,
+        lost: LostText | None = None,
     ) -> Evaluation:
         """Metrics of all test rows or of the chosen ones, with those rows' groups as clusters."""
         labels, whole = groups_of(self.test), len(self.test)
         chosen = labels and [labels[row] for row in self.chosen]
         clustered = [with_clusters(each, labels if len(each.statistics) == whole else chosen) for each in metrics]
-        return Evaluation(clustered, rows or [], counts or {})
+        return Evaluation(clustered, rows or [], lost, counts or {})
 
     def likelihood(
         self, decoder: Decoder, prompted: Prompted, progress: Progress | None
-    ) -> tuple[list[Metric], dict[str, int]]:
-        metrics, counts = [], dict(prompted.counts)
+    ) -> tuple[list[Metric], dict[str, int], LostText | None]:
+        metrics, counts, lost = [], dict(prompted.counts), None
         work = decoder, prompted.tokenizer, prompted.rows, self.config.max_batch_tokens
         if "perplexity" in self.metrics:
             found = score(*work, part_of(progress, "likelihood"))
             metrics += [found.perplexity_per_char, found.perplexity]
-            counts["rows_cut"] = found.rows_cut
+            counts["rows_cut"], lost = found.rows_cut, found.lost
         if "choices" in self.metrics:
             accuracy, counts["choices_cut"] = choice_accuracy(*work, part_of(progress, "choices"))
             metrics += accuracy
-        return metrics, counts
+        return metrics, counts, lost
 
     def generate_answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
         generation = self.config.generation

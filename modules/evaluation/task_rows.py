@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ..checkpoint.model_folder import read_provenance
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
-from ..data.quarantine import DataError
+from ..data.arrow import count_copies, fingerprint
+from ..data.quarantine import DataError, Quarantine
+from ..data.splits import load_training_rows
 
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 
@@ -56,12 +60,36 @@ def groups_of(rows: datasets.Dataset) -> list[str] | None:
     return list(rows[GROUP]) if GROUP in rows.column_names else None
 
 
-def lacking(rows: datasets.Dataset, task: TaskConfig) -> dict[str, str]:
-    """Metric → the column that these rows would need for it. DataError where no metric is left."""
+def usable_columns(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, str]]:
+    """(rows without the columns that can't serve, column → why): somebody's own may just be named like one of ours."""
+    ignored: dict[str, str] = {}
+    for names, read in COLUMN_READERS.items():
+        if set(names) <= set(rows.column_names):
+            try:
+                read(rows)
+            except DataError as error:
+                ignored |= dict.fromkeys(names, str(error))
+    return rows.remove_columns(list(ignored)), ignored
+
+
+def require_groups(rows: datasets.Dataset) -> None:
+    """DataError where all rows are in one group: it says nothing of which hang together."""
+    if len(rows) > 1 and len(set(rows[GROUP])) == 1:
+        raise DataError(f"all rows have the same group ({rows[GROUP][0][:40] or 'empty'})")
+
+
+def lacking(rows: datasets.Dataset, task: TaskConfig, ignored: Mapping[str, str]) -> dict[str, str]:
+    """Metric → the column that these rows would need for it. DataError where no metric is left.
+
+    ignored: columns that the rows have and that can't serve, with the reason.
+    """
     required = [(metric, column) for metric in task.metrics for column in REQUIRED.get(metric, ())]
     missing = {metric: column for metric, column in required if column not in rows.column_names}
     if len(missing) == len(set(task.metrics)):
         wanted = "; ".join(f"the metric {metric} needs rows with {column}" for metric, column in missing.items())
+        wanted += "".join(
+            f"; {column} can't serve: {ignored[column]}" for column in missing.values() if column in ignored
+        )
         raise DataError(
             f"{wanted}; these have {', '.join(rows.column_names)}: name other task.metrics, or give other rows"
         )
@@ -92,7 +120,7 @@ def read_task_rows(rows: datasets.Dataset) -> list[TaskRow]:
 def read_lists(rows: datasets.Dataset, name: str) -> Iterator[list[str]]:
     """Each row's list in that column, empty where there is no such column."""
     for number, text in enumerate(rows[name] if name in rows.column_names else ["[]"] * len(rows), 1):
-        value = parsed(text)
+        value = parsed(text) if text else []
         if not isinstance(value, list) or not all(isinstance(part, str) and part for part in value):
             raise DataError(f'row {number}: {name} ({text[:40]}) must be a list of texts, e.g. ["甲", "乙"]')
         yield value
@@ -109,6 +137,37 @@ def read_choices(rows: datasets.Dataset) -> list[tuple[list[str], int]]:
             raise DataError(f"row {number}: answer ({text[:40]}) must be a number from 0 to {len(choices) - 1}")
         found.append((choices, answer))
     return found
+
+
+COLUMN_READERS: dict[tuple[str, ...], Callable[[datasets.Dataset], object]] = {
+    (GROUP,): require_groups,
+    ("references",): lambda rows: list(read_lists(rows, "references")),
+    ("slots",): lambda rows: list(read_lists(rows, "slots")),
+    ("choices", "answer"): read_choices,
+}
+"""Columns → what raises DataError where they can't be read."""
+
+
+def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset | None:
+    """The rows that a model was trained on, where its run.yaml names files that still hold them."""
+    origin = read_provenance(model)
+    config, digest = origin.get("config") or {}, (origin.get("data") or {}).get("train")
+    given = {key.name: config.get("data", {}).get(key.name) for key in fields(DataConfig) if key.name != "cache_dir"}
+    if not digest or not given["path"] or not Path(given["path"]).exists():
+        return None
+    try:
+        data = DataConfig(**{name: value for name, value in given.items() if value is not None}, cache_dir=cache_dir)
+        quarantine = Quarantine(data.max_bad_rows) if data.bad_rows == "quarantine" else None
+        rows = load_training_rows(data, config["seed"], quarantine)
+    except (DataError, KeyError, TypeError):  # changed since then, or written by another version
+        return None
+    return rows if fingerprint(rows) == digest else None
+
+
+def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> int | None:
+    """How many of the rows the model was trained on; None where its training rows aren't known."""
+    known = known_training_rows(model, cache_dir)
+    return None if known is None else count_copies(rows, known)
 
 
 def parsed(text: str) -> Any:

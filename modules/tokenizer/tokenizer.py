@@ -111,8 +111,22 @@ class Tokenizer:
         if self.kind == "character":
             return CharacterTable(self._character_ids, self.encode_batch)
         if self.kind == "bert":
-            return CharacterTable(standalone(self._character_ids, self.encode_batch), self.encode_batch)
+            return CharacterTable(self._standalone, self.encode_batch)
         return None
+
+    @functools.cached_property
+    def _standalone(self) -> dict[str, int]:
+        return standalone(self._character_ids, self.encode_batch) if self.kind == "bert" else {}
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether any text comes back exactly, since what has no token is spelt in bytes."""
+        return self.kind not in ("bert", "jieba_bpe")
+
+    @functools.cached_property
+    def own_tokens(self) -> frozenset[str]:
+        """Characters that come back wherever they stand: not all of them, but those that are quickly known."""
+        return frozenset(self._standalone)
 
     def _encode_characters(self, text: str) -> list[int]:
         ids = list(map(self._character_ids.get, text))

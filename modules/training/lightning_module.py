@@ -23,6 +23,7 @@ from ..model.decoder import Decoder, allocate
 from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
+from ..tokenizer.lost_text import NATS_A_BYTE
 from .determinism import deterministic_kernels
 from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import gradient_norm, learning_rate_factor, make_optimizer, scale_gradients
@@ -44,6 +45,7 @@ class Validation:
     tokens: float = 0.0
     characters: float = 0.0
     ends: float = 0.0
+    lost_bytes: float = 0.0
 
     def add(self, batch: MicroBatch, found: Tensor) -> None:
         """found: (4,), from loss.stopping_cross_entropy."""
@@ -55,12 +57,14 @@ class Validation:
         self.tokens += batch.trained_tokens
         self.characters += batch.characters
         self.ends += batch.ends
+        self.lost_bytes += batch.lost_bytes
 
     def metrics(self) -> dict[str, float]:
+        spelt = self.nll + self.lost_bytes * NATS_A_BYTE
         metrics = {
             "val/loss": self.nll / self.tokens,
             "val/perplexity": perplexity_of(self.nll / self.tokens),
-            "val/perplexity_per_char": perplexity_of(self.nll / (self.characters + self.ends)),
+            "val/perplexity_per_char": perplexity_of(spelt / max(1.0, self.characters + self.ends)),
         }
         if self.ends:
             metrics["val/end_of_text_nll"] = self.end_nll / self.ends

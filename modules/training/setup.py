@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -17,15 +17,17 @@ from ..data.arrow import fingerprint, text_batches
 from ..data.datamodule import TextDataModule
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
-from ..data.splits import load_splits
+from ..data.splits import Place, choose_places, load_splits
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
+from ..tokenizer.lost_text import lost_separator
 from ..tokenizer.prompt_template import SOURCE_FIELD
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .planning.split_facts import facts_of_splits
 from .precision import settle_precision
 from .strategies import require_devices
 
@@ -42,6 +44,13 @@ class TrainingSetup:
     plan: TrainingPlan
     quarantine: Quarantine | None = None
     """Rows that were left out."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """Where each split's rows come from."""
+
+
+def without_path(config: TrainingConfig, rows: RowSource | None) -> TrainingConfig:
+    """The configuration as it is recorded: rows that were given stand in for data.path, which is then not read."""
+    return config if rows is None else replace(config, data=replace(config.data, path=None))
 
 
 def set_up(
@@ -58,14 +67,16 @@ def set_up(
     require_devices(config.trainer)
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
+    places = choose_places(config.data, rows)
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
+    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine)
+    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -93,6 +104,11 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
     template = None
     if "tgt_txt" in rows.column_names:
         template = config.data.prompt_template or tokenizer.prompt_template or SOURCE_FIELD
+        if sign := lost_separator(template, tokenizer):
+            raise ValueError(
+                f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
+                "from the source; let it end with a sign of the vocabulary: data.prompt_template='{src_txt}。'"
+            )
     return tokenizer.with_prompt_template(template)
 
 

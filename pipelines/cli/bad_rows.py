@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modules.config.data import DataConfig, PrepareConfig
 from modules.data.quarantine import QUARANTINE, Quarantine
 from modules.tracking.tracked_run import TrackedRun
+
+if TYPE_CHECKING:
+    from modules.training.setup import TrainingSetup
 
 from .printing import show
 
@@ -26,6 +30,14 @@ def report_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
         run.set_tags({"quarantined": "; ".join(f"{count} × {reason}" for reason, count in counts.items())[:5000]})
         run.log_text(quarantine.text(), QUARANTINE)
         show(f"rows left out ({QUARANTINE} has them)", {reason: f"{count:,}" for reason, count in counts.items()})
+
+
+def report_rows(run: TrackedRun, training: TrainingSetup) -> None:
+    """Of each split what a plan says of it, to the MLflow run; and its bad rows."""
+    report_quarantine(run, training.quarantine)
+    for name, facts in training.plan.splits.items():
+        run.write_metrics(facts.metrics(name), 0)
+    run.set_tags({f"rows.{name}": str(facts) for name, facts in training.plan.splits.items()})
 
 
 def keep_quarantine(quarantine: Quarantine | None, folder: Path) -> None:

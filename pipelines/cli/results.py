@@ -11,11 +11,14 @@ from rich.table import Table
 
 from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.statistics import Metric, rows_in_words
-from modules.evaluation.task_evaluation import Evaluation, Task
+from modules.evaluation.task_evaluation import Evaluation, Task, TaskRows
+from modules.system.redaction import redact_text
+from modules.tokenizer.lost_text import LostText
 from modules.tracking.tracked_run import TrackedRun
 
-from .printing import console, show
+from .printing import console, say, show
 
+LOST = "lost by the tokenizer, and charged for"
 REPORT = "report.html"
 """Artifact of an evaluation's run."""
 
@@ -25,11 +28,23 @@ def evaluation_plan(task: Task) -> dict[str, str]:
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
         "model": config.model,
-        "rows": f"{len(task.test):,}",
+        "rows": f"{len(task.test):,} of {task.place}{copies_in_words(task.copies)}",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
     }
+
+
+def copies_in_words(copies: int | None) -> str:
+    """Test rows that are training rows too; nothing where there are none, or where it isn't known."""
+    return f", of which {copies:,} are training rows too" if copies else ""
+
+
+def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
+    """Which rows, how many of them the model was trained on, what its tokenizer loses, and columns that can't serve."""
+    shown = {"test rows": f"{len(rows.test):,} of {rows.place}{copies_in_words(copies)}"}
+    shown |= {LOST: str(lost)} if lost and lost.counts else {}
+    return shown | {f"column {name} is ignored": why for name, why in rows.ignored.items()}
 
 
 def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
@@ -40,6 +55,7 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     console.print(
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )
+    say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}"))
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
         lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])
@@ -54,6 +70,9 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     }
     if counts:
         show("too long for the model's positions", counts)
+    lost = {who: str(found.lost) for who, found in evaluations.items() if found.lost and found.lost.counts}
+    if lost:
+        show(LOST, lost)
     if task.left_out:
         show("left out", task.left_out)
 

@@ -88,7 +88,7 @@ def test_without_test_rows_the_validation_rows_are_scored(tmp_path: Path) -> Non
     folder = write_folder(tmp_path / "rows", train=TRAIN, valid=VALIDATION)
     config = DataConfig(path=str(folder))
     assert load_test_rows(config)["src_txt"][:] == VALIDATION
-    assert evaluation_place(config).split == "validation"
+    assert str(evaluation_place(config)) == f"{folder}/valid.csv (it has no test rows)"
     with pytest.raises(DataError, match=r"train\.csv: no test rows here; give data\.test_path"):
         load_test_rows(DataConfig(path=str(folder / "train.csv")))
 
@@ -102,7 +102,7 @@ def test_each_split_says_where_it_comes_from(tmp_path: Path) -> None:
         "test": f"{folder}/train.csv",
     }
     mine = choose_places(DataConfig(path="prepared/sample/quatrains"), {"src_txt": TRAIN})
-    share = "2% (data.validation_fraction) of rows in memory"
+    share = "rows in memory (2% of its rows: data.validation_fraction)"
     assert {name: str(one) for name, one in mine.items()} == {"train": "rows in memory", "validation": share}
     hub = as_hub_dataset(tmp_path)
     assert str(evaluation_place(DataConfig(path=hub))) == f"{hub}, split test"

@@ -106,7 +106,14 @@ def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, caps
     }
     assert len(found["nearest"]["rougeL"].statistics) == 8
     assert len(found["nearest"]["rougeL"].units) == len({row.number // 4 for row in found["nearest"].rows})
-    assert len(score_folder(model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512).units) == 3
+    assert (
+        len(
+            score_folder(
+                model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512
+            ).perplexity_per_char.units
+        )
+        == 3
+    )
 
 
 def test_bad_rows_of_either_split_are_counted_shown_and_listed(

@@ -17,7 +17,7 @@ from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.evaluation import EvaluateConfig
 from ...tracking.run_lifecycle import metric_history
 from ..statistics import Metric, PairedComparison, compare, rows_in_words
-from ..task_evaluation import Evaluation, ScoredRow
+from ..task_evaluation import Evaluation, ScoredRow, Task
 from ..verse.form import line_lengths
 from .contents import Column, Example, Report, Sample, Series, label
 
@@ -32,8 +32,7 @@ MOST = 12
 
 
 def evaluation_report(
-    config: EvaluateConfig,
-    test: datasets.Dataset,
+    task: Task,
     evaluations: Mapping[str, Evaluation],
     samples: Sequence[Mapping[str, Any]],
     folder: Path,
@@ -44,14 +43,14 @@ def evaluation_report(
     evaluations: who was scored → its evaluation; "model" first. folder: the model's; the tracking store is asked for
     the curves of the run that made it. facts: what the end of the page says beside that, e.g. the evaluation's run.
     """
-    model = evaluations["model"]
+    config, test, model = task.config, task.test, evaluations["model"]
     others = {name: evaluations[name] for name in ("champion", "baseline") if name in evaluations}
     ranked_by = next((name for name in RANKED_BY if name in model), model.metrics[0].name)
     origin = read_provenance(folder)
     cpu = str((origin.get("machine") or {}).get("CPU") or "")
     return Report(
         title=f"{label(config.task.name or 'evaluation')}: {config.model}",
-        facts=facts_of(config, test, model),
+        facts=facts_of(task, model),
         columns=[Column(name, metrics_of(found)) for name, found in evaluations.items()],
         comparisons={name: list(comparisons(model, other)) for name, other in others.items()},
         curves=training_curves(origin.get("run_id")),
@@ -65,15 +64,17 @@ def evaluation_report(
     )
 
 
-def facts_of(config: EvaluateConfig, test: datasets.Dataset, model: Evaluation) -> dict[str, str]:
-    generation = config.generation
+def facts_of(task: Task, model: Evaluation) -> dict[str, str]:
+    config, generation = task.config, task.config.generation
     greedy = generation.temperature == 0
     sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
     facts = {
         "model": config.model,
         "champion": config.champion or "",
         "baseline": config.baseline or "",
-        "scored on": f"{rows_in_words(model.metrics[0])} of {config.data.test_path or config.data.path}",
+        "scored on": f"{rows_in_words(model.metrics[0])} of {task.place}",
+        "of these among the training rows too": f"{task.copies:,}" if task.copies else "",
+        "lost by the model's tokenizer": str(model.lost) if model.lost and model.lost.counts else "",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
         "generation": (
             f"{'greedy' if greedy else sampled}; at most {generation.max_new_tokens} tokens" if model.rows else ""

@@ -60,6 +60,7 @@ def result_facts(
     rows = {name: len(split) for name, split in training.splits.items()}
     facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
+    facts |= {"sources": {name: str(place) for name, place in training.places.items()}}
     return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
 from .memory_limit import CPU_TOKENS, MemoryDemand, fitting_tokens, memory_in_words
+from .split_facts import SplitFacts
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class TrainingPlan:
     """What the memory of a step depends on."""
     why_so_many: str = "train.micro_batch_tokens"
     """Where the demand's micro_batch_tokens come from."""
+    tokens_read: int = 0
+    """An epoch, prompts and all; tokens_per_epoch counts those that are trained on."""
+    tokens_cut: int = 0
+    ends: int = 0
+    """Documents that keep their end-of-text."""
+    splits: Mapping[str, SplitFacts] = field(default_factory=dict)
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -42,8 +50,9 @@ class TrainingPlan:
         return {
             "parameters": f"{self.parameters:,}{adapters}",
             "rows": f"{self.rows:,} (over-long: {over_long})",
-            "tokens an epoch": f"{self.tokens_per_epoch:,}",
-            "tokens a step": f"{self.tokens_per_epoch / self.steps_per_epoch:,.0f}",
+            **self.describe_texts(),
+            "tokens an epoch": f"{self.tokens_read:,} read, {self.tokens_per_epoch:,} trained on",
+            "tokens a step": f"{self.tokens_read / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
             "learning rate": f"{self.learning_rate:g}{unreached if warmup > self.total_steps else ''}",
@@ -55,6 +64,23 @@ class TrainingPlan:
             "  activations": memory_in_words(memory.activations),
             "  temporary": memory_in_words(memory.temporary),
         }
+
+    def describe_texts(self) -> dict[str, str]:
+        """Where rows come from, and what of them can't be learnt."""
+        lines = {}
+        for name, facts in self.splits.items():
+            lines[f"{name} rows"] = str(facts)
+            if facts.lost and facts.lost.counts:
+                lines[f"  lost in {name}"] = f"{facts.lost}: the tokenizer doesn't give them back"
+        if self.tokens_cut:
+            whole = self.tokens_cut + self.tokens_read + self.rows
+            lines["  cut off"] = f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%})"
+        if not self.ends:
+            lines["  no ends"] = (
+                "no row keeps its end, so the model won't learn to stop: give a longer data.sequence_length, or for "
+                "plain text data.over_long=split"
+            )
+        return lines
 
 
 def make_plan(
@@ -83,6 +109,9 @@ def make_plan(
         warmup_steps=config.train.warmup_steps,
         demand=replace(demand, micro_batch_tokens=tokens),
         why_so_many=why,
+        tokens_read=int(documents.lengths.sum()),
+        tokens_cut=documents.tokens_cut,
+        ends=int(documents.ended.sum()),
     )
 
 

@@ -100,7 +100,7 @@ def test_one_pass_holds_no_more_than_micro_batch_tokens_or_the_longest_row(token
 def test_the_plan_is_told_in_words(tokenizer: Tokenizer) -> None:
     lines = plan_of(tokenizer, batch_size=4, max_steps=4, warmup_steps=4).describe()
     assert lines["rows"] == "10 (over-long: none)"
-    assert (lines["tokens an epoch"], lines["tokens a step"]) == ("50", "17")
+    assert (lines["tokens an epoch"], lines["tokens a step"]) == ("50 read, 50 trained on", "17")
     assert lines["steps"] == "4 (1.33 epochs)"
     assert lines["learning rate"] == "0.25"
     assert re.match(r"\d+ MiB at a step's peak", lines["memory a device"])

@@ -1,0 +1,53 @@
+"""What is said of each split before training: where its rows come from, and what is wrong with them as a measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import datasets
+
+from ...data.arrow import count_copies
+from ...data.encoding import Documents
+from ...data.splits import Place
+from ...tokenizer.lost_text import LostText
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    rows: int
+    place: Place
+    copies: int | None
+    """Of its rows those that are training rows too, word for word; None for the training rows themselves."""
+    lost: LostText | None
+    """Characters that the tokenizer loses; None for rows that training doesn't encode."""
+
+    def __str__(self) -> str:
+        copies = f"; {self.copies:,} of them are training rows too" if self.copies else ""
+        if self.copies and self.place.held_out:
+            copies += " (python -m pipelines.prepare drops copies)"
+        return f"{self.rows:,} of {self.place}{copies}"
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """To log, by name."""
+        found: dict[str, float] = {f"rows/{name}": self.rows}
+        if self.copies is not None:
+            found[f"rows/{name}_in_training"] = self.copies
+        if self.lost is not None:
+            found[f"rows/{name}_lost_characters"] = self.lost.share
+        return found
+
+
+def facts_of_splits(
+    splits: Mapping[str, datasets.Dataset], places: Mapping[str, Place], documents: Mapping[str, Documents]
+) -> dict[str, SplitFacts]:
+    train = splits["train"]
+    return {
+        name: SplitFacts(
+            len(rows),
+            places[name],
+            None if name == "train" else count_copies(rows, train),
+            LostText(documents[name].lost, documents[name].text_characters) if name in documents else None,
+        )
+        for name, rows in splits.items()
+    }
