@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modules.config.base import EMBEDDED, TrackingConfig, is_registered, model_folder
+
+if sys.argv[:1] == ["-m"]:  # python -m pipelines.STAGE, whose own imports come next
+    from .cli.command_line import check_before_imports
+
+    check_before_imports()
 
 if TYPE_CHECKING:
     from modules.inference.text_generator import TextGenerator

@@ -7,11 +7,14 @@ import itertools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    import datasets
 
 BATCH_ROWS = 4096
 TEXTS = ("src_txt", "tgt_txt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,11 @@ from .reading.files import findings_of, read_files
 from .reading.finding import (
     SPLIT_NAMES,
     check_undivided,
-    file_format,
     find_files,
     is_divided,
     is_saved_dataset,
+    may_be_on_hub,
+    nowhere,
     several,
     split_files,
 )
@@ -35,7 +35,6 @@ RowSource: TypeAlias = (
 )
 
 _HUB_SECONDS = 5.0
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def open_source(
@@ -109,15 +108,14 @@ def _from_disk(path: Path) -> datasets.Dataset:
 def _from_hub(source: str | Path) -> datasets.DatasetDict:
     """All splits of a dataset of the hub, which is asked once a process."""
     name, reason = str(source), "no such path"
-    if isinstance(source, str) and _HUB_NAME.fullmatch(name) and file_format(Path(name)) is None:
+    if may_be_on_hub(source):
         silence = _why_the_hub_is_silent(name)
         try:
             with _cached_alone(silence is not None):
                 return datasets.load_dataset(name)
         except Exception as error:  # no network, no such name, no rights: one answer for all
             reason = silence or first_line(error)
-    where = f"{name} is neither a file nor a reachable hub dataset ({reason})"
-    raise DataError(f"{where}; check the name, or the path from {Path.cwd()}")
+    raise nowhere(source, reason)
 
 
 def _why_the_hub_is_silent(name: str) -> str | None:

@@ -14,7 +14,7 @@ from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from ..system.redaction import redact_text
 from .quarantine import DataError, Quarantine
-from .reading.finding import find_files
+from .reading.finding import check_prepared, find_files
 from .rows import load_rows
 from .sources import RowSource, has_split, has_splits
 
@@ -133,14 +133,6 @@ def reader(
         quarantine=quarantine,
         extras=extras,
     )
-
-
-def check_prepared(source: RowSource) -> None:
-    """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
-    if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
-        name = Path(source).parts[1:2]
-        command = "python -m pipelines.prepare" + (f" source={name[0]}" if name and name != ("sample",) else "")
-        raise DataError(f"{source} isn't there yet: `{command}` makes it; or give rows of your own, data.path=FILE")
 
 
 def evaluation_place(config: DataConfig) -> Place:

@@ -15,6 +15,7 @@ from typing import Any
 
 from modules.config.loader import ConfigError, load_config
 from modules.config.training import TrainingConfig
+from modules.data.reading.headers import check_headers
 from modules.system.redaction import redact_text
 from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
 
@@ -26,13 +27,29 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
+READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register")
+"""Stages that import what takes seconds."""
+
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """Python's own 700 pay in programs that import less."""
 
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
-def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
+def check_before_imports() -> None:
+    """Refuses what `python -m pipelines.STAGE` is given wrongly, before Python imports the stage: MLflow takes seconds.
+
+    To be called while Python looks for the stage's module, when sys.argv[0] is "-m".
+    """
+    arguments = sys.argv[1:]
+    stage = sys.orig_argv[-len(sys.argv)].removeprefix("-m").removeprefix("pipelines.")
+    if stage in READ_ROWS:
+        run_stage(stage, None, arguments)
+        if {"--help", "-h"} & set(arguments):
+            sys.exit()
+
+
+def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list[str] | None = None) -> None:
     """Runs a stage from the command line and exits: 0 done, 1 failed, 2 wrongly configured."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
@@ -50,13 +67,16 @@ def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] |
         leave(code)
 
 
-def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) -> tuple[int, str]:
-    """Runs a stage; its exit code, and what to say where that isn't 0."""
+def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[str]) -> tuple[int, str]:
+    """Runs a stage; its exit code, and what to say where that isn't 0. None: only looks at what is given."""
     quieten_libraries()
     config: Any = None
     try:
         end_with_parent()
         config = load_config(stage, arguments)
+        check_headers(config)
+        if function is None:
+            return 0, ""
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:

@@ -18,6 +18,8 @@ SPLIT_NAMES = {
 }
 """Split → what people call its file, as the datasets library has it."""
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
 SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)(?:-of-(?P<all>\d+))?")
 """train-00000-of-00002 or train_3: a part of a split."""
 
@@ -197,3 +199,21 @@ def check_undivided(where: str, split: str | None) -> None:
         raise DataError(
             f"{where} has no splits, so no {split!r}; give a folder with train.* and {split}.*, or leave split out"
         )
+
+
+def check_prepared(source: object) -> None:
+    """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
+    if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
+        name = Path(source).parts[1:2]
+        command = "python -m pipelines.prepare" + (f" source={name[0]}" if name and name != ("sample",) else "")
+        raise DataError(f"{source} isn't there yet: `{command}` makes it; or give rows of your own, data.path=FILE")
+
+
+def may_be_on_hub(source: str | Path) -> bool:
+    """Whether the name of what isn't a path here may be that of a dataset of the Hugging Face hub."""
+    return isinstance(source, str) and bool(HUB_NAME.fullmatch(source)) and file_format(Path(source)) is None
+
+
+def nowhere(source: str | Path, reason: str = "no such path") -> DataError:
+    where = f"{source} is neither a file nor a reachable hub dataset ({reason})"
+    return DataError(f"{where}; check the name, or the path from {Path.cwd()}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +15,10 @@ from ..quarantine import DataError, Findings
 from .column_names import check_distinct
 from .text_lines import Row
 
-PARQUET_ROWS = 256
+if TYPE_CHECKING:
+    import datasets
+
+PARQUET_ROWS = 64
 """The most that are decoded at once: rows that a file holds once and repeats are far longer than their share of it."""
 
 
@@ -36,6 +39,15 @@ def parquet_rows(path: Path, findings: Findings, texts: Collection[str], extras:
             if columns:
                 batches = file.iter_batches(rows_at_once(file.metadata), columns=columns, use_threads=False)
                 yield from arrow_rows(batches)
+        pa.default_memory_pool().release_unused()  # a page that was unpacked whole may be hundreds of megabytes
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a valid parquet file ({error}); write it again") from error
+
+
+def parquet_columns(path: Path, findings: Findings, texts: Collection[str], extras: Collection[str]) -> list[str]:
+    """`present_columns` of a file, without reading a row."""
+    try:
+        return present_columns(pq.read_schema(path), findings, texts, extras)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a valid parquet file ({error}); write it again") from error
 

@@ -1,0 +1,94 @@
+"""What is wrong with a source shows in its first rows: read before anything that takes seconds to import."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from ...config.commands import MADE_BY_STAGE, MainConfig
+from ...config.data import TASK_DATA, DataConfig, PrepareConfig
+from ...config.training import TrainingConfig
+from .column_names import check_mapping, check_present
+from .files import findings_of, read_files
+from .finding import (
+    SPLIT_NAMES,
+    check_prepared,
+    file_format,
+    find_files,
+    is_divided,
+    is_saved_dataset,
+    may_be_on_hub,
+    nowhere,
+    split_files,
+)
+
+FIRST_ROWS = 100
+
+MOST_FILES = 100
+"""Of a folder; the others are looked at when they are read."""
+
+MOST_BYTES = 10_000_000
+"""Of a .json file, which can only be read whole."""
+
+
+def check_headers(config: object, prefix: str = "") -> None:
+    """DataError where the first rows of what a stage will read lack a column, or can't be read at all.
+
+    prefix: what stands before the stage's keys, as `finetune.` in main.
+    """
+    if isinstance(config, MainConfig):
+        for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
+            check_headers(getattr(config, name), f"{name}.")
+    elif isinstance(config, PrepareConfig):
+        if config.source not in ("sample", "full", *TASK_DATA):
+            sources = [(config.source, split) for split in SPLIT_NAMES]
+            _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
+    elif isinstance(data := getattr(config, "data", None), DataConfig):
+        sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
+        _check(sources, data.columns, f"{prefix}data.", data.bad_rows == "quarantine")
+
+
+def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:
+    """(source, split) of what a stage reads."""
+    others = {"validation": data.validation_path, "test": data.test_path}
+    if data.path and (trains or not data.test_path):
+        for split in SPLIT_NAMES if trains else ["test"]:
+            if not others.get(split):
+                yield data.path, split
+    for split, path in others.items():
+        if path and (trains or split == "test"):
+            yield path, split
+
+
+def _check(sources: Iterable[tuple[str, str]], columns: Mapping[str, str], section: str, tolerant: bool) -> None:
+    origin = check_mapping(columns, section)
+    files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
+    for file in itertools.islice(dict.fromkeys(files), MOST_FILES):
+        findings = findings_of([file], file)
+        findings.section, findings.tolerant = section, tolerant
+        kind = file_format(file)
+        if kind == ".parquet":
+            from .tables import parquet_columns
+
+            parquet_columns(file, findings, origin.values(), ())
+        elif kind != ".json" or file.stat().st_size <= MOST_BYTES:
+            for _ in itertools.islice(read_files([file], findings, origin.values(), ()), FIRST_ROWS):
+                pass
+        # The first rows of JSON may be bad ones, and are left out then.
+        if findings.columns and not (tolerant and kind in (".json", ".jsonl", ".ndjson")):
+            check_present(findings, columns, origin)
+
+
+def _files(source: str, split: str) -> list[Path]:
+    """The files of the split, [] for what isn't read as files or comes into being later."""
+    if MADE_BY_STAGE.fullmatch(source):
+        return []
+    path = Path(source).expanduser()
+    if path.is_dir() and not is_saved_dataset(path) and is_divided(path) and split != "train":
+        return split_files(path, split)
+    check_prepared(source)
+    files = find_files(source, None)
+    if files is None and not may_be_on_hub(source):
+        raise nowhere(source)
+    return [file for file in files or () if file.is_file()]
