@@ -121,6 +121,11 @@ def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: P
         )
 
 
+def kind_of_rows(rows: datasets.Dataset) -> str:
+    """In words: what is learnt from them hangs on it."""
+    return "pairs" if "tgt_txt" in rows.column_names else "rows of plain text"
+
+
 def reader(
     config: DataConfig, quarantine: Quarantine | None, extras: Collection[str] = ()
 ) -> Callable[..., datasets.Dataset]:

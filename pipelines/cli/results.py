@@ -9,6 +9,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
+from modules.data.splits import kind_of_rows
 from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task, TaskRows
@@ -28,7 +29,7 @@ def evaluation_plan(task: Task) -> dict[str, str]:
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
         "model": config.model,
-        "rows": f"{len(task.test):,} of {task.place}{copies_in_words(task.copies)}",
+        "rows": f"{len(task.test):,} {kind_of_rows(task.test)} of {task.place}{copies_in_words(task.copies)}",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
@@ -42,7 +43,7 @@ def copies_in_words(copies: int | None) -> str:
 
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
     """Which rows, how many of them the model was trained on, what its tokenizer loses, and columns that can't serve."""
-    shown = {"test rows": f"{len(rows.test):,} of {rows.place}{copies_in_words(copies)}"}
+    shown = {"test rows": f"{len(rows.test):,} {kind_of_rows(rows.test)} of {rows.place}{copies_in_words(copies)}"}
     shown |= {LOST: str(lost)} if lost and lost.counts else {}
     return shown | {f"column {name} is ignored": why for name, why in rows.ignored.items()}
 

@@ -9,13 +9,15 @@ import datasets
 
 from ...data.arrow import count_copies
 from ...data.encoding import Documents
-from ...data.splits import Place
+from ...data.splits import Place, kind_of_rows
 from ...tokenizer.lost_text import LostText
 
 
 @dataclass(frozen=True)
 class SplitFacts:
     rows: int
+    kind: str
+    """As `kind_of_rows` says it."""
     place: Place
     copies: int | None
     """Of its rows those that are training rows too, word for word; None for the training rows themselves."""
@@ -26,7 +28,7 @@ class SplitFacts:
         copies = f"; {self.copies:,} of them are training rows too" if self.copies else ""
         if self.copies and self.place.held_out:
             copies += " (python -m pipelines.prepare drops copies)"
-        return f"{self.rows:,} of {self.place}{copies}"
+        return f"{self.rows:,} {self.kind} of {self.place}{copies}"
 
     def metrics(self, name: str) -> dict[str, float]:
         """To log, by name."""
@@ -45,6 +47,7 @@ def facts_of_splits(
     return {
         name: SplitFacts(
             len(rows),
+            kind_of_rows(rows),
             places[name],
             None if name == "train" else count_copies(rows, train),
             LostText(documents[name].lost, documents[name].text_characters) if name in documents else None,
