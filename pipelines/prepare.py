@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from modules.data.corpora.poems import build_corpus
 from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
+from modules.data.splits import kind_of_rows
 from modules.tracking.stage_run import stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
@@ -30,7 +32,8 @@ class PrepareResult:
 def prepare(config: PrepareConfig) -> PrepareResult:
     """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one."""
     with stage_run("prepare", config) as run:
-        folder = Path(config.output_dir or Path("prepared") / Path(config.source).name.partition(".")[0])
+        name = re.sub(r"[*?\[\],]", "", Path(config.source).name.partition(".")[0])  # of a pattern, what can be a name
+        folder = Path(config.output_dir or Path("prepared") / (name or "rows"))
         if config.dry_run:
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult(run.info.run_id, folder, {})
@@ -40,7 +43,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         report_quarantine(run, quarantine)
         counts = row_counts(manifest)
         run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
-        show(f"prepare: rows in {folder}", {name: f"{count:,}" for name, count in counts.items()})
+        kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
+        show(f"prepare: {kind} in {folder}", {name: f"{count:,}" for name, count in counts.items()})
         return PrepareResult(run.info.run_id, folder, manifest)
 
 

@@ -121,9 +121,9 @@ def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: P
         )
 
 
-def kind_of_rows(rows: datasets.Dataset) -> str:
-    """In words: what is learnt from them hangs on it."""
-    return "pairs" if "tgt_txt" in rows.column_names else "rows of plain text"
+def kind_of_rows(columns: Collection[str]) -> str:
+    """In words: what is learnt from rows hangs on their columns."""
+    return "pairs" if "tgt_txt" in columns else "rows of plain text"
 
 
 def reader(

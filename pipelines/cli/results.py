@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+import datasets
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
@@ -29,11 +30,15 @@ def evaluation_plan(task: Task) -> dict[str, str]:
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
         "model": config.model,
-        "rows": f"{len(task.test):,} {kind_of_rows(task.test)} of {task.place}{copies_in_words(task.copies)}",
+        "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
     }
+
+
+def counted(rows: datasets.Dataset) -> str:
+    return f"{len(rows):,} {kind_of_rows(rows.column_names)}"
 
 
 def copies_in_words(copies: int | None) -> str:
@@ -43,7 +48,7 @@ def copies_in_words(copies: int | None) -> str:
 
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
     """Which rows, how many of them the model was trained on, what its tokenizer loses, and columns that can't serve."""
-    shown = {"test rows": f"{len(rows.test):,} {kind_of_rows(rows.test)} of {rows.place}{copies_in_words(copies)}"}
+    shown = {"test rows": f"{counted(rows.test)} of {rows.place}{copies_in_words(copies)}"}
     shown |= {LOST: str(lost)} if lost and lost.counts else {}
     return shown | {f"column {name} is ignored": why for name, why in rows.ignored.items()}
 

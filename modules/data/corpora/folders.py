@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from hashlib import sha1
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from hashlib import blake2b, sha1
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
-from ..arrow import fingerprint
+from ..arrow import fingerprint, text_batches
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..rows import load_rows
 from ..sources import has_split
@@ -40,50 +45,80 @@ def prepare_rows(
     validation_fraction: float,
     test_fraction: float,
     quarantine: Quarantine | None = None,
+    section: str = "",
 ) -> dict[str, Any]:
     """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
 
     A source with splits of its own keeps them. Otherwise each row's place follows from its text alone (by SHA-1),
     so that it stays where it is when rows are added. Bad rows go to quarantine, which becomes
     FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
+
+    section: what stands before the key `columns` where it is typed, for messages.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
     names: list[str | None] = ["train", *own] if own else [None]
-    found = {name or "": load_rows(source, columns, name, quarantine=quarantine) for name in names}
-    identity = {
-        "source": redact_text(str(source)),
-        "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
-        "fractions": {"validation": validation_fraction, "test": test_fraction},
-    }
-    earlier = earlier_manifest(folder, identity)
-    if earlier:
-        return earlier
-    seen: set[tuple[str, ...]] = set()
-    # Test first: a copy in two splits stays where it would otherwise leak from.
-    order = sorted(found, key=("", *SPLITS[::-1]).index)
-    unique = {name: list(unseen(found[name], lambda row: tuple(row.values()), seen)) for name in order}
-    splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
-    empty = [name for name in ("train", *own) if not splits[name]]
-    if empty:
-        raise DataError(f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own")
-    copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
-    begin_folder(folder, identity)
-    files = write_splits(folder, {name: splits[name] for name in SPLITS if splits.get(name)})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
+        read = partial(load_rows, source, columns, cache=Path(place), quarantine=quarantine, section=section)
+        found = {name or "": read(split=name) for name in names}
+        identity = {
+            "source": redact_text(str(source)),
+            "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
+            "fractions": {"validation": validation_fraction, "test": test_fraction},
+        }
+        earlier = earlier_manifest(folder, identity)
+        if earlier:
+            return earlier
+        unique = without_copies(found)
+        splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
+        empty = [name for name in ("train", *own) if not len(splits[name])]
+        if empty:
+            raise DataError(
+                f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own"
+            )
+        copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
+        begin_folder(folder, identity)
+        files = write_splits(folder, {name: rows_of(splits[name]) for name in SPLITS if len(splits.get(name, ()))})
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
-    return finish_folder(folder, identity | {"exact copies dropped": copies}, files)
+    facts = {"columns": next(iter(found.values())).column_names, "exact copies dropped": copies}
+    return finish_folder(folder, identity | facts, files)
 
 
-def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
+def without_copies(found: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """Each row once. Test first: a copy in two splits stays where it would otherwise leak from."""
+    seen: set[bytes] = set()
+    unique: dict[str, datasets.Dataset] = {}
+    for name in sorted(found, key=("", *SPLITS[::-1]).index):
+        numbered = enumerate(rows_of(found[name]))
+        unique[name] = found[name].select([number for number, _ in unseen(numbered, lambda row: digest(row[1]), seen)])
+    return unique
+
+
+def digest(row: Mapping[str, str]) -> bytes:
+    """As good as the texts themselves to tell rows apart by, and 16 bytes."""
+    return blake2b("\0".join(f"{len(text)} {text}" for text in row.values()).encode(), digest_size=16).digest()
+
+
+def rows_of(rows: datasets.Dataset) -> Iterator[Row]:
+    for batch in text_batches(rows):
+        for texts in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, texts, strict=True))
+
+
+def split_by_hash(
+    rows: datasets.Dataset, validation_fraction: float, test_fraction: float
+) -> dict[str, datasets.Dataset]:
     """Rows by the SHA-1 of their src_txt, a number from 0 to 1: test below one bound, validation below the next.
 
     So the shares are met on average, rows of one src_txt stay together, and none moves when others are added.
     Only where so few rows leave a split empty do they go by rank instead of by bounds.
     """
-    order = sorted({row["src_txt"] for row in rows}, key=hash_share)
+    found = [hash_share(row["src_txt"]) for row in rows_of(rows)]
+    order = sorted(set(found))
     shares = {"test": test_fraction, "validation": validation_fraction}
     needed = {"train"} | {name for name, share in shares.items() if share}
-    place = {text: split_by_share(hash_share(text), test_fraction, validation_fraction) for text in order}
+    place = {share: split_by_share(share, test_fraction, validation_fraction) for share in order}
     if not needed <= set(place.values()):
         held_out = [name for name, share in shares.items() for _ in range(math.ceil(len(order) * share))]
         place = dict(zip(order, held_out + ["train"] * len(order), strict=False))
@@ -92,7 +127,9 @@ def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: fl
             f"{len(order)} different texts are too few to split into training, validation and test rows: give more, "
             "or set validation_fraction=0 or test_fraction=0"
         )
-    return {name: [row for row in rows if place[row["src_txt"]] == name] for name in SPLITS}
+    return {
+        name: rows.select([number for number, share in enumerate(found) if place[share] == name]) for name in SPLITS
+    }
 
 
 def split_by_share(share: float, test: float, validation: float) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...system.atomic import write_json
 from ...system.checksums import sha256_of
-from ...system.jsonl import Row, write_jsonl
+from ...system.jsonl import write_jsonl
 from ..quarantine import DataError
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
+T = TypeVar("T")
 
 
 def write_splits(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Manifest:
@@ -21,7 +22,7 @@ def write_splits(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) 
     return {f"{name}.jsonl.gz": write_jsonl(folder / f"{name}.jsonl.gz", rows[name]) for name in rows}
 
 
-def unseen(rows: Iterable[Row], key_of: Callable[[Row], Hashable], seen: set[Any]) -> Iterator[Row]:
+def unseen(rows: Iterable[T], key_of: Callable[[T], Hashable], seen: set[Any]) -> Iterator[T]:
     """The rows whose key isn't in `seen`, to which it is added."""
     for row in rows:
         key = key_of(row)

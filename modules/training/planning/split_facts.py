@@ -47,7 +47,7 @@ def facts_of_splits(
     return {
         name: SplitFacts(
             len(rows),
-            kind_of_rows(rows),
+            kind_of_rows(rows.column_names),
             places[name],
             None if name == "train" else count_copies(rows, train),
             LostText(documents[name].lost, documents[name].text_characters) if name in documents else None,

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.data import DataConfig
-from modules.data.corpora.folders import hash_share, prepare_rows, prepare_sample, split_by_hash
+from modules.data.corpora.folders import hash_share, prepare_rows, prepare_sample, rows_of
+from modules.data.corpora.folders import split_by_hash as split_dataset
 from modules.data.corpora.verse import SPLITS, split_of
 from modules.data.quarantine import DataError
 from modules.data.splits import load_splits
@@ -34,6 +36,11 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
 
 def texts(count: int, start: int = 0) -> list[Row]:
     return [{"src_txt": f"第{number}行，007。"} for number in range(start, start + count)]
+
+
+def split_by_hash(rows: list[Row], validation: float, test: float) -> dict[str, list[Row]]:
+    found = split_dataset(datasets.Dataset.from_list(rows), validation, test)
+    return {name: list(rows_of(split)) for name, split in found.items()}
 
 
 def read_split(folder: Path, split: str) -> list[Row]:
