@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 4096
 TEXTS = ("src_txt", "tgt_txt")
 
-BATCH_BYTES = 16_000_000
+BATCH_BYTES = 4_000_000
 """Of the rows of a batch: a few thousand rows may be a megabyte or a gigabyte."""
 
 _digests: weakref.WeakKeyDictionary[datasets.Dataset, str] = weakref.WeakKeyDictionary()
