@@ -16,7 +16,8 @@ class DataConfig:
     """Where rows come from and how they become training rows."""
 
     path: str | None = None
-    """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), a folder of train/validation/test files, or a hub name."""
+    """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a hub
+    name."""
     columns: dict[str, str] = field(default_factory=dict)
     """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
     validation_path: str | None = None
