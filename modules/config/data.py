@@ -41,7 +41,12 @@ class DataConfig:
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
     def complaints(self) -> Iterator[str]:
-        yield from too_small(self, 1, "sequence_length", "max_rows")
+        yield from too_small(self, 1, "max_rows")
+        if self.sequence_length < 2:
+            yield (
+                f"sequence_length ({self.sequence_length}) must be at least 2: of a shorter document nothing is learnt but "
+                "how it starts; 128 and 512 are usual"
+            )
         yield from out_of_range(self, "validation_fraction", "max_bad_rows")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'

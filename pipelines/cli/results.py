@@ -37,7 +37,7 @@ def evaluation_plan(task: Task) -> dict[str, str]:
 
 def copies_in_words(copies: int | None) -> str:
     """Test rows that are training rows too; nothing where there are none, or where it isn't known."""
-    return f", of which {copies:,} are training rows too" if copies else ""
+    return f"; also among the training rows: {copies:,}" if copies else ""
 
 
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
