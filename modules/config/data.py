@@ -20,9 +20,10 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
     validation_path: str | None = None
-    """Rows for validation; unset: the folder's validation file, else validation_fraction of the training rows."""
+    """Rows for validation: a file, or a folder with a validation file; unset: that of data.path, else
+    validation_fraction of the training rows."""
     test_path: str | None = None
-    """Rows for evaluation; unset: the folder's test file."""
+    """Rows for evaluation: a file, or a folder with a test file; unset: that of data.path, else its validation file."""
     validation_fraction: float = 0.02
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None

@@ -29,6 +29,7 @@ def evaluation_plan(task: Task) -> dict[str, str]:
     return {
         "model": config.model,
         "rows": f"{len(task.test):,} of {task.place}{copies_in_words(task.copies)}",
+        "training rows": f"{len(task.train):,} of {task.train_place}" if task.train is not None else "none",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
@@ -56,6 +57,8 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )
     say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}"))
+    if task.train_place:
+        say(redact_text(f"  n-grams, nearest rows and examples of {task.train_place}"))
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
         lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])

@@ -14,6 +14,7 @@ from ..arrow import fingerprint
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..rows import load_rows
 from ..sources import has_split
+from ..splits import place_in, require_same_kind
 from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
 from .poems import RECIPE, rows_by_split, write_derived_sets
 from .verse import SPLITS
@@ -50,6 +51,8 @@ def prepare_rows(
     own = [name for name in SPLITS[1:] if has_split(source, name)]
     names: list[str | None] = ["train", *own] if own else [None]
     found = {name or "": load_rows(source, columns, name, quarantine=quarantine) for name in names}
+    for name in own:
+        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name))
     identity = {
         "source": redact_text(str(source)),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
