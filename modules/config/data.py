@@ -45,8 +45,8 @@ class DataConfig:
         yield from too_small(self, 1, "max_rows")
         if self.sequence_length < 2:
             yield (
-                f"sequence_length ({self.sequence_length}) must be at least 2: of a shorter document nothing is learnt but "
-                "how it starts; 128 and 512 are usual"
+                f"sequence_length ({self.sequence_length}) must be at least 2: a shorter document holds no context to "
+                "learn from; 128 and 512 are usual"
             )
         yield from out_of_range(self, "validation_fraction", "max_bad_rows")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
@@ -49,10 +52,7 @@ def prepare_rows(
     FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
-    names: list[str | None] = ["train", *own] if own else [None]
-    found = {name or "": load_rows(source, columns, name, quarantine=quarantine) for name in names}
-    for name in own:
-        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name))
+    found = read_splits(source, columns, own, quarantine)
     identity = {
         "source": redact_text(str(source)),
         "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
@@ -75,6 +75,17 @@ def prepare_rows(
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     return finish_folder(folder, identity | {"exact copies dropped": copies}, files)
+
+
+def read_splits(
+    source: str, columns: dict[str, str], own: Sequence[str], quarantine: Quarantine | None
+) -> dict[str, datasets.Dataset]:
+    """The splits of a source that has some beside "train", all of one kind; else all its rows, under ""."""
+    names: list[str | None] = ["train", *own] if own else [None]
+    found = {name or "": load_rows(source, columns, name, quarantine=quarantine) for name in names}
+    for name in own:
+        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name))
+    return found
 
 
 def split_by_hash(rows: list[Row], validation_fraction: float, test_fraction: float) -> dict[str, list[Row]]:
