@@ -79,7 +79,7 @@ def training_points(work: Work, curve: str, points: Sequence[Any]) -> list[tuple
     """(a training step, its floating-point operations) of each sequence length, number of rows, or size's name."""
     if curve == "sizes":
         kept = [f"model.{name}={work.model[name]}" for name in ("vocab_size", "max_position_embeddings")]
-        sizes = (load_config("pretrain", [f"model={size}", "data.sequence_length=1", *kept]).model for size in points)
+        sizes = (load_config("pretrain", [f"model={size}", "data.sequence_length=2", *kept]).model for size in points)
         return [Trainee(asdict(size), work.seed).point(1, MEDIUM) for size in sizes]
     trainee = Trainee(work.model, work.seed)
     return [trainee.point(*((1, point) if curve == "sequence_lengths" else (point, SHORT))) for point in points]

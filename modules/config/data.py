@@ -16,14 +16,15 @@ class DataConfig:
     """Where rows come from and how they become training rows."""
 
     path: str | None = None
-    """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a hub
-    name."""
+    """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a
+    hub name."""
     columns: dict[str, str] = field(default_factory=dict)
     """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
     validation_path: str | None = None
-    """Rows for validation; unset: the folder's validation file, else validation_fraction of the training rows."""
+    """Rows for validation: a file, or a folder with a validation file; unset: that of data.path, else
+    validation_fraction of the training rows."""
     test_path: str | None = None
-    """Rows for evaluation; unset: the folder's test file."""
+    """Rows for evaluation: a file, or a folder with a test file; unset: that of data.path, else its validation file."""
     validation_fraction: float = 0.02
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None
@@ -42,7 +43,12 @@ class DataConfig:
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
     def complaints(self) -> Iterator[str]:
-        yield from too_small(self, 1, "sequence_length", "max_rows")
+        yield from too_small(self, 1, "max_rows")
+        if self.sequence_length < 2:
+            yield (
+                f"sequence_length ({self.sequence_length}) must be at least 2: a shorter document holds no context to "
+                "learn from; 128 and 512 are usual"
+            )
         yield from out_of_range(self, "validation_fraction", "max_bad_rows")
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'

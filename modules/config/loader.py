@@ -55,8 +55,17 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     files = list(stage_files(stage, config_class, complaints))
     users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
     users += [(k, v, where) for k, v, where in given if k != "config"]
+    users += unset_paths(stage, users)
     config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
     return to_dataclass(config, complaints)
+
+
+def unset_paths(stage: str, users: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on."""
+    names = {name for name, value, _ in users if value not in (None, "", "null")}
+    for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
+        if f"{prefix}data.test_path" in names and not names & {f"{prefix}data", f"{prefix}data.path"}:
+            yield f"{prefix}data.path", None, COMMAND_LINE
 
 
 def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:

@@ -62,11 +62,6 @@ def build_prompts(
             f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
             "with train and test files, or data.path=TRAIN data.test_path=TEST"
         )
-    if not tokenizer.encode(task.separator):
-        raise ValueError(
-            f"task.separator={task.separator!r}: this model's tokenizer loses it, and nothing would part the examples; "
-            "give one that is in its vocabulary, e.g. task.separator='。'"
-        )
     writer = FewShot(tokenizer, template, task, train, seed)
     texts = []
     for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
@@ -92,6 +87,12 @@ class FewShot:
     def __init__(
         self, tokenizer: Tokenizer, template: str, task: TaskConfig, train: datasets.Dataset, seed: int
     ) -> None:
+        """ValueError where the tokenizer loses task.separator."""
+        if not tokenizer.encode(task.separator):
+            raise ValueError(
+                f"task.separator={task.separator!r}: this model's tokenizer loses it, and nothing would part the "
+                "examples; give one that is in its vocabulary, e.g. task.separator='。'"
+            )
         self.tokenizer, self.template, self.task, self.seed = tokenizer, template, task, seed
         self.sources, self.targets = list(train["src_txt"]), list(train["tgt_txt"])
         self.counts = {"examples_dropped": 0, "prompts_cut": 0}

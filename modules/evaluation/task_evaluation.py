@@ -158,6 +158,11 @@ class Task:
         """How many test rows stand among the model's training rows too, as far as these are known; else among those
         that data.path names."""
 
+    @property
+    def train_place(self) -> Place | None:
+        path = self.config.data.path
+        return place_in(path, "train") if path and self.train is not None else None
+
     def note_copies(self, model: Path) -> None:
         """Looks for the test rows among those that the model was trained on, where its folder tells which they are."""
         known = copies_in_training(self.test, model, self.config.data.cache_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
 from ..model.sampling import generate
+from ..tokenizer.lost_text import loses
 from ..tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger("moyun.generation")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class TextGenerator:
             return []
         positions = self.decoder.config.max_position_embeddings
         most = [min(config.max_new_tokens, positions - len(prompt)) for prompt in prompts]
+        for text in (text for text in config.stop if loses(text, self.tokenizer)):
+            logger.warning("generation.stop: this model's tokenizer loses part of %r, so no text will end there", text)
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
         yield from write_pieces(generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id), writers)
         return writers

@@ -31,6 +31,7 @@ def evaluation_plan(task: Task) -> dict[str, str]:
     return {
         "model": config.model,
         "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}",
+        "training rows": f"{len(task.train):,} of {task.train_place}" if task.train is not None else "none",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
@@ -43,7 +44,7 @@ def counted(rows: datasets.Dataset) -> str:
 
 def copies_in_words(copies: int | None) -> str:
     """Test rows that are training rows too; nothing where there are none, or where it isn't known."""
-    return f", of which {copies:,} are training rows too" if copies else ""
+    return f"; also among the training rows: {copies:,}" if copies else ""
 
 
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
@@ -62,6 +63,8 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )
     say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}"))
+    if task.train_place:
+        say(redact_text(f"  n-grams, nearest rows and examples of {task.train_place}"))
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
         lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])

@@ -279,10 +279,13 @@ def test_extras_of_any_plain_type_are_taken_as_from_jsonl(tmp_path: Path, kind: 
         load_rows(source, {"group": "src_txt"}, extras=["slots"])
 
 
-def test_an_extra_that_json_does_not_know_is_a_bad_row(tmp_path: Path) -> None:
+def test_an_extra_of_any_kind_is_kept_as_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"src_txt": ["一"], "group": [date(2024, 1, 2)]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"row 1: group is of type date, not a string \(2024-01-02\)"):
-        load_rows(tmp_path / "a.parquet", extras=["group"])
+    assert load_rows(tmp_path / "a.parquet", extras=["group"])["group"][:] == ["2024-01-02"]
+    given = [None, float("nan"), 1, 1.5, True, "甲", "", "\ud83d", [1], {"a": date(2024, 1, 2)}]
+    rows: list[dict[str, object]] = [{"src_txt": "一", "group": value} for value in given] + [{"src_txt": "一"}]
+    kept = ["", "", "1", "1.5", "true", "甲", "", "?", "[1]", '{"a": "2024-01-02"}', ""]
+    assert load_rows(rows, extras=["group"])["group"][:] == kept  # type: ignore[arg-type]
 
 
 def test_fingerprint_tells_contents_apart_and_nothing_else() -> None:

@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 from modules.config.data import DataConfig
+from modules.data.arrow import count_copies
 from modules.data.quarantine import DataError
 from modules.data.splits import choose_places, evaluation_place, load_splits, load_test_rows, load_training_rows
 
@@ -115,3 +116,16 @@ def test_splits_of_different_kind_are_refused(pairs: str, tmp_path: Path) -> Non
         (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"train\.csv holds .* and .*\.csv .*: give all splits the same columns"):
         load_splits(DataConfig(path=str(tmp_path)), 0)
+
+
+def test_rows_that_stand_in_two_splits_are_counted_word_for_word() -> None:
+    rows = datasets.Dataset.from_dict({"src_txt": ["a", "b:1", "c"], "tgt_txt": ["1:x", "x", "y"]})
+    others = datasets.Dataset.from_dict({"src_txt": ["c", "a", "b", "c"], "tgt_txt": ["y", "1:x", "1:x", "y"]})
+    assert count_copies(rows, others) == 2
+    assert count_copies(others, rows) == 3
+    assert count_copies(rows, others.select([2])) == 0
+    assert count_copies(rows.select([2, 0]), others.shuffle(seed=3)) == 2
+    assert count_copies(rows.remove_columns("tgt_txt"), others) == 2  # of the columns that both have
+    many = datasets.Dataset.from_dict({"src_txt": [f"{number % 9000}" for number in range(10_000)]})
+    assert count_copies(many.select(range(5)), many.select(range(5, 10_000))) == 5
+    assert count_copies(many.select(range(1000, 2000)), many.select(range(2000, 9000))) == 0

@@ -168,3 +168,53 @@ def test_rows_that_do_not_fit_a_metric_are_refused(
     data = write_rows(store / "rows", train=[{"src_txt": "甲"}] * 3, test=[{"src_txt": "甲，乙"}] * 3)
     with pytest.raises((DataError, ValueError), match=complaint):
         run(f"model={model}", *arguments, f"data.path={data}")
+
+
+def test_a_folder_given_for_the_test_is_its_test_file_and_no_other_rows_are_fitted(
+    model: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [{"src_txt": poem} for poem in POEMS[:2]]
+    data = write_rows(store / "rows", train=train, test=[{"src_txt": "春眠不觉晓。"}, train[0], train[0]])
+    found = run(f"model={model}", f"data.test_path={data}", "prompts=[]")
+    assert list(found.evaluations) == ["model"]
+    assert len(found.evaluations["model"]["perplexity_per_char"].statistics) == 3
+    printed = capsys.readouterr().out
+    assert f"rows of {data}/test.jsonl\n" in printed
+    assert re.search(r"n-grams +no training rows \(data.path\)", printed)
+    (entry,) = MlflowClient().get_run(found.run_id).inputs.dataset_inputs
+    assert entry.dataset.name == "test.jsonl-test"
+    again = run(f"model={model}", f"data.path={data}", "prompts=[]")
+    assert f"rows of {data}/test.jsonl; also among the training rows: 2\n" in capsys.readouterr().out
+    assert MlflowClient().get_run(again.run_id).data.metrics["test/rows_in_training"] == 2
+    page = mlflow.artifacts.load_text(f"runs:/{again.run_id}/report.html")
+    assert "of these among the training rows too" in page
+
+
+def test_pairs_are_not_scored_beside_plain_training_rows(model: Path, store: Path) -> None:
+    data = write_rows(store / "rows", train=[{"src_txt": "甲"}] * 2, test=[{"src_txt": "甲", "tgt_txt": "乙"}])
+    with pytest.raises(DataError, match="train.jsonl holds plain text .* test.jsonl pairs"):
+        run(f"model={model}", f"data.path={data}")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("group", ["A", "", None, 1, 1.5], None),
+        ("group", ["甲组"] * 5, "column group +all rows have the same group"),
+        ("references", ["见第0页"] * 5, r"column references +row 1: references \(见第0页\) must be a list"),
+        ("references", [["丁"], None, "", [], ["丙", "戊"]], None),
+        ("choices", ["甲/乙"] * 5, "choices +the rows have no answer|choices +the rows have no choices"),
+    ],
+)
+def test_a_column_of_ones_own_keeps_nobody_from_being_scored(
+    model: Path, store: Path, capsys: pytest.CaptureFixture[str], column: str, values: list[object], said: str | None
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"src_txt": f"问{i}", "tgt_txt": f"答{i}", column: v} for i, v in enumerate(values)
+    ]
+    data = write_rows(store / "rows", test=rows)
+    found = run("task=summarization", f"model={model}", f"data.test_path={data}/test.jsonl").evaluations["model"]
+    assert len(found["perplexity_per_char"].statistics) == 5
+    printed = capsys.readouterr().out
+    assert bool(re.search("column (group|references)", printed)) == bool(said and said.startswith("column"))
+    assert said is None or re.search(said, printed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b, sha1
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..arrow import fingerprint, text_batches
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..rows import load_rows
 from ..sources import has_split
+from ..splits import place_in, require_same_kind
 from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
 from .poems import RECIPE, rows_by_split, write_derived_sets
 from .verse import SPLITS
@@ -56,33 +57,45 @@ def prepare_rows(
     section: what stands before the key `columns` where it is typed, for messages.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
-    names: list[str | None] = ["train", *own] if own else [None]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
         read = partial(load_rows, source, columns, cache=Path(place), quarantine=quarantine, section=section)
-        found = {name or "": read(split=name) for name in names}
+        found = read_splits(read, source, own)
         identity = {
             "source": redact_text(str(source)),
             "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
             "fractions": {"validation": validation_fraction, "test": test_fraction},
         }
-        earlier = earlier_manifest(folder, identity)
-        if earlier:
+        if earlier := earlier_manifest(folder, identity):
             return earlier
-        unique = without_copies(found)
-        splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else unique
-        empty = [name for name in ("train", *own) if not len(splits[name])]
-        if empty:
-            raise DataError(
-                f"{source}: every {empty[0]} row is a copy of a row in another split; give it rows of its own"
-            )
-        copies = sum(map(len, found.values())) - sum(map(len, unique.values()))
+        splits = divided(without_copies(found), source, validation_fraction, test_fraction)
+        copies = sum(map(len, found.values())) - sum(map(len, splits.values()))
         begin_folder(folder, identity)
-        files = write_splits(folder, {name: rows_of(splits[name]) for name in SPLITS if len(splits.get(name, ()))})
+        files = write_splits(folder, {name: rows_of(splits[name]) for name in SPLITS if name in splits})
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     facts = {"columns": next(iter(found.values())).column_names, "exact copies dropped": copies}
     return finish_folder(folder, identity | facts, files)
+
+
+def read_splits(read: Callable[..., datasets.Dataset], source: str, own: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """The splits of a source that has some beside "train", all of one kind; else all its rows, under ""."""
+    names: list[str | None] = ["train", *own] if own else [None]
+    found = {name or "": read(split=name) for name in names}
+    for name in own:
+        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name))
+    return found
+
+
+def divided(
+    unique: Mapping[str, datasets.Dataset], source: str, validation_fraction: float, test_fraction: float
+) -> dict[str, datasets.Dataset]:
+    """The splits that have rows. DataError where one of the source's own has none left, or training hasn't."""
+    splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else dict(unique)
+    for name in unique.keys() - {""}:
+        if not len(unique[name]):
+            raise DataError(f"{source}: every {name} row is a copy of a row in another split; give it rows of its own")
+    return {name: rows for name, rows in splits.items() if len(rows)}
 
 
 def without_copies(found: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:

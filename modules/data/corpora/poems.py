@@ -37,6 +37,8 @@ def build_corpus(archive: Path, output_dir: Path, report: Progress = lambda step
     if not _verified(manifest, "poems", output_dir):
         if not _verified(manifest, "clean", output_dir):
             manifest["stages"] = {"clean": _timed(_clean, archive, output_dir, report)}
+            if check_integrity(archive) != digest:
+                raise ValueError(f"{archive} changed while it was read; start again when nothing writes to it any more")
             write_json(output_dir / MANIFEST, manifest)
         manifest["stages"]["poems"] = _timed(_deduplicate, digest, output_dir, report)
         manifest["stages"].pop("derived", None)

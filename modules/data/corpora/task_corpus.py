@@ -57,6 +57,8 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     report("fetch", 1)
     counts: Counter[str] = Counter()
     examples = _distinct(_examples(corpus, archive, counts), counts)
+    if _digest(corpus, archive) != identity["sha256"]:
+        raise ValueError(f"{archive} changed while it was read; start again when nothing writes to it any more")
     by_split = split(examples, corpus.prose, counts)
     if empty := [name for name in SPLITS if not by_split[name]]:
         raise ValueError(f"{archive}: {len(examples)} usable examples leave no {empty[0]} rows; give the whole set")

@@ -73,6 +73,7 @@ def facts_of(task: Task, model: Evaluation) -> dict[str, str]:
         "champion": config.champion or "",
         "baseline": config.baseline or "",
         "scored on": f"{rows_in_words(model.metrics[0])} of {task.place}",
+        "n-grams, nearest rows and examples of": str(task.train_place or ""),
         "of these among the training rows too": f"{task.copies:,}" if task.copies else "",
         "lost by the model's tokenizer": str(model.lost) if model.lost and model.lost.counts else "",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",

@@ -69,9 +69,11 @@ class TrainingPlan:
         """Where rows come from, and what of them can't be learnt."""
         lines = {}
         for name, facts in self.splits.items():
-            lines[f"{name} rows"] = str(facts)
+            lines["  from" if name == "train" else f"{name} rows"] = str(facts.place if name == "train" else facts)
             if facts.lost and facts.lost.counts:
-                lines[f"  lost in {name}"] = f"{facts.lost}: the tokenizer doesn't give them back"
+                lines["  lost" if name == "train" else f"  lost in {name}"] = (
+                    f"{facts.lost}: the tokenizer doesn't give them back"
+                )
         if self.tokens_cut:
             whole = self.tokens_cut + self.tokens_read + self.rows
             lines["  cut off"] = f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%})"

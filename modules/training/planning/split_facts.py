@@ -25,7 +25,7 @@ class SplitFacts:
     """Characters that the tokenizer loses; None for rows that training doesn't encode."""
 
     def __str__(self) -> str:
-        copies = f"; {self.copies:,} of them are training rows too" if self.copies else ""
+        copies = f"; also among the training rows: {self.copies:,}" if self.copies else ""
         if self.copies and self.place.held_out:
             copies += " (python -m pipelines.prepare drops copies)"
         return f"{self.rows:,} {self.kind} of {self.place}{copies}"
