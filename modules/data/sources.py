@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ..system.paths import expanded, require_regular
 from ..system.redaction import first_line
 from . import readers
 from .quarantine import DataError, Findings
@@ -65,7 +66,7 @@ def open_source(
 
 def locate(source: str | Path, split: str | None) -> Path | None:
     """The file or saved Dataset that holds the split; None where there is no such path here."""
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if not path.exists():
         return None
     if not path.is_dir() or _is_saved_dataset(path):
@@ -113,6 +114,9 @@ def _is_saved_dataset(path: Path) -> bool:
 
 def _from_disk(path: Path) -> datasets.Dataset:
     try:
+        for file in path.rglob("*"):
+            if not file.is_dir():
+                require_regular(file)
         return datasets.load_from_disk(str(path))
     except Exception as error:  # a damaged folder shows as almost any exception inside datasets
         raise DataError(f"{path}: not a complete saved Dataset ({error}); save it again") from error
@@ -180,7 +184,7 @@ def has_split(source: RowSource, split: str) -> bool:
         return split in source
     if not isinstance(source, (str, Path)):
         return False
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     return path.is_dir() and not _is_saved_dataset(path) and find_split_file(path, split) is not None
 
 
