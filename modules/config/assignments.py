@@ -71,6 +71,12 @@ def with_line_ends(text: str) -> str:
     return ESCAPE.sub(read, text)
 
 
+def as_typed(value: Any) -> Any:
+    """A text on one line, as it is typed where escapes are read."""
+    lines = isinstance(value, str) and ("\n" in value or "\\" in value)
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") if lines else value
+
+
 def unread_escapes(value: Any) -> bool:
     """Whether a value, or one in it, holds \\n or \\t as a file has them that gives them without double quotes."""
     if isinstance(value, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,28 @@ def unless(holds: Callable[[float], bool], rule: str, section: object, names: It
             yield f"{name} ({value}) must be {rule}"
 
 
+def changed(section: Any, usual: Any) -> list[str]:
+    """The names of the fields in which a section differs from another."""
+    return [entry.name for entry in fields(section) if getattr(section, entry.name) != getattr(usual, entry.name)]
+
+
 def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
     return unless(lambda value: value >= minimum, f"at least {minimum}", section, names)
 
 
 def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
     return unless(lambda value: value <= maximum, f"at most {maximum:,}", section, names)
+
+
+LARGEST = 10**12
+"""No number but a seed has a use beyond it, and libraries fail in their own ways on larger ones."""
+
+
+def extreme(section: Any) -> Iterator[str]:
+    """A complaint for each number that nothing here can work with, whatever its own rule says."""
+    names = [entry.name for entry in fields(section) if entry.name != "seed"]
+    numbers = [name for name in names if isinstance(getattr(section, name), int | float)]
+    yield from unless(lambda value: -LARGEST <= value <= LARGEST, f"at most {LARGEST:,}", section, numbers)
 
 
 def out_of_range(section: object, *names: str) -> Iterator[str]:
@@ -84,6 +100,7 @@ class TrackingConfig:
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 0, "flush_timeout")
+        yield from too_large(self, 1_000_000, "flush_timeout")
         if not self.spool_dir:
             yield "spool_dir must name a folder"
 

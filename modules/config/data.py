@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .base import LINES, MODEL, PATH, StageConfig, out_of_range, too_small
+from .base import LINES, MODEL, PATH, StageConfig, changed, out_of_range, too_small
 
 
 @dataclass
@@ -63,6 +63,9 @@ class TokenizerConfig:
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 258, "vocab_size")  # the 256 bytes, end-of-text and a token
         yield from too_small(self, 1, "min_frequency")
+        if self.path:
+            for name in changed(self, TokenizerConfig(path=self.path)):
+                yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")

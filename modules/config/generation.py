@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .base import EMBEDDED, LINES, MODEL, REMOVED, CommandConfig, ConfigError, not_positive, shown, too_small
+from .base import EMBEDDED, LINES, MODEL, REMOVED, CommandConfig, ConfigError, extreme, not_positive, shown, too_small
 
 EXPECTED = {
     "int": "a whole number",
@@ -60,7 +60,7 @@ class GenerationConfig:
         if "stop" in values:
             values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
         result = replace(defaults or cls(), **values)
-        if complaints := list(result.complaints()):
+        if complaints := [*result.complaints()] or [*extreme(result)]:
             raise ConfigError(complaints)
         return result
 

@@ -27,13 +27,15 @@ from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
 from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value, unread_escapes
-from .base import LINES, REMOVED, CommandConfig, ConfigError
+from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted
 
 logger = logging.getLogger("moyun.config")
+
+LOOKED_UP = r"; ${key} is another key's value, ${oc.env:NAME} the environment's, and \${…} is the text ${…} itself"
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -76,7 +78,7 @@ def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
             complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
             result = OmegaConf.to_object(config)
         except OmegaConfBaseException as error:  # ${…} to a key that isn't there, or of another type
-            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}"]
+            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}{LOOKED_UP}"]
     if complaints:
         raise ConfigError(complaints)
     paths = {complaint.partition("=")[2]: complaint for complaint in reversed(list(settle_paths(result)))}
@@ -125,8 +127,8 @@ def complaints_of(config: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from complaints_of(value, f"{prefix}{field.name}.")
-    if hasattr(config, "complaints"):
-        yield from (f"{prefix}{complaint}" for complaint in config.complaints())
+    own = list(config.complaints()) if hasattr(config, "complaints") else []
+    yield from (f"{prefix}{complaint}" for complaint in own or extreme(config))
 
 
 def to_yaml(config: Any) -> str:
@@ -161,6 +163,9 @@ def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]
         content = OmegaConf.load(io.StringIO(read_text(path, VOCABULARY)))
     except FileNotFoundError:
         complaints.append(f"config file {path} doesn't exist")
+        return
+    except OmegaConfBaseException as error:
+        complaints.append(f"config file {path}: {error.full_key}: {str(error).splitlines()[0]}{LOOKED_UP}")
         return
     except (OSError, ValueError) as error:
         complaints.append(f"config file {error}" if str(path) in str(error) else f"config file {path}: {error}")

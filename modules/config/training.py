@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .base import MODEL, PATH, StageConfig, not_positive, out_of_range, too_small
+from .base import MODEL, PATH, StageConfig, changed, not_positive, out_of_range, too_large, too_small
 from .data import DataConfig, TokenizerConfig
 from .generation import GenerationConfig
 from .model import LoraConfig, SizeConfig
@@ -130,6 +130,7 @@ class TrainerConfig:
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "devices", "nodes", "tensor_parallel", "process_group_timeout")
+        yield from too_large(self, 1_000, "devices")
         yield from not_positive(self, "device_memory")
         parts = self.tensor_parallel
         if parts > 0 and self.devices * self.nodes % parts:
@@ -161,6 +162,8 @@ class TrainingConfig(StageConfig):
                 f"model and train.init_from ({start}) exclude each other: the folder says its size; "
                 "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
             )
+        for name in changed(self.tokenizer, TokenizerConfig()) if start else ():
+            yield f"tokenizer.{name} has no effect with train.init_from={start}, which brings its tokenizer; drop it"
         if start and self.train.learning_rate is None:
             yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
         if start and not self.train.batch_size and not self.train.batch_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..data.datamodule import TextDataModule
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
 from ..data.splits import load_splits
+from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
@@ -28,6 +30,8 @@ from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
 from .precision import settle_precision
 from .strategies import require_devices
+
+logger = logging.getLogger("moyun.training")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def set_up(
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
+    require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
@@ -93,6 +98,8 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
     template = None
     if "tgt_txt" in rows.column_names:
         template = config.data.prompt_template or tokenizer.prompt_template or SOURCE_FIELD
+    elif config.data.prompt_template:
+        logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
     return tokenizer.with_prompt_template(template)
 
 
