@@ -18,7 +18,7 @@ class DataConfig:
     path: str | None = field(default=None, metadata=PATH)
     """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), a folder of train/validation/test files, or a hub name."""
     columns: dict[str, str] = field(default_factory=dict)
-    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
+    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt}."""
     validation_path: str | None = field(default=None, metadata=PATH)
     """Rows for validation; unset: the folder's validation file, else validation_fraction of the training rows."""
     test_path: str | None = field(default=None, metadata=PATH)
@@ -36,7 +36,7 @@ class DataConfig:
     over_long: Literal["split", "cut"] = "cut"
     """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
     prompt_template: str | None = field(default=None, metadata=LINES)
-    """How src_txt becomes a prompt when there is a tgt_txt, e.g. "{src_txt}\\n"; it travels with the tokenizer."""
+    """How src_txt becomes a prompt when there is a tgt_txt, e.g. '{src_txt}\\n'; it travels with the tokenizer."""
     cache_dir: str | None = field(default=None, metadata=PATH)
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 

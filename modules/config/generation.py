@@ -97,12 +97,14 @@ class GenerateConfig(CommandConfig):
     model: str = field(default=EMBEDDED, metadata=MODEL)
     """A model folder or a models:/ URI; models/poems comes with moyun."""
     prompt: str = ""
-    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
+    like one of these keys needs it: prompt='seed=…'."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
 
     int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Here its keys may be given without the section: temperature=0.5."""
 
 
 @dataclass

@@ -26,7 +26,7 @@ def require_processes(trainer: TrainerConfig) -> None:
             remedy = f"torchrun --nnodes={trainer.nodes} --nproc-per-node={trainer.devices} -m pipelines.STAGE …"
         raise ValueError(
             f"{started} processes were started, but trainer.devices={trainer.devices} × trainer.nodes={trainer.nodes} "
-            f"makes {asked}: each would train a model of its own. Start it with {remedy}, or give the numbers as started"
+            f"makes {asked}: each would train a model of its own. Start it with {remedy}, or give those numbers"
         )
 
 
