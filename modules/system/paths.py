@@ -30,6 +30,8 @@ def expanded(text: str) -> str:
 
 def why_no_path(text: str) -> str | None:
     """Why nothing can be read from or written to this path, which need not be there yet; None where it can."""
+    if text.startswith("["):  # a list of paths, which whoever reads them takes apart
+        return None
     if text.startswith("file://"):
         return f"a path is wanted here, without file://: {unquote(text.removeprefix('file://'))}"
     if (variable := VARIABLE.match(text)) and variable[1].strip("{}") in os.environ:

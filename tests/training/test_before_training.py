@@ -19,6 +19,7 @@ from modules.inference.text_generator import require_room
 from modules.system.signals import is_worker
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.callbacks import ProgressLine
+from modules.training.checkpoints.run_manifest import RunManifest, manifest_differences
 from modules.training.setup import choose_tokenizer
 from modules.training.strategies import job_environment
 from pipelines.cli.launch import require_processes
@@ -162,3 +163,16 @@ def test_the_end_names_run_folder_and_what_to_do_next(tmp_path: Path, capsys: py
     assert f"python -m pipelines.serve 'model={model}'" in said
     show_trained("finetune: done", "abc", model, None, config, False)
     assert "next" not in capsys.readouterr().out
+
+
+def test_a_template_that_differs_is_shown_as_it_is_typed() -> None:
+    """A run of an earlier version has a backslash and an n where the same command now gives a line end."""
+
+    def manifest(template: str, **tokenizer: int) -> RunManifest:
+        config = {"data": {"prompt_template": template}, "tokenizer": tokenizer, "train": {"init_from": "m"}}
+        return RunManifest("finetune", "abc", config, {}, "t", None)
+
+    found = manifest_differences(manifest(r"问：{src_txt}\n", vocab_size=300), manifest("问：{src_txt}\n"))
+    assert found == {"data.prompt_template": r"data.prompt_template was 问：{src_txt}\\n, and is 问：{src_txt}\n"}
+    typed = [r"data.prompt_template=问：{src_txt}\\n", "train.init_from=m"]
+    assert load_config("finetune", typed).data.prompt_template == r"问：{src_txt}\n"
