@@ -172,7 +172,9 @@ def test_a_template_that_differs_is_shown_as_it_is_typed() -> None:
         config = {"data": {"prompt_template": template}, "tokenizer": tokenizer, "train": {"init_from": "m"}}
         return RunManifest("finetune", "abc", config, {}, "t", None)
 
-    found = manifest_differences(manifest(r"问：{src_txt}\n", vocab_size=300), manifest("问：{src_txt}\n"))
+    found = manifest_differences(
+        manifest(r"问：{src_txt}\n", vocab_size=300), manifest("问：{src_txt}\n", vocab_size=999)
+    )
     assert found == {"data.prompt_template": r"data.prompt_template was 问：{src_txt}\\n, and is 问：{src_txt}\n"}
     typed = [r"data.prompt_template=问：{src_txt}\\n", "train.init_from=m"]
     assert load_config("finetune", typed).data.prompt_template == r"问：{src_txt}\n"
