@@ -22,4 +22,4 @@ def compare(config: CompareConfig) -> RunComparison:
 
 
 if __name__ == "__main__":
-    run_stage("compare", compare, with_positions(sys.argv[1:], "one", "other"))
+    run_stage("compare", compare, with_positions(sys.argv[1:], "one", "other", stage="compare"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modules.checkpoint.loading import load_verified, open_tokenizer
+from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
 from modules.config.evaluation import EvaluateConfig
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import CARD, write_card
 from modules.evaluation.report.page import html
 from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
-from modules.inference.text_generator import TextGenerator
+from modules.inference.text_generator import TextGenerator, require_room
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
 
@@ -44,6 +44,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         log_rows(run, rows.test, rows.place.name, "test")
         named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
         folders = {name: resolve_model(place) for name, place in named.items() if place}
+        window = open_model(folders["model"]).config.max_position_embeddings
+        require_room("prompts", config.prompts, open_tokenizer(folders["model"]), window)
         task.note_copies(folders["model"])
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []

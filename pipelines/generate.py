@@ -21,4 +21,4 @@ def generate(config: GenerateConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_stage("generate", generate, with_positions(sys.argv[1:], "prompt"))
+    run_stage("generate", generate, with_positions(sys.argv[1:], "prompt", stage="generate"))

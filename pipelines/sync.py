@@ -24,7 +24,7 @@ def sync(config: SyncConfig) -> list[Sent]:
         raise ValueError(
             f"tracking.spool_dir={root} isn't a folder here: start sync where the runs were started, or name theirs"
         )
-    logs = sorted(root.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime)
+    logs = sorted(filter(Path.is_file, root.glob("*/log.jsonl")), key=lambda log: log.stat().st_mtime)
     folders = [log.parent for log in logs if waits(log.parent)]
     if not folders:
         show("sync", {str(root): f"nothing waits ({len(logs):,} runs)"})

@@ -33,6 +33,7 @@ from modules.training.setup import TrainingSetup, run_manifest_of, set_up, witho
 
 from .cli.bad_rows import keep_quarantine, report_rows, start_quarantine
 from .cli.printing import show
+from .cli.summaries import show_trained
 
 
 def known_folder(stage: str, config: TrainingConfig) -> str | None:
@@ -118,7 +119,7 @@ def finish(
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
     uri = run.log_model(model)
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
-    show(f"{stage}: done", {n: f"{value:.4g}" for n, value in metrics.items()} | {"model folder": str(model)} | made)
+    show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, len(open_runs) < 2, made)
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
@@ -134,7 +135,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
     training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
-    show(f"{stage}: was done before", {"run": before.run_id, "model folder": folder / "model"})
+    show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not open_runs)
     return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 
 
@@ -163,8 +164,7 @@ def tracked_fit(
     try:
         return fit(stage, config, training, folder, logger, samples, start, spelled(stage, "output_dir"))
     finally:
-        broken_off = sys.exc_info()[0] is not None
-        with suppress(OSError) if broken_off else nullcontext():  # or a full disk would hide why
+        with suppress(OSError) if sys.exc_info()[0] else nullcontext():  # or a full disk would hide why
             run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
             if samples.table:
                 run.log_table({name: [row[name] for row in samples.table] for name in samples.table[0]}, "samples.json")

@@ -31,6 +31,10 @@ Later wins over earlier: the defaults below, `conf/model/NAME.yaml` and the like
 key. Lists and mappings are YAML: `train.sample_prompts=[春,秋]`. Wrong keys, values and combinations are reported
 together, before any work starts. `python -m pipelines.STAGE --help` shows the same on the terminal.
 
+A path may begin with `~`. In templates, separators and stop texts `\\n` on the command line is a line end, `\\t` a tab
+and `\\\\` a backslash; in a file YAML reads them in double quotes. A file's `${key}` is another key's value, and
+`\\${` stands for the text.
+
 This page is made by `python -m tools.configuration` from `modules/config/` and `conf/`.
 """
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ..config.base import no_such_model
 from ..model.decoder import Decoder, meta_decoder
 from ..model.quantization import prepare_for_inference
 from ..system.checksums import sha256_of
 from ..system.hardware import default_device
+from ..system.paths import expanded
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer
 from . import formats
 from .model_folder import FILES, read_model
@@ -23,14 +25,14 @@ def check_folder(folder: Path) -> None:
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder; a registered model is models:/NAME@ALIAS")
+        raise CheckpointError(no_such_model(folder))
     if not any(folder.iterdir()):
         raise CheckpointError(f"{folder} is empty, and no model folder")
 
 
 def open_model(folder: str | Path) -> StoredModel:
     """Architecture and weights of a folder of any format, still on disk. Raises CheckpointError for what it lacks."""
-    folder = Path(folder)
+    folder = Path(expanded(str(folder)))
     check_folder(folder)
     if (foreign := formats.format_of(folder)) != "moyun":
         return formats.read(folder, foreign)

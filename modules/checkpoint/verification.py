@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model.decoder import meta_decoder
 from ..system.checksums import sha256_of
+from ..system.paths import require_regular
 from ..tokenizer.tokenizer import Tokenizer
 from .weights import CheckpointError, StoredModel, StoredTensor, read_safetensors, save_tensors, weights_hash
 
@@ -83,7 +84,8 @@ def saved_hashes(folder: Path) -> dict[str, str]:
     """What a model folder's weights, tokenizer and model.yaml hashed to when it was written."""
     path = folder / "golden.safetensors"
     try:
+        require_regular(path)
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; copy it again from where it came from") from error

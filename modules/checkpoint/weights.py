@@ -21,6 +21,7 @@ from ..config.model import ModelConfig
 from ..model.decoder import meta_decoder
 from ..system.bounded_read import read_json
 from ..system.checksums import sha256_of
+from ..system.paths import require_regular
 
 SHARD_BYTES = 5_000_000_000
 QKV = "query_key_value"
@@ -81,6 +82,7 @@ def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, still on disk. Raises CheckpointError naming a damaged file."""
     try:
+        require_regular(path)
         file = safe_open(path, "pt")
         return {name: stored_slice(path, file, name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except SafetensorError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,11 @@ Assignment = tuple[str, Any, str]
 """(dotted key, value, where it was written)"""
 
 COMMAND_LINE = "command line"
+NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that aren't of the terminal's encoding."""
+
+ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -21,6 +27,10 @@ def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if NO_TEXT.search(argument):
+            encoding = sys.getfilesystemencoding()
+            complaints.append(f"{argument!r} isn't text in this terminal's encoding ({encoding}): set LC_ALL=C.UTF-8")
+            continue
         key, equals, value = argument.removeprefix("--").partition("=")
         if not equals and argument.startswith("--") and rest and not rest[0].startswith("--"):
             value, equals = rest.pop(0), "="
@@ -30,13 +40,48 @@ def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator
             yield key, value, COMMAND_LINE
 
 
-def parse_value(text: str, hint: Any) -> Any:
-    """Text stays text, and each key's own type converts it: only null, lists and mappings are read as YAML."""
+def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
+    """Text stays text, and each key's own type converts it: only null, lists and mappings are read as YAML.
+
+    lines: the text may run over lines, and its escapes are read. Raises ValueError for an escape that isn't known.
+    """
     if text == "null" and hint is not str:
         return None
     if typing.get_origin(hint) in (list, dict):
-        return escaped(yaml.load(text, yaml.BaseLoader))  # whose scalars all are text: [007, null] holds no number
-    return escaped(text) if hint in (str, str | None) else text
+        return escaped(yaml.load(text, LinesLoader if lines else yaml.BaseLoader))
+    return escaped(with_line_ends(text) if lines else text) if hint in (str, str | None) else text
+
+
+class LinesLoader(yaml.BaseLoader):
+    """All scalars are text, [007, null] too, and escapes are read in it; YAML does so itself in double quotes."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        text: str = super().construct_scalar(node)
+        return text if node.style == '"' else with_line_ends(text)
+
+
+def with_line_ends(text: str) -> str:
+    """A line end for \\n, a tab for \\t, a backslash for two. Raises ValueError for any other escape."""
+
+    def read(found: re.Match[str]) -> str:
+        if found[1] not in ESCAPES:
+            raise ValueError(f"{found[0]} is no escape: \\n is a line end, \\t a tab, and a backslash is written \\\\")
+        return ESCAPES[found[1]]
+
+    return ESCAPE.sub(read, text)
+
+
+def as_typed(value: Any) -> Any:
+    """A text on one line, as it is typed where escapes are read."""
+    lines = isinstance(value, str) and ("\n" in value or "\\" in value)
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") if lines else value
+
+
+def unread_escapes(value: Any) -> bool:
+    """Whether a value, or one in it, holds \\n or \\t as a file has them that gives them without double quotes."""
+    if isinstance(value, list):
+        return any(map(unread_escapes, value))
+    return isinstance(value, str) and any(found[1] in ("n", "t") for found in ESCAPE.finditer(value))
 
 
 def escaped(value: Any) -> Any:

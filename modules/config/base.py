@@ -5,11 +5,25 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..system.paths import expanded
+
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
+
+PATH = {"holds": "path"}
+"""Metadata of a field that names a file or folder: ~ at its beginning becomes the home folder when it is loaded."""
+
+MODEL = {"holds": "path", "names": "model"}
+"""Metadata of a path to a folder with a model or a tokenizer, which must be there before a stage begins."""
+
+STORE = {"holds": "store"}
+"""Metadata of a field with the URI of a tracking store, in which ~ is filled in as well."""
+
+LINES = {"holds": "lines"}
+"""Metadata of a field whose text may run over lines: on the command line \\n, \\t and \\\\ are escapes in it."""
 
 
 class ConfigError(ValueError):
@@ -36,12 +50,28 @@ def unless(holds: Callable[[float], bool], rule: str, section: object, names: It
             yield f"{name} ({value}) must be {rule}"
 
 
+def changed(section: Any, usual: Any) -> list[str]:
+    """The names of the fields in which a section differs from another."""
+    return [entry.name for entry in fields(section) if getattr(section, entry.name) != getattr(usual, entry.name)]
+
+
 def too_small(section: object, minimum: int, *names: str) -> Iterator[str]:
     return unless(lambda value: value >= minimum, f"at least {minimum}", section, names)
 
 
 def too_large(section: object, maximum: int, *names: str) -> Iterator[str]:
     return unless(lambda value: value <= maximum, f"at most {maximum:,}", section, names)
+
+
+LARGEST = 10**12
+"""No number but a seed has a use beyond it, and libraries fail in their own ways on larger ones."""
+
+
+def extreme(section: Any) -> Iterator[str]:
+    """A complaint for each number that nothing here can work with, whatever its own rule says."""
+    names = [entry.name for entry in fields(section) if entry.name != "seed"]
+    numbers = [name for name in names if isinstance(getattr(section, name), int | float)]
+    yield from unless(lambda value: -LARGEST <= value <= LARGEST, f"at most {LARGEST:,}", section, numbers)
 
 
 def out_of_range(section: object, *names: str) -> Iterator[str]:
@@ -57,19 +87,20 @@ def not_positive(section: object, *names: str) -> Iterator[str]:
 class TrackingConfig:
     """MLflow."""
 
-    tracking_uri: str | None = None
+    tracking_uri: str | None = field(default=None, metadata=STORE)
     """Tracking store or server; unset: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
     experiment_name: str = "moyun"
     """Experiment that the runs go to (mlflow run's own choice wins)."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
-    spool_dir: str = "outputs/tracking"
+    spool_dir: str = field(default="outputs/tracking", metadata=PATH)
     """Folder of the runs' local logs, from which the store is fed; what it didn't take waits there."""
     flush_timeout: int = 60
     """Seconds to wait at the end of a run for a store that takes nothing; `python -m pipelines.sync` sends the rest."""
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 0, "flush_timeout")
+        yield from too_large(self, 1_000_000, "flush_timeout")
         if not self.spool_dir:
             yield "spool_dir must name a folder"
 
@@ -105,6 +136,9 @@ EMBEDDED = "models/poems"
 """The model that comes with moyun: pretrained on classical poems."""
 
 
+HUB_NAME = re.compile(r"(damo|iic|AI-ModelScope|modelscope)/[\w.-]+|[\w-]+/(nlp_|[\w-]*gpt)[\w.-]*", re.IGNORECASE)
+"""A model's name on ModelScope or Hugging Face, e.g. damo/nlp_gpt3_text-generation_chinese-base."""
+
 URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
@@ -113,11 +147,21 @@ def is_registered(place: str) -> bool:
     return place.startswith(("models:/", "runs:/"))
 
 
+def no_such_model(place: str | Path) -> str:
+    """What to say of a model folder that isn't there."""
+    if HUB_NAME.fullmatch(str(place)):
+        return (
+            f"{place}: no such model folder, and none is fetched from a hub: download it first, then give its folder "
+            "(docs/modelscope.md has the command)"
+        )
+    return f"{place}: no such model folder; a registered model is models:/NAME@ALIAS"
+
+
 def model_folder(path: str | Path) -> Path:
     """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
-    folder = Path(path)
+    folder = Path(expanded(str(path)))
     if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
         folder = Path(__file__).parents[2] / EMBEDDED
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

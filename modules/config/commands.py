@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
-from .base import MISSING, CommandConfig, StageConfig, too_small
+from .base import MISSING, PATH, CommandConfig, StageConfig, too_small
 from .data import PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
@@ -20,11 +20,11 @@ from .training import TrainingConfig
 class ConvertConfig(CommandConfig):
     """A model folder from one format to another, bit by bit."""
 
-    source: str = MISSING
+    source: str = field(default=MISSING, metadata=PATH)
     """A folder of any format, a training checkpoint too, or a models:/ URI of moyun's."""
-    target: str = MISSING
+    target: str = field(default=MISSING, metadata=PATH)
     """The new folder; nothing is overwritten."""
-    adapter: str | None = None
+    adapter: str | None = field(default=None, metadata=PATH)
     """A folder of adapters trained on the source (outputs/…/adapter), to be merged into the target."""
     format: Literal["moyun", "huggingface", "modelscope", "megatron", "gguf"] = "moyun"
     """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up; gguf: for llama.cpp."""
@@ -45,9 +45,9 @@ class ConvertConfig(CommandConfig):
 class CompareConfig(CommandConfig):
     """Two runs side by side: python -m pipelines.compare RUN RUN."""
 
-    one: str = MISSING
+    one: str = field(default=MISSING, metadata=PATH)
     """A run id, a models:/ URI, a model folder, or a training stage's output folder; `one=` may be left out."""
-    other: str = MISSING
+    other: str = field(default=MISSING, metadata=PATH)
     """The run to compare it with; `other=` may be left out."""
     tolerance: float = 1e-4
     """A difference between two losses, as a share of them, that rounding alone may come to."""

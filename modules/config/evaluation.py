@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .base import MISSING, StageConfig, too_small
+from .base import LINES, MISSING, MODEL, StageConfig, too_small
 from .data import DataConfig
 from .generation import GenerationConfig
 
@@ -24,13 +24,13 @@ class TaskConfig:
     """What stands beside the model: reference (the rows' own targets: what people score), lead (the source's first
     sentence), copy (the source), most_frequent (training target), nearest (the target of the training row whose source
     shares the most characters)."""
-    template: str | None = None
+    template: str | None = field(default=None, metadata=LINES)
     """How to ask a model without a prompt template of its own, e.g. "{src_txt}\\n摘要："; unset: the data set's."""
     own_template: bool = True
     """Ask a model that was tuned on src_txt → tgt_txt as it was tuned; false: with task.template all the same."""
     examples: int = 0
     """Solved training rows before each question (few-shot), drawn by seed for each row."""
-    separator: str = "\n\n"
+    separator: str = field(default="\n\n", metadata=LINES)
     """Between them; it also ends an answer, where there are examples."""
     rows: int | None = None
     """Texts are generated for so many test rows, drawn by seed; unset: for all. Likelihood is always of all."""
@@ -56,11 +56,11 @@ class TaskConfig:
 class EvaluateConfig(StageConfig):
     """A model on a task's test rows, beside what it started from and what needs no model."""
 
-    model: str = "models:/moyun@champion"
+    model: str = field(default="models:/moyun@champion", metadata=MODEL)
     """A model folder or a models:/ URI."""
-    baseline: str | None = None
+    baseline: str | None = field(default=None, metadata=MODEL)
     """Another model to stand beside it, e.g. the one it was fine-tuned from."""
-    champion: str | None = None
+    champion: str | None = field(default=None, metadata=MODEL)
     """A third one, e.g. models:/moyun@champion: the report tests the model against it and the baseline, row by row."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The task's file also says which data set and how much text it takes, where the command doesn't."""
@@ -88,7 +88,7 @@ class EvaluateConfig(StageConfig):
 class RegisterConfig(StageConfig):
     """A model folder → a version in the registry, and `champion` if it earns it."""
 
-    model: str = MISSING
+    model: str = field(default=MISSING, metadata=MODEL)
     """The model folder to register."""
     model_name: str = "moyun"
     """Name in the registry."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .base import EMBEDDED, REMOVED, CommandConfig, ConfigError, not_positive, shown, too_small
+from .base import EMBEDDED, LINES, MODEL, REMOVED, CommandConfig, ConfigError, extreme, not_positive, shown, too_small
 
 EXPECTED = {
     "int": "a whole number",
@@ -33,7 +33,7 @@ class GenerationConfig:
     """Above 1 makes tokens that already stand in the text less likely (CTRL's formula)."""
     seed: int | None = None
     """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
-    stop: list[str] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list, metadata=LINES)
     """Texts that end the generation; they are not part of the result."""
 
     @classmethod
@@ -60,7 +60,7 @@ class GenerationConfig:
         if "stop" in values:
             values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
         result = replace(defaults or cls(), **values)
-        if complaints := list(result.complaints()):
+        if complaints := [*result.complaints()] or [*extreme(result)]:
             raise ConfigError(complaints)
         return result
 
@@ -94,15 +94,17 @@ def fits(value: Any, kind: str) -> bool:
 class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
 
-    model: str = EMBEDDED
+    model: str = field(default=EMBEDDED, metadata=MODEL)
     """A model folder or a models:/ URI; models/poems comes with moyun."""
     prompt: str = ""
-    """What to continue; on the command line `prompt=` may be left out: python -m pipelines.generate "白日依山尽，"."""
+    """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
+    like one of these keys needs it: prompt='seed=…'."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
 
     int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Here its keys may be given without the section: temperature=0.5."""
 
 
 @dataclass
@@ -139,7 +141,7 @@ class LimitsConfig:
 class ServeConfig(CommandConfig):
     """A model behind HTTP: OpenAI's completions and MLflow's invocations, many requests in one running batch."""
 
-    model: str = "models:/moyun@champion"
+    model: str = field(default="models:/moyun@champion", metadata=MODEL)
     """A model folder or a models:/ URI; it is verified before anything is served."""
     name: str | None = None
     """What clients call it, in OpenAI's `model`; unset: its name in the registry, or the folder's."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import logging
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from ..system.bounded_read import read_plain_yaml
+from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
+from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
-from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value
-from .base import REMOVED, CommandConfig, ConfigError
+from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value, unread_escapes
+from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
-from .schema import CONF, Key, group_file, keys, suggestion, wanted
+from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted
+
+logger = logging.getLogger("moyun.config")
+
+LOOKED_UP = r"; ${key} is another key's value, ${oc.env:NAME} the environment's, and \${…} is the text ${…} itself"
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -51,9 +58,14 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     """
     config_class = STAGES[stage]
     complaints: list[str] = []
-    given = list(parse_arguments(arguments, complaints))
+    given = [(full_name(config_class, k), v, where) for k, v, where in parse_arguments(arguments, complaints)]
     files = list(stage_files(stage, config_class, complaints))
-    users = [leaf for k, v, _ in given if k == "config" for leaf in read_yaml(Path(v), config_class, "", complaints)]
+    users = [
+        leaf
+        for k, v, _ in given
+        if k == "config"
+        for leaf in read_yaml(Path(expanded(v)), config_class, "", complaints)
+    ]
     users += [(k, v, where) for k, v, where in given if k != "config"]
     users += unset_paths(stage, users)
     config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
@@ -75,10 +87,12 @@ def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
             complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
             result = OmegaConf.to_object(config)
         except OmegaConfBaseException as error:  # ${…} to a key that isn't there, or of another type
-            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}"]
+            complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}{LOOKED_UP}"]
     if complaints:
         raise ConfigError(complaints)
-    validate(result)
+    paths = {complaint.partition("=")[2]: complaint for complaint in reversed(list(settle_paths(result)))}
+    if complaints := [*reversed(paths.values()), *complaints_of(result)]:  # a path that stages share is named once
+        raise ConfigError(complaints)
     return result
 
 
@@ -122,8 +136,8 @@ def complaints_of(config: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from complaints_of(value, f"{prefix}{field.name}.")
-    if hasattr(config, "complaints"):
-        yield from (f"{prefix}{complaint}" for complaint in config.complaints())
+    own = list(config.complaints()) if hasattr(config, "complaints") else []
+    yield from (f"{prefix}{complaint}" for complaint in own or extreme(config))
 
 
 def to_yaml(config: Any) -> str:
@@ -155,12 +169,18 @@ def with_tasks(
 def read_yaml(path: Path, config_class: type, prefix: str, complaints: list[str]) -> Iterator[Assignment]:
     """A file's leaves; what stands under a section's name is a leaf of that section."""
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.load(io.StringIO(read_text(path, VOCABULARY)))
     except FileNotFoundError:
         complaints.append(f"config file {path} doesn't exist")
         return
+    except OmegaConfBaseException as error:
+        complaints.append(f"config file {path}: {error.full_key}: {str(error).splitlines()[0]}{LOOKED_UP}")
+        return
+    except (OSError, ValueError) as error:
+        complaints.append(f"config file {error}" if str(path) in str(error) else f"config file {path}: {error}")
+        return
     except Exception as error:
-        complaints.append(f"config file {path} isn't YAML: {error}")
+        complaints.append(f"config file {path} isn't YAML: {' '.join(str(error).split())}")
         return
     if not isinstance(content, DictConfig):
         complaints.append(f"config file {path} must hold `key: value` lines")
@@ -229,20 +249,28 @@ def set_leaf(
         hint = f"; {REMOVED[name]}" if name in REMOVED else suggestion(name, known)
         complaints.append(f"{name} ({where}): no such key{hint}")
         return
-    shown = "null" if value is None else value
+    shown = "null" if value is None else f"{value[:200]}…" if isinstance(value, str) and len(value) > 200 else value
     parent = known.get(name.rpartition(".")[0])
     if parent and parent.section and OmegaConf.select(config, parent.name) is None:
+        if where != COMMAND_LINE:  # a file may hold the whole section, as the config.yaml of a run does
+            OmegaConf.update(config, parent.name, OmegaConf.structured(parent.section))
+            set_leaf(config, known, name, value, where, complaints)
+            return
         complaints.append(f"{name}={shown} ({where}): {parent.name} is unset; give {parent.name}=NAME too")
         return
     try:
         if where == COMMAND_LINE and name in known:
-            value = parse_value(value, key.type)
+            value = parse_value(value, key.type, key.holds == LINES["holds"])
+        elif key.holds == LINES["holds"] and unread_escapes(value):
+            logger.warning("%s (%s) holds a backslash and a letter: YAML reads \\n in double quotes alone", name, where)
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return
         OmegaConf.update(config, key.name, value)
     except (OmegaConfBaseException, yaml.YAMLError):
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}")
+    except ValueError as error:  # an escape
+        complaints.append(f"{name}={shown} ({where}): {error}")
 
 
 def not_text(value: Any, hint: Any) -> bool:

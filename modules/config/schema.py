@@ -6,23 +6,30 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import os
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .base import StageConfig
+from ..system.paths import expanded, why_no_path
+from .base import MODEL, PATH, STORE, URL, StageConfig, is_registered, model_folder, no_such_model, shown
+from .commands import STAGES
 from .data import DataConfig
 from .evaluation import TaskConfig
+from .generation import GenerateConfig, GenerationConfig
 from .model import SizeConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
 GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
+
+KINDS = {"model": "size", "data": "data set"}
+"""What a name in such a folder of conf/ stands for."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Key:
     doc: str
     section: type | None
     """The dataclass behind the key, where it is a section and not a leaf."""
+    holds: str | None = None
+    """What a value is, where its type doesn't say it: see PATH and LINES in base.py."""
 
     @property
     def group(self) -> str | None:
@@ -48,7 +57,9 @@ def keys(config_class: type, prefix: str = "") -> Iterator[Key]:
     docs = field_docs(config_class)
     for field in dataclasses.fields(config_class):
         section = dataclass_in(hints[field.name])
-        yield Key(prefix + field.name, hints[field.name], docs.get(field.name, ""), section)
+        yield Key(
+            prefix + field.name, hints[field.name], docs.get(field.name, ""), section, field.metadata.get("holds")
+        )
         if section:
             yield from keys(section, f"{prefix}{field.name}.")
 
@@ -85,15 +96,63 @@ def field_docs(config_class: type) -> dict[str, str]:
     return docs
 
 
+def paths_in(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(full name, section, field) of each key that holds a path, or a store's URI with a path in it."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from paths_in(value, f"{prefix}{field.name}.")
+        elif field.metadata.get("holds") in (PATH["holds"], STORE["holds"]) and isinstance(value, str):
+            yield f"{prefix}{field.name}", config, field
+
+
+def settle_paths(config: Any) -> Iterator[str]:
+    """Fills in ~ wherever a key holds a path; yields a complaint for each that no file or folder can have."""
+    for key, section, field in paths_in(config):
+        value = expanded(getattr(section, field.name))
+        setattr(section, field.name, value)
+        group = "model" if field.name == "init_from" else GROUPS.get(type(section), "")
+        if field.name in ("path", "init_from") and value in group_names(group) and not os.path.exists(value):
+            name = key.removesuffix("train.init_from") + "model" if group == "model" else key.removesuffix(".path")
+            yield f"{key}={value}: there is no such path; {name}={value} is the {KINDS[group]} of that name"
+        elif field.metadata != STORE and not is_registered(value) and (reason := why_no_path(value)):
+            yield f"{key}={shown(value, 200)}: {reason}"
+
+
+def missing_models(config: Any) -> Iterator[str]:
+    """A complaint for each key that names a model's folder, or a tokenizer's, where there is none."""
+    for key, section, field in paths_in(config):
+        place = getattr(section, field.name)
+        asked_elsewhere = is_registered(place) or place.startswith("<") or URL.match(place)
+        if field.metadata == MODEL and not asked_elsewhere and not os.path.exists(model_folder(place)):
+            yield f"{key}={no_such_model(place)}"
+
+
+def key_of_path(config: Any, path: str) -> str | None:
+    """The key whose path this is, or lies in; of several the one that says most of it."""
+    places = {key: os.path.abspath(getattr(section, field.name)) for key, section, field in paths_in(config)}
+    around = [key for key, place in places.items() if f"{os.path.abspath(path)}{os.sep}".startswith(f"{place}{os.sep}")]
+    return max(around, key=lambda key: len(places[key]), default=None)
+
+
 def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path | None:
     """conf/GROUP/NAME.yaml, or the file itself that is named; None, and a complaint, where there is no such."""
     assert key.group
-    path = Path(value) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
-    if path.exists():
+    path = Path(expanded(value)) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
+    if os.path.exists(path):  # Path.exists raises OSError for a name that is too long
         return path
-    hint = suggestion(value, group_names(key.group))
+    hint = suggestion(value, group_names(key.group)) or other_key(key, value)
     complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
     return None
+
+
+def other_key(key: Key, value: str) -> str:
+    """Which key takes a file of rows or a model folder, given where only a name can stand."""
+    if key.group == "data" and ("/" in value or "." in value):
+        return f"; your own rows are {key.name}.path={value}"
+    if key.group == "model" and ("/" in value or os.path.isdir(value)):
+        return f"; a model folder to start from is {key.name.removesuffix('model')}train.init_from={value}"
+    return ""
 
 
 def wanted(key: Key) -> str:
@@ -109,6 +168,21 @@ def group_names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def suggestion(word: str, known: Collection[str]) -> str:
+    """The keys that end in this word, else the one that is spelt most like it."""
+    ending = [name for name in known if name.endswith(f".{word}")]
+    close = ending[:4] or difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def full_name(config_class: type, name: str) -> str:
+    """generate takes sampling's keys without their section: temperature=0.5."""
+    short = config_class is GenerateConfig and name in {field.name for field in dataclasses.fields(GenerationConfig)}
+    return f"generation.{name}" if short else name
+
+
+def names_key(stage: str, argument: str) -> bool:
+    """Whether what stands before the `=` is a key of the stage, or may be one misspelt."""
+    name = argument.partition("=")[0]
+    known = ["config", *(key.name for key in keys(STAGES[stage]))]
+    return full_name(STAGES[stage], name) in known or "." in name or bool(suggestion(name, known))

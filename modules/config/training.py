@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .base import StageConfig, not_positive, out_of_range, too_small
+from .base import MODEL, PATH, StageConfig, changed, not_positive, out_of_range, too_large, too_small
 from .data import DataConfig, TokenizerConfig
 from .generation import GenerationConfig
 from .model import LoraConfig, SizeConfig
@@ -16,9 +16,9 @@ from .model import LoraConfig, SizeConfig
 class TrainConfig:
     """What is optimized, for how long, and what is watched meanwhile."""
 
-    init_from: str | None = None
+    init_from: str | None = field(default=None, metadata=MODEL)
     """A model folder or a models:/ URI to start from; unset: fresh weights."""
-    resume_from: str | None = "auto"
+    resume_from: str | None = field(default="auto", metadata=PATH)
     """auto: go on where an interrupted run in output_dir stopped; a checkpoint (…/checkpoints/last.ckpt): go on from
     it in a run and a folder of its own; null: never. All on any number of devices."""
     allow_changed: list[str] = field(default_factory=list)
@@ -130,6 +130,7 @@ class TrainerConfig:
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "devices", "nodes", "tensor_parallel", "process_group_timeout")
+        yield from too_large(self, 1_000, "devices")
         yield from not_positive(self, "device_memory")
         parts = self.tensor_parallel
         if parts > 0 and self.devices * self.nodes % parts:
@@ -142,7 +143,7 @@ class TrainerConfig:
 class TrainingConfig(StageConfig):
     """pretrain and finetune."""
 
-    output_dir: str | None = None
+    output_dir: str | None = field(default=None, metadata=PATH)
     """Folder for what the stage makes, empty or new; unset: outputs/STAGE-RUN_ID."""
     model: SizeConfig | None = None
     """A size by name (model=base); with train.init_from the folder says it, and this must stay unset."""
@@ -161,6 +162,8 @@ class TrainingConfig(StageConfig):
                 f"model and train.init_from ({start}) exclude each other: the folder says its size; "
                 "drop one (train.init_from=null trains from fresh weights, model=null starts from the folder)"
             )
+        for name in changed(self.tokenizer, TokenizerConfig()) if start else ():
+            yield f"tokenizer.{name} has no effect with train.init_from={start}, which brings its tokenizer; drop it"
         if start and self.train.learning_rate is None:
             yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
         if start and not self.train.batch_size and not self.train.batch_tokens:

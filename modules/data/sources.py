@@ -12,6 +12,7 @@ import datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ..system.paths import expanded, require_regular
 from ..system.redaction import first_line
 from .quarantine import DataError, Findings
 from .reading.files import findings_of, read_files
@@ -99,6 +100,9 @@ def _split_of(source: datasets.DatasetDict, where: str, split: str | None) -> da
 
 def _from_disk(path: Path) -> datasets.Dataset:
     try:
+        for file in path.rglob("*"):
+            if not file.is_dir():
+                require_regular(file)
         return datasets.load_from_disk(str(path))
     except Exception as error:  # a damaged folder shows as almost any exception inside datasets
         raise DataError(f"{path}: not a complete saved Dataset ({error}); save it again") from error
@@ -145,7 +149,7 @@ def has_split(source: RowSource, split: str) -> bool:
     if not has_splits(source):
         return False
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
+        path = Path(expanded(str(source)))
         if path.exists():
             return bool(split_files(path, split))
         source = _from_hub(source)
@@ -156,7 +160,7 @@ def has_splits(source: RowSource) -> bool:
     """Whether a split of it has to be named: of a folder with files of splits, a DatasetDict, a dataset of the hub."""
     if not isinstance(source, (str, Path)):
         return isinstance(source, datasets.DatasetDict)
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if not path.is_dir():
         return not path.exists() and several(source) is None
     return not is_saved_dataset(path) and is_divided(path)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.base import shown
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
 from ..model.sampling import generate
@@ -101,6 +102,17 @@ class TextGenerator:
             if not isinstance(text, str):
                 raise ValueError(f"text {row} must be a text, not {text!r}")
         return [self.tokenizer.encode_prompt(text) for text in texts]
+
+
+def require_room(key: str, prompts: Sequence[str], tokenizer: Tokenizer, positions: int) -> None:
+    """ValueError naming the first of a key's prompts that leaves the model no position to write to."""
+    for prompt in prompts:
+        tokens = len(tokenizer.encode_prompt(prompt))
+        if not 0 < tokens < positions:
+            raise ValueError(
+                f"{key} holds {shown(prompt)}, {tokens:,} tokens, and the model has {positions:,} positions for prompt "
+                f"and continuation: {'shorten it' if tokens else 'leave it out'}"
+            )
 
 
 def write_pieces(

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from .paths import require_regular
+
 VOCABULARY = 200_000_000
 """Bytes; the largest tokenizer.json in use have some 30 million."""
 
@@ -16,8 +18,8 @@ SETTINGS = 10_000
 
 
 def require_small(path: Path, limit: int) -> None:
-    """ValueError for a file of over `limit` bytes; for those that a library reads."""
-    if path.stat().st_size > limit:
+    """ValueError for a file of over `limit` bytes, or for what is no regular file; for those that a library reads."""
+    if require_regular(path).st_size > limit:
         raise ValueError(f"{path} is over {limit:,} bytes, far more than such a file takes; copy it again")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from .atomic import new_folder
 from .checksums import damage, describe_files, write_file_list
+from .paths import expanded
 from .process_locks import file_lock
 
 FORMAT = 1
@@ -35,8 +36,8 @@ logger = logging.getLogger("moyun.cache")
 def cache_folder(configured: str | None) -> Path:
     """data.cache_dir, else moyun's folder where this user's caches are ($XDG_CACHE_HOME, ~/.cache)."""
     if configured:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moyun"
+        return Path(expanded(configured))
+    return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "moyun"
 
 
 class CacheError(ValueError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .atomic import write_json
+from .bounded_read import read_json
+from .paths import require_regular
 
 FILE_LIST = "files.json"
 
@@ -31,7 +32,7 @@ def write_file_list(folder: Path, files: Described) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that has a list, None where all is as it was written."""
     try:
-        contents = json.loads((folder / FILE_LIST).read_text(encoding="utf-8"))
+        contents = read_json(folder / FILE_LIST)
         for name, (size, _) in contents.items():
             if (folder / name).stat().st_size != size:
                 return f"{name} has another length"
@@ -50,6 +51,7 @@ def damage(folder: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
+    """SHA-256 of the file's bytes, in hexadecimal. Raises ValueError for a pipe or device."""
+    require_regular(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

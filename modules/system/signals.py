@@ -35,8 +35,8 @@ def is_main_process() -> bool:
 
 
 def is_worker() -> bool:
-    """Whether torchrun or SLURM started this process as one of a job."""
-    return "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+    """Whether torchrun or SLURM started this process as one of several; a job script is a single task of SLURM's."""
+    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import tokenizers
 
+from ..system.paths import expanded
 from .lookup import CharacterTable, Counts, Ids, end_to_end, standalone
 from .pretrained import find_tokenizer
 from .prompt_template import split_template
@@ -209,7 +210,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     a tokenizer.json for words cut by jieba. Hugging Face: BERT's WordPiece, or byte-level BPE, which starts a text
     with its bos_token and ends it with its eos_token. ValueError naming the folder and what it lacks.
     """
-    folder = Path(folder)
+    folder = Path(expanded(str(folder)))
     try:
         return Tokenizer(*find_tokenizer(folder))
     except KeyError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import mlflow
 
 from ..config.base import StageConfig, TrackingConfig
+from ..config.schema import missing_models
 from ..system.redaction import redact_text
 from .outbox.store import require_store
 from .provenance import RESUMED, log_provenance
@@ -61,11 +62,14 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
             to it. Where the stage refuses its arguments, the run stays as it had ended.
 
     Raises:
-        ValueError: The store doesn't answer, or hasn't got the run that is to go on; before any work.
+        ValueError: The store doesn't answer or hasn't got the run that is to go on, or a model folder that a key names
+            isn't there; before any work.
         SpoolInUseError: Another process writes to that run.
     """
     parent = mlflow.active_run()
     if not parent:
+        if missing := list(missing_models(config)):
+            raise ValueError("; ".join(missing))
         require_store(connect(config.tracking))
     around = open_runs[-1] if parent and open_runs else None
     root = around.root if around else Path(config.tracking.spool_dir).resolve()

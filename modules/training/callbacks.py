@@ -32,6 +32,10 @@ class ProgressLine(TQDMProgressBar):
         bar.set_description(self.stage)
         return bar
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description(self.stage)  # to Lightning all passes over the rows are "Epoch 0"
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         latest: dict[str, float] = getattr(pl_module, "latest", {})
         shown = {"loss": "train/loss", "tokens/s": "train/tokens_per_second"}

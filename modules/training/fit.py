@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from ..checkpoint.loading import open_model
@@ -28,7 +27,7 @@ from .checkpoints.run_manifest import CHECKPOINTS
 from .lightning_module import LanguageModel
 from .precision import compiles, compute_format, on_gpu
 from .setup import TrainingSetup
-from .strategies import group_timeout, make_strategy
+from .strategies import group_timeout, job_environment, make_strategy
 from .utilization import Utilization
 
 grow_gpu_memory_in_place()  # now: even what number format pays is asked of the GPU
@@ -95,8 +94,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         logger=logger or False,
         callbacks=callbacks,
-        # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
-        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        plugins=job_environment(),
         enable_checkpointing=False,  # Checkpoints is among the callbacks
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,

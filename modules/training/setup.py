@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..data.datamodule import TextDataModule
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
 from ..data.splits import Place, choose_places, load_splits
+from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
@@ -30,6 +32,8 @@ from .planning.plan import TrainingPlan, batch_of, make_plan
 from .planning.split_facts import facts_of_splits
 from .precision import settle_precision
 from .strategies import require_devices
+
+logger = logging.getLogger("moyun.training")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def set_up(
     splits = load_splits(config.data, config.seed, rows, quarantine)
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
+    require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
@@ -109,6 +114,8 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
                 f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
                 "from the source; let it end with a sign of the vocabulary: data.prompt_template='{src_txt}。'"
             )
+    elif config.data.prompt_template:
+        logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
     return tokenizer.with_prompt_template(template)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from ..config.training import TrainerConfig
 from ..system.hardware import chosen_device
+from ..system.signals import is_worker
 from .checkpoints.saving import PortableCheckpoints
 
 
@@ -29,6 +32,14 @@ def make_strategy(config: TrainerConfig) -> Strategy:
     if config.strategy == "ddp":
         return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
     return ModelParallel(config.data_parallel, config.tensor_parallel, timeout=timeout)
+
+
+def job_environment() -> ClusterEnvironment | None:
+    """How Lightning learns of the other processes where a SLURM job's variables would mislead it; None: by itself."""
+    if "LOCAL_RANK" in os.environ or not SLURMEnvironment.detect():
+        return None
+    # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
+    return SLURMEnvironment(auto_requeue=False) if is_worker() else LightningEnvironment()
 
 
 def group_timeout(config: TrainerConfig) -> int:

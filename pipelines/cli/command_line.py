@@ -14,13 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from modules.config.loader import ConfigError, load_config
+from modules.config.schema import key_of_path, names_key
 from modules.config.training import TrainingConfig
 from modules.data.reading.headers import check_headers
+from modules.system.paths import NO_PATH
 from modules.system.redaction import redact_text
 from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
 
 from .help import help_text
 from .launch import launch, require_processes
+from .output import lasting_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 
@@ -32,6 +35,8 @@ READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register")
 
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """Python's own 700 pay in programs that import less."""
+
+OF_THE_PATH = (errno.EISDIR, errno.ENXIO, errno.ENOTEMPTY)
 
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
@@ -52,18 +57,15 @@ def check_before_imports() -> None:
 def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list[str] | None = None) -> None:
     """Runs a stage from the command line and exits: 0 done, 1 failed, 2 wrongly configured."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h"} & set(arguments):
-        print(help_text(stage))
-        return
     # The half million objects that importing makes stay. To look through them for garbage as often as Python does takes
     # a quarter of the time to a first training step, and once more on the way out longer than a second.
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     atexit.register(gc.freeze)
-    with stopping_at_once():
+    with stopping_at_once(), lasting_output():
         code, message = attempt(stage, function, arguments)
-    if code:
-        if code == 1 or is_main_process():
+        if code == 1 or (code and is_main_process()):
             print(f"{stage}: {redact_text(message)}", file=sys.stderr, flush=True)
+    if code:
         leave(code)
 
 
@@ -72,6 +74,9 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
     quieten_libraries()
     config: Any = None
     try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(stage), flush=True)
+            return 0, ""
         end_with_parent()
         config = load_config(stage, arguments)
         check_headers(config)
@@ -89,10 +94,9 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         return 1, f"{rank}{error}"
     except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+        if error.errno not in (*OF_THE_MACHINE, *NO_PATH, *OF_THE_PATH):
             raise
-        where = f"{error.filename}: " if error.filename else "output folder, cache, tracking store or temporary files: "
-        return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
+        return 1, of_the_machine(error, config)
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Stopped as stop:
@@ -104,8 +108,20 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
     return 0, ""
 
 
-def with_positions(arguments: list[str], *names: str) -> list[str]:
-    """Arguments that are neither key=value nor an option's value are those of `names`, in order; more are refused."""
+def of_the_machine(error: OSError, config: Any) -> str:
+    """What the system says of a file or folder, the key that it was given by, and what to do."""
+    key = key_of_path(config, str(error.filename)) if config and error.filename else None
+    where = error.filename or "output folder, cache, tracking store or temporary files"
+    remedy = "give it room or rights" if error.errno in OF_THE_MACHINE else "give another path"
+    says = error.strerror if error.errno in OF_THE_MACHINE else NO_PATH.get(error.errno or 0, error.strerror)
+    return f"{f'{key}: ' if key else ''}{where}: {says}; {remedy}, then start the same command again"
+
+
+def with_positions(arguments: list[str], *names: str, stage: str | None = None) -> list[str]:
+    """Arguments that are neither key=value nor an option's value are those of `names`, in order; more are refused.
+
+    stage: its keys alone, and what may be one misspelt, are taken for keys; a prompt may be "e=mc2，".
+    """
     if {"--help", "-h"} & set(arguments):
         return arguments
     result: list[str] = []
@@ -113,7 +129,10 @@ def with_positions(arguments: list[str], *names: str) -> list[str]:
     for position, argument in enumerate(arguments):
         before = arguments[position - 1] if position else ""
         is_value = before.startswith("--") and "=" not in before
-        is_key = is_value or KEY_VALUE.match(argument) or not rest
+        like_key = KEY_VALUE.match(argument) and (
+            stage is None or argument.startswith("--") or names_key(stage, argument)
+        )
+        is_key = is_value or like_key or not rest
         result.append(argument if is_key else f"{rest.pop(0)}={argument}")
     return result
 

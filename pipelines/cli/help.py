@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modules.config.assignments import as_typed
 from modules.config.base import MISSING
 from modules.config.commands import STAGES
 from modules.config.loader import stage_defaults
@@ -18,6 +19,8 @@ def help_text(stage: str) -> str:
         f"python -m {program} key=value …   ({(config_class.__doc__ or '').strip()})",
         "",
         "  config=FILE.yaml reads keys from a file; the command line wins. key=null unsets.",
+        "  A path may begin with ~. In templates and stop texts \\n ends a line, \\t is a tab, \\\\ a backslash",
+        "  (in a file: in double quotes). A file's ${key} is looked up; the command line's stays as it is.",
     ]
     for key in keys(config_class):
         lines += section_lines(key) if key.section else leaf_lines(key, value_at(defaults, key))
@@ -43,4 +46,4 @@ def value_at(defaults: Any, key: Key) -> str:
         defaults = defaults.get(part)
     if defaults == MISSING:
         return "(must be given)"
-    return "null" if defaults is None else str(defaults)
+    return "null" if defaults is None else str(as_typed(defaults))

@@ -20,9 +20,13 @@ def require_processes(trainer: TrainerConfig) -> None:
     started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     asked = trainer.devices * trainer.nodes
     if is_worker() and started != asked:
+        tasks = f"--nodes={trainer.nodes} --ntasks-per-node={trainer.devices}"
+        remedy = f"srun {tasks} python -m pipelines.STAGE … (sbatch with the same)"
+        if "LOCAL_RANK" in os.environ:
+            remedy = f"torchrun --nnodes={trainer.nodes} --nproc-per-node={trainer.devices} -m pipelines.STAGE …"
         raise ValueError(
             f"{started} processes were started, but trainer.devices={trainer.devices} × trainer.nodes={trainer.nodes} "
-            f"makes {asked}: each would train a model of its own"
+            f"makes {asked}: each would train a model of its own. Start it with {remedy}, or give those numbers"
         )
 
 

@@ -15,7 +15,9 @@ from rich.text import Text
 from modules.system.redaction import redact_text
 from modules.system.signals import is_main_process
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)  # paths in a log stay whole
+console = Console(
+    highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 240
+)  # paths in a log stay whole
 
 
 def say(line: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
+from modules.config.training import TrainingConfig
 from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
@@ -24,6 +28,37 @@ NEXT = {
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
     "gguf": "llama-server -m {target}/model.gguf",
 }
+
+
+def show_trained(
+    title: str,
+    run_id: str,
+    model: Path,
+    metrics: Mapping[str, float] | None,
+    config: TrainingConfig,
+    by_itself: bool,
+    made: Mapping[str, str] | None = None,
+) -> None:
+    """A training's end: its scores, run and folders; and what to do next, unless a stage that follows does it.
+
+    made: What there is beside the model folder.
+    """
+    scores = {name: f"{value:.4g}" for name, value in (metrics or {}).items()}
+    facts = scores | {"run": run_id, "model folder": str(model)} | dict(made or {})
+    show(title, facts | (next_commands(model, config) if by_itself else {}))
+
+
+def next_commands(model: Path, config: TrainingConfig) -> dict[str, str]:
+    """What can be done with a model folder that training made."""
+    place, rows = shlex.quote(f"model={model}"), config.data.test_path or config.data.path
+    split = not config.data.test_path and rows and Path(rows).is_dir()
+    given = shlex.quote(f"data.path={rows}" if split else f"data.test_path={config.data.test_path or 'FILE'}")
+    return {
+        "next": f'python -m pipelines.generate {place} "白日依山尽，"',
+        "  scores": f"python -m pipelines.evaluate {place} {given}",
+        "  a server": f"python -m pipelines.serve {place}",
+    }
+
 
 READ_THERE = {"modelscope": "bert", "megatron": "jieba_bpe"}
 """The kind of tokenizer that ModelScope's own classes read from such a folder."""

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import benchmarks.config  # noqa: F401  (adds its command to STAGES)
+from modules.config.assignments import with_line_ends
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config
 from modules.data.corpora.folders import prepare_sample
@@ -72,7 +73,7 @@ def test_a_wrong_command_would_be_found(text: str, complaint: str) -> None:
 
 
 def test_a_line_break_in_a_command_reaches_it_as_one() -> None:
-    typed = [word for snippet in COMMANDS for word in words(snippet.text) if "template=" in word]
+    typed = [with_line_ends(word) for snippet in COMMANDS for word in words(snippet.text) if "template=" in word]
     assert sum("\n" in word for word in typed) >= 2
     assert not any("\\n" in word for word in typed)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...system.atomic import write_json
+from ...system.bounded_read import read_json
 from ...system.checksums import sha256_of
 from ...system.jsonl import write_jsonl
 from ..quarantine import DataError
@@ -34,7 +34,7 @@ def unseen(rows: Iterable[T], key_of: Callable[[T], Hashable], seen: set[Any]) -
 def read_manifest(folder: Path) -> Manifest:
     """The folder's manifest, {} where there is none that can be read."""
     try:
-        manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: Manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return {}
     return manifest

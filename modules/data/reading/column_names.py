@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +18,9 @@ SEPARATORS = ";\t|,，；、"
 
 NEAR = 0.85
 """Share of two plain names' letters that match, from which one is taken for the other mistyped (tgt_text)."""
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+"""A column's name that can stand in a key, also where `mlflow run -P` passes it on."""
 
 LONG_NAMES = {"targettext", "targettxt"}
 """Plain names of a target that are spelt out and so match too few letters."""
@@ -39,9 +43,9 @@ def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[st
 
 def setting(name: str, target: str, section: str) -> str:
     """The argument that maps a column, as it is typed in a shell."""
-    if "=" not in name and name.isprintable():
-        return shlex.quote(f"{section}columns.{name}={target}")
-    # A name with an equals sign, or with characters that nobody can see, goes into a mapping.
+    if PLAIN_KEY.fullmatch(name):
+        return f"{section}columns.{name}={target}"
+    # Any other goes into a mapping: `mlflow run -P` takes none in a key, and nobody can see some characters.
     shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(name, ensure_ascii=False))
     return shlex.quote(f"{section}columns={{{shown}: {target}}}")
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ...system.paths import expanded
 from ..quarantine import DataError
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
@@ -38,7 +39,7 @@ def file_format(path: Path) -> str | None:
 def several(source: str | Path) -> list[Path] | None:
     """The files of `[a.csv,b.csv]` or of a pattern like `data/*.jsonl`, in this order; None for any other source."""
     text = str(source)
-    if Path(text).expanduser().exists():
+    if Path(expanded(text)).exists():
         return None
     if text.startswith("[") and text.endswith("]"):
         parts = [part.strip().strip("'\"") for part in text[1:-1].split(",")]
@@ -53,7 +54,7 @@ def several(source: str | Path) -> list[Path] | None:
 
 
 def _matching(part: str, text: str) -> list[Path]:
-    path = Path(part).expanduser()
+    path = Path(expanded(part))
     if path.is_dir():
         raise DataError(f"{text}: {part} is a folder; name its files, {part}/*.jsonl")
     if path.exists():
@@ -170,7 +171,7 @@ def by_number(path: Path) -> list[int | str]:
 
 def find_files(source: str | Path, split: str | None) -> list[Path] | None:
     """The files, or the saved Dataset, that hold the split; None where there is no such path here."""
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     files = several(source)
     is_folder = files is None and path.is_dir() and not is_saved_dataset(path)
     if files is None and not path.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, DataConfig, PrepareConfig
 from ...config.training import TrainingConfig
+from ...system.paths import expanded
 from .column_names import check_mapping, check_present
 from .files import findings_of, read_files
 from .finding import (
@@ -84,7 +85,7 @@ def _files(source: str, split: str) -> list[Path]:
     """The files of the split, [] for what isn't read as files or comes into being later."""
     if MADE_BY_STAGE.fullmatch(source):
         return []
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if path.is_dir() and not is_saved_dataset(path) and is_divided(path) and split != "train":
         return split_files(path, split)
     check_prepared(source)

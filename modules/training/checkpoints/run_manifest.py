@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.weights import CheckpointError
+from ...config.assignments import as_typed
 from ...config.loader import dotted_items
 from ...config.training import TrainingConfig
 from ...system.atomic import write_json
@@ -102,10 +103,11 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     defaults = asdict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     for key in sorted(old.keys() | new.keys()):
-        if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from")) or old.get(key) == new.get(key):
+        unused = ("tokenizer.",) if new.get("train.init_from") else ()  # earlier versions took them without a word
+        if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from", *unused)) or old.get(key) == new.get(key):
             continue
         if key != "model.vocab_size" or earlier.tokenizer == manifest.tokenizer:  # else it follows from the tokenizer
-            found[key] = f"{key} was {old.get(key)}, and is {new.get(key)}"
+            found[key] = f"{key} was {as_typed(old.get(key))}, and is {as_typed(new.get(key))}"
     splits = sorted(earlier.data.keys() | manifest.data.keys())
     if others := [split for split in splits if earlier.data.get(split) != manifest.data.get(split)]:
         found["data"] = f"the rows for {' and '.join(others)} are others"

@@ -28,7 +28,7 @@ class TrainingPlan:
     steps_per_epoch: int
     total_steps: int
     learning_rate: float
-    """The schedule's peak factor."""
+    """train.learning_rate, or the model size's own, which the schedule multiplies."""
     warmup_steps: int
     demand: MemoryDemand
     """What the memory of a step depends on."""
@@ -40,6 +40,7 @@ class TrainingPlan:
     ends: int = 0
     """Documents that keep their end-of-text."""
     splits: Mapping[str, SplitFacts] = field(default_factory=dict)
+    schedule: str = "cosine"
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -55,7 +56,7 @@ class TrainingPlan:
             "tokens a step": f"{self.tokens_read / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
-            "learning rate": f"{self.learning_rate:g}{unreached if warmup > self.total_steps else ''}",
+            "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
             "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": memory_in_words(memory.weights),
@@ -83,6 +84,12 @@ class TrainingPlan:
                 "plain text data.over_long=split"
             )
         return lines
+
+    def peak(self) -> str:
+        """The highest rate that there will be: noam multiplies train.learning_rate with warmup^-0.5 at its peak."""
+        if self.schedule != "noam":
+            return f"{self.learning_rate:g}"
+        return f"{self.learning_rate * self.warmup_steps**-0.5:g} at most (noam: {self.learning_rate:g} · warmup^-0.5)"
 
 
 def make_plan(
@@ -114,6 +121,7 @@ def make_plan(
         tokens_read=int(documents.lengths.sum()),
         tokens_cut=documents.tokens_cut,
         ends=int(documents.ended.sum()),
+        schedule=config.train.schedule,
     )
 
 

@@ -13,6 +13,7 @@ from modules.data.datamodule import TextDataModule
 from modules.data.splits import load_splits
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modules.training.optimizer import learning_rate_factor
 from modules.training.planning.plan import TrainingPlan, batch_of, make_plan, peak_learning_rate
 
 TEXTS = [f"春夏秋{digit}" for digit in "零一二三四五六七八九"]
@@ -112,6 +113,14 @@ def test_the_plan_is_told_in_words(tokenizer: Tokenizer) -> None:
 def test_a_rate_that_is_never_reached_is_told(tokenizer: Tokenizer) -> None:
     lines = plan_of(tokenizer, batch_size=4, max_steps=4, warmup_steps=5).describe()
     assert lines["learning rate"] == "0.25, not reached: the run ends in its 5 steps of warm-up (train.warmup_steps)"
+
+
+def test_noams_peak_is_that_of_the_rate_and_not_of_its_factor(tokenizer: Tokenizer) -> None:
+    plan = plan_of(tokenizer, batch_size=4, max_steps=8, warmup_steps=4, schedule="noam")
+    assert plan.describe()["learning rate"] == "0.125 at most (noam: 0.25 · warmup^-0.5)"
+    train = TrainConfig(schedule="noam", warmup_steps=4)
+    rates = [plan.learning_rate * learning_rate_factor(step, train, 8) for step in range(8)]
+    assert max(rates) == 0.125
 
 
 # --- what the size says, and what must be said without one ---
