@@ -24,6 +24,8 @@ from modules.data.reading.headers import check_headers
 from modules.data.reading.tables import rows_at_once
 from modules.data.rows import load_rows
 from modules.data.sources import has_split, has_splits
+from modules.data.splits import Place
+from modules.training.planning.split_facts import facts_of_splits
 from tests.helpers.models import ROOT
 
 PAIR = {"src_txt": "春", "tgt_txt": "花"}
@@ -279,3 +281,11 @@ def test_headers_are_those_of_the_splits_that_a_stage_reads(tmp_path: Path, monk
     monkeypatch.setattr(headers, "FIRST_ROWS", 2)
     late = write(tmp_path, "late.jsonl", [{"src_txt": "春", "tgt_txt": "花"}] * 3)
     check_headers(load_config("prepare", [f"source={late}"]))
+
+
+@pytest.mark.parametrize(("row", "kind"), [(PAIR, "pairs"), ({"src_txt": "春"}, "rows of plain text")])
+def test_the_plan_says_what_kind_of_rows_it_is(tmp_path: Path, row: dict[str, str], kind: str) -> None:
+    place = Place(write(tmp_path, "a.csv", [row]), None)
+    splits = {"train": load_rows(place.source), "validation": load_rows(place.source)}
+    facts = facts_of_splits(splits, dict.fromkeys(splits, place), {})
+    assert {fact.kind for fact in facts.values()} == {kind}

@@ -192,7 +192,7 @@ def test_a_folder_given_for_the_test_is_its_test_file_and_no_other_rows_are_fitt
 
 def test_pairs_are_not_scored_beside_plain_training_rows(model: Path, store: Path) -> None:
     data = write_rows(store / "rows", train=[{"src_txt": "甲"}] * 2, test=[{"src_txt": "甲", "tgt_txt": "乙"}])
-    with pytest.raises(DataError, match="train.jsonl holds plain text .* test.jsonl pairs"):
+    with pytest.raises(DataError, match="train.jsonl holds plain text .*test.jsonl pairs"):
         run(f"model={model}", f"data.path={data}")
 
 

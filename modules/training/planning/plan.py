@@ -70,6 +70,8 @@ class TrainingPlan:
         """Where rows come from, and what of them can't be learnt."""
         lines = {}
         for name, facts in self.splits.items():
+            if name == "train":
+                lines["  kind"] = facts.kind
             lines["  from" if name == "train" else f"{name} rows"] = str(facts.place if name == "train" else facts)
             if facts.lost and facts.lost.counts:
                 lines["  lost" if name == "train" else f"  lost in {name}"] = (

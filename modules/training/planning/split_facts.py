@@ -28,7 +28,7 @@ class SplitFacts:
         copies = f"; also among the training rows: {self.copies:,}" if self.copies else ""
         if self.copies and self.place.held_out:
             copies += " (python -m pipelines.prepare drops copies)"
-        return f"{self.rows:,} {self.kind} of {self.place}{copies}"
+        return f"{self.rows:,} of {self.place}{copies}"
 
     def metrics(self, name: str) -> dict[str, float]:
         """To log, by name."""
