@@ -147,9 +147,15 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
     for row, ids in enumerate(prompts):
         if not ids:
             raise bad(f"{field} {row}", "is empty; give at least one token")
-        if len(ids) > most:
-            raise too_long(f"{field} {row}", f"{len(ids)} tokens", str(most))
+        if len(ids) > most:  # counted as the client can: the text's own
+            own = overhead_of(tokenizer)
+            raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", str(most - own))
     return prompts
+
+
+def overhead_of(tokenizer: Tokenizer) -> int:
+    """Tokens of a prompt beside those of its text: start and template."""
+    return sum(map(len, tokenizer.prompt_parts))
 
 
 def most_prompt_tokens(limits: LimitsConfig, positions: int) -> int:
