@@ -22,6 +22,7 @@ import torch
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.sampling import Batch, Rows, open_batch, start, write
+from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
 from .prometheus import Metrics
@@ -151,6 +152,8 @@ class Engine:
             self.running.clear()
             self.post(self.deliver, self.outbox)
             self.outbox = {}
+            if not self.waiting:
+                give_freed_memory_back()  # each batch has other shapes, and malloc would keep the gaps between them
 
     def next_sequences(self, places: int, wait: bool = False) -> list[ActiveSequence]:
         """Waiting sequences to start now; with `wait` there is at least one, or the engine stops."""

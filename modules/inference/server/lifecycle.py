@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import logging
 import math
+import os
 import resource
 import signal
 import socket
@@ -140,6 +141,9 @@ KEEP_ALIVE_SECONDS = 30
 
 LOADING = "loading"
 
+KEPT_KERNELS = "256"
+"""oneDNN compiles a kernel for each matrix and number of tokens, and would keep 1,024, of half a megabyte each."""
+
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
 
@@ -156,6 +160,7 @@ class Lifecycle:
     """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
 
     def __init__(self, config: ServeConfig, folder: Path, name: str) -> None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
         self.config, self.folder = config, folder
         self.service = Service(name, config.limits)
         self.listener = listen(config.host, config.port)
