@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from modules.config.loader import ConfigError, load_config
 from modules.config.training import TrainingConfig
+from modules.system.atomic import error_of_the_machine
 from modules.system.redaction import redact_text
 from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
 
@@ -28,8 +28,6 @@ USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointErro
 
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """Python's own 700 pay in programs that import less."""
-
-OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
@@ -68,11 +66,6 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
             return 2, f"the configuration can't be used:\n{error}"
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         return 1, f"{rank}{error}"
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
-            raise
-        where = f"{error.filename}: " if error.filename else "output folder, cache, tracking store or temporary files: "
-        return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Stopped as stop:
@@ -81,6 +74,11 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
         if stop.code:
             raise
         return 143, "terminated"  # Lightning's, on SIGTERM, with a code that would say all went well
+    except Exception as error:
+        if (found := error_of_the_machine(error)) is None:
+            raise
+        where = f"{found.filename}: " if found.filename else "output folder, cache, tracking store or temporary files: "
+        return 1, f"{where}{found.strerror}; give it room or rights, then start the same command again"
     return 0, ""
 
 
