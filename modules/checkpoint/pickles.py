@@ -92,7 +92,7 @@ def write_stream(path: Path, content: Any) -> None:
     try:
         with path.open("wb") as stream:
             torch.save(content, stream)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: when the stream is closed
         found = error_of_the_machine(error) or OSError(errno.EIO, str(error))
         raise OSError(found.errno, found.strerror, str(path)) from error
 
