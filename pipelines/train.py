@@ -78,15 +78,15 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
         training = set_up_training(config, rows, before)
         report_rows(run, training)
-        show(f"{stage}: what will be done", training.plan.describe())
-        require_memory(training.plan.demand)
         parent = parent_of(config, training.start)
         made_from = run_manifest_of(stage, run.info.run_id, config, training, parent)
-        start, origin = resume.where_to_start(
-            config, known_folder(stage, config), before, made_from, training.plan.total_steps
+        start, origin, training = resume.where_to_start(
+            config, known_folder(stage, config), before, made_from, training
         )
+        show(f"{stage}: what will be done", training.plan.describe())
+        require_memory(training.plan.demand)
         if origin.resumed_from or before:
-            show(f"{stage}: goes on", resume.describe_start(start))
+            show(f"{stage}: goes on", resume.describe_start(start, training.data))
         if config.dry_run:
             return TrainResult(run.info.run_id, training.plan)
         tell_changes(run, before, made_from, start)

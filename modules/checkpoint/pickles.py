@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..system.atomic import error_of_the_machine
 from ..system.redaction import first_line
 from .weights import CheckpointError
 
@@ -83,7 +84,17 @@ def usable(tensor: Tensor) -> bool:
 
 def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
     """torch.save of a state dict, or of one in a nesting; each tensor takes just its own size in the file."""
-    torch.save({name: alone(value) for name, value in content.items()}, path)
+    write_stream(path, {name: alone(value) for name, value in content.items()})
+
+
+def write_stream(path: Path, content: Any) -> None:
+    """torch.save, but an OSError says why it can't be written: that of the stream, which torch hides."""
+    try:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+    except (RuntimeError, OSError) as error:  # OSError: when the stream is closed
+        found = error_of_the_machine(error) or OSError(errno.EIO, str(error))
+        raise OSError(found.errno, found.strerror, str(path)) from error
 
 
 def alone(value: Any) -> Any:

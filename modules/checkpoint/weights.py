@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config.model import ModelConfig
 from ..model.decoder import meta_decoder
+from ..system.atomic import error_of_the_machine
 from ..system.bounded_read import read_json
 from ..system.checksums import sha256_of
 from ..system.paths import require_regular
@@ -145,7 +146,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(errno.EIO, f"the weights could not be written: {error}", str(path)) from error
+        found = error_of_the_machine(error) or OSError(errno.EIO, str(error))
+        raise OSError(found.errno, f"the weights could not be written: {found.strerror}", str(path)) from error
     path.chmod(mode)
 
 

@@ -22,7 +22,8 @@ class TrainConfig:
     """auto: go on where an interrupted run in output_dir stopped; a checkpoint (…/checkpoints/last.ckpt): go on from
     it in a run and a folder of its own; null: never. All on any number of devices."""
     allow_changed: list[str] = field(default_factory=list)
-    """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too."""
+    """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too. With
+    another batch size it goes on from its place in the rows."""
     batch_size: int | None = None
     """Rows an optimizer step."""
     batch_tokens: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 import pytorch_lightning as pl
 import torch
@@ -11,8 +13,9 @@ from torch.utils.data import DataLoader
 from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from ..tokenizer.tokenizer import Tokenizer
+from .arrow import fingerprint
 from .encoding import stored_documents
-from .packing import ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
+from .packing import BEGINNING, Place, ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
 from .prefetching import Prefetched
 
 Loader = DataLoader[StepBatch] | Prefetched
@@ -39,6 +42,9 @@ class TextDataModule(pl.LightningDataModule):
         self.batch_size, self.batch_tokens, self.micro_batch_tokens = batch_size, batch_tokens, micro_batch_tokens
         self.seed, self.tokenizer = seed, tokenizer
         how = tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
+        self.rows = fingerprint(splits["train"]) if "train" in splits else ""
+        self.start = BEGINNING
+        """Where the batch size that there is now began to count."""
         self.documents = {name: stored_documents(rows, *how) for name, rows in splits.items() if name != "test"}
 
     def setup(self, stage: str) -> None:
@@ -52,12 +58,58 @@ class TextDataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         return count_steps(self.documents["train"].lengths, self.batch_size, self.batch_tokens)
 
+    def steps_until(self, epochs: int) -> int:
+        """Steps that training has taken after so many epochs."""
+        step, epoch, documents = self.start
+        if documents and epochs > epoch:
+            step, epoch = self.first_epoch_end, epoch + 1
+        return step + max(0, epochs - epoch) * self.steps_per_epoch
+
+    @property
+    def first_epoch_end(self) -> int:
+        """The step that ends the epoch which `start` is in."""
+        return self.start.step + (len(self.shuffled().plan) if self.start.documents else self.steps_per_epoch)
+
+    def epochs_after(self, step: int) -> float:
+        share = self.start.documents / len(self.documents["train"])
+        return self.start.epoch + share + (step - self.start.step) / self.steps_per_epoch
+
+    def progress(self, place: Place) -> dict[str, Any]:
+        """What a checkpoint must say for training to go on from it, in another batch size too; plain data."""
+        return {"place": place._asdict(), "start": self.start._asdict(), "counted": self.counted()}
+
+    def counted(self) -> dict[str, Any]:
+        """What decides which rows a step takes."""
+        documents = self.documents["train"]
+        order = {"rows": self.rows, "seed": self.seed, "documents": len(documents)}
+        batch = {"batch_size": self.batch_size, "batch_tokens": self.batch_tokens}
+        return order | batch | {"tokens": int(documents.lengths.sum())}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        """Goes on from a checkpoint: steps are counted as they were, or else from its place in the rows.
+
+        Each row of the epoch still comes once; with other rows the epoch begins again. ValueError where it can't be.
+        """
+        place, before, now = Place(**progress["place"]), progress["counted"], self.counted()
+        if before == now:
+            self.start = Place(**progress["start"])
+        elif before["rows"] != now["rows"]:
+            self.start = place._replace(documents=0)
+        else:
+            changed = [name for name in ("seed", "documents") if before[name] != now[name]]
+            if place.documents and changed:
+                raise ValueError(cannot_finish(place, before, now, changed))
+            self.start = place
+
     def train_dataloader(self) -> Loader:
         """The steps that are left of training; outside a trainer those of the first epoch."""
-        plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
-        steps = ShuffledSteps(self.documents["train"], *plan, **self.share())
+        steps = self.shuffled()
         left = range(self.trainer.global_step, self.trainer.max_steps) if self.trainer else range(len(steps.plan))
         return self.loader(steps, left)
+
+    def shuffled(self) -> ShuffledSteps:
+        plan = self.batch_size, self.batch_tokens, self.seed, self.micro_batch_tokens
+        return ShuffledSteps(self.documents["train"], *plan, start=self.start, **self.share())
 
     def val_dataloader(self) -> Loader:
         steps = in_order(self.documents["validation"], self.micro_batch_tokens, **self.share())
@@ -85,3 +137,17 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def cannot_finish(place: Place, before: dict[str, Any], now: dict[str, Any], changed: list[str]) -> str:
+    why = {
+        "seed": f"seed was {before['seed']}, and is {now['seed']}",
+        "documents": f"the same rows made {before['documents']:,} documents, and make {now['documents']:,} "
+        "(data.sequence_length, data.over_long)",
+    }
+    return (
+        f"the checkpoint of step {place.step} stands in the middle of an epoch, after {place.documents:,} of "
+        f"{before['documents']:,} documents, and the rest of it can't be told from what was trained on: "
+        f"{'; '.join(why[name] for name in changed)}. Give what was given then, or go on from a checkpoint at the end "
+        "of an epoch"
+    )

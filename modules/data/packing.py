@@ -8,7 +8,8 @@ a step: neighbours of equal length then share one attention call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +44,19 @@ class MicroBatch:
     """Numbers of the documents; empty where there is but the token of `empty`."""
 
 
+class Place(NamedTuple):
+    """How far training has come in its rows: after `step` steps."""
+
+    step: int = 0
+    epoch: int = 0
+    """Whole epochs."""
+    documents: int = 0
+    """Of the next epoch, in its order."""
+
+
+BEGINNING = Place()
+
+
 @dataclass
 class StepBatch:
     """What one optimizer step takes, on this rank."""
@@ -50,6 +64,10 @@ class StepBatch:
     micro_batches: list[MicroBatch]
     trained_tokens: int
     """Of the whole step, over all micro-batches and ranks: what its loss is divided by."""
+    place: Place = BEGINNING
+    """How far training has come with it."""
+    epochs: float = 0.0
+    """The same, as passes over the rows."""
 
 
 def plan_steps(
@@ -183,7 +201,8 @@ class ShuffledSteps(StepDataset):
     """Item i is the i-th optimizer step of all training: epoch after epoch, each shuffled by (seed, epoch).
 
     It depends on nothing else, so training goes on from any step as if it had never stopped, on any number of ranks.
-    `plan` is of one epoch, that of the step asked for last.
+    Steps begin at `start`: what came before may have had another batch size. `plan` is of one epoch, that of the step
+    asked for last, or of what `start` left of it.
     """
 
     def __init__(
@@ -193,21 +212,25 @@ class ShuffledSteps(StepDataset):
         batch_tokens: int | None,
         seed: int,
         micro_batch_tokens: int,
+        start: Place = BEGINNING,
         **share: int,
     ) -> None:
         super().__init__(documents, [], micro_batch_tokens, **share)
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
-        self.seed = seed
+        self.seed, self.start = seed, start
         self.begin()
 
     def begin(self) -> None:
-        self.epoch, self.first = 0, 0
+        self.first, self.epoch, _ = self.start
         self.plan = self.plan_epoch()
 
     def plan_epoch(self) -> list[np.ndarray]:
         """Document numbers of each of the epoch's steps."""
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.documents))
-        return plan_steps(self.documents.lengths, order, self.batch_size, self.batch_tokens)
+        left = order[self.start.documents :] if self.epoch == self.start.epoch else order
+        plan = plan_steps(self.documents.lengths, left, self.batch_size, self.batch_tokens)
+        self.taken = len(order) - len(left) + np.cumsum([len(step) for step in plan])
+        return plan
 
     def chosen(self, index: int) -> np.ndarray:
         """How many steps an epoch has depends on its order, so all before it are planned."""
@@ -218,3 +241,10 @@ class ShuffledSteps(StepDataset):
             self.epoch += 1
             self.plan = self.plan_epoch()
         return self.plan[index - self.first]
+
+    def __getitem__(self, index: int) -> StepBatch:
+        step = super().__getitem__(index)
+        taken = int(self.taken[index - self.first])
+        epochs, documents = divmod(taken, len(self.documents))
+        place = Place(index + 1, self.epoch + epochs, documents)
+        return replace(step, place=place, epochs=self.epoch + taken / len(self.documents))

@@ -6,6 +6,7 @@ killed process are removed by the next writer in the same folder on the same mac
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+"""What a disk, or the right to write to it, can be wanting in."""
+
+NUMBERED = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
+"""How libraries in other languages pass on the operating system's errors."""
+
+TORCHS = "inline_container"
+"""torch.save's own complaint, which hides that of the stream it writes to."""
+
+NO_ROOM = re.compile(r"No space left on device|database or disk is full|\d+ requested and \d+ written")
+"""What Rust's libraries, SQLite and NumPy say of a full disk."""
 
 DRAFT = re.compile(r"\..+-(?P<process>\d+)\.tmp")
 
@@ -141,3 +154,25 @@ def remove_folder(path: Path) -> None:
     remove(removed)
     path.rename(removed)
     remove(removed)
+
+
+def error_of_the_machine(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind a library's, if one of OF_THE_MACHINE is."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            return error
+        text = str(error)
+        number = int(found[1]) if (found := NUMBERED.search(text)) else None
+        number = errno.ENOSPC if NO_ROOM.search(text) else number
+        if number in OF_THE_MACHINE:
+            return OSError(number, os.strerror(number))
+        error = error.__context__ if TORCHS in text else error.__cause__
+    return None
+
+
+def disk_full(folder: Path, what: str, needed: int) -> str | None:
+    """One line where `folder` hasn't the bytes that `what` needs."""
+    left = shutil.disk_usage(folder).free
+    if left >= needed:
+        return None
+    return f"disk full: {folder} has {left / 2**20:,.1f} MiB left, {what} needs {needed / 2**20:,.1f} MiB"

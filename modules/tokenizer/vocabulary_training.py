@@ -17,7 +17,10 @@ from .vocabulary import BYTE_TOKENS, END_OF_TEXT
 # In training, every sign and every space is a word of its own, so that no merge holds one. Encoding then needs
 # no such cut, and is faster without. It also keeps "<0x41>" and "<|endoftext|>", which hold signs, from ever
 # being merged out of a user's text.
-_WORDS = r"[\s\p{P}\p{S}]"
+_SIGN = r"\s\p{P}\p{S}"
+
+LONGEST_WORD = 1024
+"""Characters: longer stretches without a sign are cut, since the time to learn from one grows with its square."""
 
 # Text that repeats without a sign in it (a chorus, "哈哈哈哈…") must not become one giant token.
 _LONGEST_MERGE = 16
@@ -75,7 +78,7 @@ def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_fr
     """Merges among `characters`. Where another one was, the caller has put a space: the trainer leaves out what isn't
     in its alphabet, and would see the neighbours side by side."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="isolated")
+    backend.pre_tokenizer = word_splitter()
     trainer = trainers.BpeTrainer(
         vocab_size=room,
         min_frequency=min_frequency,
@@ -86,3 +89,9 @@ def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_fr
     )
     backend.train_from_iterator(texts, trainer)
     return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
+
+
+def word_splitter() -> pre_tokenizers.PreTokenizer:
+    """Cuts text into what merges are learnt from: signs, and stretches of at most LONGEST_WORD between them."""
+    words = tokenizers.Regex(f"[{_SIGN}]|[^{_SIGN}]{{{LONGEST_WORD}}}")
+    return pre_tokenizers.Split(words, behavior="isolated")

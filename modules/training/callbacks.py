@@ -18,6 +18,7 @@ from ..system.atomic import remove_folder, write_link
 from ..system.signals import StopRequest
 from ..tokenizer.tokenizer import Tokenizer
 from .lightning_module import LanguageModel
+from .planning.plan import Course
 
 
 class ProgressLine(TQDMProgressBar):
@@ -113,14 +114,23 @@ class Checkpoints(pl.Callback):
     last.ckpt links to, and the `keep` that validated best.
     """
 
-    def __init__(self, folder: Path, validate_every: int, save_every: int | None, keep: int, key: str) -> None:
+    def __init__(self, folder: Path, course: Course, save_every: int | None, keep: int, key: str) -> None:
         """key: what the command calls the folder that `folder` lies in."""
         self.folder = folder
         self.key = key
-        self.validate_every = validate_every
-        self.save_every = save_every or validate_every
+        self.course = course
+        self.save_every = save_every
         self.keep = keep
         self.stop = StopRequest()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The first rank's course is everyone's: it alone knows which checkpoint the run goes on from."""
+        assert isinstance(pl_module, LanguageModel)
+        self.course = course = trainer.strategy.broadcast(self.course)
+        trainer.datamodule.start = course.start  # type: ignore[attr-defined]
+        trainer.val_check_interval = course.validate_every
+        trainer.fit_loop.epoch_loop.max_steps = pl_module.total_steps = course.total_steps
+        pl_module.validation_offset = course.offset
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -128,7 +138,7 @@ class Checkpoints(pl.Callback):
         self.stop.listen()
         if step := trainer.global_step:
             self.stop.message = self.where(step)
-        if step and step % self.validate_every == 0 and step not in pl_module.validations:
+        if step and self.course.validates_after(step) and step not in pl_module.validations:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
@@ -136,7 +146,8 @@ class Checkpoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         step = trainer.global_step
-        due = step % self.validate_every == 0 or step % self.save_every == 0 or step == trainer.max_steps
+        asked_for = self.save_every is not None and step % self.save_every == 0
+        due = asked_for or self.course.validates_after(step) or step == trainer.max_steps
         if due or pl_module.stop_agreed:
             self.save(trainer, step)
             self.stop.message = self.where(step)

@@ -21,10 +21,12 @@ from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import grow_gpu_memory_in_place, keep_freed_memory
-from ..system.signals import WorkerError
+from ..system.signals import WorkerError, is_main_process
 from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
 from .checkpoints.run_manifest import CHECKPOINTS
+from .checkpoints.saving import read_progress
 from .lightning_module import LanguageModel
+from .planning.plan import Course, make_course, plan_from
 from .precision import compiles, compute_format, on_gpu
 from .setup import TrainingSetup
 from .strategies import group_timeout, job_environment, make_strategy
@@ -49,11 +51,13 @@ def fit(
     """
     module = make_module(config, training)
     train, plan = config.train, training.plan
-    interval = min(train.validate_every_n_steps or plan.steps_per_epoch, plan.total_steps)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, interval, train.save_every_n_steps, train.save_top_k, output_key)
+    if checkpoint and is_main_process():  # the others take the first one's course
+        plan = plan_from(train, plan, training.data, read_progress(checkpoint).get("progress"))
+    course = make_course(train, plan, training.data)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, course, train.save_every_n_steps, train.save_top_k, output_key)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
     same = SameOnAllRanks(
-        (training.tokenizer.fingerprint, config.trainer.precision, plan.total_steps, plan.tokens_per_epoch)
+        (training.tokenizer.fingerprint, config.trainer.precision, plan.steps_per_epoch, plan.tokens_per_epoch)
     )
     callbacks: list[pl.Callback] = [same, checkpoints, samples]
     if train.early_stopping_patience:
@@ -62,7 +66,7 @@ def fit(
         callbacks.append(Utilization(training.model, config.trainer, bool(config.lora.rank)))
     if config.trainer.progress_bar:
         callbacks.append(ProgressLine(stage))
-    trainer = make_trainer(config.trainer, plan.total_steps, interval, folder, logger, callbacks)
+    trainer = make_trainer(config.trainer, course, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     try:
@@ -80,16 +84,16 @@ def fit(
 
 
 def make_trainer(
-    config: TrainerConfig, steps: int, interval: int, folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
+    config: TrainerConfig, course: Course, folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     return pl.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=make_strategy(config),
-        max_steps=steps,
+        max_steps=course.total_steps,
         max_epochs=-1,
-        val_check_interval=interval,
+        val_check_interval=course.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=logger or False,

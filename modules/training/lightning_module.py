@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from ..config.training import TrainConfig
-from ..data.packing import MicroBatch, StepBatch
+from ..data.packing import BEGINNING, MicroBatch, StepBatch
 from ..model.decoder import Decoder, allocate
 from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
@@ -115,6 +115,10 @@ class LanguageModel(pl.LightningModule):
         """Looked at once a step; the ranks agree on it."""
         self.stop_agreed = False
         self.skipped = SkippedSteps()
+        self.place = BEGINNING
+        """How far training has come."""
+        self.validation_offset = 0
+        """Course.offset."""
 
     def configure_model(self) -> None:
         if not self.decoder.word_embeddings.weight.is_meta:
@@ -181,7 +185,8 @@ class LanguageModel(pl.LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
-        self.log_step(loss_value, step.trained_tokens, norm, learning_rate)
+        self.place = step.place
+        self.log_step(loss_value, step, norm, learning_rate)
 
     def agree(self, losses: Tensor, norm: Tensor) -> tuple[float, float]:
         """The step's summed loss over all ranks and the gradients' norm; and whether a rank was asked to stop."""
@@ -224,12 +229,13 @@ class LanguageModel(pl.LightningModule):
             raise refusal(what)
         self.skipped.skip(what, self.trained_parameters().values())
 
-    def log_step(self, loss: float, tokens: int, gradient_norm: float, learning_rate: float) -> None:
+    def log_step(self, loss: float, step: StepBatch, gradient_norm: float, learning_rate: float) -> None:
         """Straight to the logger: self.log costs milliseconds a step, which is much for a tiny model."""
         now = time.perf_counter()
         self.latest = {
             "train/loss": loss,
-            "train/tokens_per_second": tokens / (now - self.step_ended_at),
+            "train/epoch": step.epochs,
+            "train/tokens_per_second": step.trained_tokens / (now - self.step_ended_at),
             "grad_norm": gradient_norm,
             "lr": learning_rate,
         }
@@ -261,9 +267,10 @@ class LanguageModel(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validations"] = self.validations
         checkpoint["skipped"] = vars(self.skipped)
+        checkpoint["progress"] = self.trainer.datamodule.progress(self.place)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        count_on(self.trainer, checkpoint["global_step"])
+        count_on(self.trainer, checkpoint["global_step"], self.validation_offset)
         self.validations = checkpoint["validations"]
         self.skipped = SkippedSteps(**checkpoint["skipped"])
 
@@ -277,14 +284,16 @@ class LanguageModel(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def count_on(trainer: pl.Trainer, step: int) -> None:
+def count_on(trainer: pl.Trainer, step: int, offset: int = 0) -> None:
     """Lightning counts on from a finished step; its loader gives the steps after it (TextDataModule).
+
+    It validates by its count of batches, to which offset is added.
 
     All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
     checkpoint may be written, is neither saved nor restored.
     """
     loop = trainer.fit_loop.epoch_loop
     steps, batches = loop.manual_optimization.optim_step_progress.total, loop.batch_progress.total
-    for count in (steps, batches):
+    for count, number in ((steps, step), (batches, step + offset)):
         for name in vars(count):
-            setattr(count, name, step)
+            setattr(count, name, number)

@@ -17,6 +17,7 @@ from modules.config.loader import ConfigError, load_config
 from modules.config.schema import key_of_path, names_key
 from modules.config.training import TrainingConfig
 from modules.data.reading.headers import check_headers
+from modules.system.atomic import OF_THE_MACHINE, error_of_the_machine
 from modules.system.paths import NO_PATH
 from modules.system.redaction import redact_text
 from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
@@ -37,8 +38,6 @@ OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """Python's own 700 pay in programs that import less."""
 
 OF_THE_PATH = (errno.EISDIR, errno.ENXIO, errno.ENOTEMPTY)
-
-OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def check_before_imports() -> None:
@@ -93,10 +92,6 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             return 2, f"the configuration can't be used:\n{error}"
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         return 1, f"{rank}{error}"
-    except OSError as error:
-        if error.errno not in (*OF_THE_MACHINE, *NO_PATH, *OF_THE_PATH):
-            raise
-        return 1, of_the_machine(error, config)
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Stopped as stop:
@@ -105,6 +100,13 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
         if stop.code:
             raise
         return 143, "terminated"  # Lightning's, on SIGTERM, with a code that would say all went well
+    except Exception as error:
+        found = error_of_the_machine(error)
+        if found is None and isinstance(error, OSError) and error.errno in (*NO_PATH, *OF_THE_PATH):
+            found = error
+        if found is None:
+            raise
+        return 1, of_the_machine(found, config)
     return 0, ""
 
 

@@ -31,6 +31,7 @@ from .requests import (
     characters_of,
     check_limits,
     most_prompt_tokens,
+    overhead_of,
     read_body,
     tokenize,
 )
@@ -80,7 +81,7 @@ class Service:
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
         self.prompt_tokens = most_prompt_tokens(self.limits, engine.decoder.config.max_position_embeddings)
-        self.characters = characters_of(self.prompt_tokens, tokenizer)
+        self.characters = characters_of(self.prompt_tokens - overhead_of(tokenizer), tokenizer)
         self.state = "ready"
 
     # --- asking for text ---
@@ -112,7 +113,7 @@ class Service:
             raise RequestError(408, f"the body took over {self.limits.request_seconds:g} s", "body") from None
 
     def no_room(self, rows: int = 1) -> RequestError | None:
-        """The 503 of a server that is loading, that drains, or whose queue has no room for so many; else None."""
+        """The 503 of a server that is loading, that drains, or that has no room for so many; else None."""
         if self.engine is None or self.state != "ready":
             return RequestError(503, f"the server is {self.state}", code=self.state)
         if not self.engine.has_room(rows):
@@ -181,7 +182,7 @@ def create_app(service: Service) -> ASGIApp:
         **dict.fromkeys(PAGE_FILES, service.page),
     }
     for path, endpoint in endpoints.items():
-        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)
     for kind in (RequestError, TimeoutError, ClientGoneError, ClientDisconnect, HTTPException, Exception):
         app.add_exception_handler(kind, error_response)
     return Observer(app, service)
@@ -191,10 +192,13 @@ async def error_response(http: Request, error: Exception) -> Response:
     """One line that says what was wrong, in the form of the protocol that was used."""
     if isinstance(error, ClientGoneError | ClientDisconnect):
         return Response(status_code=CLIENT_GONE)
+    headers: Mapping[str, str] = {}
     if isinstance(error, HTTPException):  # the router's: no such path, another method
         what = f"{http.method} {shown(http.url.path)}: {error.detail}; there is {THERE_IS}"
-        error = RequestError(error.status_code, what)
-    return problem_response(http.url.path, as_request_error(error))
+        headers, error = error.headers or {}, RequestError(error.status_code, what)
+    response = problem_response(http.url.path, as_request_error(error))
+    response.headers.update(headers)  # Allow
+    return response
 
 
 def problem_response(path: str, problem: RequestError) -> Response:

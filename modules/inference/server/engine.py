@@ -22,6 +22,7 @@ import torch
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.sampling import Batch, Rows, open_batch, start, write
+from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
 from .prometheus import Metrics
@@ -72,7 +73,7 @@ Outbox = dict[ActiveSequence, Event]
 
 
 class QueueFullError(Exception):
-    """The queue is full."""
+    """Batch and queue are full."""
 
 
 class Engine:
@@ -90,6 +91,8 @@ class Engine:
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
+        self.starting = 0
+        """Sequences that have left `waiting` and aren't in `running` yet."""
         self.changed = threading.Condition()
         self.stopping = False
         self.numbers = itertools.count()
@@ -101,10 +104,12 @@ class Engine:
     # --- any thread ---
 
     def has_room(self, rows: int = 1) -> bool:
-        return len(self.waiting) + rows <= self.limits.queue_rows
+        """Whether there are free places in batch and queue for so many."""
+        taken = len(self.waiting) + self.starting + len(self.running)
+        return taken + rows <= self.limits.batch_rows + self.limits.queue_rows
 
     def submit(self, sequences: Sequence[ActiveSequence]) -> None:
-        """Raises QueueFullError where the queue has no room for all of them."""
+        """Raises QueueFullError where there is no room for all of them."""
         with self.changed:
             if self.stopping or not self.has_room(len(sequences)):
                 raise QueueFullError
@@ -147,6 +152,8 @@ class Engine:
             self.running.clear()
             self.post(self.deliver, self.outbox)
             self.outbox = {}
+            if not self.waiting:
+                give_freed_memory_back()  # each batch has other shapes, and malloc would keep the gaps between them
 
     def next_sequences(self, places: int, wait: bool = False) -> list[ActiveSequence]:
         """Waiting sequences to start now; with `wait` there is at least one, or the engine stops."""
@@ -160,6 +167,7 @@ class Engine:
                 if sequences and tokens > PREFILL_TOKENS:
                     break
                 sequences.append(self.waiting.popleft())
+            self.starting = len(sequences)
         return sequences
 
     def write_batch(self, sequences: list[ActiveSequence]) -> None:
@@ -179,6 +187,7 @@ class Engine:
         """Rows of sequences that run from now on."""
         numbers = [next(self.numbers) for _ in sequences]
         self.running.update(zip(numbers, sequences, strict=True))
+        self.starting = 0
         prompts = [sequence.prompt for sequence in sequences]
         rows = start(self.decoder, prompts, [sequence.config for sequence in sequences])
         rows.numbers = numbers

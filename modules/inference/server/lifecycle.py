@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
+import logging
+import math
+import os
+import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
@@ -31,39 +37,99 @@ from ...tokenizer.tokenizer import Tokenizer
 from .app import Service, create_app
 from .engine import Engine
 
+logger = logging.getLogger(__name__)
+
 HEADER_SECONDS = 10.0
 """From the connection's opening, or a later request's first byte, to the end of its headers; then it is closed."""
 
+ANSWERED_SECONDS = 2.0
+"""How long the rest of a body is read after the answer, for clients that send all before they read; then it is closed.
+"""
+
 
 class Connection(H11Protocol):
-    """A client's connection that is closed when request headers don't come in time."""
+    """A client's connection that is closed when headers, or the end of a body that was answered, don't come in time."""
 
-    header_timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.expect_headers()
+        self.wait(HEADER_SECONDS)
 
     def data_received(self, data: bytes) -> None:
+        answered = self.is_answered
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self.expect_headers()
-        else:
+        if answered != self.is_answered:
             self.stop_waiting()
+        if self.conn.their_state is h11.IDLE:
+            self.wait(HEADER_SECONDS)
+        elif not self.is_answered:
+            self.stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.is_answered:
+            self.wait(ANSWERED_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_waiting()
         super().connection_lost(exc)
 
-    def expect_headers(self) -> None:
-        if self.header_timer is None:
-            self.header_timer = self.loop.call_later(HEADER_SECONDS, self.timeout_keep_alive_handler)
+    @property
+    def is_answered(self) -> bool:
+        """Whether a request has its answer before all of its body has come."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def wait(self, seconds: float) -> None:
+        if self.timer is None:
+            self.timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def stop_waiting(self) -> None:
-        if self.header_timer is not None:
-            self.header_timer.cancel()
-            self.header_timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
+
+class Listener(socket.socket):
+    """Keeps some file descriptors for files: beyond the rest, connections get a 503 and are closed.
+
+    asyncio would leave them waiting, and write a traceback for each try to accept one.
+    """
+
+    told_at = -math.inf
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            connection, address = super().accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # files have taken those that are kept, too
+                self.tell(limit)
+                time.sleep(ACCEPT_AGAIN_SECONDS)
+                raise BlockingIOError from None
+            raise
+        if limit == resource.RLIM_INFINITY or connection.fileno() < limit - min(FILES, limit // 4):
+            return connection, address
+        with connection, contextlib.suppress(OSError):
+            connection.send(NO_DESCRIPTORS)
+        self.tell(limit)
+        raise BlockingIOError  # asyncio asks again when there is another
+
+    def tell(self, limit: int) -> None:
+        if time.monotonic() - self.told_at > TELL_SECONDS:
+            self.told_at = time.monotonic()
+            logger.warning("connections have taken the %d file descriptors (ulimit -n): further ones get 503", limit)
+
+
+FILES = 32
+"""File descriptors that aren't for connections."""
+
+NO_DESCRIPTORS = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+ACCEPT_AGAIN_SECONDS = 0.05
+
+TELL_SECONDS = 60.0
+"""Between two lines in the log that say the same."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,6 +140,9 @@ KEEP_ALIVE_SECONDS = 30
 """Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
 
 LOADING = "loading"
+
+KEPT_KERNELS = "256"
+"""oneDNN compiles a kernel for each matrix and number of tokens, and would keep 1,024, of half a megabyte each."""
 
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
@@ -91,6 +160,7 @@ class Lifecycle:
     """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
 
     def __init__(self, config: ServeConfig, folder: Path, name: str) -> None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
         self.config, self.folder = config, folder
         self.service = Service(name, config.limits)
         self.listener = listen(config.host, config.port)
@@ -202,7 +272,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"can't listen on host={host} port={port}: {reason}; port=0 takes any free one") from error
     # Connections inherit it. Without it an answer's body waits for the client's TCP to acknowledge its head, 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+    return Listener(fileno=listener.detach())
 
 
 def address_of(listener: socket.socket) -> str:

@@ -57,6 +57,8 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     """
     check_known(body, FIELDS)
     check_model(body.get("model", name), name)
+    if not isinstance(user := body.get("user"), str | None):
+        raise bad("user", f"must be a text, not {shown(user)}")
     for field, values in WITHOUT_EFFECT.items():
         value = body.get(field)
         if isinstance(value, bool) or value not in values:

@@ -6,6 +6,7 @@ Whatever is refused is a RequestError: one line for the client, which names the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,9 @@ from ...tokenizer.tokenizer import Tokenizer
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
+
+LONGEST_NUMBER = 300
+"""Digits of whole numbers."""
 
 PARAMETERS = tuple(entry.name for entry in fields(GenerationConfig) if entry.name != "max_new_tokens")
 """Generation parameters that have the same name in every kind of request."""
@@ -76,17 +80,33 @@ async def read_body(request: Request, limits: LimitsConfig) -> dict[str, Any]:
 
 def parse_json(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body, parse_constant=reject_constant)
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, NaN; nested a thousand deep
+        content = json.loads(body, parse_int=parse_whole_number)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON; nested a thousand deep
         reason = str(error) if isinstance(error, ValueError) else "nested too deep"
         raise RequestError(400, f"the body isn't JSON in UTF-8: {reason}", "body") from None
+    check_numbers(content)
     if not isinstance(content, dict):
         raise RequestError(400, f"the body must be a JSON object, not {shown(content)}", "body")
     return content
 
 
-def reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+def parse_whole_number(digits: str) -> int | float:
+    """Python refuses to read thousands of digits; as a float they are infinite."""
+    return int(digits) if len(digits) < LONGEST_NUMBER else float(digits)
+
+
+def check_numbers(content: Any) -> None:
+    """NaN and Infinity, which Python's reader takes though JSON has no such numbers, and those beyond all floats."""
+    left = [("body", content)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(name, part) for part in value]
+        elif isinstance(value, float) and not math.isfinite(value):
+            found = "NaN" if math.isnan(value) else "Infinity or a number as large"
+            raise bad(name if name.isidentifier() else shown(name), f"must hold finite numbers, not {found}")
 
 
 def parse_parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> GenerationConfig:
@@ -147,9 +167,15 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
     for row, ids in enumerate(prompts):
         if not ids:
             raise bad(f"{field} {row}", "is empty; give at least one token")
-        if len(ids) > most:
-            raise too_long(f"{field} {row}", f"{len(ids)} tokens", str(most))
+        if len(ids) > most:  # counted as the client can: the text's own
+            own = overhead_of(tokenizer)
+            raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", str(most - own))
     return prompts
+
+
+def overhead_of(tokenizer: Tokenizer) -> int:
+    """Tokens of a prompt beside those of its text: start and template."""
+    return sum(map(len, tokenizer.prompt_parts))
 
 
 def most_prompt_tokens(limits: LimitsConfig, positions: int) -> int:

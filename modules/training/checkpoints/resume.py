@@ -7,23 +7,36 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...checkpoint.model_folder import write_architecture
 from ...checkpoint.weights import CheckpointError
 from ...config.training import TrainingConfig
+from ...data.datamodule import TextDataModule
+from ...data.packing import Place
 from ...system.atomic import DRAFT, drafts_in, new_folder, remove
 from ...system.checksums import damage
 from ...system.process_locks import InUseError, take_lock
 from ..callbacks import checkpoints_in
+from ..planning.plan import plan_from
 from ..precision import settle_precision
 from ..setup import TrainingSetup
-from .run_manifest import CHECKPOINTS, RunManifest, read_run_manifest, require_same, write_run_manifest
+from .run_manifest import (
+    CHECKPOINTS,
+    RunManifest,
+    manifest_differences,
+    read_run_manifest,
+    require_same,
+    write_run_manifest,
+)
 from .saving import PROGRESS, read_progress
 
 logger = logging.getLogger("moyun.resume")
 LOCK = ".lock"
+
+COUNTED_KEYS = ("train.batch_size", "train.batch_tokens", "seed", "data", "data.sequence_length", "data.over_long")
+"""What decides which rows a step takes."""
 
 
 @contextlib.contextmanager
@@ -107,9 +120,13 @@ def given_checkpoint(resume_from: str) -> Path:
 
 
 def where_to_start(
-    config: TrainingConfig, folder: str | None, earlier: RunManifest | None, manifest: RunManifest, total_steps: int
-) -> tuple[Path | None, RunManifest]:
-    """The checkpoint to go on from, None for the first step; with the manifest to write.
+    config: TrainingConfig,
+    folder: str | None,
+    earlier: RunManifest | None,
+    manifest: RunManifest,
+    training: TrainingSetup,
+) -> tuple[Path | None, RunManifest, TrainingSetup]:
+    """The checkpoint to go on from, None for the first step; with the manifest to write, and the plan of what is left.
 
     Args:
         folder: The run's, where it is known before the run has begun; `earlier` is the manifest found in it.
@@ -117,7 +134,7 @@ def where_to_start(
     Raises:
         ValueError: The checkpoint is of another training, or of one that has taken its last step.
     """
-    given = config.train.resume_from
+    given, source = config.train.resume_from, earlier
     if earlier:
         place = Path(folder or ".") / CHECKPOINTS
         require_same(earlier, manifest, config.train.allow_changed, place)
@@ -128,14 +145,32 @@ def where_to_start(
         manifest = dataclasses.replace(manifest, resumed_from=str(checkpoint))
         if source := read_run_manifest(checkpoint.parent):
             require_same(source, manifest, config.train.allow_changed, checkpoint.parent)
-        if (step := read_progress(checkpoint)["global_step"]) >= total_steps:
-            raise ValueError(
-                f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
-                "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
-            )
     else:
-        return None, manifest
-    return checkpoint, manifest
+        return None, manifest, training
+    if checkpoint is None:
+        return None, manifest, training
+    changes = manifest_differences(source, manifest) if source else {}
+    training = with_progress(config, training, checkpoint, changes)
+    total_steps = training.plan.total_steps
+    if not earlier and (step := read_progress(checkpoint)["global_step"]) >= total_steps:
+        raise ValueError(
+            f"train.resume_from={given} is of step {step}, and training ends at step {total_steps}: "
+            "raise train.max_steps or train.max_epochs, and allow it with train.allow_changed"
+        )
+    return checkpoint, manifest, training
+
+
+def with_progress(
+    config: TrainingConfig, training: TrainingSetup, checkpoint: Path, changes: Iterable[str]
+) -> TrainingSetup:
+    """The plan of what is left at a checkpoint. ValueError where its rows can't be gone on with as asked."""
+    progress = read_progress(checkpoint).get("progress")
+    if progress is None and (counted := sorted(set(changes) & set(COUNTED_KEYS))):
+        raise ValueError(
+            f"{checkpoint} is of an older moyun and doesn't say which rows were trained on, so {', '.join(counted)} "
+            "can't change with it: go on with what was given then, and change it at the first checkpoint written now"
+        )
+    return dataclasses.replace(training, plan=plan_from(config.train, training.plan, training.data, progress))
 
 
 def settle_format(config: TrainingConfig, folder: str | None, before: RunManifest | None = None) -> None:
@@ -150,10 +185,17 @@ def settle_format(config: TrainingConfig, folder: str | None, before: RunManifes
     settle_precision(config.trainer, earlier.config["trainer"]["precision"] if earlier else None)
 
 
-def describe_start(checkpoint: Path | None) -> dict[str, str]:
+def describe_start(checkpoint: Path | None, data: TextDataModule) -> dict[str, str]:
     """Where a resumed run goes on, as lines to show."""
-    step = read_progress(checkpoint)["global_step"] if checkpoint else 0
-    return {"at step": f"{step:,}", "from": str(checkpoint or "the beginning: no checkpoint yet")}
+    if checkpoint is None:
+        return {"at step": "0", "from": "the beginning: no checkpoint yet"}
+    progress = read_progress(checkpoint)
+    lines = {"at step": f"{progress['global_step']:,}", "from": str(checkpoint)}
+    if found := progress.get("progress"):
+        place, other = Place(**found["place"]), found["counted"]["rows"] != data.rows
+        taken = f"after {place.documents:,} of {len(data.documents['train']):,} documents"
+        lines["in epoch"] = f"{place.epoch + 1}, {'from its beginning, as the rows are others' if other else taken}"
+    return lines
 
 
 def followed(config: TrainingConfig) -> Path | None:

@@ -24,14 +24,25 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ...checkpoint.pickles import load
-from ...checkpoint.training_checkpoint import load_state, raise_if_stopped
+from ...checkpoint.pickles import load, write_stream
+from ...checkpoint.training_checkpoint import load_state, raise_if_stopped, reasons_of
 from ...checkpoint.weights import CheckpointError
-from ...system.atomic import draft_of, flush_to_disk, publish_folder, remove_abandoned
+from ...system.atomic import (
+    disk_full,
+    draft_of,
+    error_of_the_machine,
+    flush_to_disk,
+    publish_folder,
+    remove_abandoned,
+)
 from ...system.checksums import Described, describe_files, write_file_list
 
 PROGRESS = "progress.pt"
 """What a checkpoint holds beside tensors: the step, validations, callbacks, schedule."""
+
+
+FILES_TO_TENSORS, FILES_BESIDE = 1.05, 2**18
+"""What a checkpoint takes on disk: the tensors' bytes and a share, and bytes of the rest."""
 
 
 class PortableCheckpoints(Strategy):
@@ -76,7 +87,7 @@ class PortableCheckpoints(Strategy):
         try:
             dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())
             if self.is_global_zero:
-                torch.save(checkpoint, draft / PROGRESS)
+                write_stream(draft / PROGRESS, checkpoint)
             files = self.described(draft)
             if self.is_global_zero:
                 write_file_list(draft, files)
@@ -84,8 +95,10 @@ class PortableCheckpoints(Strategy):
         except (OSError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise_if_stopped(error)
+            needed = int(size_of(state) * FILES_TO_TENSORS) + FILES_BESIDE
+            reason = disk_full(path.parent, "the checkpoint", needed) or reason_of(error)
             raise ValueError(
-                f"the checkpoint {path} could not be written: {reason_of(error)}; earlier ones are as they were. When "
+                f"the checkpoint {path} could not be written: {reason}; earlier ones are as they were. When "
                 "there is room and the right to write, the same command goes on from the last of them"
             ) from error
         self.barrier()
@@ -120,10 +133,17 @@ class PortableCheckpoints(Strategy):
 
 def reason_of(error: BaseException) -> str:
     """The operating system's word, if it is behind what DCP makes of it."""
-    if isinstance(error, CheckpointException) and error.failures:
-        first = next(iter(error.failures.values()))
-        error = first[0] if isinstance(first, tuple) else first
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    error = next(iter(reasons_of(error)), error)
+    found = error_of_the_machine(error)
+    return (found.strerror if found else None) or str(error).partition("\n")[0]
+
+
+def size_of(state: Any) -> int:
+    """Bytes of the tensors in nested mappings, of all ranks."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size_of, parts))
 
 
 def read_progress(path: Path) -> dict[str, Any]:

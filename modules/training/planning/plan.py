@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ...config.model import ModelConfig, SizeConfig
 from ...config.training import TrainConfig, TrainingConfig
 from ...data.datamodule import TextDataModule
+from ...data.packing import Place
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
@@ -27,6 +29,8 @@ class TrainingPlan:
     tokens_per_epoch: int
     steps_per_epoch: int
     total_steps: int
+    epochs: float
+    """Passes over the rows that these are."""
     learning_rate: float
     """train.learning_rate, or the model size's own, which the schedule multiplies."""
     warmup_steps: int
@@ -55,7 +59,7 @@ class TrainingPlan:
             "tokens an epoch": f"{self.tokens_read:,} read, {self.tokens_per_epoch:,} trained on",
             "tokens a step": f"{self.tokens_read / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
-            "steps": f"{self.total_steps:,} ({self.total_steps / self.steps_per_epoch:.2f} epochs)",
+            "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
             "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
             "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
@@ -99,7 +103,6 @@ def make_plan(
 ) -> TrainingPlan:
     """earlier_tokens: micro_batch_tokens of the run that is gone on with: with the same, sums have the same order."""
     documents = data.documents["train"]
-    in_epochs = data.steps_per_epoch * config.train.max_epochs if config.train.max_epochs else math.inf
     lengths, batch = np.sort(documents.lengths)[::-1], (data.batch_size, data.batch_tokens)
     adapters = lora_parameter_count(model, config.lora) if config.lora.rank else None
     demand = MemoryDemand(model, config.trainer, lengths, *batch, CPU_TOKENS, adapters, config.train.optimizer)
@@ -108,6 +111,7 @@ def make_plan(
         tokens, why = earlier_tokens, "as in the run that is gone on with"
     elif tokens is None:
         tokens, why = fitting_tokens(demand)
+    steps, epochs = length_of(config.train, data)
     return TrainingPlan(
         parameters=parameter_count(model),
         rows=documents.rows,
@@ -115,7 +119,8 @@ def make_plan(
         rows_split=documents.rows_split,
         tokens_per_epoch=int(documents.trained_tokens.sum()),
         steps_per_epoch=data.steps_per_epoch,
-        total_steps=int(min(config.train.max_steps or math.inf, in_epochs)),
+        total_steps=steps,
+        epochs=epochs,
         learning_rate=peak_learning_rate(config),
         warmup_steps=config.train.warmup_steps,
         demand=replace(demand, micro_batch_tokens=tokens),
@@ -125,6 +130,46 @@ def make_plan(
         ends=int(documents.ended.sum()),
         schedule=config.train.schedule,
     )
+
+
+def length_of(train: TrainConfig, data: TextDataModule) -> tuple[int, float]:
+    """All steps, and the passes over the rows that they come to."""
+    in_epochs = data.steps_until(train.max_epochs) if train.max_epochs else math.inf
+    steps = int(min(train.max_steps or math.inf, in_epochs))
+    return steps, min(data.epochs_after(steps), train.max_epochs or math.inf)
+
+
+def plan_from(
+    train: TrainConfig, plan: TrainingPlan, data: TextDataModule, progress: dict[str, Any] | None
+) -> TrainingPlan:
+    """The plan of a run that goes on from a checkpoint, with what it says of its rows; older ones say nothing."""
+    if progress:
+        data.go_on(progress)
+    steps, epochs = length_of(train, data)
+    return replace(plan, total_steps=steps, epochs=epochs)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Which steps a run takes, and after which of them it validates."""
+
+    start: Place
+    total_steps: int
+    validate_every: int
+    offset: int = 0
+    """Added to a step: epochs whose steps began to count in their middle don't end at multiples."""
+
+    def validates_after(self, step: int) -> bool:
+        return (step + self.offset) % self.validate_every == 0
+
+
+def make_course(train: TrainConfig, plan: TrainingPlan, data: TextDataModule) -> Course:
+    """Validates every train.validate_every_n_steps, else at the end of each epoch."""
+    every = train.validate_every_n_steps or plan.steps_per_epoch
+    if data.start.documents == 0 == data.start.step:
+        return Course(data.start, plan.total_steps, min(every, plan.total_steps))
+    offset = 0 if train.validate_every_n_steps else -data.first_epoch_end % every
+    return Course(data.start, plan.total_steps, every, offset)
 
 
 def peak_learning_rate(config: TrainingConfig) -> float:

@@ -118,8 +118,8 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"prompt": [[1, 2]]}, "prompt", "token ids aren't taken"),
         ({"prompt": []}, "prompt", "prompt has 0 texts; a request may have 1 to 8"),
         ({"prompt": ["春"] * 9}, "prompt", "prompt has 9 texts"),
-        ({"prompt": "春" * 61}, "prompt", "prompt 0 has 61 characters; this server takes up to 60"),
-        ({"prompt": "春" * 60}, "prompt", "prompt 0 has 61 tokens; this server takes up to 60"),
+        ({"prompt": "春" * 61}, "prompt", "prompt 0 has 61 characters; this server takes up to 59"),
+        ({"prompt": "驫" * 20}, "prompt", "prompt 0 has 60 tokens; this server takes up to 59"),
         ({"max_tokens": 91}, "max_tokens", "max_tokens (91) is over 90 (limits.max_new_tokens)"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens (0) must be at least 1"),
         ({"max_tokens": 2.5}, "max_tokens", "max_tokens must be a whole number, not 2.5"),
@@ -127,8 +127,13 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"temperature": True}, "temperature", "temperature must be a number, not True"),
         ({"temperature": "hot"}, "temperature", "temperature must be a number, not 'hot'"),
         ({"temperature": -1}, "temperature", "temperature (-1) must be 0 (greedy) or from 0.001 to 1000"),
-        ({"temperature": 1e999}, "body", "Infinity is no JSON number"),
-        ({"top_p": float("nan")}, "body", "NaN is no JSON number"),
+        ({"temperature": 1e999}, "temperature", "temperature must hold finite numbers, not Infinity"),
+        ({"top_p": float("nan")}, "top_p", "top_p must hold finite numbers, not NaN"),
+        ({"seed": 10**22}, "seed", "seed (10000000000000000000000) must be from 0 to"),
+        ({"max_tokens": -(10**22)}, "max_tokens", "must be at least 1"),
+        ({"top_k": 1e300}, "top_k", "top_k must be a whole number, not 1e+300"),
+        ({"stream_options": {"include_usage": float("inf")}}, "include_usage", "must hold finite numbers"),
+        ({"user": 5}, "user", "user must be a text, not 5"),
         ({"seed": -1}, "seed", "seed (-1) must be from 0 to"),
         ({"stop": ["a"] * 17}, "stop", "stop has 17 texts; there may be 16"),
         ({"stop": "a" * 257}, "stop", "stop holds a text of 257 characters; there may be 256"),
@@ -168,7 +173,12 @@ def test_a_refusal_is_one_line_that_names_the_field(
         (b"[1]", "application/json; charset=utf-8", 400, "the body must be a JSON object, not [1]"),
         (b'{"prompt": "a\\ud800"}', "application/json", 400, "prompt 0 holds half a surrogate pair at character 1"),
         (b'{"\\ud800": 1}', "application/json", 400, r"'\ud800' isn't known here"),
-        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "application/json", 400, "the body isn't JSON"),
+        (
+            b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+            "application/json",
+            400,
+            "seed must hold finite numbers, not Infinity or",
+        ),
         (b'{"prompt": "' + b"x" * 20_000 + b'"}', "application/json", 413, "the body is over 20000 bytes"),
     ],
 )
@@ -177,6 +187,21 @@ def test_a_body_that_cannot_be_read(server: Served, content: bytes, kind: str, s
         answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": kind})
         assert answer.status_code == status
         assert message in answer.json()["error"]["message"]
+
+
+def test_a_prompt_of_all_the_tokens_that_a_refusal_names_is_taken(server: Served) -> None:
+    assert server.complete(prompt="春" * 59, max_tokens=1).status_code == 200
+
+
+def test_head_is_get_without_a_body_and_other_methods_are_told_which_there_are(server: Served) -> None:
+    for path in ("/health", "/ready", "/ping", "/v1/models", "/metrics", "/card", "/"):
+        got, head = (httpx.request(method, f"{server.url}{path}") for method in ("GET", "HEAD"))
+        assert (head.status_code, head.content) == (200, b"")
+        assert path == "/metrics" or head.headers["Content-Length"] == str(len(got.content))
+    for method, path, allowed in (("POST", "/health", {"GET", "HEAD"}), ("HEAD", "/v1/completions", {"POST"})):
+        answer = httpx.request(method, f"{server.url}{path}")
+        assert answer.status_code == 405
+        assert set(answer.headers["Allow"].split(", ")) == allowed
 
 
 def test_other_paths_and_methods_are_one_line_too(server: Served) -> None:

@@ -135,8 +135,17 @@ def test_a_cancelled_job_leaves_the_queue_at_once(desk: Desk) -> None:
 
 
 def test_a_full_queue_takes_no_more(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Free places in the batch are room too; what has left the queue and doesn't run yet has one."""
     desk = Desk(decoder, tokenizer, batch_rows=1, queue_rows=2, request_rows=2)  # nothing runs yet
     desk.engine.submit([desk.job("春"), desk.job("山")])
+    assert desk.engine.has_room()
+    assert not desk.engine.has_room(2)
+    taken = desk.engine.next_sequences(1)
+    assert len(taken) == 1
+    assert not desk.engine.has_room(2)
+    desk.engine.begin(taken)
+    assert not desk.engine.has_room(2)
+    desk.engine.submit([desk.job("花")])
     assert not desk.engine.has_room()
     with pytest.raises(QueueFullError):
         desk.submit("水")

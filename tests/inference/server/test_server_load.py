@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -118,6 +120,69 @@ def test_a_body_that_never_ends_is_not_waited_for(tokenizer: Tokenizer) -> None:
         while b"408" not in received:
             received += connection.recv(4096)
         connection.close()
+
+
+@pytest.mark.parametrize("head", ["Transfer-Encoding: chunked", "Content-Length: 100000000"])
+@pytest.mark.parametrize(("path", "status"), [("/v1/completions", b" 413 "), ("/health", b" 405 ")])
+def test_the_rest_of_a_body_is_not_read_for_ever_after_its_answer(
+    head: str, path: str, status: bytes, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWERED_SECONDS", 0.3)
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer, body_bytes=2000) as server:
+        client = send_and_keep(server.url, path, {})
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode())
+        client.settimeout(0.02)
+        received, ended = b"", time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < ended:
+                client.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+                with contextlib.suppress(TimeoutError):
+                    received += client.recv(4096)
+        assert time.monotonic() < ended
+        assert status in received
+        client.close()
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_its_answer_and_keeps_its_connection(server: Served) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(2):
+            body = {"content": b" " * 3_000_000, "headers": {"Content-Type": "application/json"}}
+            assert client.post("/v1/completions", **body).status_code == 413  # type: ignore[arg-type]
+            assert client.get("/health").status_code == 200
+
+
+def test_connections_beyond_the_file_descriptors_are_refused_in_one_line(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server, httpx.Client() as known:
+        assert known.get(f"{server.url}/health").status_code == 200
+        spare = os.open(os.devnull, os.O_RDONLY)
+        os.close(spare)
+        limit = spare + connection.FILES + 8  # 8 more than are open, which only the server sees
+        monkeypatch.setattr(connection.resource, "getrlimit", lambda kind: (limit, limit))
+        place = httpx.URL(server.url)
+        clients = [socket.create_connection((place.host, place.port or 80), timeout=5) for _ in range(30)]
+        answers = [client.recv(200) for client in clients[-8:]]
+        assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers)
+        assert known.get(f"{server.url}/health").status_code == 200
+        for client in clients:
+            client.close()
+        monkeypatch.undo()
+        assert httpx.get(f"{server.url}/health").status_code == 200
+    assert [record.exc_info for record in caplog.records if record.name.startswith(("modules", "asyncio"))] == [None]
+
+
+def test_an_idle_server_takes_as_many_as_it_has_places_and_queue(tokenizer: Tokenizer) -> None:
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer, batch_rows=4, queue_rows=8) as server:
+        server.pace.seconds = 0.05
+        answers: list[int] = []
+        body = {"prompt": ["春"] * 6, "max_tokens": 8}
+        threads = [threading.Thread(target=lambda: answers.append(server.complete(**body).status_code)) for _ in "12"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
 
 
 def test_headers_that_never_end_are_not_waited_for(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

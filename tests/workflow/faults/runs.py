@@ -173,10 +173,10 @@ def take_notes(path: Path) -> None:
         rows[:] = [int(document) for batch in step.micro_batches for document in batch.documents]
         training_step(self, step, batch_idx)
 
-    def noted_log(self: LanguageModel, loss: float, tokens: int, norm: float, rate: float) -> None:
+    def noted_log(self: LanguageModel, loss: float, taken: StepBatch, norm: float, rate: float) -> None:
         line = {"step": self.global_step, "rows": rows, "loss": loss.hex(), "norm": norm.hex(), "rate": rate.hex()}
         os.write(notes, json.dumps(line).encode() + b"\n")
-        log_step(self, loss, tokens, norm, rate)
+        log_step(self, loss, taken, norm, rate)
 
     LanguageModel.training_step, LanguageModel.log_step = noted_step, noted_log  # type: ignore[method-assign]
 
