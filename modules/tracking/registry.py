@@ -16,6 +16,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from ..checkpoint.loading import verified_hash
 from ..config.base import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
@@ -30,20 +31,30 @@ SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaco
 """What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
 
-RECORD = "moyun.record"
-"""Tag of a logged model: which record of a run's local log it comes from."""
+RECORD, WEIGHTS = "moyun.record", "sha256.weights"
+"""Tags of a logged model: which record of a run's local log it comes from, and the hash of its weights."""
 
 
 def log_model_once(folder: Path, run: Run, record: str) -> str:
-    """`log_model` to a run, once for each `record`: a call whose answer was lost can be made again."""
+    """`log_model` to a run, which then has this model and no other.
+
+    A call whose answer was lost can be made again; and a run that was killed before it could tell of its model makes it
+    anew, with another `record`.
+    """
     client = MlflowClient()
-    wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
-    for found in client.search_logged_models([run.info.experiment_id], wanted):
-        if found.status == LoggedModelStatus.READY:
-            return str(found.model_uri)
-        client.delete_logged_model(found.model_id)
-    with inside(run):
-        return log_model(folder, {RECORD: record})
+    digest = verified_hash(folder)
+    made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    ours = [model for model in made if RECORD in model.tags]
+    ready = [model for model in ours if model.status == LoggedModelStatus.READY]
+    same = [m for m in ready if m.tags[RECORD] == record or m.tags.get(WEIGHTS) == digest]
+    uri = str(same[0].model_uri) if same else None
+    if uri is None:
+        with inside(run):
+            uri = log_model(folder, {RECORD: record, WEIGHTS: digest})
+    for model in ours:
+        if str(model.model_uri) != uri:
+            client.delete_logged_model(model.model_id)
+    return uri
 
 
 def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:

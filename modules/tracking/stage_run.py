@@ -77,6 +77,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
         status, reason = end_of(error, run.began)
@@ -99,7 +100,8 @@ def start_or_continue(
     seconds = config.tracking.flush_timeout
     if continues:
         found = find_run(continues)
-        run = TrackedRun(found, root, seconds)  # before it is touched: another process may still be writing to it
+        # Before it is touched: another process may still be writing to it.
+        run = TrackedRun(found, root, seconds, goes_on=True)
         try:
             run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
             reopen_run(stage, found)
