@@ -21,7 +21,8 @@ from ..config.base import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
 from ..tokenizer.tokenizer import load_tokenizer
-from .outbox.store import is_there, patient
+from .outbox.store import is_there, patient, why
+from .outbox.store_check import require_store
 from .run_lifecycle import inside
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
@@ -141,11 +142,13 @@ def resolve_model(uri: str) -> Path:
     store = redact_text(mlflow.get_tracking_uri())
     if not any(map(is_there, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))):
         raise ValueError(f"{uri}: there is no tracking store {store}. {WHERE_MODELS_ARE}")
+    if not mlflow.active_run():  # which has asked already
+        require_store(mlflow.get_tracking_uri())
     try:
         with patient():
             downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
-        raise ValueError(f"{uri}: {error.message} (tracking store: {store}). {WHERE_MODELS_ARE}") from error
+        raise ValueError(f"{uri}: {why(error)} (tracking store: {store}). {WHERE_MODELS_ARE}") from None
     found = sorted(downloaded.glob("artifacts/*/model.yaml"))
     if not found:
         raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")

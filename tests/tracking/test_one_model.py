@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModel
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.outbox.spool import Spool
 from modules.tracking.registry import RECORD
-from modules.tracking.run_lifecycle import find_run
+from modules.tracking.run_selection import find_run
 from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.pretrain import pretrain

@@ -115,19 +115,27 @@ def test_a_run_is_not_finished_before_its_model_and_last_validation_are_in_the_l
 
 
 def test_any_stage_whose_results_did_not_reach_its_log_has_failed(store: Path) -> None:
-    with pytest.raises(ValueError, match="No space left on device"), stage_run("evaluate", quiet()) as run:
-        run.log_metrics({"test/loss": 1.0})
-        fill(run.spool)
-        run.log_metrics({"test/loss_of_baseline": 2.0})
+    def stage() -> None:
+        with stage_run("evaluate", quiet()) as run:
+            run.log_metrics({"test/loss": 1.0})
+            fill(run.spool)
+            run.log_metrics({"test/loss_of_baseline": 2.0})
+
+    with pytest.raises(ValueError, match="No space left on device"):
+        stage()
     (found,) = all_runs()
     assert (found.info.status, found.data.metrics) == ("FAILED", {"test/loss": 1.0})
     assert found.data.tags["end"].startswith("failed: ")
 
 
 def test_what_ended_a_stage_is_said_before_the_full_disk(store: Path) -> None:
-    with pytest.raises(KeyError, match="the cause"), stage_run("evaluate", quiet()) as run:
-        fill(run.spool)
-        raise KeyError("the cause")
+    def stage() -> None:
+        with stage_run("evaluate", quiet()) as run:
+            fill(run.spool)
+            raise KeyError("the cause")
+
+    with pytest.raises(KeyError, match="the cause"):
+        stage()
     (found,) = all_runs()
     assert (found.info.status, found.data.tags["end"]) == ("FAILED", "failed: KeyError: 'the cause'")
 
