@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Run, RunInfo
 
-from ..system.redaction import first_line, redact_text
+from ..system.redaction import first_line, hide_values, redact_text
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
 from .outbox.spool import PRIVATE, Spool
@@ -97,10 +97,13 @@ class TrackedRun:
     def log_params(self, params: Mapping[str, str]) -> None:
         names = sorted(params)
         for start in range(0, len(names), PARAMS_AT_ONCE):
-            self.spool.append("params", values={name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
+            self.append_values("params", {name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.spool.append("tags", values=dict(tags))
+        self.append_values("tags", tags)
+
+    def append_values(self, kind: str, values: Mapping[str, str]) -> None:
+        self.spool.append(kind, values={name: hide_values(value) for name, value in values.items()})
 
     @contextmanager
     def artifact(self, path: str) -> Iterator[Path]:
@@ -112,7 +115,7 @@ class TrackedRun:
 
     def log_text(self, text: str, path: str) -> None:
         with self.artifact(path) as file:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(hide_values(text), encoding="utf-8")
 
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """As JSON."""

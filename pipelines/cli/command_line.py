@@ -20,6 +20,7 @@ from modules.system.signals import Stopped, WorkerError, end_with_parent, is_mai
 
 from .help import help_text
 from .launch import launch, require_processes
+from .redacted_output import redact_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 
@@ -35,6 +36,7 @@ OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 def run_stage(stage: str, function: Callable[[Any], Any], arguments: list[str] | None = None) -> None:
     """Runs a stage from the command line and exits: 0 done, 1 failed, 2 wrongly configured."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    redact_output()
     if {"--help", "-h"} & set(arguments):
         print(help_text(stage))
         return
