@@ -77,6 +77,10 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
         return 1, f"{where}{error.strerror}; give it room or rights, then start the same command again"
     except KeyboardInterrupt:
         return 130, "interrupted"
+    except store_errors() as error:
+        from modules.tracking.outbox.store import why
+
+        return 1, f"the tracking store: {why(error)}. Start it or see to it, then start the same command again"
     except Stopped as stop:
         return int(stop.code or 1), stop.message
     except SystemExit as stop:
@@ -84,6 +88,12 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
             raise
         return 143, "terminated"  # Lightning's, on SIGTERM, with a code that would say all went well
     return 0, ""
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises where its store can't be used, or refuses something; nothing where MLflow isn't imported."""
+    names = {"mlflow.exceptions": "MlflowException", "sqlalchemy.exc": "SQLAlchemyError"}
+    return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
 
 
 def with_positions(arguments: list[str], *names: str) -> list[str]:

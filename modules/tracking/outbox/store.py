@@ -51,10 +51,6 @@ def is_there(uri: str) -> bool:
     return not uri.startswith("sqlite:///") or Path(place).exists()
 
 
-class NotMlflowError(Exception):
-    """What answers isn't a tracking server."""
-
-
 REFUSALS = (413, 422)
 """HTTP statuses of what the store will never take. Other errors may pass, as a login that expired."""
 
@@ -90,6 +86,7 @@ SHORTLY = {
     "error code 404": NO_SERVER,
     "error code 405": NO_SERVER,
     "not in a valid JSON": NO_SERVER,
+    "Failed to parse": NO_SERVER,
     "INTERNAL_ERROR: Response": NO_SERVER,
     "WRONG_VERSION_NUMBER": "it doesn't speak HTTPS; write http://",
     "CERTIFICATE_VERIFY_FAILED": "its certificate isn't trusted",
@@ -141,7 +138,7 @@ def explain(error: Exception, uri: str) -> tuple[str, str]:
     remedy = next((remedy for said, remedy in REMEDIES.items() if said in reason), "Name another one with")
     if proxy := proxy_of(uri):
         reason += f", through the proxy {redact_text(proxy)} that the environment names"
-        remedy = f"Set NO_PROXY={urlsplit(uri).hostname} to ask it directly, start it, or name another one with"
+        remedy = f"Set NO_PROXY={urlsplit(uri).hostname} to ask it directly, start the proxy, or name another one with"
     return reason, remedy
 
 
@@ -154,5 +151,5 @@ def proxy_of(uri: str) -> str | None:
 
 def why(error: BaseException) -> str:
     """An error in a few words, without secrets."""
-    text = NO_SERVER if isinstance(error, NotMlflowError) else f"{error}"
+    text = str(error)
     return next((short for said, short in SHORTLY.items() if said in text), None) or first_line(error)

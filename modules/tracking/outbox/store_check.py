@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from ...system.atomic import draft_of, remove_abandoned
 from ...system.process_locks import file_lock
 from ...system.redaction import redact_text
-from .store import NotMlflowError, be_brief, explain
+from .store import NO_SERVER, be_brief, explain
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HOST_AND_PORT = re.compile(r"(localhost|[\w.-]+:\d+)(/\S*)?")
@@ -130,7 +130,7 @@ def ask(uri: str) -> None:
     """Asks for an experiment, which an MLflow server knows or knows not; {} is what other services say to anything."""
     found = MlflowClient(uri).get_experiment_by_name("Default")
     if found is not None and not found.experiment_id:
-        raise NotMlflowError
+        raise ValueError(NO_SERVER)
 
 
 def creation_lock(uri: str) -> BaseFileLock:
@@ -162,6 +162,8 @@ def is_empty(path: Path) -> bool:
 def lay_out(path: Path) -> None:
     """The tables and MLflow's first experiment, in a draft that becomes the file."""
     draft = draft_of(path)
+    if below := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise NotADirectoryError(errno.ENOTDIR, "this is no folder", str(below))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
@@ -191,9 +193,7 @@ def wrong_tables(path: Path) -> str | None:
     if version == newest:
         return None
     if not runs:
-        return (
-            f"its tables are half made or of another MLflow, and no run is in them: remove {path}, and it is made anew"
-        )
+        return f"its tables are half made or another MLflow's, without any run: move {path} away, and it is made anew"
     if version in known:
         return f"its tables are of an earlier MLflow: copy it, then run `mlflow db upgrade sqlite:///{path}`"
     return f"its tables are of a later MLflow than {mlflow.__version__}: install the MLflow that made them"
