@@ -14,7 +14,7 @@ from modules.evaluation.likelihood import score_folder
 from modules.evaluation.promotion import Promotion, decide
 from modules.evaluation.statistics import Metric
 from modules.evaluation.task_rows import GROUP
-from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
+from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
@@ -50,9 +50,8 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         logged = config.model.startswith("models:/m-")  # by a training run; not a version that has a name already
         model_uri = config.model if logged else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
-        number = register_version(model_uri, config.model_name, tags | {"promotion": promotion.reason})
-        if promotion.promoted:
-            move_alias(config.model_name, config.alias, number)
+        number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
+        complete_version(config.model_name, number, config.alias if promotion.promoted else None)
         run.log_metrics({"test/perplexity_per_char": found.value} | promotion.metrics())
         tags = {"registered_version": number, "champion": str(promotion.promoted).lower(), "verdict": promotion.reason}
         run.set_tags(tags)

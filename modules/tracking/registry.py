@@ -35,6 +35,9 @@ EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens":
 RECORD, WEIGHTS = "moyun.record", "sha256.weights"
 """Tags of a logged model: which record of a run's local log it comes from, and the hash of its weights."""
 
+COMPLETE = "moyun.complete"
+"""Tag of a registered version: whether the command that made it came to its end."""
+
 
 def log_model_once(folder: Path, run: Run, record: str) -> str:
     """`log_model` to a run, which then has this model and no other.
@@ -108,9 +111,27 @@ def imported_files(file: Path) -> Iterator[Path]:
                 yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
 
 
-def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:
-    """Makes a new version of `name` and returns its number."""
+def register_version(model_uri: str, name: str, folder: Path, tags: dict[str, str]) -> str:
+    """Makes a new version of `name` and returns its number; until `complete_version` it counts as begun.
+
+    A version of the same weights that a killed command has begun is taken instead of a second one.
+    """
+    tags = tags | {WEIGHTS: verified_hash(folder), COMPLETE: "false"}
+    client = MlflowClient()
+    for begun in client.search_model_versions(f"name = '{name}'"):
+        if {begun.tags.get(key) for key in (WEIGHTS, COMPLETE)} == {tags[WEIGHTS], "false"}:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, begun.version, key, value)
+            return str(begun.version)
     return str(mlflow.register_model(model_uri, name, tags=tags).version)
+
+
+def complete_version(name: str, number: str, alias: str | None) -> None:
+    """Ends what register_version has begun: the alias moves to the version, if there is to be one."""
+    client = MlflowClient()
+    if alias:
+        client.set_registered_model_alias(name, alias, number)
+    client.set_model_version_tag(name, number, COMPLETE, "true")
 
 
 def version_with_alias(name: str, alias: str) -> ModelVersion | None:
@@ -121,10 +142,6 @@ def version_with_alias(name: str, alias: str) -> ModelVersion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-
-
-def move_alias(name: str, alias: str, number: str) -> None:
-    MlflowClient().set_registered_model_alias(name, alias, number)
 
 
 def resolve_model(uri: str) -> Path:

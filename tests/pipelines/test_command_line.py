@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from modules.config.generation import GenerateConfig
 from modules.system.signals import Stopped
@@ -30,6 +32,8 @@ def raising(error: BaseException) -> Callable[[Any], None]:
         (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
         (KeyboardInterrupt(), 130, "generate: interrupted"),
         (Stopped(signal.SIGTERM), 143, "generate: terminated"),
+        (MlflowException("Invalid model name: 'a/b'\nmore"), 1, "generate: the tracking store: Invalid model name: 'a/b'."),
+        (OperationalError("SELECT", {}, Exception("database is locked")), 1, "another process has locked the file. "),
     ],
 )
 def test_a_stage_that_does_not_finish_says_so(

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
+from modules.config.loader import load_config
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.outbox.spool import Spool
 from modules.tracking.registry import RECORD
@@ -19,6 +20,7 @@ from modules.tracking.run_selection import find_run
 from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.pretrain import pretrain
+from pipelines.register import register
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.tracking.outbox.test_full_disk import small_training
 from tests.tracking.test_tracking import all_runs, quiet
@@ -76,6 +78,7 @@ from modules.tracking.outbox.spool import Spool
 from modules.tracking.tracked_run import TrackedRun
 from pipelines import train
 from pipelines.pretrain import pretrain
+from pipelines.register import register
 from tests.tracking.outbox.test_full_disk import small_training
 
 def killing(function, when=lambda *_: True):
@@ -110,3 +113,28 @@ def test_a_kill_while_the_model_is_logged_leaves_one_model(store: Path, place: s
     (run,) = all_runs()
     assert [output.model_id for output in run.outputs.model_outputs] == [found.model_id]
     assert run.info.status == "FINISHED"
+
+
+def test_a_register_that_was_killed_before_its_end_makes_one_version(
+    store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(store / "model", tokenizer, 1)
+    (store / "rows.jsonl").write_text('{"src_txt": "春眠不觉晓"}\n{"src_txt": "处处闻啼鸟"}\n', encoding="utf-8")
+    arguments = [f"model={folder}", "data.path=null", "data.test_path=rows.jsonl", "tracking.log_system_metrics=false"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.register.complete_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(load_config("register", arguments))
+    done = register(load_config("register", arguments))
+    assert done
+    assert done.version == "1"
+    client = MlflowClient()
+    assert [str(version.version) for version in client.search_model_versions("name = 'moyun'")] == ["1"]
+    assert client.get_model_version_by_alias("moyun", "champion").tags["moyun.complete"] == "true"
+    again = register(load_config("register", arguments))  # asked for once more: one more
+    assert again
+    assert again.version == "2"

@@ -67,9 +67,10 @@ def test_whoever_calls_without_settings_has_none_afterwards(store: Path) -> None
 
 def test_a_number_that_set_experiment_wrote_means_nothing_in_another_store(store: Path) -> None:
     mlflow.set_experiment("notebook")
-    client = MlflowClient("sqlite:///other.db")
+    other = f"sqlite:///{store / 'other.db'}"
+    client = MlflowClient(other)
     assert client.create_experiment("of somebody else") == os.environ["MLFLOW_EXPERIMENT_ID"]
-    assert run_name_of_experiment(tracking_uri="sqlite:///other.db") == "moyun"
+    assert run_name_of_experiment(tracking_uri=other) == "moyun"
     assert os.environ["MLFLOW_EXPERIMENT_ID"] == "1"
 
 
@@ -85,6 +86,7 @@ def test_empty_variables_are_none(store: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(f"MLFLOW_{name}", " ")
     assert given_run_id() is None
     assert run_name_of_experiment() == "moyun"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow itself takes the blank for a folder
     (run,) = all_runs()
     assert run.info.run_name == "prepare"
 
@@ -119,8 +121,7 @@ def test_a_run_that_this_stage_cannot_write_to(store: Path, monkeypatch: pytest.
         run_name_of_experiment()
     with pytest.raises(ValueError, match=r"isn't in the store that tracking.tracking_uri names.*for `mlflow run`"):
         run_name_of_experiment(tracking_uri="sqlite:///other.db")
-    with mlflow.start_run(experiment_id="0", tags={"stage": "evaluate"}, run_id=None) as other:
-        pass
+    other = MlflowClient().create_run("0", tags={"stage": "evaluate"})
     monkeypatch.setenv("MLFLOW_RUN_ID", other.info.run_id)
     with pytest.raises(ValueError, match="is the run of another stage, evaluate: take it out"):
         run_name_of_experiment()
