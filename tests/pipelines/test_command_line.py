@@ -32,7 +32,11 @@ def raising(error: BaseException) -> Callable[[Any], None]:
         (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
         (KeyboardInterrupt(), 130, "generate: interrupted"),
         (Stopped(signal.SIGTERM), 143, "generate: terminated"),
-        (MlflowException("Invalid model name: 'a/b'\nmore"), 1, "generate: the tracking store: Invalid model name: 'a/b'."),
+        (
+            MlflowException("Invalid model name: 'a/b'\nmore"),
+            1,
+            "generate: the tracking store: Invalid model name: 'a/b'.",
+        ),
         (OperationalError("SELECT", {}, Exception("database is locked")), 1, "another process has locked the file. "),
     ],
 )
