@@ -80,7 +80,7 @@ def attempt(stage: str, function: Callable[[Any], Any], arguments: list[str]) ->
     except store_errors() as error:
         from modules.tracking.outbox.store import why
 
-        return 1, f"the tracking store: {why(error)}. Start it or see to it, then start the same command again"
+        return 1, f"the tracking store: {why(error)}. When that is mended, start the same command again"
     except Stopped as stop:
         return int(stop.code or 1), stop.message
     except SystemExit as stop:
