@@ -18,6 +18,10 @@ from modules.system.signals import Stopped
 from pipelines.cli.command_line import run_stage, with_positions
 from tests.helpers.models import ROOT
 
+STORE = "generate: the tracking store"
+LOCKED = "another process has locked the file"
+AGAIN = "When that is mended, start the same command again"
+
 
 def raising(error: BaseException) -> Callable[[Any], None]:
     def stage(config: Any) -> None:
@@ -32,12 +36,8 @@ def raising(error: BaseException) -> Callable[[Any], None]:
         (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
         (KeyboardInterrupt(), 130, "generate: interrupted"),
         (Stopped(signal.SIGTERM), 143, "generate: terminated"),
-        (
-            MlflowException("Invalid model name: 'a/b'\nmore"),
-            1,
-            "generate: the tracking store: Invalid model name: 'a/b'.",
-        ),
-        (OperationalError("SELECT", {}, Exception("database is locked")), 1, "another process has locked the file. "),
+        (MlflowException("Invalid model name: 'a/b'\nmore"), 1, f"{STORE}: Invalid model name: 'a/b'. {AGAIN}"),
+        (OperationalError("x", {}, Exception("database is locked")), 1, f"{STORE}: {LOCKED}. {AGAIN}"),
     ],
 )
 def test_a_stage_that_does_not_finish_says_so(

@@ -162,9 +162,10 @@ class Spool:
         if refused:
             with open(self.folder / REFUSED_FILE, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
                 file.writelines(map(refused_line, refused))
-        self.sent, self.sent_records, self.refused = record.end, record.number + 1, self.refused + len(refused)
+        mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
         with suppress(OSError):  # a full disk: what a later process then sends once more changes nothing
-            self.write_mark()
+            self.write_json("sent.json", mark)
+        self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
     def refused_before(self) -> list[Record]:
         """The records in refused.jsonl; of a record that the store took in parts, the parts that it refused."""
@@ -179,7 +180,7 @@ class Spool:
         """Writes refused.jsonl anew."""
         self.write_file(REFUSED_FILE, b"".join(map(refused_line, refused)))
         self.refused = len(refused)
-        self.write_mark()
+        self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
 
     def all(self) -> Iterator[Record]:
         """Every record, from the first."""
@@ -202,9 +203,6 @@ class Spool:
             return default | json.loads((self.folder / name).read_bytes())
         except (FileNotFoundError, ValueError):
             return default
-
-    def write_mark(self) -> None:
-        self.write_json("sent.json", {"offset": self.sent, "records": self.sent_records, "refused": self.refused})
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write_file(name, encode(content).encode())
