@@ -13,3 +13,8 @@ system       what the machine gives: atomic writes, checksums, cache, bounded re
 
 No parsing of arguments and no printing here. `make check` holds the order (import-linter).
 """
+
+import os
+
+if not os.environ.get("MLFLOW_DISABLE_TELEMETRY"):
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # here, as MLflow decides when it is imported, in any process

@@ -49,7 +49,7 @@ def find_model(model: str, tracking: TrackingConfig | None = None) -> Path:
     if not is_registered(model):
         return model_folder(model)
     from modules.tracking.registry import resolve_model
-    from modules.tracking.stage_run import connect  # MLflow takes longer to import than a small model to load
+    from modules.tracking.stage_run import connected  # MLflow takes longer to import than a small model to load
 
-    connect(tracking)
-    return resolve_model(model)
+    with connected(tracking):
+        return resolve_model(model)

@@ -23,7 +23,7 @@ from modules.system.bounded_read import read_plain_yaml
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
-from modules.tracking.stage_run import connect
+from modules.tracking.stage_run import connected
 
 from .cli.command_line import run_stage
 from .cli.printing import show
@@ -41,8 +41,8 @@ class ConvertResult:
 
 def convert(config: ConvertConfig) -> ConvertResult:
     """Raises CheckpointError for a source that isn't whole, or that the target's format cannot hold."""
-    connect(config.tracking)
-    source, target = resolve_model(config.source), Path(config.target)
+    with connected(config.tracking):
+        source, target = resolve_model(config.source), Path(config.target)
     if target.exists():
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
     model, tokenizer, digest = open_verified(source)

@@ -13,7 +13,7 @@ from modules.evaluation.promotion import Promotion, decide
 from modules.evaluation.statistics import Metric
 from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
 from modules.evaluation.task_rows import GROUP, copies_in_training
-from modules.tracking.registry import log_model, move_alias, register_version, resolve_model, version_with_alias
+from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
@@ -53,9 +53,8 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         by_training_run = config.model.startswith("models:/m-")  # not a version that has a name already
         model_uri = config.model if by_training_run else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
-        number = register_version(model_uri, config.model_name, tags | {"promotion": promotion.reason})
-        if promotion.promoted:
-            move_alias(config.model_name, config.alias, number)
+        number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
+        complete_version(config.model_name, number, config.alias if promotion.promoted else None)
         run.log_metrics({"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)})
         run.set_tags({"registered_version": number} | promotion.tags())
         shown = {"version": f"{config.model_name} {number}", config.alias: promotion.reason}

@@ -9,9 +9,10 @@ from modules.config.base import TrackingConfig
 from modules.config.commands import SyncConfig
 from modules.system.redaction import redact_text
 from modules.tracking.outbox.resend import Sent, send_rest, waits
-from modules.tracking.outbox.store import is_there, require_store
+from modules.tracking.outbox.store import is_there
+from modules.tracking.outbox.store_check import require_store
 from modules.tracking.registry import log_model_once
-from modules.tracking.stage_run import connect
+from modules.tracking.stage_run import connected
 
 from .cli.command_line import run_stage
 from .cli.printing import show
@@ -29,7 +30,11 @@ def sync(config: SyncConfig) -> list[Sent]:
     if not folders:
         show("sync", {str(root): f"nothing waits ({len(logs):,} runs)"})
         return []
-    uri = connect(config.tracking)
+    with connected(config.tracking) as uri:
+        return send_all(uri, folders)
+
+
+def send_all(uri: str, folders: list[Path]) -> list[Sent]:
     if not is_there(uri):
         raise ValueError(
             f"there is no tracking store {redact_text(uri)}: name the runs' own with tracking.tracking_uri=… or "

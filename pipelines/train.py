@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from modules.system.signals import is_main_process
 from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
-from modules.tracking.stage_run import connect, log_rows, open_runs, stage_run
+from modules.tracking.run_selection import given_run_id
+from modules.tracking.stage_run import connect, connected, log_rows, open_runs, stage_run
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.checkpoints import resume
@@ -41,7 +41,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
     if config.dry_run or config.output_dir:
         return None if config.dry_run else config.output_dir
     # What `mlflow run` made, or whoever starts the same job again.
-    given = None if mlflow.active_run() else os.environ.get("MLFLOW_RUN_ID")
+    given = None if mlflow.active_run() else given_run_id()
     return f"outputs/{stage}-{given}" if given else None
 
 
@@ -130,9 +130,8 @@ def set_up_training(config: TrainingConfig, rows: RowSource | None, before: RunM
 
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
-    if not mlflow.active_run():
-        connect(config.tracking)
-    training = set_up_training(config, rows, before)
+    with connected(config.tracking):
+        training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
     show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not open_runs)

@@ -89,8 +89,9 @@ class TrackingConfig:
 
     tracking_uri: str | None = field(default=None, metadata=STORE)
     """Tracking store or server; unset: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
-    experiment_name: str = "moyun"
-    """Experiment that the runs go to (mlflow run's own choice wins)."""
+    experiment_name: str | None = None
+    """Experiment that new runs go to (under `mlflow run`: its own); unset: that of MLFLOW_EXPERIMENT_NAME,
+    MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
     spool_dir: str = field(default="outputs/tracking", metadata=PATH)

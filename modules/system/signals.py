@@ -79,7 +79,7 @@ def end_with_parent() -> None:
 
     `mlflow run` and torchrun would leave it behind, to train for nobody.
     """
-    if not (is_worker() or "MLFLOW_RUN_ID" in os.environ) or not sys.platform.startswith("linux"):
+    if not (is_worker() or os.environ.get("MLFLOW_RUN_ID")) or not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):

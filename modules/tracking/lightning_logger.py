@@ -46,5 +46,6 @@ class RunLogger(Logger):
         """The stage logs its resolved configuration itself."""
 
     @rank_zero_only
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+    def save(self) -> None:
+        """Before a checkpoint takes its name: it may not be newer than the log that tells of its steps."""
         self.run.spool.sync_to_disk()

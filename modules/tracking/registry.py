@@ -16,11 +16,13 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from ..checkpoint.loading import verified_hash
 from ..config.base import is_registered, model_folder
 from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
 from ..tokenizer.tokenizer import load_tokenizer
-from .outbox.store import is_there, patient
+from .outbox.store import is_there, patient, why
+from .outbox.store_check import require_store
 from .run_lifecycle import inside
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
@@ -30,20 +32,33 @@ SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaco
 """What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
 
-RECORD = "moyun.record"
-"""Tag of a logged model: which record of a run's local log it comes from."""
+RECORD, WEIGHTS = "moyun.record", "sha256.weights"
+"""Tags of a logged model: which record of a run's local log it comes from, and the hash of its weights."""
+
+COMPLETE = "moyun.complete"
+"""Tag of a registered version: whether the command that made it came to its end."""
 
 
 def log_model_once(folder: Path, run: Run, record: str) -> str:
-    """`log_model` to a run, once for each `record`: a call whose answer was lost can be made again."""
+    """`log_model` to a run, which then has this model and no other.
+
+    A call whose answer was lost can be made again; and a run that was killed before it could tell of its model makes it
+    anew, with another `record`.
+    """
     client = MlflowClient()
-    wanted = f"source_run_id = '{run.info.run_id}' AND tags.`{RECORD}` = '{record}'"
-    for found in client.search_logged_models([run.info.experiment_id], wanted):
-        if found.status == LoggedModelStatus.READY:
-            return str(found.model_uri)
-        client.delete_logged_model(found.model_id)
-    with inside(run):
-        return log_model(folder, {RECORD: record})
+    digest = verified_hash(folder)
+    made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    ours = [model for model in made if RECORD in model.tags]
+    ready = [model for model in ours if model.status == LoggedModelStatus.READY]
+    same = [m for m in ready if m.tags[RECORD] == record or m.tags.get(WEIGHTS) == digest]
+    uri = str(same[0].model_uri) if same else None
+    if uri is None:
+        with inside(run):
+            uri = log_model(folder, {RECORD: record, WEIGHTS: digest})
+    for model in ours:
+        if str(model.model_uri) != uri:
+            client.delete_logged_model(model.model_id)
+    return uri
 
 
 def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
@@ -96,9 +111,27 @@ def imported_files(file: Path) -> Iterator[Path]:
                 yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
 
 
-def register_version(model_uri: str, name: str, tags: dict[str, str]) -> str:
-    """Makes a new version of `name` and returns its number."""
+def register_version(model_uri: str, name: str, folder: Path, tags: dict[str, str]) -> str:
+    """Makes a new version of `name` and returns its number; until `complete_version` it counts as begun.
+
+    A version of the same weights that a killed command has begun is taken instead of a second one.
+    """
+    tags = tags | {WEIGHTS: verified_hash(folder), COMPLETE: "false"}
+    client = MlflowClient()
+    for begun in client.search_model_versions(f"name = '{name}'"):
+        if {begun.tags.get(key) for key in (WEIGHTS, COMPLETE)} == {tags[WEIGHTS], "false"}:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, begun.version, key, value)
+            return str(begun.version)
     return str(mlflow.register_model(model_uri, name, tags=tags).version)
+
+
+def complete_version(name: str, number: str, alias: str | None) -> None:
+    """Ends what register_version has begun: the alias moves to the version, if there is to be one."""
+    client = MlflowClient()
+    if alias:
+        client.set_registered_model_alias(name, alias, number)
+    client.set_model_version_tag(name, number, COMPLETE, "true")
 
 
 def version_with_alias(name: str, alias: str) -> ModelVersion | None:
@@ -109,10 +142,6 @@ def version_with_alias(name: str, alias: str) -> ModelVersion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-
-
-def move_alias(name: str, alias: str, number: str) -> None:
-    MlflowClient().set_registered_model_alias(name, alias, number)
 
 
 def resolve_model(uri: str) -> Path:
@@ -130,11 +159,13 @@ def resolve_model(uri: str) -> Path:
     store = redact_text(mlflow.get_tracking_uri())
     if not any(map(is_there, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))):
         raise ValueError(f"{uri}: there is no tracking store {store}. {WHERE_MODELS_ARE}")
+    if not mlflow.active_run():  # which has asked already
+        require_store(mlflow.get_tracking_uri())
     try:
         with patient():
             downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
-        raise ValueError(f"{uri}: {error.message} (tracking store: {store}). {WHERE_MODELS_ARE}") from error
+        raise ValueError(f"{uri}: {why(error)} (tracking store: {store}). {WHERE_MODELS_ARE}") from None
     found = sorted(downloaded.glob("artifacts/*/model.yaml"))
     if not found:
         raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")

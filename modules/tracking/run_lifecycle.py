@@ -1,6 +1,7 @@
-"""How a run of the tracking store begins, goes on and ends, and how runs are found whose process was killed.
+"""How a run of the tracking store goes on and ends, and how runs are found whose process was killed.
 
-`stage_run` calls these in that order. A run carries tags that name its process (`owner_tags`) and how it ended (`END`).
+`stage_run` calls these in that order, after run_selection.py. A run carries tags that name its process (`owner_tags`)
+and how it ended (`END`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import psutil
 from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Run, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
-from ..config.base import StageConfig
 from ..system.process_locks import is_locked
-from ..system.redaction import first_line, redact_text
+from ..system.redaction import first_line
 from .outbox.spool import LOCK, last_record, unsent
 from .outbox.store import why
 
@@ -69,32 +67,6 @@ def inside(run: Run) -> Iterator[ActiveRun]:
         yield active
     finally:
         deactivate(run.info.run_id)
-
-
-def open_run(stage: str, config: StageConfig, parent: ActiveRun | None) -> ActiveRun:
-    """A new run, below `parent` where there is one; under `mlflow run` the run that the command made."""
-    # start_run itself finds MLFLOW_RUN_ID and takes it out of the environment, so that nested runs don't find it too.
-    from_command_line = not parent and "MLFLOW_RUN_ID" in os.environ
-    if not parent and not from_command_line:
-        mlflow.set_experiment(config.tracking.experiment_name)
-    return mlflow.start_run(
-        run_name=None if from_command_line else stage,
-        experiment_id=parent.info.experiment_id if parent else None,
-        nested=parent is not None,
-        tags={"stage": stage, **owner_tags()},
-        log_system_metrics=False,
-    )
-
-
-def find_run(run_id: str) -> Run:
-    """The run that is to go on. Raises ValueError if the store has none of that id."""
-    try:
-        return MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"run {run_id} can't be continued: {why(error)} (tracking store: "
-            f"{redact_text(mlflow.get_tracking_uri())}). Give the store that it was made in, or start a new run"
-        ) from error
 
 
 def reopen_run(stage: str, run: Run) -> None:
@@ -157,7 +129,7 @@ def mark_killed_runs(active: Run, root: Path) -> None:
                 client.update_run(run_id, status="KILLED")
             set_tags(run_id, {END: GONE})
     except Exception as error:
-        logger.debug("tracking: runs whose process was killed weren't marked: %s", error)
+        logger.debug("tracking: runs whose process was killed weren't marked: %s", why(error))
 
 
 def owner_tags() -> dict[str, str]:

@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
+from mlflow.tracking import fluent
 
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
+from ..system.atomic import draft_of
 from ..system.redaction import redact_text
-from .outbox.store import require_store
+from .outbox.store import BRIEF
+from .outbox.store_check import require_store
 from .provenance import RESUMED, log_provenance
 from .run_lifecycle import (
     REFUSED,
     activate,
     earlier_end,
     end_of,
-    find_run,
     mark_killed_runs,
     newer_in_store,
-    open_run,
     reopen_run,
 )
+from .run_selection import EXPERIMENT_ID, find_run, open_run
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -36,14 +38,46 @@ if TYPE_CHECKING:
     import datasets
 
 
+URI, SILENT = "MLFLOW_TRACKING_URI", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+
+
 def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> str:
     """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
-    uri = (config.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    for name in [name for name, value in os.environ.items() if name.startswith("MLFLOW_") and not value.strip()]:
+        del os.environ[name]  # MLflow takes some empty ones for a name or a number
+    uri = (config.tracking_uri if config else None) or os.environ.get(URI)
     uri = uri or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///~"):
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser()}"
     if redact_text(uri) != uri:  # MLflow would print it with the address of the run
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+        os.environ[SILENT] = "true"
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+@contextmanager
+def connected(config: TrackingConfig | None = None) -> Iterator[str]:
+    """MLflow points at the tracking store within the block, and afterwards at what it did before, a notebook's own.
+
+    Inside a run that is that run's store already.
+    """
+    if mlflow.active_run():
+        yield mlflow.get_tracking_uri()
+        return
+    before = {name: os.environ.get(name) for name in (URI, SILENT, EXPERIMENT_ID, *BRIEF)}
+    store = mlflow.get_tracking_uri()
+    try:
+        uri = connect(config)
+        if uri != store and os.environ.get(EXPERIMENT_ID) == fluent._active_experiment_id:
+            os.environ.pop(EXPERIMENT_ID, None)  # mlflow.set_experiment has written it there, and meant another store
+        yield uri
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # it has written what it was into the environment
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 open_runs: list[TrackedRun] = []
@@ -66,13 +100,18 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
             isn't there; before any work.
         SpoolInUseError: Another process writes to that run.
     """
+    with connected(config.tracking) as uri:
+        yield from run_of_stage(stage, config, uri, continues)
+
+
+def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | None) -> Iterator[TrackedRun]:
     parent = mlflow.active_run()
-    if not parent:
-        if missing := list(missing_models(config)):
-            raise ValueError("; ".join(missing))
-        require_store(connect(config.tracking))
+    if not parent and (missing := list(missing_models(config))):
+        raise ValueError("; ".join(missing))
     around = open_runs[-1] if parent and open_runs else None
-    root = around.root if around else Path(config.tracking.spool_dir).resolve()
+    root = around.root if around else folder_of_logs(config.tracking)
+    if not parent:
+        require_store(uri)
     run = start_or_continue(stage, config, root, parent, continues)
     open_runs.append(run)
     system_metrics = None
@@ -81,6 +120,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
         status, reason = end_of(error, run.began)
@@ -96,6 +136,21 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         run.end(status, reason)
 
 
+def folder_of_logs(config: TrackingConfig) -> Path:
+    """The folder of the runs' local logs, made where it isn't there yet. ValueError where nothing can be written."""
+    try:
+        root = Path(config.spool_dir).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        draft_of(root / "log").touch()
+        draft_of(root / "log").unlink()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"tracking.spool_dir={config.spool_dir} can't be used ({reason}): name a folder that can be written to"
+        ) from None
+    return root
+
+
 def start_or_continue(
     stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
 ) -> TrackedRun:
@@ -103,7 +158,8 @@ def start_or_continue(
     seconds = config.tracking.flush_timeout
     if continues:
         found = find_run(continues)
-        run = TrackedRun(found, root, seconds)  # before it is touched: another process may still be writing to it
+        # Before it is touched: another process may still be writing to it.
+        run = TrackedRun(found, root, seconds, goes_on=True)
         try:
             run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
             reopen_run(stage, found)

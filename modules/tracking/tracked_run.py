@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Run, RunInfo
 
-from ..system.redaction import redact_text
+from ..system.redaction import first_line, hide_values, redact_text
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
 from .outbox.spool import PRIVATE, Spool
@@ -39,12 +39,13 @@ SECONDS_WHEN_STOPPED = 10.0
 class TrackedRun:
     """The run of a stage, to log metrics, parameters, tags, files and models to."""
 
-    def __init__(self, run: Run, root: Path, flush_timeout: float) -> None:
+    def __init__(self, run: Run, root: Path, flush_timeout: float, goes_on: bool = False) -> None:
         """Opens the run's local log (SpoolInUseError where another process has) and starts the thread that sends it.
 
         Args:
             root: Folder of the local logs of all runs.
             flush_timeout: Seconds to wait for a store that takes nothing.
+            goes_on: The thread starts with `go_on` only.
         """
         uri = mlflow.get_tracking_uri()
         self.run = run
@@ -62,7 +63,8 @@ class TrackedRun:
         self.began = False
         """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
-        self.sender.thread.start()
+        if not goes_on:
+            self.sender.thread.start()
 
     @property
     def info(self) -> RunInfo:
@@ -77,6 +79,7 @@ class TrackedRun:
         self.resumed = max(resumed, about["resumed"]) + 1
         self.spool.write_json("run.json", about | {"resumed": self.resumed})
         self.spool.append("status", status="RUNNING")
+        self.sender.thread.start()  # not before: a model that the earlier process made isn't sent once it says RUNNING
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metric → value at a step. A step that an earlier process of the run has logged isn't logged again."""
@@ -94,10 +97,13 @@ class TrackedRun:
     def log_params(self, params: Mapping[str, str]) -> None:
         names = sorted(params)
         for start in range(0, len(names), PARAMS_AT_ONCE):
-            self.spool.append("params", values={name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
+            self.append_values("params", {name: params[name] for name in names[start : start + PARAMS_AT_ONCE]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.spool.append("tags", values=dict(tags))
+        self.append_values("tags", tags)
+
+    def append_values(self, kind: str, values: Mapping[str, str]) -> None:
+        self.spool.append(kind, values={name: hide_values(value) for name, value in values.items()})
 
     @contextmanager
     def artifact(self, path: str) -> Iterator[Path]:
@@ -109,7 +115,7 @@ class TrackedRun:
 
     def log_text(self, text: str, path: str) -> None:
         with self.artifact(path) as file:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(hide_values(text), encoding="utf-8")
 
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """As JSON."""
@@ -133,9 +139,10 @@ class TrackedRun:
         """Logs a model folder, once all before it has been sent; returns its models:/ URI.
 
         None where the store is away: the folder must then stay until pipelines.sync has sent it. Raises whatever MLflow
-        has against the model.
+        has against the model, and ValueError where the local log can't be written.
         """
         number = self.spool.append("model", folder=str(folder.resolve()))
+        self.spool.sync_to_disk()
         self.flush()
         result = self.sender.delivery.results.get(number)
         if isinstance(result, Exception):
@@ -147,17 +154,35 @@ class TrackedRun:
         return self.sender.flush(self.flush_timeout)
 
     def end(self, status: str, reason: str) -> None:
-        """Ends the run: its status (FINISHED, FAILED or KILLED), and in words how it ended."""
+        """Ends the run: its status (FINISHED, FAILED or KILLED), and in words how it ended.
+
+        Raises ValueError where a run would be FINISHED, but its local log can't be written.
+        """
+        longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
         try:
             self.set_tags({END: reason})
             self.spool.append("status", status=status)
-            self.spool.sync_to_disk()
-            longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
+            try:
+                self.spool.sync_to_disk()
+            except ValueError as error:
+                self.sender.flush(min(self.flush_timeout, SECONDS_WHEN_STOPPED))  # a torn line never goes
+                if status != "FINISHED":  # what has ended it is said already
+                    self.tell_store(status, reason)
+                else:
+                    self.tell_store("FAILED", f"failed: {first_line(error)}")
+                    raise
             self.sender.flush(min(self.flush_timeout, longest), longest)
         finally:
             deactivate(self.info.run_id)
             self.abandon()
             self.say_what_is_left()
+
+    def tell_store(self, status: str, reason: str) -> None:
+        """Ends the run past its local log, which can't be written, where the store can be reached."""
+        client, run_id = self.sender.delivery.client, self.info.run_id
+        with suppress(Exception):
+            client.set_tag(run_id, END, reason)
+            client.set_terminated(run_id, status)
 
     def abandon(self) -> None:
         """Stops sending, and closes the local log."""

@@ -164,11 +164,11 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
         path = self.folder / f"step={step}.ckpt"
+        for logger in trainer.loggers:
+            logger.save()  # first: a run that goes on from here logs none of the steps before
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             write_link(self.folder / "last.ckpt", path.name)
-        for logger in trainer.loggers:
-            logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning's own callback isn't used
 
     def prune(self, trainer: pl.Trainer, validations: Mapping[int, Mapping[str, float]]) -> None:
         if not trainer.is_global_zero or self.keep < 0:

@@ -25,6 +25,7 @@ from modules.system.signals import Stopped, WorkerError, end_with_parent, is_mai
 from .help import help_text
 from .launch import launch, require_processes
 from .output import lasting_output
+from .redacted_output import redact_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 
@@ -56,6 +57,7 @@ def check_before_imports() -> None:
 def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list[str] | None = None) -> None:
     """Runs a stage from the command line and exits: 0 done, 1 failed, 2 wrongly configured."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    redact_output()
     # The half million objects that importing makes stay. To look through them for garbage as often as Python does takes
     # a quarter of the time to a first training step, and once more on the way out longer than a second.
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
@@ -94,6 +96,10 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
         return 1, f"{rank}{error}"
     except KeyboardInterrupt:
         return 130, "interrupted"
+    except store_errors() as error:
+        from modules.tracking.outbox.store import why
+
+        return 1, f"the tracking store: {why(error)}. When that is mended, start the same command again"
     except Stopped as stop:
         return int(stop.code or 1), stop.message
     except SystemExit as stop:
@@ -117,6 +123,12 @@ def of_the_machine(error: OSError, config: Any) -> str:
     remedy = "give it room or rights" if error.errno in OF_THE_MACHINE else "give another path"
     says = error.strerror if error.errno in OF_THE_MACHINE else NO_PATH.get(error.errno or 0, error.strerror)
     return f"{f'{key}: ' if key else ''}{where}: {says}; {remedy}, then start the same command again"
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises where its store can't be used, or refuses something; nothing where MLflow isn't imported."""
+    names = {"mlflow.exceptions": "MlflowException", "sqlalchemy.exc": "SQLAlchemyError"}
+    return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
 
 
 def with_positions(arguments: list[str], *names: str, stage: str | None = None) -> list[str]:

@@ -183,7 +183,7 @@ def test_what_one_stage_of_main_is_told_stays_with_it(order: int) -> None:
     config = load_config("main", [*arguments, "tracking.tracking_uri=sqlite:///x", "model=base"][::order])
     assert (config.pretrain.seed, config.seed, config.finetune.seed) == (5, 42, 42)
     assert (config.pretrain.tracking.experiment_name, config.pretrain.tracking.tracking_uri) == ("other", "sqlite:///x")
-    assert (config.tracking.experiment_name, config.finetune.tracking.experiment_name) == ("moyun", "moyun")
+    assert (config.tracking.experiment_name, config.finetune.tracking.experiment_name) == (None, None)
     assert (config.pretrain.model.num_hidden_layers, config.pretrain.model.hidden_size) == (1, 768)
     assert config.model.num_hidden_layers == 12
 

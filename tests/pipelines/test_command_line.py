@@ -10,11 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from modules.config.generation import GenerateConfig
 from modules.system.signals import Stopped
 from pipelines.cli.command_line import run_stage, with_positions
 from tests.helpers.models import ROOT
+
+STORE = "generate: the tracking store"
+LOCKED = "another process has locked the file"
+AGAIN = "When that is mended, start the same command again"
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:
@@ -30,6 +36,8 @@ def raising(error: BaseException) -> Callable[[Any], None]:
         (ValueError("rows.csv:3: src_txt is empty"), 1, "generate: rows.csv:3: src_txt is empty"),
         (KeyboardInterrupt(), 130, "generate: interrupted"),
         (Stopped(signal.SIGTERM), 143, "generate: terminated"),
+        (MlflowException("Invalid model name: 'a/b'\nmore"), 1, f"{STORE}: Invalid model name: 'a/b'. {AGAIN}"),
+        (OperationalError("x", {}, Exception("database is locked")), 1, f"{STORE}: {LOCKED}. {AGAIN}"),
     ],
 )
 def test_a_stage_that_does_not_finish_says_so(

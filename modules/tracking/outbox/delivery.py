@@ -111,8 +111,8 @@ class Delivery:
             raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
 
     def send_model(self, record: Record) -> None:
-        if not Path(record.fields["folder"]).exists() and self.went_on_after(record):
-            return  # the run went on, and makes the model anew
+        if self.went_on_after(record):
+            return  # the run makes the model anew
         folder = present(Path(record.fields["folder"]))
         run = self.client.get_run(self.run_id)  # a store that hangs shows here, before the long wait for an upload
         self.sending_model = True

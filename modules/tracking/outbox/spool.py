@@ -3,7 +3,7 @@
 A folder of log.jsonl (one record a line, only ever appended to), files/ (artifacts), sent.json (how far the store has
 got), refused.jsonl (what it wouldn't take), run.json (which run of which store) and lock. It imports nothing of
 MLflow. A line is handed to the operating system at once, which keeps it if the process is killed; sync_to_disk is for
-power failures.
+power failures, and tells where a full disk has kept lines back.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Spool:
         self.writer = open(self.log, "ab", buffering=CHUNK, closefd=False)  # noqa: SIM115
         self.overflow: list[bytes] = []
         """Lines for which a full disk leaves no room in the buffer either."""
-        self.full = False
+        self.trouble = ""
+        """Why lines wait in memory; empty while all are in the file."""
         self.appending = threading.Lock()
         mark = self.read_json("sent.json", {"offset": 0, "records": 0, "refused": 0})
         # A power failure may have taken more of the log than of the mark.
@@ -126,12 +127,12 @@ class Spool:
             self.writer.write(line)
             line = b""
             self.writer.flush()
-            self.full = False
+            self.trouble = ""
         except OSError as error:
             self.overflow += [line] if line else []
-            if not self.full:
+            if not self.trouble:
                 logger.warning("tracking: %s can't be written (%s); kept in memory for now", self.folder, error)
-            self.full = True
+            self.trouble = error.strerror or str(error)
 
     def new_file(self, name: str) -> Path:
         """A new path for a file that a record will name."""
@@ -162,7 +163,8 @@ class Spool:
             with open(self.folder / REFUSED_FILE, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
                 file.writelines(map(refused_line, refused))
         mark = {"offset": record.end, "records": record.number + 1, "refused": self.refused + len(refused)}
-        self.write_json("sent.json", mark)
+        with suppress(OSError):  # a full disk: what a later process then sends once more changes nothing
+            self.write_json("sent.json", mark)
         self.sent, self.sent_records, self.refused = mark["offset"], mark["records"], mark["refused"]
 
     def refused_before(self) -> list[Record]:
@@ -211,8 +213,23 @@ class Spool:
             file.write(content)
 
     def sync_to_disk(self) -> None:
-        """Makes all records so far survive a power failure; for checkpoints and the end."""
-        os.fsync(self.log)
+        """Makes all records so far survive a power failure: before a checkpoint or the end of a run tells of them.
+
+        Raises ValueError where some are in memory alone, as on a full disk.
+        """
+        with self.appending:
+            self.write(b"")
+            try:
+                os.fsync(self.log)
+                trouble = self.trouble
+            except OSError as error:
+                trouble = error.strerror or str(error)
+        if trouble:
+            raise ValueError(
+                f"{self.folder / 'log.jsonl'} can't be written ({trouble}), and without it what the run logs would be "
+                "lost. Make room or give the right to write there (tracking.spool_dir), then start the same command "
+                "again: training goes on from its last checkpoint"
+            )
 
     def close(self) -> None:
         with self.appending:
@@ -223,6 +240,7 @@ class Spool:
                 self.writer.close()
             except OSError as error:
                 logger.warning("tracking: the end of %s couldn't be written: %s", self.folder / "log.jsonl", error)
+                self.records = whole_lines(self.log)[1]
             os.close(self.log)
         self.lock.release()
 

@@ -7,14 +7,12 @@ environment at each request, so they hold for the whole process.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
-import sqlalchemy
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ...system.redaction import first_line, redact_text
@@ -47,34 +45,6 @@ def patient() -> Iterator[None]:
             os.environ.setdefault(TIMEOUT, BRIEF[TIMEOUT])
 
 
-def require_store(uri: str, seconds: float = 10.0) -> None:
-    """Raises ValueError if the tracking store doesn't answer within `seconds`, whatever hangs."""
-    be_brief()
-    failure: list[BaseException] = []
-    asking = threading.Thread(target=ask, args=(uri, failure), daemon=True)
-    asking.start()
-    asking.join(seconds)
-    if not asking.is_alive() and not failure:
-        return
-    reason = why(failure[0]) if failure else f"no answer within {seconds:g} s"
-    raise ValueError(
-        f"the tracking store {redact_text(uri)} can't be used: {reason}. Start it, or name another one with "
-        "tracking.tracking_uri=… or MLFLOW_TRACKING_URI (sqlite:///mlflow.db is a file that needs no server)"
-    )
-
-
-def ask(uri: str, failure: list[BaseException]) -> None:
-    try:
-        if uri.startswith(("http:", "https:")):
-            MlflowClient(uri).search_experiments(max_results=1)
-        elif "sql" in uri.partition(":")[0]:  # MLflow itself would try for minutes
-            place = uri.removeprefix("sqlite:///")
-            if place == uri or Path(place).parent.is_dir():  # MLflow makes the folder
-                sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
-    except Exception as error:
-        failure.append(error)
-
-
 def is_there(uri: str) -> bool:
     """False for an SQLite file that doesn't exist: MLflow makes one merely for being asked."""
     place = uri.removeprefix("sqlite:///").partition("?")[0]
@@ -88,17 +58,57 @@ INVALID = "INVALID_PARAMETER_VALUE"
 """The error code that makes a refusal of a 400. Others are no judgement: BAD_REQUEST is what MLflow says for most of
 SQLAlchemy's errors, a read-only database's or an exhausted pool's (mlflow/store/db/utils.py)."""
 
+NO_SERVER = "what answers there is no MLflow tracking server"
+DAMAGED = "the file is no SQLite database, or damaged"
+LOST = "connection lost"
+
 SHORTLY = {
     "Connection refused": "connection refused",
     "timed out": "no answer in time",
     "Failed to resolve": "its host isn't known",
     "too many 5": "it answers with server errors (HTTP 5xx)",
-    "Connection aborted": "connection lost",
-    "Connection reset": "connection lost",
+    "Connection aborted": LOST,
+    "Connection reset": LOST,
     "read-only transaction": "its database is read-only",
+    "readonly database": "the file can't be written",
+    "unable to open database file": "the file can't be opened or made",
+    "database is locked": "another process has locked the file",
+    "file is not a database": DAMAGED,
+    "disk image is malformed": DAMAGED,
     "QueuePool limit": "its database has no connection left",
+    "UNAUTHENTICATED": "it refuses the credentials (HTTP 401)",
+    "error code 401": "it refuses the credentials (HTTP 401)",
+    "PERMISSION_DENIED": "it refuses this user (HTTP 403)",
+    "error code 403": "it refuses this user (HTTP 403)",
+    "error code 407": "the proxy refuses the credentials (HTTP 407)",
+    "error code 20": NO_SERVER,
+    "error code 30": NO_SERVER,
+    "error code 404": NO_SERVER,
+    "error code 405": NO_SERVER,
+    "not in a valid JSON": NO_SERVER,
+    "Failed to parse": NO_SERVER,
+    "INTERNAL_ERROR: Response": NO_SERVER,
+    "WRONG_VERSION_NUMBER": "it doesn't speak HTTPS; write http://",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate isn't trusted",
+    "in header value": "a name, password or token in the environment holds a control character, as a line end",
+    "got unsupported URI": "MLflow knows no store of this scheme",
+    "Databricks credential": "Databricks' credentials aren't there",
 }
 """Part of a library's message of several hundred characters → the same in a few words."""
+
+REMEDIES = {
+    "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; or give",
+    "HTTP 403": "Ask its owner for the right, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give",
+    NO_SERVER: "See to its address, port and path, or name another one with",
+    "certificate": "Set MLFLOW_TRACKING_SERVER_CERT_PATH to its authority's certificate, or give",
+    "control character": "Take it out of MLFLOW_TRACKING_USERNAME, _PASSWORD or _TOKEN, or give",
+    "isn't installed": "Install it, or give",
+    "refused": "Start it, or name another one with",
+    "no answer": "Start it, or name another one with",
+    "HTTP 5xx": "Start it anew, or name another one with",
+    LOST: "Start it anew, or name another one with",
+}
+"""Part of a reason → what to do, up to the names of the keys."""
 
 
 def is_refusal(error: Exception) -> bool:
@@ -115,6 +125,28 @@ def says_invalid(response: requests.Response) -> bool:
         return bool(response.json()["error_code"] == INVALID)
     except (ValueError, TypeError, KeyError):  # a proxy's page
         return False
+
+
+def explain(error: Exception, uri: str) -> tuple[str, str]:
+    """(why the store at `uri` can't be used, what to do) of what it said when it was asked for the first time."""
+    if isinstance(error, ModuleNotFoundError):
+        reason = f"the Python package {error.name} for its database isn't installed"
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        reason = f"{error.filename}: {error.strerror}"
+    else:
+        reason = why(error)
+    remedy = next((remedy for said, remedy in REMEDIES.items() if said in reason), "Name another one with")
+    if proxy := proxy_of(uri):
+        reason += f", through the proxy {redact_text(proxy)} that the environment names"
+        remedy = f"Set NO_PROXY={urlsplit(uri).hostname} to ask it directly, start the proxy, or name another one with"
+    return reason, remedy
+
+
+def proxy_of(uri: str) -> str | None:
+    """The proxy that the environment has requests to `uri` go through."""
+    if not uri.startswith(("http:", "https:")):
+        return None
+    return requests.utils.select_proxy(uri, requests.utils.get_environ_proxies(uri))
 
 
 def why(error: BaseException) -> str:

@@ -18,7 +18,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from modules.config.base import TrackingConfig
 from modules.config.commands import SyncConfig
 from modules.tracking.outbox import sender, spool
-from modules.tracking.outbox.store import BRIEF, TIMEOUT, be_brief, patient, require_store
+from modules.tracking.outbox.store import BRIEF, TIMEOUT, be_brief, patient
+from modules.tracking.outbox.store_check import require_store
 from modules.tracking.stage_run import connect
 from modules.tracking.tracked_run import TrackedRun
 from pipelines.sync import sync

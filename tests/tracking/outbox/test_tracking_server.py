@@ -20,7 +20,7 @@ from modules.config.loader import load_config
 from modules.system.checksums import sha256_of
 from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.outbox import sender
-from modules.tracking.registry import move_alias, register_version, resolve_model, version_with_alias
+from modules.tracking.registry import complete_version, register_version, resolve_model, version_with_alias
 from modules.tracking.stage_run import stage_run
 from pipelines.pretrain import pretrain
 from pipelines.sync import sync
@@ -128,9 +128,9 @@ def test_the_model_comes_back_from_the_server_and_can_be_champion(trained: Train
     run = MlflowClient(server).get_run(trained.run_id)
     assert [f"models:/{output.model_id}" for output in run.outputs.model_outputs] == [trained.model_uri]
     assert version_with_alias("small", "champion") is None
-    number = register_version(trained.model_uri, "small", {"test_rows": "7"})
+    number = register_version(trained.model_uri, "small", trained.model, {"test_rows": "7"})
     assert version_with_alias("small", "champion") is None
-    move_alias("small", "champion", number)
+    complete_version("small", number, "champion")
     version = version_with_alias("small", "champion")
     assert version is not None
     assert (str(version.version), version.tags["test_rows"]) == (number, "7")
