@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,11 +14,27 @@ from ..quarantine import DataError
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "train": ("train", "training", "训练", "訓練"),
+    "validation": ("validation", "valid", "dev", "val", "验证", "驗證", "开发", "開發"),
+    "test": ("test", "testing", "eval", "evaluation", "测试", "測試"),
 }
-"""Split → what people call its file, as the datasets library has it."""
+"""Split → what people call its file, as the datasets library has it, and in Chinese."""
+
+_CHINESE = "|".join(name for names in SPLIT_NAMES.values() for name in names if not name.isascii())
+
+WORD = re.compile(rf"{_CHINESE}|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|(?:(?!{_CHINESE})[^\W\d_A-Za-z])+")
+"""Of a name: poems and Train of poemsTrain1, 唐诗 and 训练 and 集 of 唐诗训练集."""
+
+SET = re.compile(r"(?:data)?(?:sets?|data|split|files?|rows)")
+"""What is written on to a split's name: trainset, testdata."""
+
+_BEGINNINGS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test", "eval")}
+
+ORDINARY = re.compile(
+    r"(?:la|grea|fas|shor|brigh|ligh|swee|con|pro|at|de)tests?|(?:re|con|di)?strain|retrieval|medieval|primeval|invalid"
+    r"|testa\w+|testi[mf]\w+|devi\w+|devo\w+|develop\w*|trainers?"
+)
+"""Words that only begin or end like a split's name, as latest does."""
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -61,13 +78,24 @@ def _matching(part: str, text: str) -> list[Path]:
         return [path]
     found = [Path(name) for name in glob.glob(str(path), recursive=True)] if glob.has_magic(part) else []
     files = sorted((file for file in found if not file.is_dir()), key=by_number)
-    of_splits = [split for split, names in SPLIT_NAMES.items() if any(_is_of(file, names) for file in files)]
-    if len(of_splits) > 1:
-        listed = ", ".join(file.name for file in files[:5])
-        raise DataError(f"{part} names files of {' and '.join(of_splits)} ({listed}); name those of one split")
     if not files:
         raise DataError(f"{text}: there is no file {part}; check it, and the path from {Path.cwd()}")
+    _check_of_one_split(part, files)
     return files
+
+
+def _check_of_one_split(pattern: str, files: list[Path]) -> None:
+    """DataError where a pattern finds files of two splits, or rows held out among others."""
+    chosen = next(number for number, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
+    depth = len(Path(expanded(pattern)).parts) - len(Path(pattern).parts) + chosen
+    of_splits = [set[str]().union(*map(splits_like, file.parts[depth:])) for file in files]
+    found = [split for split in SPLIT_NAMES if any(split in splits for splits in of_splits)]
+    if len(found) > 1 or (found not in ([], ["train"]) and not all(of_splits)):
+        listed = ", ".join("/".join(file.parts[depth:]) for file in files[:5])
+        others = " and ".join(found) if len(found) > 1 else f"{found[0]} and others"
+        raise DataError(
+            f"{pattern} names files of {others} ({listed}); name those of one split, or file by file, [A,B]"
+        )
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -80,7 +108,7 @@ def split_files(folder: str | Path, split: str) -> list[Path]:
     A split goes by any of its SPLIT_NAMES: train.csv, else poems-train.csv; its shards train-00000-of-00002.csv …;
     the files in train/; and all of these in data/. DataError where more than one would do, or a shard is missing.
     """
-    names = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
+    split, names = next(((key, names) for key, names in SPLIT_NAMES.items() if split in names), (split, (split,)))
     for place in places_in(Path(folder)):
         found = _named(place, names)
         if len(found) > 1:
@@ -88,7 +116,10 @@ def split_files(folder: str | Path, split: str) -> list[Path]:
             raise DataError(f"{folder}: more than one file for split {split!r}: {listed}; keep one, or give its path")
         for paths in found.values():
             _check_complete(paths)
-            return data_files(paths[0]) if paths[0].is_dir() and not is_saved_dataset(paths[0]) else paths
+            if others := [of for of, other in SPLIT_NAMES.items() if of != split and _is_of(paths[0], other)]:
+                raise DataError(f"{paths[0]}: of {split} or of {others[0]}? Name it for one split, {split}.*")
+            is_folder = paths[0].is_dir() and not is_saved_dataset(paths[0])
+            return data_files(paths[0], split) if is_folder else paths
     return []
 
 
@@ -107,8 +138,9 @@ def _named(folder: Path, names: Collection[str]) -> dict[str, list[Path]]:
     inside: dict[str, list[Path]] = {}
     for path in visible(folder):
         if path.is_dir():
-            if path.name.lower() in names and (is_saved_dataset(path) or any(map(file_format, path.rglob("*")))):
-                exact[path.name] = [path]
+            group = exact if path.name.lower() in names else inside if _is_of(path, names) else None
+            if group is not None and (is_saved_dataset(path) or any(map(file_format, path.rglob("*")))):
+                group[path.name] = [path]
         elif stem := stem_of(path):
             shard = SHARD.fullmatch(stem)
             name, key = (shard["name"], f"{shard['name']} {shard['all']}") if shard else (stem, path.name)
@@ -120,14 +152,39 @@ def _named(folder: Path, names: Collection[str]) -> dict[str, list[Path]]:
 
 
 def _is_of(path: Path, names: Collection[str]) -> bool:
-    """Whether the file's name has one of the names as a word: poems-train.csv."""
-    return not set(names).isdisjoint(re.split(r"[\W_]+", stem_of(path) or ""))
+    """Whether the name of a file or folder has one of the names as a word: poems-train.csv, testset1.csv."""
+    words = words_of(path.name if path.is_dir() else _own_stem(path) or "")
+    return any(
+        word == name or (word.startswith(name) and SET.fullmatch(word, len(name))) for word in words for name in names
+    )
+
+
+def words_of(name: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(unicodedata.normalize("NFKC", name))]
+
+
+def splits_like(name: str) -> set[str]:
+    """Splits that a file or folder may be of by its name, if only a word of it begins or ends so: poemstest.csv."""
+    words = [word.lower() for word in re.findall(r"[A-Za-z]+", unicodedata.normalize("NFKC", name))]
+    words = [word for word in words if not ORDINARY.fullmatch(word)]
+    return {
+        split
+        for split, parts in _BEGINNINGS.items()
+        if any(word.startswith(parts) or word.endswith(parts) for word in words)
+        or not set(SPLIT_NAMES[split]).isdisjoint(words_of(name))
+    }
 
 
 def stem_of(path: Path) -> str | None:
     """train of train.csv and of TRAIN.CSV.gz; None for what has no rows."""
+    stem = _own_stem(path)
+    return None if stem is None else stem.lower()
+
+
+def _own_stem(path: Path) -> str | None:
     kind = file_format(path)
-    return path.name.lower().removesuffix(".gz").removesuffix(kind) if kind else None
+    packed = path.name.lower().endswith(".gz")
+    return path.name[: -len(kind) - 3 * packed] if kind else None
 
 
 def _check_complete(paths: list[Path]) -> None:
@@ -141,15 +198,26 @@ def _check_complete(paths: list[Path]) -> None:
         )
 
 
-def data_files(folder: Path) -> list[Path]:
-    """All files of a folder that has no splits, and of folders in it. DataError unless all are of one format."""
+def data_files(folder: Path, split: str | None = None) -> list[Path]:
+    """All files of a folder that has no splits, and of folders in it. DataError unless all are of one format.
+
+    split: that the whole folder is. A name that may be of another one is refused: better than to train on test rows.
+    """
     files: list[Path] = []
     for path in visible(folder):
+        is_data = file_format(path) and stem_of(path) not in NOT_DATA
+        if path.is_dir():
+            is_data = is_saved_dataset(path) or any(map(file_format, path.rglob("*")))
+        if is_data and (others := splits_like(path.name) - {split}):
+            raise DataError(
+                f"{folder}: {path.name} may hold rows for {min(others)}: name the files train.* and test.*, or give "
+                f"those for one split as a pattern, '{folder}/NAME*', or a list, [A,B]"
+            )
         if path.is_dir():
             if is_saved_dataset(path) or is_divided(path):
                 raise DataError(f"{folder}: rows are in {path}, which is to be given itself")
-            files += data_files(path)
-        elif file_format(path) and stem_of(path) not in NOT_DATA:
+            files += data_files(path, split)
+        elif is_data:
             files.append(path)
     kinds = sorted({str(file_format(path)) for path in files})
     if len(kinds) > 1:
