@@ -14,6 +14,7 @@ from modules.data.corpora.poems import build_corpus
 from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
+from modules.data.reading.headers import check_headers
 from modules.data.splits import kind_of_rows
 from modules.tracking.stage_run import stage_run
 
@@ -35,6 +36,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         name = re.sub(r"[*?\[\],]", "", Path(config.source).name.partition(".")[0])  # of a pattern, what can be a name
         folder = Path(config.output_dir or Path("prepared") / (name or "rows"))
         if config.dry_run:
+            check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult(run.info.run_id, folder, {})
         quarantine = start_quarantine(config)

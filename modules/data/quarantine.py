@@ -80,18 +80,26 @@ class Findings:
     def error(self, position: int, reason: str) -> DataError:
         return DataError(f"{self.at(position)}: {reason}")
 
-    def note(self, position: int, fault: str, detail: str = "", row: object = "") -> None:
-        """One more bad row; `row` is its text, or its values by column. DataError when there are too many."""
-        self.bad.append(BadRow(position, fault, detail, beginning(row), self.file))
+    def note(self, position: int, fault: str, detail: str = "", row: object = "", file: int | None = None) -> None:
+        """One more bad row; `row` is its text, or its values by column. DataError when there are too many.
+
+        file: which it is in, where reading has gone on since.
+        """
+        self.bad.append(BadRow(position, fault, detail, beginning(row), self.file if file is None else file))
         if len(self.bad) > MAX_BAD_ROWS:
             raise DataError(self.described(f"over {MAX_BAD_ROWS:,} bad rows", "Correct the file, then start again."))
 
-    def raise_if_bad(self) -> None:
-        """Raises DataError with the first bad rows in file order, their total count and the remedy."""
+    def raise_if_bad(self, any_other: bool = True) -> None:
+        """Raises DataError with the first bad rows in file order, their total count and the remedy.
+
+        any_other: whether there are good rows too; where there are none, leaving out the bad ones leaves nothing.
+        """
         if self.bad:
             head = f"{len(self.bad)} bad row{'s' if len(self.bad) > 1 else ''}"
             leave_out = f"leave them out ({self.section}bad_rows=quarantine)"
             remedy = f"Correct or delete these rows, or {leave_out}, then start again."
+            if not any_other:
+                remedy = "There are no others: correct them, then start again."
             raise DataError(self.described(head, remedy))
 
     def described(self, head: str, remedy: str) -> str:

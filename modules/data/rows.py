@@ -21,14 +21,14 @@ from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
 from .quarantine import BadRow, DataError, Findings, Quarantine, beginning
-from .reading.column_names import check_mapping, check_present
+from .reading.column_names import NEAR, check_mapping, check_present, nearest
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
 
-RULES = 2
+RULES = 3
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
@@ -124,11 +124,12 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     key: dict[str, Any] = {"rules": RULES, "files": content, "columns": columns, "max_rows": request.max_rows}
 
     def build(folder: Path) -> None:
-        _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
-        if changed := [
-            path for path, before, now in zip(files, content, _content(files), strict=True) if now != before
-        ]:
-            raise DataError(f"{changed[0]} changed while it was read; start again when nothing writes to it any more")
+        try:
+            _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
+        except DataError:
+            _check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
+            raise
+        _check_unchanged(files, content)
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps([asdict(row) for row in findings.bad]), encoding="utf-8")
 
@@ -141,6 +142,12 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
         kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
         findings.bad = [BadRow(**row) for row in kept]
     return datasets.Dataset.from_file(str(entry / TABLE)), findings
+
+
+def _check_unchanged(files: list[Path], content: list[tuple[str, str]]) -> None:
+    for path, before, now in zip(files, content, _content(files), strict=True):
+        if now != before:
+            raise DataError(f"{path} changed while it was read; start again when nothing writes to it any more")
 
 
 def _content(files: list[Path]) -> list[tuple[str, str]]:
@@ -175,12 +182,12 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     present: dict[str, str] | None = None
     any_good = False
     wanted = {**request.origin, **{name: name for name in request.extras}}
-    for batch in _in_batches(rows):
+    for batch in _in_batches(rows, findings):
         before = present
         present = {target: name for target, name in wanted.items() if name in findings.columns}
         if before not in (None, present):
             raise _LateColumnError(*present.values())
-        values = {target: [row.get(name, _ABSENT) for _, row in batch] for target, name in present.items()}
+        values = {target: [row.get(name, _ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in set(request.extras) & set(values):
             values[name] = [as_text(value) for value in values[name]]
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
@@ -188,15 +195,15 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
             values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
+        any_good = any_good or len(bad) < len(batch)
         if values and (findings.tolerant or not findings.bad):
-            any_good = True
             yield values  # type: ignore[misc]  # checked to be texts
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
         check_present(findings, request.columns, request.origin)
     if not (findings.tolerant and any_good):
-        findings.raise_if_bad()
+        findings.raise_if_bad(any_other=any_good)
     if present is None:
         raise DataError(f"{findings.where} has no rows")
 
@@ -210,12 +217,12 @@ def as_text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """As many rows as make up a few megabytes."""
-    batch: list[Row] = []
+def _in_batches(rows: Iterable[Row], findings: Findings) -> Iterator[list[tuple[int, Row]]]:
+    """As many rows as make up a few megabytes, each with the number of its file: a batch may span several."""
+    batch: list[tuple[int, Row]] = []
     characters = 0
     for row in rows:
-        batch.append(row)
+        batch.append((findings.file, row))
         characters += sum(map(_size, row[1].values()))
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
             yield batch
@@ -234,7 +241,7 @@ def _size(value: object) -> int:
 
 
 def _note_bad_values(
-    findings: Findings, batch: list[Row], values: Mapping[str, list[object]], origin: Mapping[str, str]
+    findings: Findings, batch: list[tuple[int, Row]], values: Mapping[str, list[object]], origin: Mapping[str, str]
 ) -> set[int]:
     """Notes the rows of a batch that hold something else than text; returns which they are."""
     faults: dict[int, list[tuple[str, str]]] = {}
@@ -243,10 +250,13 @@ def _note_bad_values(
         for index, value in enumerate(column):
             fault = _fault(value)
             if fault:
+                if value is _ABSENT and (near := nearest(origin[target], batch[index][1][1], NEAR)):
+                    fault = fault[0], f" (but there is {near!r}: name the column alike in all rows)"
                 faults.setdefault(index, []).append((f"{label} {fault[0]}", fault[1]))
     for index, found in faults.items():
-        position, row = batch[index]
-        findings.note(position, " and ".join(fault for fault, _ in found), "".join(more for _, more in found), row)
+        file, (position, row) = batch[index]
+        reason = " and ".join(fault for fault, _ in found)
+        findings.note(position, reason, "".join(more for _, more in found), row, file)
     return set(faults)
 
 

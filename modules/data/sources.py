@@ -63,7 +63,7 @@ def open_source(
         dataset, where = source, "the given dataset"
         check_undivided(where, split)
     else:
-        findings = Findings("the given rows")
+        findings = Findings("the given data")
         check_undivided(findings.where, split)
         if isinstance(source, Mapping):
             return findings, column_rows(source, findings)

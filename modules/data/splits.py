@@ -108,7 +108,9 @@ def load_training_rows(
     return hold_out(rows, config.validation_fraction, seed)[0] if places["validation"].held_out else rows
 
 
-def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: Place, others_place: Place) -> None:
+def require_same_kind(
+    train: datasets.Dataset, other: datasets.Dataset, place: Place, others_place: Place, section: str = "data."
+) -> None:
     """DataError where one has answers to learn and the other plain text: a score would be of another task."""
     kinds = [
         "pairs (src_txt and tgt_txt)" if "tgt_txt" in rows.column_names else "plain text (src_txt alone)"
@@ -116,8 +118,8 @@ def require_same_kind(train: datasets.Dataset, other: datasets.Dataset, place: P
     ]
     if kinds[0] != kinds[1]:
         raise DataError(
-            f"{place} holds {kinds[0]}, and {others_place} {kinds[1]}: give all splits the same columns "
-            "(data.columns.YOUR_COLUMN=tgt_txt names the answers)"
+            f"{place}: {kinds[0]}, but {others_place}: {kinds[1]}; give all splits the same columns "
+            f"({section}columns.YOUR_COLUMN=tgt_txt names the answers)"
         )
 
 

@@ -109,7 +109,7 @@ def test_csv_txt_parquet_and_python_rows_are_quarantined_too(tmp_path: Path) -> 
         "a.csv": (["a", "e\nf"], [3, 4, 5, 6]),
         "a.txt.gz": (["a", "d"], [2, 3]),
         "a.parquet": (["a", "b"], [2]),
-        "the given rows": (["a"], [2]),
+        "the given data": (["a"], [2]),
     }
 
 
@@ -123,7 +123,7 @@ def test_a_file_of_nothing_but_bad_rows_does_not_fill_memory(tmp_path: Path, mon
     monkeypatch.setattr(bad_rows, "MAX_BAD_ROWS", 20)
     rows = [{"src_txt": ""}] * 30
     for quarantine in (None, Quarantine(0.99)):
-        with pytest.raises(DataError, match=r"the given rows: over 20 bad rows\n  the given rows row 1: src_txt is"):
+        with pytest.raises(DataError, match=r"the given data: over 20 bad rows\n  the given data row 1: src_txt is"):
             load_rows(rows, quarantine=quarantine)
 
 

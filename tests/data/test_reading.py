@@ -17,7 +17,7 @@ import pytest
 from modules.config.loader import load_config
 from modules.data import arrow, rows
 from modules.data.arrow import record_batches
-from modules.data.quarantine import DataError, Quarantine
+from modules.data.quarantine import DataError, Findings, Quarantine
 from modules.data.reading import headers
 from modules.data.reading.column_names import setting
 from modules.data.reading.headers import check_headers
@@ -30,6 +30,9 @@ from tests.helpers.models import ROOT
 
 PAIR = {"src_txt": "春", "tgt_txt": "花"}
 NEARLY = [
+    "tgt",
+    "Target",
+    "trg_txt",
     "tgt_txt ",
     " tgt_txt",
     "Tgt_Txt",
@@ -179,7 +182,7 @@ def test_a_folder_of_texts_is_one_split_and_hides_no_other(tmp_path: Path) -> No
 
 def test_texts_without_columns_are_rows_in_python_too() -> None:
     assert load_rows(["春", "秋"]).to_list() == [{"src_txt": "春"}, {"src_txt": "秋"}]
-    with pytest.raises(DataError, match="the given rows row 2: a dict, not a string like the first row"):
+    with pytest.raises(DataError, match="the given data row 2: a dict, not a string like the first row"):
         load_rows(["春", PAIR])  # type: ignore[list-item]
 
 
@@ -205,7 +208,7 @@ def test_batches_are_bounded_by_bytes_in_any_order(monkeypatch: pytest.MonkeyPat
 def test_values_that_no_column_needs_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_BATCH_CHARACTERS", 1000)
     given = [(number, {"src_txt": "春", "vector": [0.5] * 100}) for number in range(10)]
-    assert max(map(len, rows._in_batches(given))) == 2
+    assert max(map(len, rows._in_batches(given, Findings("x")))) == 2
 
 
 def test_few_long_rows_of_parquet_are_decoded_at_once(tmp_path: Path) -> None:

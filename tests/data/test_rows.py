@@ -117,6 +117,7 @@ def test_columns_are_mapped_and_others_dropped() -> None:
         ({"text1": "source"}, r"data\.columns\.text1=source.*must be src_txt or tgt_txt"),
         ({"text1": "src_text"}, r"did you mean data\.columns\.text1=src_txt\?"),
         ({"text1": "src_txt", "text2": "src_txt"}, "both 'text1' and 'text2' are mapped to src_txt"),
+        ({"nope": "tgt_txt"}, r"no column 'nope'.*; tgt_txt is there: leave data\.columns for it out"),
         ({"txet1": "src_txt"}, r"'text1', 'text2', 'tgt_txt'; did you mean data\.columns\.text1=src_txt\?"),
         ({"text1": "src_txt", "text2": "tgt_txt"}, r"two columns would become tgt_txt.*leave that setting out"),
         ({}, r"a\.csv has no column src_txt; .*'text1'.*data\.columns\.YOUR_COLUMN=src_txt"),

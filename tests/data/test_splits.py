@@ -114,7 +114,7 @@ def test_splits_of_different_kind_are_refused(pairs: str, tmp_path: Path) -> Non
     for name in ("train", "validation", "test"):
         text = "src_txt,tgt_txt\n春,秋\n夏,冬\n" if name == pairs else "src_txt\n春\n夏\n"
         (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"train\.csv holds .* and .*\.csv .*: give all splits the same columns"):
+    with pytest.raises(DataError, match=r"train\.csv: .*, but .*\.csv: .*; give all splits the same columns"):
         load_splits(DataConfig(path=str(tmp_path)), 0)
 
 

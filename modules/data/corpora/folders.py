@@ -60,7 +60,7 @@ def prepare_rows(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
         read = partial(load_rows, source, columns, cache=Path(place), quarantine=quarantine, section=section)
-        found = read_splits(read, source, own)
+        found = read_splits(read, source, own, section)
         identity = {
             "source": redact_text(str(source)),
             "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
@@ -78,12 +78,14 @@ def prepare_rows(
     return finish_folder(folder, identity | facts, files)
 
 
-def read_splits(read: Callable[..., datasets.Dataset], source: str, own: Sequence[str]) -> dict[str, datasets.Dataset]:
+def read_splits(
+    read: Callable[..., datasets.Dataset], source: str, own: Sequence[str], section: str
+) -> dict[str, datasets.Dataset]:
     """The splits of a source that has some beside "train", all of one kind; else all its rows, under ""."""
     names: list[str | None] = ["train", *own] if own else [None]
     found = {name or "": read(split=name) for name in names}
     for name in own:
-        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name))
+        require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name), section)
     return found
 
 

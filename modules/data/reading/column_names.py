@@ -22,8 +22,8 @@ NEAR = 0.85
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 """A column's name that can stand in a key, also where `mlflow run -P` passes it on."""
 
-LONG_NAMES = {"targettext", "targettxt"}
-"""Plain names of a target that are spelt out and so match too few letters."""
+TARGET_NAMES = {"targettext", "targettxt", "target", "targets", "tgt", "trg", "trgtxt", "trgtext"}
+"""Plain names of a target that are spelt out, or cut short, and so match too few letters."""
 
 
 def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
@@ -58,8 +58,8 @@ def plain(name: str) -> str:
 def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Of `names` the one most like the wanted one; None where none is."""
     by_plain = {plain(name): name for name in names}
-    if wanted == "tgt_txt" and (spelt_out := LONG_NAMES & set(by_plain)):
-        return by_plain[min(spelt_out)]
+    if wanted == "tgt_txt" and (known := TARGET_NAMES & set(by_plain)):
+        return by_plain[min(known)]
     near = difflib.get_close_matches(plain(wanted), by_plain, 1, cutoff)
     return by_plain[near[0]] if near else None
 
@@ -81,6 +81,8 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
         if name not in findings.columns:
             near = nearest(name, (column for column in present if column not in columns))
             hint = f"did you mean {setting(near, target, findings.section)}?" if near else "name one of these"
+            if target in findings.columns and target not in columns:
+                hint = f"{target} is there: leave {findings.section}columns for it out"
             raise DataError(f"{findings.where} has no column {name!r}; its columns are {listed}; {hint}")
         if name != target and target in findings.columns and target not in columns:
             raise DataError(
@@ -91,6 +93,8 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
     free = [name for name in present if name not in used]
     if origin.get("src_txt") not in findings.columns:
         example = setting(nearest("src_txt", free) or "YOUR_COLUMN", "src_txt", findings.section)
+        if "YOUR_COLUMN" in example and not all(map(PLAIN_KEY.fullmatch, free)):  # which the user puts in its place
+            example = f"""'{findings.section}columns={{"YOUR_COLUMN": src_txt}}'"""
         lack = "has no column src_txt" if "src_txt" in origin else "has its src_txt mapped to tgt_txt alone"
         raise DataError(
             f"{findings.where} {lack}; its columns are {listed}; say which one holds the text with {example}"

@@ -12,6 +12,8 @@ from . import text_lines
 from .column_names import check_distinct
 from .text_lines import LONE_CR, LONE_CR_REMEDY, Row, kind_of_line, read_lines
 
+_EXCEL_SEPARATOR = re.compile(r'"?sep=."?,*')
+
 _BLANK_BEFORE_QUOTE = re.compile(r'[ \t]+"')
 
 
@@ -71,6 +73,10 @@ def csv_rows(path: Path, findings: Findings, delimiter: str, used: Collection[st
             header = record
             if kind_of_line(lines[0]) in (".json", ".jsonl"):
                 raise findings.error(position, f"JSON in a {path.suffix}; rename the file to .jsonl")
+            if _EXCEL_SEPARATOR.fullmatch(lines[0].strip()):
+                raise findings.error(position, f"{lines[0].strip()} is for Excel alone; delete this line")
+            if len(header) > 1 and not any(map(str.strip, header)):
+                raise findings.error(position, "a line of blanks where the columns' names should be; delete it")
             check_distinct(header, used, findings.at(position))
             named = max((number for number, name in enumerate(header, 1) if name.strip()), default=len(header))
             findings.columns.update((name, None) for name in header if name.strip() or not any(map(str.strip, header)))

@@ -20,6 +20,19 @@ LONE_CR_REMEDY = "; end the lines with \\n (tr '\\r' '\\n')"
 
 BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
+MAGIC = {
+    b"PAR1\x15": "a Parquet file; rename it to .parquet",
+    b"\x1f\x8b": "packed by gzip; add .gz to its name",
+    b"PK\x03\x04": "a zip archive, or an Excel workbook (.xlsx); unpack it, or save the sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls) or Word document; save it as CSV UTF-8 or plain text",
+    b"%PDF-": "a PDF; save its text as .txt",
+    b"ARROW1\0\0": "an Arrow file; write it as Parquet",
+    b"\xfd7zXZ\0": "packed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it",
+    b"7z\xbc\xaf\x27\x1c": "packed by 7-Zip; unpack it",
+}
+"""How a file of another kind begins → what it is, and what to do."""
+
 _HEAD_BYTES = 4096
 
 Row = tuple[int, Mapping[str, object]]
@@ -27,12 +40,15 @@ Row = tuple[int, Mapping[str, object]]
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked. DataError for UTF-16 that no byte order mark gives away.
+    """The file's bytes, unpacked. DataError for what isn't text, and UTF-16 that no byte order mark gives away.
 
-    Where that is ASCII it is UTF-8 too, with a NUL beside each letter.
+    Where UTF-16 is ASCII it is UTF-8 too, with a NUL beside each letter.
     """
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        if encoding := unmarked_utf16(file.peek(_HEAD_BYTES)[:_HEAD_BYTES]):
+        head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        if kind := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None):
+            raise DataError(f"{path} is {kind}")
+        if encoding := unmarked_utf16(head):
             raise DataError(f"{path} is {encoding} without a byte order mark, not UTF-8; {_conversion(encoding)}")
         yield cast("IO[bytes]", file)
 
