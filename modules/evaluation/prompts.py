@@ -46,22 +46,14 @@ def build_prompts(
     """Rows with the prompts that the model is to see.
 
     answer_tokens: how many of the model's positions to keep free for a generated answer; the target always has room.
-    Raises ValueError where examples are wanted of rows without tgt_txt, or without training rows.
+    Raises ValueError as `require_examples` does.
     """
+    require_examples(rows, train, task)
     if "tgt_txt" not in rows.column_names:
-        if task.examples:
-            raise ValueError(
-                f"task.examples={task.examples} needs rows with tgt_txt: plain text has no answers to show"
-            )
         return Prompted(rows, tokenizer.with_prompt_template(None), {})
     template = template_of(tokenizer, task, data)
-    if not task.examples:
+    if not task.examples or train is None:
         return Prompted(rows, tokenizer.with_prompt_template(template), {})
-    if train is None or "tgt_txt" not in train.column_names:
-        raise ValueError(
-            f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
-            "with train and test files, or data.path=TRAIN data.test_path=TEST"
-        )
     writer = FewShot(tokenizer, template, task, train, seed)
     texts = []
     for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
@@ -69,6 +61,17 @@ def build_prompts(
         texts.append(writer.prompt(index, source, prompt_limit(positions, free)))
     asked = rows.remove_columns("src_txt").add_column("src_txt", texts)
     return Prompted(asked, tokenizer.with_prompt_template(SOURCE_FIELD), writer.counts)
+
+
+def require_examples(rows: datasets.Dataset, train: datasets.Dataset | None, task: TaskConfig) -> None:
+    """ValueError where examples are wanted of rows without tgt_txt, or without training rows."""
+    if task.examples and "tgt_txt" not in rows.column_names:
+        raise ValueError(f"task.examples={task.examples} needs rows with tgt_txt: plain text has no answers to show")
+    if task.examples and (train is None or "tgt_txt" not in train.column_names):
+        raise ValueError(
+            f"task.examples={task.examples} needs training rows with tgt_txt to draw them from: give data.path=FOLDER "
+            "with train and test files, or data.path=TRAIN data.test_path=TEST"
+        )
 
 
 def require_lines(rows: datasets.Dataset, metrics: Collection[str], tokenizer: Tokenizer) -> None:

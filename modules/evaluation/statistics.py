@@ -98,8 +98,12 @@ def with_clusters(metric: Metric, labels: Sequence[str] | None) -> Metric:
     """The metric with its rows clustered by label; rows without one ("" or JSON's null) stand alone."""
     if labels is None:
         return metric
-    own = [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
-    return dataclasses.replace(metric, clusters=np.unique(own, return_inverse=True)[1])
+    return dataclasses.replace(metric, clusters=np.unique(cluster_labels(labels), return_inverse=True)[1])
+
+
+def cluster_labels(labels: Sequence[str]) -> list[str]:
+    """With one of its own for each row that has none."""
+    return [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
 
 
 def rows_in_words(metric: Metric) -> str:

@@ -31,7 +31,7 @@ from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
 from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, verse
-from .prompts import Prompted, build_prompts, require_lines, template_of
+from .prompts import Prompted, build_prompts, require_examples, require_lines, template_of
 from .statistics import Metric, intervals, mean, with_clusters
 from .task_rows import (
     columns_of,
@@ -135,9 +135,10 @@ class Task:
         place: Place | None = None,
         ignored: Mapping[str, str] | None = None,
     ) -> None:
-        """The fields of `TaskRows`. Raises DataError where none of the metrics can be computed of these rows."""
+        """The fields of `TaskRows`. ValueError where these rows allow none of the metrics, or no examples."""
         self.config, self.task = config, config.task
         self.test, self.train, self.place = test, train, place
+        require_examples(test, train, self.task)
         missing = lacking(test, self.task, ignored or {})
         self.left_out = {metric: f"the rows have no {column}" for metric, column in missing.items()}
         """Metric or baseline that was asked for and can't be computed, or column that can't serve → why."""

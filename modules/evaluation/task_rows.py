@@ -17,6 +17,7 @@ from ..config.evaluation import TaskConfig
 from ..data.arrow import count_copies, fingerprint
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
+from .statistics import cluster_labels
 
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 
@@ -32,7 +33,14 @@ COLUMNS = {
 GROUP = "group"
 """A column that says which rows hang together, being cut from one poem or about one passage; see statistics.py."""
 
-REQUIRED = {"slots": ("slots",), "choices": ("answer", "choices"), "couplet": ("tgt_txt",)}
+MIN_GROUPS = 10
+"""Of fewer, resampling draws little else than the same ones again."""
+
+REQUIRED = {
+    "slots": ("slots",),
+    "choices": ("answer", "choices"),
+    **dict.fromkeys(("rouge", "bleu", "exact_match", "length", "couplet"), ("tgt_txt",)),
+}
 """Metric → columns that it can't do without."""
 
 
@@ -73,9 +81,13 @@ def usable_columns(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, 
 
 
 def require_groups(rows: datasets.Dataset) -> None:
-    """DataError where all rows are in one group: it says nothing of which hang together."""
-    if len(rows) > 1 and len(set(rows[GROUP])) == 1:
-        raise DataError(f"all rows have the same group ({rows[GROUP][0][:40] or 'empty'})")
+    """DataError where rows are in so few groups that no interval can be told: a label, or a speaker's sex, say."""
+    labels = list(rows[GROUP])
+    if len(rows) > 1 and len(set(labels)) == 1:
+        raise DataError(f"all rows have the same group ({labels[0][:40] or 'empty'})")
+    count = len(set(cluster_labels(labels)))
+    if count < min(MIN_GROUPS, len(rows)):
+        raise DataError(f"{count} groups are too few for intervals, which need {MIN_GROUPS}; each row counts alone")
 
 
 def lacking(rows: datasets.Dataset, task: TaskConfig, ignored: Mapping[str, str]) -> dict[str, str]:

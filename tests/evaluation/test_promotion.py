@@ -27,10 +27,10 @@ def test_models_with_other_tokenizers_are_measured_on_the_same_characters(
 
 
 def test_a_registration_tests_groups_of_rows(store: Path, tokenizer: Tokenizer) -> None:
-    """Two rows of each of three poems are three poems to the test."""
+    """Two rows of each of ten poems are ten poems to the test."""
     rows = [
         {"src_txt": text, "group": number // 2}
-        for number, text in enumerate(["春眠", "不觉", "晓处", "处闻", "啼鸟", "夜来"])
+        for number, text in enumerate(["春眠", "不觉", "晓处", "处闻", "啼鸟", "夜来"] * 3 + ["风雨", "声花"])
     ]
     (store / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for seed in (1, 2):
@@ -38,7 +38,7 @@ def test_a_registration_tests_groups_of_rows(store: Path, tokenizer: Tokenizer) 
         arguments = [f"model={folder}", "data.path=null", "data.test_path=rows.jsonl"]
         done = register(load_config("register", [*arguments, "tracking.log_system_metrics=false"]))
         assert done
-        assert "6 test rows in 3 groups" in done.promotion.reason
+        assert "20 test rows in 10 groups" in done.promotion.reason
 
 
 def measure(shift: float = 0.0, noise: float = 0.0, rows: int = 300) -> Metric:

@@ -97,13 +97,13 @@ def test_own_rows_without_training_rows(model: Path, store: Path, capsys: pytest
 
 
 def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}", "group": number // 4} for number in range(12)]
+    rows = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}", "group": number // 4} for number in range(40)]
     data = write_rows(store / "data", train=rows[:2], test=rows)
     found = run("task=instructions", "task.rows=8", f"model={model}", f"data.path={data}").evaluations
-    assert "12 test rows in 3 groups" in capsys.readouterr().out
+    assert "40 test rows in 10 groups" in capsys.readouterr().out
     assert {who: len(found[who]["perplexity_per_char"].units) for who in ("model", "bigram")} == {
-        "model": 3,
-        "bigram": 3,
+        "model": 10,
+        "bigram": 10,
     }
     assert len(found["nearest"]["rougeL"].statistics) == 8
     assert len(found["nearest"]["rougeL"].units) == len({row.number // 4 for row in found["nearest"].rows})
@@ -113,7 +113,7 @@ def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, caps
                 model, load_test_rows(DataConfig(path=str(data)), None, {"group"}), 512
             ).perplexity_per_char.units
         )
-        == 3
+        == 10
     )
 
 
@@ -160,7 +160,8 @@ def test_a_dry_run_says_what_would_be_done(model: Path, store: Path, capsys: pyt
         (["task.metrics=[slots]"], "the metric slots needs rows with slots"),
         (["task.metrics=[couplet]"], "the metric couplet needs rows with tgt_txt"),
         (["task.examples=2"], "plain text has no answers to show"),
-        (["task.metrics=[rouge]", "task.trivial=[nearest]"], "nearest needs training rows with tgt_txt"),
+        (["task.metrics=[repetition]", "task.trivial=[nearest]"], "nearest needs training rows with tgt_txt"),
+        (["task.metrics=[rouge]"], "the metric rouge needs rows with tgt_txt"),
     ],
 )
 def test_rows_that_do_not_fit_a_metric_are_refused(
@@ -193,7 +194,7 @@ def test_a_folder_given_for_the_test_is_its_test_file_and_no_other_rows_are_fitt
 
 def test_pairs_are_not_scored_beside_plain_training_rows(model: Path, store: Path) -> None:
     data = write_rows(store / "rows", train=[{"src_txt": "甲"}] * 2, test=[{"src_txt": "甲", "tgt_txt": "乙"}])
-    with pytest.raises(DataError, match="train.jsonl holds plain text .*test.jsonl pairs"):
+    with pytest.raises(DataError, match="train.jsonl: plain text .*test.jsonl: pairs"):
         run(f"model={model}", f"data.path={data}")
 
 
@@ -202,6 +203,7 @@ def test_pairs_are_not_scored_beside_plain_training_rows(model: Path, store: Pat
     [
         ("group", ["A", "", None, 1, 1.5], None),
         ("group", ["甲组"] * 5, "column group +all rows have the same group"),
+        ("group", ["男", "女", "男", "女", "女"], "column group +2 groups are too few for intervals"),
         ("references", ["见第0页"] * 5, r"column references +row 1: references \(见第0页\) must be a list"),
         ("references", [["丁"], None, "", [], ["丙", "戊"]], None),
         ("choices", ["甲/乙"] * 5, "choices +the rows have no answer|choices +the rows have no choices"),
