@@ -128,3 +128,10 @@ def test_a_file_rewritten_while_it_is_read_is_not_called_broken(
     monkeypatch.setattr(rows, "_content", half_written)
     with pytest.raises(DataError, match="changed while it was read"):
         load_rows(path, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("line", ["sep=,", '"sep=;"', ",,"])
+def test_what_a_spreadsheet_puts_before_the_header_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{line}\r\nsrc_txt,tgt_txt\r\n春,花\r\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv:1: .* delete"):
+        load_rows(tmp_path / "a.csv")

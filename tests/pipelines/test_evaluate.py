@@ -198,6 +198,12 @@ def test_pairs_are_not_scored_beside_plain_training_rows(model: Path, store: Pat
         run(f"model={model}", f"data.path={data}")
 
 
+def test_examples_without_training_rows_are_refused_by_the_dry_run_too(model: Path, store: Path) -> None:
+    data = write_rows(store / "rows", test=[{"src_txt": "甲", "tgt_txt": "乙"}] * 2)
+    with pytest.raises(ValueError, match="needs training rows with tgt_txt"):
+        run("task.examples=2", "dry_run=true", f"model={model}", f"data.test_path={data}/test.jsonl")
+
+
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
