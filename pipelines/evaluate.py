@@ -7,6 +7,7 @@ from typing import Any
 
 from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
 from modules.config.evaluation import EvaluateConfig
+from modules.evaluation.likelihood import lost_of_rows
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import CARD, write_card
@@ -38,15 +39,18 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         rows = load_task_rows(config, quarantine)
         report_quarantine(run, quarantine)
         task = Task(config, *rows)
-        if config.dry_run:
-            show("evaluate: what will be done", evaluation_plan(task))
-            return EvaluateResult(run.info.run_id, {}, [])
-        log_rows(run, rows.test, rows.place.name, "test")
         named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
         folders = {name: resolve_model(place) for name, place in named.items() if place}
-        window = open_model(folders["model"]).config.max_position_embeddings
-        require_room("prompts", config.prompts, open_tokenizer(folders["model"]), window)
+        windows = {name: open_model(folder).config.max_position_embeddings for name, folder in folders.items()}
+        tokenizers = {name: open_tokenizer(folder) for name, folder in folders.items()}
+        require_room("prompts", config.prompts, tokenizers["model"], windows["model"])
+        asked = {name: task.prompted(tokenizers[name], windows[name]) for name in folders}
         task.note_copies(folders["model"])
+        if config.dry_run:
+            lost = {name: lost_of_rows(each.rows, each.tokenizer, windows[name]) for name, each in asked.items()}
+            show("evaluate: what will be done", evaluation_plan(task, lost))
+            return EvaluateResult(run.info.run_id, {}, [])
+        log_rows(run, rows.test, rows.place.name, "test")
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
@@ -57,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 samples = TextGenerator(decoder, tokenizer, config.generation).samples(config.prompts)
         with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
-            evaluations |= task.floors(open_tokenizer(folders["model"]))
+            evaluations |= task.floors(tokenizers["model"])
         log_results(run, evaluations, samples, task.copies)
         show_results(task, evaluations)
         with working_on("report"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.checkpoint.loading import require_finite, verify_model
+from modules.checkpoint.loading import open_model, open_tokenizer, require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
-from modules.evaluation.likelihood import Likelihoods, score_folder
+from modules.evaluation.likelihood import Likelihoods, lost_of_rows, score_folder
 from modules.evaluation.logged_results import doubts
 from modules.evaluation.promotion import Promotion, decide
 from modules.evaluation.statistics import Metric
@@ -43,7 +43,8 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         report_quarantine(run, quarantine)
         copies = copies_in_training(rows.test, folder, config.data.cache_dir)
         if config.dry_run:
-            plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies)
+            lost = lost_of_rows(rows.test, open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
+            plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies, lost)
             show("register: what will be done", plan)
             return None
         digest = log_rows(run, rows.test, rows.place.name, "test")

@@ -20,6 +20,15 @@ NO_TEXT = re.compile("[\ud800-\udfff]")
 ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 INTERPOLATION = re.compile(r"(\\*)\$\{")
+BREAK = "[\r\n\x85\u2028\u2029]"
+"""What YAML takes for a line's end."""
+LONELY_BREAKS = re.compile(
+    rf"""(?<![^\s\[,{{:])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')|(?<=[\[,])[ \t]*({BREAK}+)[ \t]*(?=[,\]])""", re.DOTALL
+)
+"""Quoted text, or an item of a list that is line ends and nothing else."""
+ESCAPE_OR_BREAK = re.compile(rf"\\.|{BREAK}", re.DOTALL)
+LAID_OUT = re.compile(rf"\s*\[[ \t]*{BREAK}\s*[^\s,\]]")
+"""The beginning of a list whose items stand on lines of their own."""
 
 
 def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator[Assignment]:
@@ -48,16 +57,52 @@ def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
     if text == "null" and hint is not str:
         return None
     if typing.get_origin(hint) in (list, dict):
-        return escaped(yaml.load(text, LinesLoader if lines else yaml.BaseLoader))
+        if not LAID_OUT.match(text):
+            text = LONELY_BREAKS.sub(lambda found: f"'{found[1]}'" if found[1] else found[0], text)
+        return escaped(yaml.load(text, LinesLoader if lines else TypedLoader))
+    if lines and text[:1] in ("'", '"') and text[:1] == text[1:][-1:] and ("\\" in text or "{src_txt}" in text):
+        raise ValueError(
+            f"the {text[0]} at both ends would be part of the text: leave them out; where they belong to it, give the "
+            "key in a file (config=FILE)"
+        )
     return escaped(with_line_ends(text) if lines else text) if hint in (str, str | None) else text
 
 
-class LinesLoader(yaml.BaseLoader):
-    """All scalars are text, [007, null] too, and escapes are read in it; YAML does so itself in double quotes."""
+class TypedLoader(yaml.BaseLoader):
+    """All scalars are text, [007, null] too, and hold the line ends that were typed, of which YAML makes spaces."""
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
         text: str = super().construct_scalar(node)
+        if node.start_mark.line == node.end_mark.line or node.style not in (None, "'", '"'):
+            return text
+        raw = node.start_mark.buffer[node.start_mark.pointer : node.end_mark.pointer]
+        if node.style == '"':
+            return str(yaml.load(ESCAPE_OR_BREAK.sub(as_escape, raw), yaml.BaseLoader))
+        return raw[1:-1].replace("''", "'") if node.style else raw
+
+
+class LinesLoader(TypedLoader):
+    """Escapes are read too; YAML does so itself in double quotes."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        text = super().construct_scalar(node)
+        if node.style is None and self.beside_line_end(node):
+            raise ValueError(
+                f"a line end stands outside of quotes beside {text!r}: put a text and its line ends in quotes"
+            )
         return text if node.style == '"' else with_line_ends(text)
+
+    @staticmethod
+    def beside_line_end(node: yaml.ScalarNode) -> bool:
+        """Whether a text of a list in brackets may have been meant with the line end before or after it."""
+        whole, start, end = node.start_mark.buffer, node.start_mark.pointer, node.end_mark.pointer
+        ends = whole[:start].rstrip(" \t")[-1:] + whole[end:].lstrip(" \t")[:1]
+        return whole.lstrip().startswith("[") and bool(re.search(BREAK, ends))
+
+
+def as_escape(found: re.Match[str]) -> str:
+    """A line end as YAML's double quotes have it; an escape as it is."""
+    return found[0] if found[0].startswith("\\") else f"\\u{ord(found[0]):04x}"
 
 
 def with_line_ends(text: str) -> str:

@@ -13,6 +13,7 @@ import dataclasses
 import io
 import logging
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ from .schema import CONF, Key, full_name, group_file, keys, settle_paths, sugges
 
 logger = logging.getLogger("moyun.config")
 
-LOOKED_UP = r"; ${key} is another key's value, ${oc.env:NAME} the environment's, and \${…} is the text ${…} itself"
+LOOKED_UP = (
+    r"; ${key} is another key's value, ${oc.env:NAME} the environment's, and \${…} is the text ${…} itself "
+    r"(within double quotes \\${…})"
+)
 
 
 def from_environment(name: str, *default: str | None) -> str | None:
@@ -268,7 +272,10 @@ def set_leaf(
             return
         OmegaConf.update(config, key.name, value)
     except (OmegaConfBaseException, yaml.YAMLError):
-        complaints.append(f"{name}={shown} ({where}): {wanted(key)}")
+        one = (
+            where == COMMAND_LINE and typing.get_origin(key.type) is list and not re.search(r"[\[\]{},\"']", str(shown))
+        )
+        complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")
 

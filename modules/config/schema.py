@@ -124,7 +124,11 @@ def missing_models(config: Any) -> Iterator[str]:
     for key, section, field in paths_in(config):
         place = getattr(section, field.name)
         asked_elsewhere = is_registered(place) or place.startswith("<") or URL.match(place)
-        if field.metadata == MODEL and not asked_elsewhere and not os.path.exists(model_folder(place)):
+        if field.metadata != MODEL or asked_elsewhere:
+            continue
+        if os.path.isfile(model_folder(place)):
+            yield f"{key}={place}: this is a file; give the model folder that it lies in, or another model folder"
+        elif not os.path.exists(model_folder(place)):
             yield f"{key}={no_such_model(place)}"
 
 
@@ -141,6 +145,9 @@ def group_file(key: Key, value: str, where: str, complaints: list[str]) -> Path 
     path = Path(expanded(value)) if value.endswith((".yaml", ".yml")) else CONF / key.group / f"{value}.yaml"
     if os.path.exists(path):  # Path.exists raises OSError for a name that is too long
         return path
+    if value.lstrip().startswith("{"):
+        complaints.append(f"{key.name}={value} ({where}): {section_keys(key)}")
+        return None
     hint = suggestion(value, group_names(key.group)) or other_key(key, value)
     complaints.append(f"{key.name}={value} ({where}): no such file or name; {wanted(key)}{hint}")
     return None
@@ -159,9 +166,13 @@ def wanted(key: Key) -> str:
     if key.group:
         return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
     if key.section:
-        return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
+        return section_keys(key)
     example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
     return f"must be {type_name(key.type)}{example}"
+
+
+def section_keys(key: Key) -> str:
+    return f"{key.name} is a section: set its keys, {key.name}.KEY=VALUE (see --help)"
 
 
 def group_names(group: str) -> list[str]:
@@ -169,9 +180,12 @@ def group_names(group: str) -> list[str]:
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
-    """The keys that end in this word, else the one that is spelt most like it."""
+    """The keys that end in this word, else the one that is spelt most like it, else those whose last part is."""
     ending = [name for name in known if name.endswith(f".{word}")]
     close = ending[:4] or difflib.get_close_matches(word, known, n=1)
+    if not close:
+        last = difflib.get_close_matches(word, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.8)
+        close = [name for name in known if name.rpartition(".")[2] in last][:4]
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

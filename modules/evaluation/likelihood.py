@@ -89,6 +89,12 @@ def score(
     )
 
 
+def lost_of_rows(rows: Dataset, tokenizer: Tokenizer, positions: int) -> LostText:
+    """What `score` will tell of the characters that don't come back."""
+    documents = encode_rows(rows, tokenizer, positions, "split")
+    return LostText(documents.lost, documents.text_characters)
+
+
 @torch.inference_mode()
 def score_documents(
     decoder: Decoder, documents: Documents, max_batch_tokens: int = 8192, progress: OnProgress = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
-from ..tokenizer.lost_text import loses
+from ..tokenizer.lost_text import kept_sign, loses, vanishes
 from ..tokenizer.prompt_template import SOURCE_FIELD, fill_template, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -91,10 +91,10 @@ class FewShot:
         self, tokenizer: Tokenizer, template: str, task: TaskConfig, train: datasets.Dataset, seed: int
     ) -> None:
         """ValueError where the tokenizer loses task.separator."""
-        if not tokenizer.encode(task.separator):
+        if vanishes(task.separator, tokenizer):
             raise ValueError(
                 f"task.separator={task.separator!r}: this model's tokenizer loses it, and nothing would part the "
-                "examples; give one that is in its vocabulary, e.g. task.separator='。'"
+                f"examples; give one that is in its vocabulary, e.g. task.separator='{kept_sign(tokenizer)}'"
             )
         self.tokenizer, self.template, self.task, self.seed = tokenizer, template, task, seed
         self.sources, self.targets = list(train["src_txt"]), list(train["tgt_txt"])

@@ -25,7 +25,8 @@ from ..data.splits import (
     require_same_kind,
 )
 from ..model.decoder import Decoder
-from ..tokenizer.lost_text import LostText, lost_separator
+from ..tokenizer.lost_text import LostText, lost_named, lost_separator
+from ..tokenizer.prompt_template import split_template
 from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
@@ -155,6 +156,8 @@ class Task:
             without += ["n-grams"] * counted + ["copies"] * ("verse" in self.metrics)
             self.left_out |= dict.fromkeys(without, "no training rows (data.path)")
         self.chance = chance(test) if "choices" in self.metrics else []
+        self.prompts: dict[tuple[str, int], Prompted] = {}
+        """By tokenizer and positions."""
         self.copies = None if train is None else count_copies(test, train)
         """How many test rows stand among the model's training rows too, as far as these are known; else among those
         that data.path names."""
@@ -178,18 +181,7 @@ class Task:
 
     def of_model(self, decoder: Decoder, tokenizer: Tokenizer, progress: Progress | None = None) -> Evaluation:
         """Likelihood of all rows, answers to the chosen ones."""
-        config, positions = self.config, decoder.config.max_position_embeddings
-        answer_tokens = config.generation.max_new_tokens if self.chosen else 0
-        prompted = build_prompts(
-            self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
-        )
-        require_lines(self.test, self.metrics, tokenizer)
-        if "tgt_txt" in self.test.column_names and (
-            sign := lost_separator(template_of(tokenizer, self.task, config.data), tokenizer)
-        ):
-            self.left_out[f"{sign!r} of the prompt template"] = (
-                "this model's tokenizer loses it: nothing parts question and answer"
-            )
+        prompted = self.prompted(tokenizer, decoder.config.max_position_embeddings)
         metrics, counts, lost = self.likelihood(decoder, prompted, progress)
         if not self.chosen:
             return self.found(metrics, [], counts, lost)
@@ -199,6 +191,33 @@ class Task:
         found.append(mean("end_of_text_rate", [float(answer.stopped or False) for answer in answers]))
         every = {metric.name: metric.of_rows()[self.chosen] for metric in metrics}
         return self.found([*metrics, *found], self.scored(answers, found, every), counts, lost)
+
+    def prompted(self, tokenizer: Tokenizer, positions: int) -> Prompted:
+        """The rows as a model is asked them. ValueError where its tokenizer or its positions don't allow it."""
+        known = tokenizer.fingerprint, positions
+        if known not in self.prompts:
+            config = self.config
+            answer_tokens = config.generation.max_new_tokens if self.chosen else 0
+            require_lines(self.test, self.metrics, tokenizer)
+            self.note_template(tokenizer)
+            self.prompts[known] = build_prompts(
+                self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
+            )
+        return self.prompts[known]
+
+    def note_template(self, tokenizer: Tokenizer) -> None:
+        """What the tokenizer loses of the prompt template, and of the separator where there is one."""
+        if "tgt_txt" not in self.test.column_names:
+            return
+        template = template_of(tokenizer, self.task, self.config.data)
+        if sign := lost_separator(template, tokenizer):
+            self.left_out[f"{sign!r} of the prompt template"] = (
+                "this model's tokenizer loses it: nothing parts question and answer"
+            )
+        elif lost := lost_named(split_template(template), tokenizer):
+            self.left_out[f"{lost} of the prompt template"] = "this model's tokenizer loses it"
+        if self.task.examples and (lost := lost_named([self.task.separator], tokenizer)):
+            self.left_out[f"{lost} of task.separator"] = "this model's tokenizer loses it"
 
     def found(
         self,
@@ -230,7 +249,9 @@ class Task:
     def generate_answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
         generation = self.config.generation
         if self.task.examples:  # an untuned model goes on with the next question
-            generation = dataclasses.replace(generation, stop=[*generation.stop, self.task.separator])
+            own = prompted.tokenizer
+            separator = own.decode(own.encode(self.task.separator))  # what comes back of it
+            generation = dataclasses.replace(generation, stop=[*generation.stop, separator])
         sources = [row.source for row in self.rows]
         if "tgt_txt" in prompted.rows.column_names:
             sources = prompted.rows.select(self.chosen)["src_txt"]

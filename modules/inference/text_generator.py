@@ -11,7 +11,7 @@ from ..config.base import shown
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
 from ..model.sampling import generate
-from ..tokenizer.lost_text import loses
+from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("moyun.generation")
@@ -47,6 +47,7 @@ class TextGenerator:
     def __call__(self, text: str | Sequence[str], *, return_full_text: bool | None = None, **parameters: Any) -> Any:
         config = GenerationConfig.parse(parameters, self.defaults)
         texts = [text] if isinstance(text, str) else list(text)
+        self.note_lost(texts)
         full = self.returns_full_text if return_full_text is None else return_full_text
         found = self.write(texts, config)
         results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, found, strict=True)]
@@ -79,6 +80,7 @@ class TextGenerator:
 
     def stream(self, text: str, **parameters: Any) -> Iterator[str]:
         """The continuation of one text, piece by piece; never half a character, never part of a stop text."""
+        self.note_lost([text])
         for _, piece in self.stream_ids(self.encode([text]), GenerationConfig.parse(parameters, self.defaults)):
             yield piece
 
@@ -95,6 +97,11 @@ class TextGenerator:
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
         yield from write_pieces(generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id), writers)
         return writers
+
+    def note_lost(self, prompts: Sequence[str]) -> None:
+        """Warns of what the model won't see of some prompts."""
+        if lost := lost_named([text for text in prompts if isinstance(text, str)], self.tokenizer):
+            logger.warning("the model doesn't see all of the prompt: its tokenizer loses %s", lost)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt of each text. Raises ValueError for what is no text."""

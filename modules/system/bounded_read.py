@@ -59,6 +59,8 @@ def read_plain_yaml(path: Path) -> Any:
 
 def require_file(folder: Path, name: str) -> None:
     """ValueError that names `name` and what `folder` holds instead."""
+    if folder.is_file():
+        raise ValueError("this is a file; give a model folder")
     if not (folder / name).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no folder"
         raise ValueError(f"{name} is missing (found: {found or 'nothing'}); give a model folder")

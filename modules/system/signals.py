@@ -31,12 +31,20 @@ class Stopped(SystemExit):
 
 def is_main_process() -> bool:
     """Whether this is the only process or the first of a job: it alone prints, logs and writes."""
-    return next((os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ), "0") == "0"
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
 
 
 def is_worker() -> bool:
     """Whether torchrun or SLURM started this process as one of several; a job script is a single task of SLURM's."""
-    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
+    tasks = os.environ.get("SLURM_PROCID") and (os.environ.get("SLURM_NTASKS") or "1")
+    return bool(os.environ.get("LOCAL_RANK")) or tasks not in (None, "", "1")
+
+
+def forget_empty_ranks() -> None:
+    """An empty variable of torchrun's or SLURM's is as one that isn't set; libraries would make a number of it."""
+    for name in list(os.environ):
+        if not os.environ[name] and (name.endswith("RANK") or name == "WORLD_SIZE" or name.startswith("SLURM_")):
+            del os.environ[name]
 
 
 @contextlib.contextmanager

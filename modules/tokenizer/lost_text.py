@@ -18,6 +18,7 @@ from .prompt_template import split_template
 from .tokenizer import Tokenizer
 
 NATS_A_BYTE = math.log(256)
+MARKS = "。：；，！？.:;,!?|"
 SHOWN = 5
 """Characters that a message names."""
 
@@ -60,10 +61,31 @@ def loses(text: str, tokenizer: Tokenizer) -> bool:
     return not tokenizer.is_lossless and bool(lost_characters(text, tokenizer.encode(text), tokenizer))
 
 
+def lost_named(texts: Sequence[str], tokenizer: Tokenizer) -> str | None:
+    """Which characters of some texts don't come back, as a message names them; None where all do."""
+    lost = Counter[str]()
+    for text in () if tokenizer.is_lossless else texts:
+        lost += lost_characters(text, tokenizer.encode(text), tokenizer)
+    more = ", …" if len(lost) > SHOWN else ""
+    return ", ".join(repr(character) for character, _ in lost.most_common(SHOWN)) + more if lost else None
+
+
+def vanishes(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether nothing of a text comes back, so that it can't part anything: no ids, or only that of what is unknown."""
+    return bool(text) and not tokenizer.is_lossless and not tokenizer.decode(tokenizer.encode(text))
+
+
 def lost_separator(template: str, tokenizer: Tokenizer) -> str | None:
     """The template's text after the source, where the tokenizer loses all of it: then nothing parts the answer."""
     after = split_template(template)[1]
-    return after if after and not tokenizer.encode(after) else None
+    return after if vanishes(after, tokenizer) else None
+
+
+def kept_sign(tokenizer: Tokenizer) -> str:
+    """A sign that the tokenizer keeps, to part texts by: a punctuation mark, else a character of its vocabulary."""
+    pieces = (piece.decode(errors="ignore") for _, piece in sorted(tokenizer.token_bytes.items()))
+    signs = (*MARKS, *(piece for piece in pieces if len(piece) == 1 and piece.isprintable()))
+    return next((sign for sign in signs if not loses(sign, tokenizer)), "")
 
 
 def lost_in_texts(

@@ -168,7 +168,7 @@ def lost_contact(error: BaseException, timeout: int) -> WorkerError | None:
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and LOST.search(str(cause))):
             time.sleep(1)  # the other may have been stopped on purpose, and this process's own signal be on its way
             return WorkerError(
-                f"rank {os.environ.get('RANK', '?')}: another rank has died, or hasn't answered for {timeout} s "
+                f"rank {os.environ.get('RANK') or '?'}: another rank has died, or hasn't answered for {timeout} s "
                 "(trainer.process_group_timeout). The same command goes on from the last checkpoint in its output_dir"
             )
         cause = cause.__context__

@@ -23,8 +23,8 @@ from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
-from ..tokenizer.lost_text import lost_separator
-from ..tokenizer.prompt_template import SOURCE_FIELD
+from ..tokenizer.lost_text import kept_sign, lost_named, lost_separator
+from ..tokenizer.prompt_template import SOURCE_FIELD, split_template
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
@@ -112,8 +112,11 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
         if sign := lost_separator(template, tokenizer):
             raise ValueError(
                 f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
-                "from the source; let it end with a sign of the vocabulary: data.prompt_template='{src_txt}。'"
+                "from the source; let it end with a sign of the vocabulary: "
+                f"data.prompt_template='{{src_txt}}{kept_sign(tokenizer)}'"
             )
+        if lost := lost_named(split_template(template), tokenizer):
+            logger.warning("data.prompt_template=%r: the tokenizer loses %s of it", template, lost)
     elif config.data.prompt_template:
         logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
     return tokenizer.with_prompt_template(template)

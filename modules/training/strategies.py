@@ -36,7 +36,7 @@ def make_strategy(config: TrainerConfig) -> Strategy:
 
 def job_environment() -> ClusterEnvironment | None:
     """How Lightning learns of the other processes where a SLURM job's variables would mislead it; None: by itself."""
-    if "LOCAL_RANK" in os.environ or not SLURMEnvironment.detect():
+    if os.environ.get("LOCAL_RANK") or not SLURMEnvironment.detect():
         return None
     # Under SLURM Lightning would save from within a signal handler, in the middle of a step.
     return SLURMEnvironment(auto_requeue=False) if is_worker() else LightningEnvironment()

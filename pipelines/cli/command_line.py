@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import gc
 import logging
@@ -10,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from modules.config.loader import ConfigError, load_config
@@ -20,7 +21,15 @@ from modules.data.reading.headers import check_headers
 from modules.system.atomic import OF_THE_MACHINE, error_of_the_machine
 from modules.system.paths import NO_PATH
 from modules.system.redaction import redact_text
-from modules.system.signals import Stopped, WorkerError, end_with_parent, is_main_process, is_worker, stopping_at_once
+from modules.system.signals import (
+    Stopped,
+    WorkerError,
+    end_with_parent,
+    forget_empty_ranks,
+    is_main_process,
+    is_worker,
+    stopping_at_once,
+)
 
 from .help import help_text
 from .launch import launch, require_processes
@@ -58,6 +67,7 @@ def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list
     """Runs a stage from the command line and exits: 0 done, 1 failed, 2 wrongly configured."""
     arguments = sys.argv[1:] if arguments is None else arguments
     redact_output()
+    forget_empty_ranks()
     # The half million objects that importing makes stay. To look through them for garbage as often as Python does takes
     # a quarter of the time to a first training step, and once more on the way out longer than a second.
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
@@ -79,7 +89,8 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             print(help_text(stage), flush=True)
             return 0, ""
         end_with_parent()
-        config = load_config(stage, arguments)
+        with warnings_of_keys(function is not None and is_main_process()):
+            config = load_config(stage, arguments)
         check_headers(config)
         if function is None:
             return 0, ""
@@ -114,6 +125,17 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             raise
         return 1, of_the_machine(found, config)
     return 0, ""
+
+
+@contextlib.contextmanager
+def warnings_of_keys(said: bool) -> Iterator[None]:
+    """Arguments are read twice, before the imports and after: what is warned of is said once."""
+    log = logging.getLogger("moyun.config")
+    log.disabled = not said
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def of_the_machine(error: OSError, config: Any) -> str:

@@ -22,7 +22,7 @@ def require_processes(trainer: TrainerConfig) -> None:
     if is_worker() and started != asked:
         tasks = f"--nodes={trainer.nodes} --ntasks-per-node={trainer.devices}"
         remedy = f"srun {tasks} python -m pipelines.STAGE … (sbatch with the same)"
-        if "LOCAL_RANK" in os.environ:
+        if os.environ.get("LOCAL_RANK"):
             remedy = f"torchrun --nnodes={trainer.nodes} --nproc-per-node={trainer.devices} -m pipelines.STAGE …"
         raise ValueError(
             f"{started} processes were started, but trainer.devices={trainer.devices} × trainer.nodes={trainer.nodes} "

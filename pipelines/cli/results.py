@@ -25,7 +25,8 @@ REPORT = "report.html"
 """Artifact of an evaluation's run."""
 
 
-def evaluation_plan(task: Task) -> dict[str, str]:
+def evaluation_plan(task: Task, lost: Mapping[str, LostText]) -> dict[str, str]:
+    """lost: characters of the test rows that each model's tokenizer loses."""
     config = task.config
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
@@ -35,6 +36,8 @@ def evaluation_plan(task: Task) -> dict[str, str]:
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
+        **{f"{who}: {LOST}": str(found) for who, found in lost.items() if found.counts},
+        **{f"left out: {what}": why for what, why in task.left_out.items()},
     }
 
 

@@ -1,9 +1,8 @@
-"""Line ends in templates, separators and stop texts; ~ and impossible paths; numbers that no library takes."""
+"""~ and impossible paths, model folders that are none, and the key that is meant."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import socket
 from pathlib import Path
@@ -33,85 +32,6 @@ def complaints_of(stage: str, *arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(stage, *arguments)
     return caught.value.complaints
-
-
-# --- line ends ---
-
-
-@pytest.mark.parametrize(
-    ("stage", "key"),
-    [
-        ("finetune", "data.prompt_template"),
-        ("main", "finetune.data.prompt_template"),
-        ("evaluate", "task.template"),
-        ("evaluate", "data.prompt_template"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        (r"问：{src_txt}\n答：", "问：{src_txt}\n答："),
-        ("问：{src_txt}\n答：", "问：{src_txt}\n答："),
-        (r"{src_txt}\t\n\n", "{src_txt}\t\n\n"),
-        (r"{src_txt}\\n", r"{src_txt}\n"),
-        (r"\\\n{src_txt}${x}", "\\\n{src_txt}${x}"),
-    ],
-)
-def test_escapes_of_a_template_are_read_once(stage: str, key: str, typed: str, meant: str, tmp_path: Path) -> None:
-    for arguments in ([f"{key}={typed}"], [f"--{key}", typed]):
-        config = load(stage, *arguments)
-        assert at(config, key) == meant
-    if "${" not in meant:  # which is looked up when a file has it
-        (tmp_path / "stored.yaml").write_text(to_yaml(config), encoding="utf-8")
-        assert load_config(stage, [f"config={tmp_path / 'stored.yaml'}"]) == config
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        (r"[\n, 。\n]", ["\n", "。\n"]),
-        (r"['\n\n', \t]", ["\n\n", "\t"]),
-        (r'["\n"]', ["\n"]),
-        (r'["\\n"]', [r"\n"]),  # YAML's own escape: no second one is read out of what it gives
-        (r"[\\n]", [r"\n"]),
-    ],
-)
-def test_escapes_of_stop_texts_are_read_once(typed: str, meant: list[str]) -> None:
-    assert load("generate", f"generation.stop={typed}").generation.stop == meant
-    assert load("generate", f"stop={typed}").generation.stop == meant
-    assert load("main", f"finetune.generation.stop={typed}").finetune.generation.stop == meant
-
-
-def test_a_separators_escapes_are_read() -> None:
-    assert load("evaluate", r"task.separator=\n###\n").task.separator == "\n###\n"
-
-
-@pytest.mark.parametrize("key", ["data.prompt_template", "task.template"])
-@pytest.mark.parametrize("text", [r"{src_txt}\d", r"{src_txt}\r\n", "{src_txt}\\"])
-def test_an_escape_that_is_none_is_refused(key: str, text: str) -> None:
-    (complaint,) = complaints_of("evaluate", f"{key}={text}")
-    assert complaint.startswith(f"{key}={text} (command line): \\")
-    assert complaint.endswith(r"is no escape: \n is a line end, \t a tab, and a backslash is written \\")
-
-
-@pytest.mark.parametrize("key", ["prompt", "model"])
-def test_other_texts_hold_backslashes_as_they_are(key: str) -> None:
-    assert getattr(load("generate", rf"{key}=a\nb\\c\d"), key) == r"a\nb\\c\d"
-
-
-def test_a_file_is_yaml_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text('data.prompt_template: "{src_txt}\\n"\n')
-    with caplog.at_level(logging.WARNING):
-        assert load("finetune", f"config={file}").data.prompt_template == "{src_txt}\n"
-    assert not caplog.messages
-    file.write_text("data.prompt_template: '{src_txt}\\n'\ngeneration.stop: [\\n]\n")
-    with caplog.at_level(logging.WARNING):
-        config = load("finetune", f"config={file}")
-    assert (config.data.prompt_template, config.generation.stop) == (r"{src_txt}\n", [r"\n"])
-    assert [message.partition(" (mine.yaml) holds a backslash")[0] for message in caplog.messages] == [
-        "data.prompt_template", "generation.stop",
-    ]  # fmt: skip
 
 
 # --- paths ---
@@ -248,6 +168,20 @@ def test_a_model_folder_that_is_not_there_is_named(arguments: list[str], complai
     assert complaint in found
 
 
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("finetune", "train.init_from"), ("finetune", "tokenizer.path"), ("evaluate", "model"),
+        ("evaluate", "champion"), ("evaluate", "baseline"), ("register", "model"),
+    ],
+)  # fmt: skip
+def test_a_file_is_no_model_folder(stage: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    arguments = ["model=tiny"] if key == "tokenizer.path" else []
+    (found, *_) = missing_models(load_config(stage, [*arguments, f"{key}={tmp_path}/rows.jsonl"]))
+    assert found.startswith(f"{key}={tmp_path}/rows.jsonl: this is a file; give the model folder")
+
+
 def test_models_that_may_be_there_are_not_complained_of(tmp_path: Path) -> None:
     for place in (tmp_path, "models/poems", "models:/a@champion", "runs:/1/model"):
         assert not list(missing_models(load("evaluate", f"model={place}")))
@@ -270,6 +204,11 @@ def test_models_that_may_be_there_are_not_complained_of(tmp_path: Path) -> None:
         ("finetune", "max_steps=3", "no such key; did you mean train.max_steps?"),
         ("main", "max_steps=3", "did you mean pretrain.train.max_steps or finetune.train.max_steps?"),
         ("serve", "batch_rows=3", "did you mean limits.batch_rows?"),
+        ("generate", "max_tokens=5", "no such key; did you mean generation.max_new_tokens?"),
+        ("generate", "seeed=1", "no such key; did you mean generation.seed?"),
+        ("generate", r"generation.stop=\n", r"must be list[str], e.g. [a, b]; one alone is generation.stop=[\n]"),
+        ("finetune", "data={path: a.jsonl}", "data is a section: set its keys, data.KEY=VALUE"),
+        ("evaluate", "task={name: a}", "task is a section: set its keys, task.KEY=VALUE"),
     ],
 )
 def test_the_key_that_is_meant_is_named(stage: str, argument: str, complaint: str) -> None:

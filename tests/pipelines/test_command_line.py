@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +112,13 @@ def test_names_that_other_code_relies_on_stay() -> None:
     assert pipeline(model=ROOT / "models" / "poems")("白日依山尽，", max_new_tokens=2)["text"].startswith(
         "白日依山尽，"
     )
+
+
+def test_a_warning_about_a_key_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data.prompt_template: '{src_txt}\\n'\ndata.path: nowhere\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pipelines.evaluate", f"config={tmp_path / 'mine.yaml'}", "model=nowhere"]
+    done = subprocess.run(
+        [*command, f"tracking.tracking_uri=sqlite:///{tmp_path / 'm.db'}"], capture_output=True, text=True, check=False,
+        env={**os.environ, "RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": ""}
+    )  # fmt: skip
+    assert done.stderr.count("holds a backslash and a letter") == 1

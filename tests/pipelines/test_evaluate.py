@@ -15,7 +15,7 @@ from modules.config.loader import load_config
 from modules.data.quarantine import DataError
 from modules.data.splits import load_test_rows
 from modules.evaluation.likelihood import score_folder
-from modules.tokenizer.tokenizer import Tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from pipelines.evaluate import EvaluateResult, evaluate
 from tests.helpers.models import make_config, make_decoder, save_model
 
@@ -227,3 +227,36 @@ def test_a_column_of_ones_own_keeps_nobody_from_being_scored(
     printed = capsys.readouterr().out
     assert bool(re.search("column (group|references)", printed)) == bool(said and said.startswith("column"))
     assert said is None or re.search(said, printed)
+
+
+@pytest.fixture
+def bert_model(store: Path) -> Path:
+    (store / "vocabulary").mkdir()
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "，", *sorted(set("".join(POEMS)) - set("，。"))]
+    (store / "vocabulary" / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    tokenizer = load_tokenizer(store / "vocabulary")
+    return save_model(store / "bert", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_a_dry_run_refuses_what_the_run_refuses(bert_model: Path, store: Path, dry_run: str) -> None:
+    pairs = [{"src_txt": poem[:5], "tgt_txt": poem[6:11]} for poem in POEMS[:2]]
+    data = write_rows(store / "rows", train=pairs, test=pairs)
+    with pytest.raises(ValueError, match=r"separator='\\n\\n': .* loses it.* e\.g\. task\.separator='，'"):
+        run(f"model={bert_model}", f"data.path={data}", "task.examples=1", f"dry_run={dry_run}", "task.metrics=[bleu]")
+
+
+def test_a_dry_run_names_what_the_tokenizer_loses(
+    bert_model: Path, store: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [{"src_txt": poem[:5], "tgt_txt": poem[6:11] + "鱻"} for poem in POEMS[:2]]
+    data = write_rows(store / "rows", train=pairs, test=pairs)
+    arguments = [f"model={bert_model}", f"data.path={data}", "task.examples=1", "task.metrics=[bleu]", "prompts=[]"]
+    arguments += ["task.separator=，\n", "task.template=龘{src_txt}，"]
+    run(*arguments, "dry_run=true")
+    said = capsys.readouterr().out
+    assert re.search(r"model: lost by the tokenizer.* '鱻' 3×", said)
+    assert re.search(r"left out: '龘' of the prompt template +this model's tokenizer loses it", said)
+    assert re.search(r"left out: '\\n' of task\.separator +this model's tokenizer loses it", said)
+    run(*arguments)
+    assert not [message for message in caplog.messages if "generation.stop" in message]

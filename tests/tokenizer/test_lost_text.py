@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modules.tokenizer.lost_text import LostText, loses, lost_in_texts, lost_separator
+from modules.tokenizer.lost_text import LostText, kept_sign, loses, lost_in_texts, lost_named, lost_separator, vanishes
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 
@@ -58,6 +58,24 @@ def test_a_separator_that_vanishes_is_named(bert: Tokenizer, tokenizer: Tokenize
     assert lost_separator("{src_txt}\n。", bert) is None
     assert lost_separator("{src_txt}", bert) is None
     assert lost_separator("{src_txt}\n", tokenizer) is None
+    assert lost_separator("{src_txt}鱻\n", bert) == "鱻\n"  # nothing tells [UNK] from other unknown text
+    assert vanishes("鱻", bert)
+    assert not vanishes("鱻。", bert)
+    assert not vanishes("\n", tokenizer)
+
+
+def test_a_sign_that_the_tokenizer_keeps_is_found(bert: Tokenizer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert kept_sign(bert) == kept_sign(tokenizer) == "。"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "##a", "白日", "日"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    assert kept_sign(load_tokenizer(tmp_path)) == "日"
+
+
+def test_what_is_lost_of_some_texts_is_named(bert: Tokenizer, tokenizer: Tokenizer) -> None:
+    assert lost_named(["春鱻", "\n鱻"], bert) == "'鱻', '\\n'"
+    assert lost_named(["123456"], bert) == "'1', '2', '3', '4', '5', …"
+    assert lost_named(["春"], bert) is None
+    assert lost_named(["鱻\n"], tokenizer) is None
 
 
 def test_the_share_and_the_most_frequent_are_told() -> None:

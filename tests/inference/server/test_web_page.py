@@ -61,10 +61,10 @@ def ask(tab: Page, prompt: str, **fields: str) -> None:
 
 def test_what_is_typed_is_continued_as_the_model_does(server: Served, opened: Page) -> None:
     ask(opened, "白日依山尽，", max_tokens="24", temperature="0.7", top_p="0.95", top_k="40", repetition_penalty="1.1",
-        seed="5", stop_texts="永远不会有的\n\\n\\n")  # fmt: skip
+        seed="5", stop_texts="永远不会有的\n\\n\\n\n\\t\\\\n")  # fmt: skip
     opened.until(IDLE)
     parameters = {"temperature": 0.7, "top_p": 0.95, "top_k": 40, "repetition_penalty": 1.1, "seed": 5}
-    expected = server.alone("白日依山尽，", max_new_tokens=24, stop=["永远不会有的", "\n\n"], **parameters)
+    expected = server.alone("白日依山尽，", max_new_tokens=24, stop=["永远不会有的", "\n\n", "\t\\n"], **parameters)
     assert opened.value("document.querySelector('#given').textContent") == "白日依山尽，"
     assert opened.value("document.querySelector('#written').textContent") == expected
     assert re.search(r"24 tokens · [\d.]+ s · \d+ tokens/s · 种子 5", opened.text("#status"))

@@ -49,7 +49,7 @@ function request() {
   }
   body.seed ??= Math.floor(Math.random() * 2 ** 31); // drawn here, so that it can be told and used again
   const stop = at("stop_texts").value.split("\n").filter((line) => line !== "");
-  if (stop.length) body.stop = stop.map((line) => line.replaceAll("\\n", "\n"));
+  if (stop.length) body.stop = stop.map((line) => line.replace(/\\([nt\\])/g, (_, sign) => ({ n: "\n", t: "\t" })[sign] ?? sign));
   return body;
 }
 
