@@ -50,10 +50,8 @@ class RedactedRecord(logging.LogRecord):
 
 def redact_output() -> None:
     """From now on, for as long as the process lives: what it writes last may be the traceback of its end."""
-    if not isinstance(sys.stderr, RedactedStream):
+    if sys.stderr and not isinstance(sys.stderr, RedactedStream):
         sys.stderr = RedactedStream(sys.stderr, redact_text)
-    if not isinstance(
-        sys.stdout, RedactedStream
-    ):  # where models' texts go: what looks like a secret may be one of those
-        sys.stdout = RedactedStream(sys.stdout, hide_values)
+    if sys.stdout and not isinstance(sys.stdout, RedactedStream):
+        sys.stdout = RedactedStream(sys.stdout, hide_values)  # a model's text may have what only looks like a secret
     logging.setLogRecordFactory(RedactedRecord)

@@ -18,10 +18,12 @@ from benchmarks.moyun_turns import joined
 from modules.config.loader import load_config
 from modules.config.training import TrainerConfig
 from modules.data.corpora.folders import SAMPLE
+from modules.data.packing import BEGINNING
 from modules.inference.text_generator import Continuation, TextGenerator
 from modules.system.jsonl import read_jsonl
 from modules.tokenizer.tokenizer import load_tokenizer
 from modules.training.fit import make_module, make_trainer
+from modules.training.planning.plan import Course
 from modules.training.setup import TrainingSetup
 from modules.training.utilization import Utilization
 from pipelines.train import set_up_training
@@ -98,7 +100,8 @@ def train(
     if random_weights:
         module.tensors = random_tensors(module)
     watching = [Utilization(training.model, config.trainer)] if config.trainer.accelerator == "gpu" else []
-    trainer = make_trainer(config.trainer, steps, steps + 1, WORK, recorder, [*watching, *callbacks])
+    course = Course(BEGINNING, total_steps=steps, validate_every=steps + 1)
+    trainer = make_trainer(config.trainer, course, WORK, recorder, [*watching, *callbacks])
     trainer.fit(module, training.data)
     return recorder.metrics, training
 

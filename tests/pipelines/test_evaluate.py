@@ -63,6 +63,7 @@ def test_a_task_from_file_to_tables(model: Path, other: Path, store: Path, capsy
         assert logged[f"test/{name}_low"] <= logged[f"test/{name}"] <= logged[f"test/{name}_high"]
     assert logged["test/chance_choice_accuracy"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert {"test/floor_trigram", "test/rows", "test/prompts_cut"} <= logged.keys()
+    mlflow.set_experiment("moyun")
     table = mlflow.load_table("rows_model.json", [found.run_id])
     assert table["references"].tolist() == ["酸葡萄", "别骄傲"]
     assert table["text"].tolist() == [row.text for row in found.evaluations["model"].rows]

@@ -158,8 +158,8 @@ def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, cli
     done = workplace.mlflow_run("data.path=nowhere.csv", "model=tiny", entry="finetune")
     assert done.returncode != 0
     assert "nowhere.csv" in done.stderr
-    (run,) = client.search_runs(["0"], "tags.stage = 'finetune' AND attributes.status = 'FAILED'")
-    assert run.data.params["cfg.data.path"] == "nowhere.csv"
+    (run,) = client.search_runs(["0"], "attributes.status = 'FAILED'")
+    assert run.data.params["data.path"] == "nowhere.csv"
 
 
 def test_a_misspelt_key_stops_everything_at_once(workplace: Workplace) -> None:

@@ -102,8 +102,9 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
         found["stage"] = f"it is of {earlier.stage}, not {manifest.stage}"
     defaults = asdict(TrainingConfig())  # what keys had that an older moyun's manifest doesn't know
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
+    # How one would be trained, where it is given: the tokenizers themselves are compared below.
+    unused = ("tokenizer.",) if new.get("train.init_from") or new.get("tokenizer.path") else ()
     for key in sorted(old.keys() | new.keys()):
-        unused = ("tokenizer.",) if new.get("train.init_from") else ()  # earlier versions took them without a word
         if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from", *unused)) or old.get(key) == new.get(key):
             continue
         if key != "model.vocab_size" or earlier.tokenizer == manifest.tokenizer:  # else it follows from the tokenizer

@@ -104,7 +104,7 @@ def test_an_example_is_a_click_away_and_the_seed_can_be_used_again(opened: Page)
     [
         ("temperature", "hot", "400 · temperature must be a number, not 'hot'"),
         ("max_tokens", "81", "400 · max_tokens (81) is over 80 (limits.max_new_tokens)"),
-        ("prompt", "春" * 97, "400 · prompt 0 has 97 characters; this server takes up to 95"),
+        ("prompt", "春" * 97, "400 · prompt 0 has 97 characters; this server takes up to 94"),
     ],
     ids=["not a number", "too many", "too long"],
 )

@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(server: str, place: Path) -> TrainResult:
+def trained(server: str, place: Path) -> Iterator[TrainResult]:
     arguments = {
         "model.hidden_size": "32",
         "model.num_hidden_layers": "1",
@@ -86,7 +86,11 @@ def trained(server: str, place: Path) -> TrainResult:
         "tracking.log_system_metrics": "false",
     }
     config = load_config("pretrain", [f"{key}={value}" for key, value in arguments.items()])
-    return pretrain(config, {"src_txt": [poem * count for poem in POEMS for count in (1, 2, 3, 4)]})
+    result = pretrain(config, {"src_txt": [poem * count for poem in POEMS for count in (1, 2, 3, 4)]})
+    mlflow.set_tracking_uri(server)  # as who looks at it afterwards does
+    mlflow.set_experiment("moyun")
+    yield result
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 def test_a_stage_leaves_all_of_it_on_the_server(trained: TrainResult, server: str, place: Path) -> None:
