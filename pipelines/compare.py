@@ -9,7 +9,7 @@ from modules.tracking.run_comparison import RunComparison, compare_runs
 from modules.tracking.run_facts import read_run
 from modules.tracking.stage_run import connected
 
-from .cli.command_line import run_stage, with_positions
+from .cli.command_line import RUNS, run_stage, with_positions
 from .cli.run_differences import show_differences
 
 
@@ -22,4 +22,4 @@ def compare(config: CompareConfig) -> RunComparison:
 
 
 if __name__ == "__main__":
-    run_stage("compare", compare, with_positions(sys.argv[1:], "one", "other", stage="compare"))
+    run_stage("compare", compare, with_positions(sys.argv[1:], *RUNS, stage="compare"))

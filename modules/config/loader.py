@@ -88,7 +88,7 @@ def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
     """The dataclass, checked; ConfigError for the complaints so far, missing keys, or broken rules between fields."""
     if not complaints:
         try:
-            complaints += [f"{key} must be given" for key in sorted(OmegaConf.missing_keys(config))]
+            complaints += missing(config)
             result = OmegaConf.to_object(config)
         except OmegaConfBaseException as error:  # ${…} to a key that isn't there, or of another type
             complaints = complaints or [f"{error.full_key}: {str(error).splitlines()[0]}{LOOKED_UP}"]
@@ -98,6 +98,16 @@ def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
     if complaints := [*reversed(paths.values()), *complaints_of(result)]:  # a path that stages share is named once
         raise ConfigError(complaints)
     return result
+
+
+def missing(config: DictConfig) -> Iterator[str]:
+    """What must still be given; for a command also what each of it is, and the command's line where it has its own."""
+    config_class: type = OmegaConf.get_type(config) or object
+    docs = {key.name: f": {key.doc}" for key in keys(config_class)} if issubclass(config_class, CommandConfig) else {}
+    names = sorted(OmegaConf.missing_keys(config))
+    yield from (f"{name} must be given{docs.get(name, '')}" for name in names)
+    if names and docs and "python -m" in (usage := (config_class.__doc__ or "").strip()):
+        yield usage
 
 
 def stage_defaults(stage: str) -> dict[str, Any]:

@@ -71,8 +71,14 @@ class TextDataModule(pl.LightningDataModule):
         return self.start.step + (len(self.shuffled().plan) if self.start.documents else self.steps_per_epoch)
 
     def epochs_after(self, step: int) -> float:
-        share = self.start.documents / len(self.documents["train"])
-        return self.start.epoch + share + (step - self.start.step) / self.steps_per_epoch
+        begin, epoch, documents = self.start
+        if documents:  # what is left of that epoch may take more or fewer steps than its share of a whole one
+            rest = self.first_epoch_end - begin
+            if step < begin + rest:
+                share = documents / len(self.documents["train"])
+                return epoch + share + (1 - share) * (step - begin) / rest
+            begin, epoch = begin + rest, epoch + 1
+        return epoch + (step - begin) / self.steps_per_epoch
 
     def progress(self, place: Place) -> dict[str, Any]:
         """What a checkpoint must say for training to go on from it, in another batch size too; plain data."""

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .paths import place_to_write
+
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """What a disk, or the right to write to it, can be wanting in."""
 
@@ -79,12 +81,16 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path, permissions: int = 0o666) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes the file `path`, in place of an earlier one; after an error all is as it was."""
+    """A stream whose content becomes the file `path`, in place of an earlier one; after an error all is as it was.
+
+    A link stays, and the file that it leads to is written. ValueError where a pipe or device is there.
+    """
+    path = place_to_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     draft = draft_of(path)
     try:
-        with open(draft, "wb", opener=lambda name, flags: os.open(name, flags, permissions)) as stream:
+        with naming(path), open(draft, "wb", opener=lambda name, flags: os.open(name, flags, permissions)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -93,6 +99,17 @@ def new_file(path: Path, permissions: int = 0o666) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
         raise
     flush_to_disk(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names `path` in the system's errors within the block that name no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,7 +124,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_link(path: Path, target: str) -> None:
-    """Makes `path` a symbolic link, in place of an earlier one."""
+    """Makes `path` a symbolic link, in place of an earlier one. ValueError where a pipe or device is there."""
+    place_to_write(path)
     draft = draft_of(path)
     draft.unlink(missing_ok=True)
     draft.symlink_to(target)
@@ -121,7 +139,7 @@ def new_folder(folder: Path, what: str) -> Iterator[Path]:
 
     Raises FileExistsError where `folder` is there already; `what` says in the message what it is.
     """
-    if folder.exists():
+    if os.path.lexists(folder):  # a link to nothing yet is there too
         raise FileExistsError(f"{folder} exists already; {what} is never overwritten: choose another name")
     draft = draft_of(folder)
     remove_abandoned(folder.parent)

@@ -49,8 +49,22 @@ def not_regular(mode: int) -> str:
     """What is there instead of a file. A pipe would be waited for, and a device has no end."""
     if stat.S_ISDIR(mode):
         return "it is a folder, and a file is wanted"
-    kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-    return f"no regular file but a {kind}; save what it gives to a file first"
+    return f"no regular file but a {kind_of(mode)}; save what it gives to a file first"
+
+
+def kind_of(mode: int) -> str:
+    return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def place_to_write(path: Path) -> Path:
+    """Where a file's new content goes: the file that links lead to. ValueError where a pipe or device is in its place.
+
+    A file that is written anew is renamed to its place, and would take that of a device as well.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if place.exists() and not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path}: no regular file but a {kind_of(mode)}, which is never replaced")
+    return place
 
 
 def require_regular(path: Path) -> os.stat_result:

@@ -28,6 +28,10 @@ SECRETS_IN_TEXT = (
     re.compile(r"(?<=://)(?:[^/@\s]*:\S+|[^/\s]+)(?=@)"),  # user:password or token, "/" and "@" in it too
     re.compile(r"(?<=:/)(?!/)[^/@\s]*:[^/\s]+(?=@)"),  # the same where a path has made one slash of two
     re.compile(r"(?<=Bearer )[\w.~+/=-]{8,}"),
+    re.compile(  # in a header; a word of a sentence has neither digits nor capitals in its middle, a number no letters
+        r"(?:(?i:(?<=\bbasic )|(?<=\bbearer )|(?<=\btoken )))(?=[\w.~+/-]*[A-Za-z])(?=[\w.~+/-]*(?:[\d=]|[a-z][A-Z]))"
+        r"[\w.~+/-]{8,}(?:\s?=){0,2}"
+    ),
     re.compile(r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b"),  # by their look
     re.compile(
         rf"(?<=[?&;\s])((?:\w|-)*(?:{SECRET}|signature|(?<=[?&])sig)\w*=)(?:'[^']*'|[^&;\s]+)",
@@ -44,6 +48,9 @@ SHORTEST = 4
 
 LONG = 8
 """Characters from which on a secret can't well be a part of a longer word; or a line or a piece of it by chance."""
+
+ENDS = r"[\w+/-]*(?:\s?=){0,2}"
+"""What may follow in base64: the secret's last bits stand in one character with what comes after it."""
 
 COMMON = ("true", "false", "none", "null")
 
@@ -102,14 +109,14 @@ def pattern_of(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
         re.escape(form) if len(form) >= LONG else rf"(?<!\w){re.escape(form)}(?!\w)"
         for form in sorted(forms, key=len, reverse=True)
     ]
+    encoded = {form for secret in secrets for text in texts_of(secret) for form in base64_of(text)} - {""}
+    found += [re.escape(form) + ENDS for form in sorted(encoded, key=len, reverse=True)]
     return re.compile("|".join(found)) if found else None
 
 
 def forms_of(secret: str) -> Iterator[str]:
-    """A secret as it is, stripped, by lines, decoded, and as it stands in a URL, in code, in JSON, HTML or a header."""
-    whole = {secret, secret.strip(), unquote(secret).strip()}
-    lines = {line.strip() for text in whole for line in text.splitlines()}
-    for text in whole | {line for line in lines if len(line) >= LONG}:
+    """A secret as it is, stripped, by lines, decoded, and as it stands in a URL, in code, in JSON or in HTML."""
+    for text in texts_of(secret):
         quoted = {quote(text), quote(text, safe=""), quote_plus(text)}
         yield from (text, *quoted, *(re.sub("%..", lambda code: code[0].lower(), each) for each in quoted))
         raw = text.encode(errors="surrogateescape")
@@ -117,11 +124,19 @@ def forms_of(secret: str) -> Iterator[str]:
         escaped = {repr(text)[1:-1], repr(f"'{text}")[2:-1], repr(f"'\"{text}")[4:-1], repr(raw)[2:-1]}
         yield from (*escaped, *(repr(each)[1:-1] for each in escaped))
         yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], html.escape(text))
-        yield from (text.encode("unicode_escape").decode(), *base64_of(raw))
+        yield text.encode("unicode_escape").decode()
 
 
-def base64_of(secret: bytes) -> Iterator[str]:
+def texts_of(secret: str) -> set[str]:
+    """A secret as it is, stripped, decoded and by lines."""
+    whole = {secret, secret.strip(), unquote(secret).strip()}
+    lines = {line.strip() for text in whole for line in text.splitlines()}
+    return whole | {line for line in lines if len(line) >= LONG}
+
+
+def base64_of(text: str) -> Iterator[str]:
     """What stands in any longer text's base64 for the secret in it: it may begin at each of three places."""
+    secret = text.encode(errors="surrogateescape")
     for before in range(3):
         first, last = (before * 8 + 5) // 6, (before + len(secret)) * 8 // 6
         for encode in (b64encode, urlsafe_b64encode):
@@ -132,4 +147,5 @@ def base64_of(secret: bytes) -> Iterator[str]:
 def first_line(error: BaseException, length: int = 300) -> str:
     """What an error says, short and without secrets: for a tag, or for a line on the terminal."""
     lines = redact_text(str(error)).strip().splitlines() or [type(error).__name__]
-    return lines[0][:length]
+    line = lines[0]
+    return line if len(line) <= length else f"{line[:length].rpartition(' ')[0] or line[:length]} …"

@@ -45,8 +45,10 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
     """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
     for name in [name for name, value in os.environ.items() if name.startswith("MLFLOW_") and not value.strip()]:
         del os.environ[name]  # MLflow takes some empty ones for a name or a number
-    uri = (config.tracking_uri if config else None) or os.environ.get(URI)
-    uri = uri or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    given = config.tracking_uri if config else None
+    uri = (
+        (given or "").strip() or os.environ.get(URI, "").strip() or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    )
     if uri.startswith("sqlite:///~"):
         uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser()}"
     if redact_text(uri) != uri:  # MLflow would print it with the address of the run

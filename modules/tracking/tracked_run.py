@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Run, RunInfo
 
+from ..system.atomic import naming
 from ..system.redaction import first_line, hide_values, redact_text
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
@@ -51,7 +52,8 @@ class TrackedRun:
         self.run = run
         self.root = root.resolve()
         self.flush_timeout = flush_timeout
-        self.spool = Spool(self.root / run.info.run_id)
+        with naming(self.root / run.info.run_id):
+            self.spool = Spool(self.root / run.info.run_id)
         about = self.spool.read_json("run.json", {}) | {"run_id": run.info.run_id, "store": redact_text(uri)}
         self.spool.write_json("run.json", about)
         self.earlier = self.spool.metrics() if self.spool.records else {}
@@ -109,7 +111,8 @@ class TrackedRun:
     def artifact(self, path: str) -> Iterator[Path]:
         """A new file to write to, logged as `path` when the block ends: a crash within it logs no half of a file."""
         file = self.spool.new_file(PurePosixPath(path).name)
-        yield file
+        with naming(file):
+            yield file
         file.chmod(PRIVATE)
         self.spool.append("file", path=path, file=str(file.relative_to(self.spool.folder)))
 

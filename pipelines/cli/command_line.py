@@ -41,8 +41,11 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
-READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register")
+READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register", "compare")
 """Stages that import what takes seconds."""
+
+RUNS = ("one", "other")
+"""The keys of compare that may be left out."""
 
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """Python's own 700 pay in programs that import less."""
@@ -57,6 +60,8 @@ def check_before_imports() -> None:
     """
     arguments = sys.argv[1:]
     stage = sys.orig_argv[-len(sys.argv)].removeprefix("-m").removeprefix("pipelines.")
+    if stage == "compare":
+        arguments = with_positions(arguments, *RUNS, stage=stage)
     if stage in READ_ROWS:
         run_stage(stage, None, arguments)
         if {"--help", "-h"} & set(arguments):
@@ -194,6 +199,9 @@ def quieten_libraries() -> None:
     said_by = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero")
     for name in (*said_by, "mlflow", "alembic"):  # Lightning sets its own level when it is imported, which is later
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.databricks_utils").setLevel(
+        logging.ERROR
+    )  # our own line says that it wants a login
     for message in (
         ".*does not have many workers.*",
         "It is recommended to use `self.log.*",  # for sums over ranks, which ours are

@@ -78,6 +78,7 @@ def test_what_a_url_of_the_environment_holds_is_a_secret_elsewhere_too(monkeypat
     "text",
     [
         "Authorization: Basic bWU6YzRuNHJ5", "{'Authorization': 'Bearer c4n4ry.c4n4ry'}", "sent Bearer c4n4ryc4n4ry",
+        "you sent Basic bWU6YzRuNHJ5bWU6YzRuNHJ5Cg==", "sent BEARER c4n4ryc4n4ry", "sent token c4n4ryc4n4ry==",
         "Cookie: session=c4n4ry; other=c4n4ry", "host=x password=c4n4ry user=me", "connect password='c4n 4ry' to",
         "https://x.blob/y?sig=c4n4ry", "https://s3/y?X-Amz-Signature=c4n4ry&a=1", "id AKIAC4N4RYC4N4RYC4N4 of",
         "hf_c4n4ryc4n4ryc4n4ryc4n4ry", "ghp_c4n4ryc4n4ryc4n4ryc4n4ry",
@@ -88,6 +89,21 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
     assert "(redacted)" in found
     for part in ("c4n4ry", "4ry", "bWU6", "C4N4RY"):
         assert part not in found
+
+
+@pytest.mark.parametrize("user", ["m", "me", "you"])
+def test_nothing_is_left_of_the_end_of_a_secrets_base64(monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    for name, value in {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": "c4n4ry-of-mine"}.items():
+        monkeypatch.setenv(name, value)
+    sent = base64.b64encode(f"{user}:c4n4ry-of-mine".encode()).decode()
+    assert redact_text(f"you sent Basic {sent}, no") == "you sent Basic (redacted), no"
+    assert hide_values(f"it was {sent}, no").endswith("(redacted), no")
+    assert hide_values(f"it was {sent.replace('=', ' =')}, no").endswith("(redacted), no")
+
+
+def test_words_after_a_scheme_stay() -> None:
+    text = "a basic configuration, the token embeddings, token 21128000, a bearer certificate, token_embedding"
+    assert redact_text(text) == text
 
 
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:

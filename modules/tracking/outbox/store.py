@@ -72,6 +72,8 @@ SHORTLY = {
     "read-only transaction": "its database is read-only",
     "readonly database": "the file can't be written",
     "unable to open database file": "the file can't be opened or made",
+    "disk I/O error": "its file can't be read or written to the end (a full disk, or a limit as of `ulimit -f`)",
+    "disk is full": "its disk is full",
     "database is locked": "another process has locked the file",
     "file is not a database": DAMAGED,
     "disk image is malformed": DAMAGED,
@@ -93,6 +95,7 @@ SHORTLY = {
     "in header value": "a name, password or token in the environment holds a control character, as a line end",
     "got unsupported URI": "MLflow knows no store of this scheme",
     "Databricks credential": "Databricks' credentials aren't there",
+    "Unity Catalog tracking URI": "Unity Catalog keeps models, not runs; those are in databricks",
 }
 """Part of a library's message of several hundred characters → the same in a few words."""
 
@@ -105,6 +108,7 @@ REMEDIES = {
     "isn't installed": "Install it, or give",
     "refused": "Start it, or name another one with",
     "no answer": "Start it, or name another one with",
+    "full": "Make room, or name another one with",
     "HTTP 5xx": "Start it anew, or name another one with",
     LOST: "Start it anew, or name another one with",
 }

@@ -25,6 +25,7 @@ from filelock import BaseFileLock
 from mlflow import MlflowClient
 
 from ...system.atomic import draft_of, remove_abandoned
+from ...system.paths import place_to_write
 from ...system.process_locks import file_lock
 from ...system.redaction import redact_text
 from .store import NO_SERVER, be_brief, explain
@@ -71,8 +72,10 @@ def sqlite_file(uri: str) -> Path | None:
 def wrong_form(uri: str) -> str | None:
     """What is wrong with a URI that can't be one of a store; None where MLflow may be asked."""
     scheme, slashes, rest = uri.partition("://")
+    if scheme != (lower := scheme.lower()) and slashes and (lower in ("http", "https", "file") or is_database(lower)):
+        return f"the scheme is spelt in lower case, {redact_text(f'{lower}://{rest}')}"
     if scheme in ("http", "https"):
-        return None if rest and urlsplit(uri).hostname else "it names no host"
+        return wrong_address(uri)
     if slashes and is_database(uri):
         if not scheme.startswith("sqlite"):
             return None
@@ -83,13 +86,30 @@ def wrong_form(uri: str) -> str | None:
         return f"the scheme is spelt postgresql, {redact_text('postgresql' + uri[len(scheme) :])}"
     if HOST_AND_PORT.fullmatch(uri):
         return f"a server's address begins with its scheme, http://{uri}"
-    if Path(uri).suffix in (".db", ".sqlite", ".sqlite3") or uri.startswith("sqlite:"):
-        return f"a database file is named sqlite:///{re.sub('^(sqlite|file):/*', '', uri)}"
+    if Path(uri).suffix in (".db", ".sqlite", ".sqlite3") or uri.lower().startswith("sqlite:"):
+        return f"a database file is named sqlite:///{re.sub('^(?i:sqlite|file):/*', '', uri)}"
     if (not slashes or scheme == "file") and not uri.startswith(("databricks", "uc:")) and no_file_store():
         return (
             "MLflow 3 keeps no runs in a folder any more; `mlflow migrate-filestore` moves those of one to a database"
         )
     return None
+
+
+def wrong_address(uri: str) -> str | None:
+    """What is wrong with the host and port of an http URI."""
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname
+    except ValueError:
+        return "its host can't be read: an IPv6 address stands in brackets, http://[::1]:5000"
+    if not host:
+        return "it names no host"
+    if not re.fullmatch(r"[\w.-]+|[\da-f:.]+(%\w+)?", host):
+        return f"{host!r} can't be the name of a host"
+    try:
+        return None if parts.port != 0 else "its port is 0: one is a number from 1 to 65535"
+    except ValueError:
+        return "its port is no number from 1 to 65535"
 
 
 def no_file_store() -> bool:
@@ -142,7 +162,11 @@ def creation_lock(uri: str) -> BaseFileLock:
 
 
 def make_store(path: Path) -> None:
-    """Makes the SQLite store where there is none; otherwise sees to it that its tables are those of this MLflow."""
+    """Makes the SQLite store where there is none; otherwise sees to it that its tables are those of this MLflow.
+
+    A link stays, and the file that it leads to is made. ValueError where a pipe or device is there.
+    """
+    path = place_to_write(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "this is a folder", str(path))
     if is_empty(path):

@@ -136,7 +136,7 @@ def length_of(train: TrainConfig, data: TextDataModule) -> tuple[int, float]:
     """All steps, and the passes over the rows that they come to."""
     in_epochs = data.steps_until(train.max_epochs) if train.max_epochs else math.inf
     steps = int(min(train.max_steps or math.inf, in_epochs))
-    return steps, min(data.epochs_after(steps), train.max_epochs or math.inf)
+    return steps, data.epochs_after(steps)
 
 
 def plan_from(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Checkpoints, checkpoints_in
 from modules.training.lightning_module import LanguageModel
 from pipelines.pretrain import pretrain
+from tests.helpers.models import ROOT
 from tests.tracking.test_tracking import all_runs, quiet
 
 STEPS = 20
@@ -147,6 +151,57 @@ def test_a_disk_that_is_full_from_the_beginning_is_said_before_any_work(
     monkeypatch.setattr(TrackedRun, "log_params", lambda run, params: (fill(run.spool), tell(run, params)))
     with pytest.raises(ValueError, match="No space left on device"), stage_run("evaluate", quiet()):
         raise AssertionError("not reached")
+
+
+def test_a_folder_of_logs_without_room_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modules.system.process_locks.Path.write_text", full)
+        with (
+            pytest.raises(OSError, match=r"No space left on device: '.*/tracking/\w{32}'"),
+            stage_run("evaluate", quiet()),
+        ):
+            raise AssertionError("not reached")
+    with (
+        stage_run("evaluate", quiet()) as run,
+        pytest.raises(OSError, match=r"No space left on device: '.*/tracking/\w{32}/files/"),
+        run.artifact("notes.txt"),
+    ):
+        full()
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+from modules.tracking.outbox.spool import Spool
+resource.setrlimit(resource.RLIMIT_FSIZE, (4001, 4001))
+spool = Spool(Path("limited"))
+for step in range(1000):
+    spool.append("metrics", step=step, values={"loss": 1.0})
+try:
+    spool.sync_to_disk()
+except ValueError as error:
+    print(error)
+spool.close()
+"""
+
+
+def test_a_limit_of_a_files_size_is_a_full_disk(store: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=store, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "can't be written (File too large)" in done.stdout
+    assert "tracking.spool_dir" in done.stdout
+    spool = Spool(Path("limited"))
+    steps = [step for step, _ in spool.metrics()["loss"]]
+    assert steps == list(range(len(steps)))
+    assert 0 < len(steps) < 100
+    spool.append("metrics", step=1000, values={"loss": 2.0})
+    spool.sync_to_disk()
+    assert spool.metrics()["loss"][-1] == (1000, 2.0)
+    spool.close()
 
 
 def test_a_full_disk_keeps_nothing_from_the_store_that_is_in_the_log(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.store.db import utils as mlflow_tables
 
+from modules.system.atomic import write_text
 from modules.tracking.outbox.store_check import make_store, require_store, wrong_tables
 from tests.helpers.models import ROOT
 
@@ -119,6 +122,11 @@ def test_https_to_a_server_that_speaks_http(service: str) -> None:
         ("/tmp/mlruns", "keeps no runs in a folder any more"), ("mlflow.db", "is named sqlite:///mlflow.db"),
         ("file:///a/mlflow.db", "is named sqlite:///a/mlflow.db"), ("127.0.0.1:5000", "scheme, http://127.0.0.1:5000"),
         ("localhost:5000", "scheme, http://localhost:5000"), ("tracking.example.org:80/x", "http://tracking.example.org:"),
+        ("http://[::1", "IPv6 address stands in brackets"), ("http://127.0.0.1:99999", "its port is no number from 1"),
+        ("http://a b", "'a b' can't be the name of a host"), ("http://host:port", "its port is no number from 1"),
+        ("http://me:c4n/ary@host:99999", "http://(redacted)@host:99999 can't be used: its port is no number"),
+        ("SQLITE:////tmp/a.db", "spelt in lower case, sqlite:////tmp/a.db"), ("HTTP://a", "lower case, http://a."),
+        ("databricks-uc", "Unity Catalog keeps models, not runs; those are in databricks. Name another one"),
         ("localhost", "scheme, http://localhost"), ("http://", "names no host"), ("http:///x", "names no host"),
         ("weird://x", "no store of this scheme"), ("s3://bucket/runs", "no store of this scheme"),
         ("sqlite://mlflow.db", "sqlite:///mlflow.db"), ("sqlite:mlflow.db", "sqlite:///mlflow.db"),
@@ -171,6 +179,37 @@ def test_files_that_are_no_store(store: Path) -> None:
         "text.db/x.db": "text.db: this is no folder", "../../../../../../../../proc/x.db": "No such file",
     }.items():  # fmt: skip
         assert expected in refusal(f"sqlite:///{place}")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "socket"])
+def test_a_device_is_never_taken_for_a_new_store(store: Path, kind: str) -> None:
+    place = store / "special"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(place))
+    elif os.getuid():
+        pytest.skip("only root makes devices")
+    else:
+        os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    before = place.stat()
+    (store / "link.db").symlink_to("special")
+    for name in ("special", "link.db"):
+        assert f"no regular file but a {kind}, which is never replaced" in refusal(f"sqlite:///{name}")
+    with pytest.raises(ValueError, match=f"no regular file but a {kind}"):
+        write_text(place, "over it")
+    after = place.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_link_to_a_new_store_stays_one(store: Path, empty: bool) -> None:
+    (store / "link.db").symlink_to("elsewhere.db")
+    if empty:
+        (store / "elsewhere.db").touch()
+    require_store("sqlite:///link.db")
+    assert (store / "link.db").is_symlink()
+    assert wrong_tables(store / "elsewhere.db") is None
 
 
 def test_a_file_that_others_write_to_is_waited_for(store: Path) -> None:

@@ -125,6 +125,7 @@ def test_an_unchanged_run_takes_the_same_steps(seen: list[list[int]], poems: dat
 def test_the_schedule_ends_with_the_last_step(seen: list[list[int]], poems: datasets.Dataset, tmp_path: Path) -> None:
     keys = "train.schedule=cosine", "train.learning_rate=1", "train.min_learning_rate_ratio=0.25"
     result = branch(tmp_path, poems, 3, *keys, "train.batch_size=3", first=keys)
+    assert result.plan.epochs == pytest.approx(2)
     rates = history(result, "lr")
     assert max(rates) == len(seen)
     assert rates[len(seen)] == pytest.approx(0.25)
