@@ -136,6 +136,15 @@ def escaped(value: Any) -> Any:
     return INTERPOLATION.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
+def not_text(value: Any, hint: Any) -> bool:
+    """Whether YAML made something else (007: 7; no: False) of what has to be text."""
+    if hint in (str, str | None):
+        return isinstance(value, (bool, int, float))
+    parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    of_text = typing.get_origin(hint) in (list, dict) and typing.get_args(hint)[-1] is str
+    return of_text and not all(isinstance(part, str) for part in parts)
+
+
 def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: str) -> Iterator[Assignment]:
     for name, value in mapping.items():
         if isinstance(value, Mapping) and prefix + str(name) in sections:

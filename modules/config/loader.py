@@ -27,7 +27,7 @@ from omegaconf.resolvers import oc
 from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
 from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
-from .assignments import COMMAND_LINE, Assignment, leaves, parse_arguments, parse_value, unread_escapes
+from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES
 from .evaluation import TaskConfig
@@ -288,15 +288,6 @@ def set_leaf(
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")
-
-
-def not_text(value: Any, hint: Any) -> bool:
-    """Whether YAML made something else (007: 7; no: False) of what has to be text."""
-    if hint in (str, str | None):
-        return isinstance(value, (bool, int, float))
-    parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-    of_text = typing.get_origin(hint) in (list, dict) and typing.get_args(hint)[-1] is str
-    return of_text and not all(isinstance(part, str) for part in parts)
 
 
 def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
