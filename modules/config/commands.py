@@ -77,6 +77,12 @@ class MainConfig(StageConfig):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
 
+    @property
+    def outputs(self) -> list[str]:
+        """Folders that stages of it write to: what lies in them need not be there when it starts."""
+        stages = self.prepare, self.pretrain, self.finetune
+        return [*(stage.output_dir for stage in stages if stage.output_dir), "prepared"]
+
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         start, length = self.finetune.train.init_from, self.finetune.data.sequence_length

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..system.paths import expanded, why_no_path
+from ..system.paths import expanded, is_below, why_no_path
 from .base import MODEL, PATH, STORE, URL, StageConfig, is_registered, model_folder, no_such_model, shown
 from .commands import STAGES
 from .data import DataConfig
@@ -112,7 +112,7 @@ def settle_paths(config: Any) -> Iterator[str]:
         value = expanded(getattr(section, field.name))
         setattr(section, field.name, value)
         group = "model" if field.name == "init_from" else GROUPS.get(type(section), "")
-        if field.name in ("path", "init_from") and value in group_names(group) and not os.path.exists(value):
+        if group and field.name in ("path", "init_from") and value in group_names(group) and not os.path.exists(value):
             name = key.removesuffix("train.init_from") + "model" if group == "model" else key.removesuffix(".path")
             yield f"{key}={value}: there is no such path; {name}={value} is the {KINDS[group]} of that name"
         elif field.metadata != STORE and not is_registered(value) and (reason := why_no_path(value)):
@@ -124,7 +124,8 @@ def missing_models(config: Any) -> Iterator[str]:
     for key, section, field in paths_in(config):
         place = getattr(section, field.name)
         asked_elsewhere = is_registered(place) or place.startswith("<") or URL.match(place)
-        if field.metadata != MODEL or asked_elsewhere:
+        made_later = is_below(place, getattr(config, "outputs", ()))
+        if field.metadata != MODEL or asked_elsewhere or made_later:
             continue
         if os.path.isfile(model_folder(place)):
             yield f"{key}={place}: this is a file; give the model folder that it lies in, or another model folder"

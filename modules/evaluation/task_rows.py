@@ -171,7 +171,7 @@ def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset 
         data = DataConfig(**{name: value for name, value in given.items() if value is not None}, cache_dir=cache_dir)
         quarantine = Quarantine(data.max_bad_rows) if data.bad_rows == "quarantine" else None
         rows = load_training_rows(data, config["seed"], quarantine)
-    except (DataError, KeyError, TypeError):  # changed since then, or written by another version
+    except (ValueError, OSError, KeyError, TypeError):  # changed since then, or written by another version
         return None
     return rows if fingerprint(rows) == digest else None
 

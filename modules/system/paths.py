@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -43,6 +44,11 @@ def why_no_path(text: str) -> str | None:
     except OSError as error:
         return NO_PATH.get(error.errno or 0)
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else not_regular(mode)
+
+
+def is_below(place: str, folders: Iterable[str]) -> bool:
+    """Whether a path is one of the folders or lies in one."""
+    return any(Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder)) for folder in folders)
 
 
 def not_regular(mode: int) -> str:

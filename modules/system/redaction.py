@@ -21,7 +21,7 @@ SECRET = (
     r"|authorization"
 )
 SECRET_KEY = re.compile(SECRET, re.IGNORECASE)
-NO_SECRET = re.compile(r"(file|path|dir|ur[li])$", re.IGNORECASE)
+NO_SECRET = re.compile(r"(file|path|dir|ur[li]|helper)$", re.IGNORECASE)
 """How a variable's name ends that sounds secret, but says where something is."""
 
 SECRETS_IN_TEXT = (
@@ -51,6 +51,9 @@ LONG = 8
 
 ENDS = r"[\w+/-]*(?:\s?=){0,2}"
 """What may follow in base64: the secret's last bits stand in one character with what comes after it."""
+
+LIKE_A_TOKEN = 16
+"""Characters from which on what stands alone before the @ of a URL is taken for a token and not for a name."""
 
 COMMON = ("true", "false", "none", "null")
 
@@ -96,8 +99,9 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
                     yield f"{user}:{value.strip()}"
             yield value
         for userinfo in re.findall(r"://([^/\s]+)@", value) if "://" in value else ():
-            yield userinfo
-            yield userinfo.partition(":")[2]
+            if ":" in userinfo or len(userinfo) >= LIKE_A_TOKEN:  # a bare name is none: ssh://root@host
+                yield userinfo
+                yield userinfo.partition(":")[2]
 
 
 @lru_cache(maxsize=4)

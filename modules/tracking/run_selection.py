@@ -13,11 +13,12 @@ import mlflow
 from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from ..config.base import StageConfig, TrackingConfig, shown
 from ..system.redaction import redact_text
 from .outbox.store import why
-from .run_lifecycle import owner_tags
+from .run_lifecycle import PID, owner_tags
 
 EXPERIMENT = "moyun"
 """Where runs go if neither the configuration nor the environment says so."""
@@ -48,6 +49,8 @@ def given_run_id() -> str | None:
     given = os.environ.get(RUN_ID, "").strip()
     if given and not re.fullmatch(r"[a-zA-Z0-9][\w-]{0,255}", given):
         raise ValueError(f"MLFLOW_RUN_ID={shown(given)} is no id of a run: take it out of the environment")
+    if given:
+        os.environ[RUN_ID] = given  # MLflow would take blanks around it for a part of it
     return given or None
 
 
@@ -68,19 +71,22 @@ def require_usable(stage: str, run_id: str, tracking: TrackingConfig) -> None:
         ) from None
     if run.info.lifecycle_stage == LifecycleStage.DELETED:
         raise ValueError(f"MLFLOW_RUN_ID={run_id} is a run that was deleted: take it out of the environment")
-    if (other := run.data.tags.get("stage", stage)) != stage:
+    if (other := run.data.tags.get("stage", stage)) != stage and PID in run.data.tags:
         raise ValueError(f"MLFLOW_RUN_ID={run_id} is the run of another stage, {other}: take it out of the environment")
 
 
 def experiment_for(tracking: TrackingConfig) -> str:
     """Id of the experiment that a new run goes to; one that isn't there yet is made.
 
-    It is the configured one, else that of the environment, where mlflow.set_experiment too writes its choice. MLflow's
-    own active experiment stays as it is: a notebook's next run isn't ours.
+    It is the configured one, else what mlflow.set_experiment chose, else that of the environment. MLflow's own active
+    experiment stays as it is: a notebook's next run isn't ours.
     """
     client = MlflowClient()
-    name = tracking.experiment_name or os.environ.get(EXPERIMENT_NAME)
-    given = None if name else os.environ.get(EXPERIMENT_ID)
+    chosen = fluent._active_experiment_id if not tracking.experiment_name else None
+    if chosen is None or chosen != os.environ.get(EXPERIMENT_ID):  # it was of another store
+        chosen = None
+    name = tracking.experiment_name or (None if chosen else os.environ.get(EXPERIMENT_NAME))
+    given = None if name else chosen or os.environ.get(EXPERIMENT_ID)
     try:
         if given:
             found = client.get_experiment(given)

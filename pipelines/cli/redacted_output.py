@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from modules.system.redaction import hide_values, redact_text
@@ -44,6 +44,8 @@ class RedactedRecord(logging.LogRecord):
         self.msg = redacted(self.msg)
         if isinstance(self.args, tuple):
             self.args = tuple(map(redacted, self.args))
+        elif isinstance(self.args, Mapping):
+            self.args = {name: redacted(value) for name, value in self.args.items()}
         if self.exc_info and self.exc_info[0]:
             self.exc_text = redact_text("".join(traceback.format_exception(*self.exc_info))).rstrip()
 

@@ -9,6 +9,7 @@ import pytest
 
 from modules.data import rows
 from modules.data.quarantine import DataError, Quarantine
+from modules.data.reading.finding import split_files
 from modules.data.rows import load_rows
 from modules.data.sources import has_split
 from tests.data.test_reading import PAIR, write
@@ -135,3 +136,27 @@ def test_what_a_spreadsheet_puts_before_the_header_is_named(tmp_path: Path, line
     (tmp_path / "a.csv").write_text(f"{line}\r\nsrc_txt,tgt_txt\r\n春,花\r\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.csv:1: .* delete"):
         load_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("beside", "found"),
+    [
+        (("valid_ids.txt", "test_predictions.txt"), {"train": "train.csv"}),
+        (("eval.csv", "test.csv"), {"train": "train.csv", "test": "test.csv"}),
+        (("eval.csv",), {"train": "train.csv", "test": "eval.csv"}),
+        (("train/notes.json",), {"train": "train.csv"}),
+    ],
+)
+def test_what_stands_beside_files_of_splits_is_none(
+    tmp_path: Path, beside: tuple[str, ...], found: dict[str, str]
+) -> None:
+    for name in ("train.csv", *beside):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, name, [{"src_txt": name}])
+    present = {split: split_files(tmp_path, split) for split in ("train", "validation", "test")}
+    assert {split: path.name for split, paths in present.items() for path in paths} == found
+
+
+def test_a_column_of_objects_is_no_list_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "columns.json").write_text('{"src_txt": ["春", "秋"], "meta": [{"id": 1}, {"id": 2}]}')
+    assert load_rows(tmp_path / "columns.json")["src_txt"][:] == ["春", "秋"]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from modules.system.redaction import first_line, hide_values, redact_text
+from pipelines.cli.redacted_output import RedactedRecord
 from tests.helpers.models import ROOT
 
 SECRET = "c4n4ry/+ö\"p'&w 1%"
@@ -173,3 +174,17 @@ def test_a_record_keeps_what_a_formatter_wants_of_it(monkeypatch: pytest.MonkeyP
     )
     assert record.args == ("1.2.3.4", "/?(redacted)", 200)
     assert record.getMessage() == '1.2.3.4 - "/?(redacted)" 200'
+
+
+def test_a_name_before_a_host_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://root@10.0.0.1")
+    monkeypatch.setenv("GIT_CREDENTIAL_HELPER", "cache")
+    assert hide_values("/root/data/cache") == "/root/data/cache"
+    monkeypatch.setenv("OTHER", "https://root:canary77@host")
+    assert hide_values("canary77") == "(redacted)"
+
+
+def test_values_given_by_name_are_redacted_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary77")
+    record = RedactedRecord("name", logging.INFO, "", 1, "%(a)s", ({"a": "canary77"},), None)
+    assert record.getMessage() == "(redacted)"

@@ -46,6 +46,9 @@ def test_a_notebooks_choice_counts_and_its_next_run_is_its_own(store: Path) -> N
     assert run_name_of_experiment() == "notebook"
     assert run_name_of_experiment(experiment_name="mine") == "mine"
     assert (mlflow.get_tracking_uri(), dict(os.environ)) == before
+    with pytest.MonkeyPatch.context() as patch:  # to MLflow too, what was chosen last in the process comes first
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "of the shell")
+        assert run_name_of_experiment() == "notebook"
     with mlflow.start_run() as run:
         assert run.info.experiment_id == theirs.experiment_id
 
@@ -121,7 +124,7 @@ def test_a_run_that_this_stage_cannot_write_to(store: Path, monkeypatch: pytest.
         run_name_of_experiment()
     with pytest.raises(ValueError, match=r"isn't in the store that tracking.tracking_uri names.*for `mlflow run`"):
         run_name_of_experiment(tracking_uri="sqlite:///other.db")
-    other = MlflowClient().create_run("0", tags={"stage": "evaluate"})
+    other = MlflowClient().create_run("0", tags={"stage": "evaluate", "moyun.pid": "1"})
     monkeypatch.setenv("MLFLOW_RUN_ID", other.info.run_id)
     with pytest.raises(ValueError, match="is the run of another stage, evaluate: take it out"):
         run_name_of_experiment()

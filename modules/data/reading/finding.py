@@ -20,6 +20,9 @@ SPLIT_NAMES = {
 }
 """Split → what people call its file, as the datasets library has it, and in Chinese."""
 
+SECOND_NAMES = ("eval", "evaluation")
+"""Names that count only where there is none of the others, as a folder counts only where there is no file."""
+
 _CHINESE = "|".join(name for names in SPLIT_NAMES.values() for name in names if not name.isascii())
 
 WORD = re.compile(rf"{_CHINESE}|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|(?:(?!{_CHINESE})[^\W\d_A-Za-z])+")
@@ -133,22 +136,36 @@ def places_in(folder: Path) -> list[Path]:
 
 
 def _named(folder: Path, names: Collection[str]) -> dict[str, list[Path]]:
-    """What goes by one of the names: single files, sets of shards, folders. A name that is just it comes first."""
+    """What goes by one of the names: single files, sets of shards, folders. A name that is just it comes first.
+
+    Where train.* is named so, test_ids.txt and valid-predictions.csv beside it are somebody's notes and no split.
+    """
+    exact, inside = _exact_and_inside(folder, names)
+    trained = _exact_and_inside(folder, SPLIT_NAMES["train"])[0]
+    return exact or ({} if trained else inside)
+
+
+def _exact_and_inside(folder: Path, names: Collection[str]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """What is called just by one of the names, of that only the best; and what has one of them as a word."""
     exact: dict[str, list[Path]] = {}
     inside: dict[str, list[Path]] = {}
+    second: set[str] = set()
     for path in visible(folder):
         if path.is_dir():
             group = exact if path.name.lower() in names else inside if _is_of(path, names) else None
             if group is not None and (is_saved_dataset(path) or any(map(file_format, path.rglob("*")))):
                 group[path.name] = [path]
+                second |= set() if is_saved_dataset(path) else {path.name}
         elif stem := stem_of(path):
             shard = SHARD.fullmatch(stem)
             name, key = (shard["name"], f"{shard['name']} {shard['all']}") if shard else (stem, path.name)
             if name in names:
                 exact.setdefault(key, []).append(path)
+                second |= {key} if name in SECOND_NAMES else set()
             elif _is_of(path, names):
                 inside.setdefault(key, []).append(path)
-    return exact or inside
+    best = {key: paths for key, paths in exact.items() if key not in second}
+    return best or exact, inside
 
 
 def _is_of(path: Path, names: Collection[str]) -> bool:

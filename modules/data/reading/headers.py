@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, DataConfig, PrepareConfig
 from ...config.training import TrainingConfig
-from ...system.paths import expanded
+from ...system.paths import expanded, is_below
 from .column_names import check_mapping, check_present
 from .files import findings_of, read_files
 from .finding import (
@@ -33,20 +33,21 @@ MOST_BYTES = 10_000_000
 """Of a .json file, which can only be read whole."""
 
 
-def check_headers(config: object, prefix: str = "") -> None:
+def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) -> None:
     """DataError where the first rows of what a stage will read lack a column, or can't be read at all.
 
-    prefix: what stands before the stage's keys, as `finetune.` in main.
+    prefix: what stands before the stage's keys, as `finetune.` in main; made: folders that stages before it make.
     """
     if isinstance(config, MainConfig):
         for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
-            check_headers(getattr(config, name), f"{name}.")
+            check_headers(getattr(config, name), f"{name}.", config.outputs)
     elif isinstance(config, PrepareConfig):
         if config.source not in ("sample", "full", *TASK_DATA):
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(data := getattr(config, "data", None), DataConfig):
         sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
+        sources = [(source, split) for source, split in sources if not is_below(source, made)]
         _check(sources, data.columns, f"{prefix}data.", data.bad_rows == "quarantine")
 
 

@@ -150,7 +150,8 @@ def unwrapped(content: Any, path: Path) -> Any:
     lists = [name for name, value in content.items() if isinstance(value, list)]
     if len(inside) == len(lists) == 1:
         return content[inside[0]]
-    if len(lists) > 1 and (inside or set(lists) <= SPLIT_NAMES):
+    are_columns = len(inside) < len(lists) and len({len(content[name]) for name in lists}) == 1
+    if len(lists) > 1 and ((inside and not are_columns) or set(lists) <= SPLIT_NAMES):
         example = f"jq '.\"{lists[0]}\"' {path.name} > FOLDER/{lists[0]}.json"
         kind = "splits" if {name.lower() for name in lists} <= SPLIT_NAMES else "several lists of rows"
         raise DataError(

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,7 @@ import mlflow
 import sqlalchemy
 from filelock import BaseFileLock
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from ...system.atomic import draft_of, remove_abandoned
 from ...system.paths import place_to_write
@@ -33,6 +34,9 @@ from .store import NO_SERVER, be_brief, explain
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HOST_AND_PORT = re.compile(r"(localhost|[\w.-]+:\d+)(/\S*)?")
 OTHER = "tracking.tracking_uri=… or MLFLOW_TRACKING_URI (sqlite:///mlflow.db is a file that needs no server)"
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+"""Errors of file systems that have no hard links, as those of memory sticks."""
 
 SOMEBODY_WRITES = 3.0
 """Seconds since the last change of a file within which unfinished tables are somebody's who is making them now."""
@@ -88,7 +92,8 @@ def wrong_form(uri: str) -> str | None:
         return f"a server's address begins with its scheme, http://{uri}"
     if Path(uri).suffix in (".db", ".sqlite", ".sqlite3") or uri.lower().startswith("sqlite:"):
         return f"a database file is named sqlite:///{re.sub('^(?i:sqlite|file):/*', '', uri)}"
-    if (not slashes or scheme == "file") and not uri.startswith(("databricks", "uc:")) and no_file_store():
+    is_path = not slashes and not re.match(r"(?!file:)[a-z][\w+.-]+:", uri)  # arn:aws:… is a plugin's
+    if (is_path or scheme == "file") and not uri.startswith(("databricks", "uc:")) and no_file_store():
         return (
             "MLflow 3 keeps no runs in a folder any more; `mlflow migrate-filestore` moves those of one to a database"
         )
@@ -148,7 +153,14 @@ def reach(uri: str) -> None:
 
 def ask(uri: str) -> None:
     """Asks for an experiment, which an MLflow server knows or knows not; {} is what other services say to anything."""
-    found = MlflowClient(uri).get_experiment_by_name("Default")
+    client = MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name("Default")
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        client.search_experiments(max_results=1)  # a server with users may show some of them their own alone
+        return
     if found is not None and not found.experiment_id:
         raise ValueError(NO_SERVER)
 
@@ -198,8 +210,14 @@ def lay_out(path: Path) -> None:
         MlflowClient(f"sqlite:///{draft.absolute()}").search_experiments(max_results=1)
         if path.exists():  # and empty
             path.unlink()
-        with suppress(FileExistsError):  # somebody without the lock was faster: theirs stays
+        try:
             os.link(draft, path)
+        except FileExistsError:  # somebody without the lock was faster: theirs stays
+            pass
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
 

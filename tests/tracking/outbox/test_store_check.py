@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -18,10 +19,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.db import utils as mlflow_tables
 
 from modules.system.atomic import write_text
-from modules.tracking.outbox.store_check import make_store, require_store, wrong_tables
+from modules.tracking.outbox.store_check import make_store, require_store, wrong_form, wrong_tables
 from tests.helpers.models import ROOT
 
 
@@ -293,3 +296,31 @@ def test_the_first_experiments_files_go_where_mlflow_puts_them(store: Path) -> N
     (ours,) = MlflowClient("sqlite:///ours.db").search_experiments()
     (theirs,) = MlflowClient("sqlite:///theirs.db").search_experiments()
     assert ours.artifact_location == theirs.artifact_location
+
+
+def test_a_new_store_on_a_file_system_without_hard_links(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    make_store(store / "new.db")
+    assert wrong_tables(store / "new.db") is None
+    assert sorted(path.name for path in store.glob("*new.db*")) == ["new.db"]
+
+
+def test_a_user_who_may_not_see_every_experiment(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    def forbidden(*arguments: object) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    make_store(store / "new.db")
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", forbidden)
+    require_store(f"sqlite:///{store / 'new.db'}")
+    monkeypatch.setattr(MlflowClient, "search_experiments", forbidden)
+    with pytest.raises(ValueError, match="can't be used"):
+        require_store(f"sqlite:///{store / 'new.db'}")
+
+
+def test_the_address_of_a_plugins_store_is_its_own_affair() -> None:
+    assert wrong_form("arn:aws:sagemaker:us-east-1:123456789012:mlflow-tracking-server/mine") is None
+    assert wrong_form("mlruns") is not None
+    assert wrong_form("file:mlruns") is not None
