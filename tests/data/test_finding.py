@@ -160,3 +160,11 @@ def test_what_stands_beside_files_of_splits_is_none(
 def test_a_column_of_objects_is_no_list_of_rows(tmp_path: Path) -> None:
     (tmp_path / "columns.json").write_text('{"src_txt": ["春", "秋"], "meta": [{"id": 1}, {"id": 2}]}')
     assert load_rows(tmp_path / "columns.json")["src_txt"][:] == ["春", "秋"]
+
+
+def test_a_note_in_quotes_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "notes.csv").write_text('src_txt,备注\n甲, "乙" 说\n')
+    assert load_rows(tmp_path / "notes.csv").to_list() == [{"src_txt": "甲"}]
+    (tmp_path / "texts.csv").write_text('备注,src_txt\n甲, "乙"\n')
+    with pytest.raises(DataError, match="a blank before a quote"):
+        load_rows(tmp_path / "texts.csv")

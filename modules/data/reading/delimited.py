@@ -80,7 +80,9 @@ def csv_rows(path: Path, findings: Findings, delimiter: str, used: Collection[st
             check_distinct(header, used, findings.at(position))
             named = max((number for number, name in enumerate(header, 1) if name.strip()), default=len(header))
             findings.columns.update((name, None) for name in header if name.strip() or not any(map(str.strip, header)))
-        elif any(map(_BLANK_BEFORE_QUOTE.match, record)) and _has_blank_before_quote("".join(lines), delimiter):
+        elif any(map(_BLANK_BEFORE_QUOTE.match, _of_use(record, header, used))) and _has_blank_before_quote(
+            "".join(lines), delimiter
+        ):
             fault = "a blank before a quote makes both part of the text"
             findings.note(position, fault, "; remove the blank", "".join(lines))
         elif len(record) < named or any(value.strip() for value in record[len(header) :]):
@@ -89,6 +91,13 @@ def csv_rows(path: Path, findings: Findings, delimiter: str, used: Collection[st
             findings.note(position, fault, remedy, delimiter.join(record))
         else:
             yield position, {name: value for name, value in zip(header, record, strict=False) if name.strip()}
+
+
+def _of_use(record: list[str], header: list[str], used: Collection[str]) -> list[str]:
+    """The values that are read; all where there are more or fewer than columns, as any may have been cut wrongly."""
+    if len(record) != len(header):
+        return record
+    return [value for name, value in zip(header, record, strict=True) if name in used]
 
 
 def _has_blank_before_quote(text: str, delimiter: str) -> bool:
