@@ -15,7 +15,7 @@ from ..system.cache import cache_folder
 from ..tokenizer.tokenizer import Tokenizer
 from .arrow import fingerprint
 from .encoding import stored_documents
-from .packing import BEGINNING, Place, ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
+from .packing import BEGINNING, Position, ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
 from .prefetching import Prefetched
 
 Loader = DataLoader[StepBatch] | Prefetched
@@ -80,7 +80,7 @@ class TextDataModule(pl.LightningDataModule):
             begin, epoch = begin + rest, epoch + 1
         return epoch + (step - begin) / self.steps_per_epoch
 
-    def progress(self, place: Place) -> dict[str, Any]:
+    def progress(self, place: Position) -> dict[str, Any]:
         """What a checkpoint must say for training to go on from it, in another batch size too; plain data."""
         return {"place": place._asdict(), "start": self.start._asdict(), "counted": self.counted()}
 
@@ -96,9 +96,9 @@ class TextDataModule(pl.LightningDataModule):
 
         Each row of the epoch still comes once; with other rows the epoch begins again. ValueError where it can't be.
         """
-        place, before, now = Place(**progress["place"]), progress["counted"], self.counted()
+        place, before, now = Position(**progress["place"]), progress["counted"], self.counted()
         if before == now:
-            self.start = Place(**progress["start"])
+            self.start = Position(**progress["start"])
         elif before["rows"] != now["rows"]:
             self.start = place._replace(documents=0)
         else:
@@ -145,7 +145,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def cannot_finish(place: Place, before: dict[str, Any], now: dict[str, Any], changed: list[str]) -> str:
+def cannot_finish(place: Position, before: dict[str, Any], now: dict[str, Any], changed: list[str]) -> str:
     why = {
         "seed": f"seed was {before['seed']}, and is {now['seed']}",
         "documents": f"the same rows made {before['documents']:,} documents, and make {now['documents']:,} "

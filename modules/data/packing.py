@@ -44,7 +44,7 @@ class MicroBatch:
     """Numbers of the documents; empty where there is but the token of `empty`."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """How far training has come in its rows: after `step` steps."""
 
     step: int = 0
@@ -54,7 +54,7 @@ class Place(NamedTuple):
     """Of the next epoch, in its order."""
 
 
-BEGINNING = Place()
+BEGINNING = Position()
 
 
 @dataclass
@@ -64,7 +64,7 @@ class StepBatch:
     micro_batches: list[MicroBatch]
     trained_tokens: int
     """Of the whole step, over all micro-batches and ranks: what its loss is divided by."""
-    place: Place = BEGINNING
+    place: Position = BEGINNING
     """How far training has come with it."""
     epochs: float = 0.0
     """The same, as passes over the rows."""
@@ -212,7 +212,7 @@ class ShuffledSteps(StepDataset):
         batch_tokens: int | None,
         seed: int,
         micro_batch_tokens: int,
-        start: Place = BEGINNING,
+        start: Position = BEGINNING,
         **share: int,
     ) -> None:
         super().__init__(documents, [], micro_batch_tokens, **share)
@@ -246,5 +246,5 @@ class ShuffledSteps(StepDataset):
         step = super().__getitem__(index)
         taken = int(self.taken[index - self.first])
         epochs, documents = divmod(taken, len(self.documents))
-        place = Place(index + 1, self.epoch + epochs, documents)
+        place = Position(index + 1, self.epoch + epochs, documents)
         return replace(step, place=place, epochs=self.epoch + taken / len(self.documents))

@@ -86,7 +86,7 @@ def hide_values(text: str) -> str:
     for value in sorted(FROM_ENVIRONMENT, key=len, reverse=True):
         if len(value) >= SHORTEST or text == value:
             text = text.replace(value, FROM_ENVIRONMENT[value])
-    pattern = pattern_of(tuple(secrets_of(os.environ)))
+    pattern = pattern_of(tuple(os.environ.items()))
     return pattern.sub("(redacted)", text) if pattern else text
 
 
@@ -105,8 +105,9 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4)
-def pattern_of(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Finds the secrets, in any of their forms."""
+def pattern_of(environment: tuple[tuple[str, str], ...]) -> re.Pattern[str] | None:
+    """Finds the environment's secrets, in any of their forms. Kept, as every text that is printed is looked through."""
+    secrets = list(secrets_of(dict(environment)))
     forms = {form for secret in secrets for form in forms_of(secret)}
     forms = {form for form in forms if len(form) >= SHORTEST and form.lower() not in COMMON}
     found = [

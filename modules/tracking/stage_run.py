@@ -17,6 +17,7 @@ from mlflow.tracking import fluent
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
 from ..system.atomic import draft_of
+from ..system.paths import expanded
 from ..system.redaction import redact_text
 from .outbox.store import BRIEF
 from .outbox.store_check import require_store
@@ -49,8 +50,7 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
     uri = (
         (given or "").strip() or os.environ.get(URI, "").strip() or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
     )
-    if uri.startswith("sqlite:///~"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser()}"
+    uri = expanded(uri)
     if redact_text(uri) != uri:  # MLflow would print it with the address of the run
         os.environ[SILENT] = "true"
     mlflow.set_tracking_uri(uri)

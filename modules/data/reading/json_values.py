@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..quarantine import DataError, Findings
+from .finding import SPLIT_NAMES
 from .text_lines import Row, decode, kind_of_line, opened, read_lines
 
 MAX_JSON_BYTES = 1_000_000_000
 """Of a .json file, which is read whole, unpacked."""
 
-SPLIT_NAMES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
+NAMES_OF_SPLITS = {name for names in SPLIT_NAMES.values() for name in names}
 
 
 def column_rows(table: Mapping[str, object], findings: Findings) -> Iterator[Row]:
@@ -151,9 +152,9 @@ def unwrapped(content: Any, path: Path) -> Any:
     if len(inside) == len(lists) == 1:
         return content[inside[0]]
     are_columns = len(inside) < len(lists) and len({len(content[name]) for name in lists}) == 1
-    if len(lists) > 1 and ((inside and not are_columns) or set(lists) <= SPLIT_NAMES):
+    if len(lists) > 1 and ((inside and not are_columns) or set(lists) <= NAMES_OF_SPLITS):
         example = f"jq '.\"{lists[0]}\"' {path.name} > FOLDER/{lists[0]}.json"
-        kind = "splits" if {name.lower() for name in lists} <= SPLIT_NAMES else "several lists of rows"
+        kind = "splits" if {name.lower() for name in lists} <= NAMES_OF_SPLITS else "several lists of rows"
         raise DataError(
             f"{path} holds {kind} ({', '.join(lists)}), and a file is one: write each to a file of its own,"
             f" {example}, and give the folder"

@@ -14,7 +14,7 @@ from ...checkpoint.model_folder import write_architecture
 from ...checkpoint.weights import CheckpointError
 from ...config.training import TrainingConfig
 from ...data.datamodule import TextDataModule
-from ...data.packing import Place
+from ...data.packing import Position
 from ...system.atomic import DRAFT, drafts_in, new_folder, remove
 from ...system.checksums import damage
 from ...system.process_locks import InUseError, take_lock
@@ -192,7 +192,7 @@ def describe_start(checkpoint: Path | None, data: TextDataModule) -> dict[str, s
     progress = read_progress(checkpoint)
     lines = {"at step": f"{progress['global_step']:,}", "from": str(checkpoint)}
     if found := progress.get("progress"):
-        place, other = Place(**found["place"]), found["counted"]["rows"] != data.rows
+        place, other = Position(**found["place"]), found["counted"]["rows"] != data.rows
         taken = f"after {place.documents:,} of {len(data.documents['train']):,} documents"
         lines["in epoch"] = f"{place.epoch + 1}, {'from its beginning, as the rows are others' if other else taken}"
     return lines

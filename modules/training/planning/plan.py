@@ -12,7 +12,7 @@ import numpy as np
 from ...config.model import ModelConfig, SizeConfig
 from ...config.training import TrainConfig, TrainingConfig
 from ...data.datamodule import TextDataModule
-from ...data.packing import Place
+from ...data.packing import Position
 from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
@@ -153,7 +153,7 @@ def plan_from(
 class Course:
     """Which steps a run takes, and after which of them it validates."""
 
-    start: Place
+    start: Position
     total_steps: int
     validate_every: int
     offset: int = 0

@@ -13,7 +13,7 @@ import torch
 
 from modules.config.loader import load_config
 from modules.config.training import TrainingConfig
-from modules.data.packing import Place, StepBatch
+from modules.data.packing import Position, StepBatch
 from modules.training.checkpoints.run_manifest import CHECKPOINTS
 from modules.training.checkpoints.saving import PROGRESS
 from modules.training.lightning_module import LanguageModel
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_says_nothing_of_its_rows_goes_on_unchanged(
     run(tmp_path / "first", poems, "train.batch_size=8", "train.max_steps=3")
     path = tmp_path / "first" / CHECKPOINTS / "step=3.ckpt"
     progress = torch.load(path / PROGRESS, weights_only=True)
-    assert Place(**progress.pop("progress")["place"]) == Place(3, 0, 24)
+    assert Position(**progress.pop("progress")["place"]) == Position(3, 0, 24)
     torch.save(progress, path / PROGRESS)
     write_file_list(path, describe_files([file for file in path.iterdir() if file.name != "files.json"]))
     keys = f"train.resume_from={path}", "train.allow_changed=[train]"
