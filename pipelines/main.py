@@ -9,7 +9,8 @@ from typing import Any
 from modules.config.base import EMBEDDED
 from modules.config.commands import MADE_BY_STAGE, MainConfig
 from modules.config.loader import load_config
-from modules.tracking.stage_run import connect, stage_run
+from modules.evaluation.logged_results import scores_of
+from modules.tracking.stage_run import connect, run_around
 
 from .cli.command_line import run_stage
 from .cli.summaries import show_whole_way
@@ -19,23 +20,22 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
 
-PLACES = ("path", "init_from", "model", "baseline")
-"""Keys that may name what an earlier stage made."""
+PLACES = ("path", "init_from", "model", "baseline")  # keys that may name what an earlier stage made
 
 
 def main(config: MainConfig) -> None:
     check_unused(config)
-    with stage_run("main", config):
-        made = {"prepare": str(prepare(config.prepare).folder), "start": EMBEDDED}
-        first = config.pretrain if config.from_scratch else config.finetune
-        first.dry_run |= config.dry_run
+    with run_around("main", config) as around:
+        made = {"prepare": str(prepare(config.prepare, recorded=not config.dry_run).folder), "start": EMBEDDED}
+        (config.pretrain if config.from_scratch else config.finetune).dry_run |= config.dry_run
         if config.from_scratch:
             made["start"] = str(pretrain(wire(config.pretrain, made)).model)
-        if config.from_scratch and config.dry_run:
-            return
+            if config.dry_run:
+                return
         finetuned = finetune(wire(config.finetune, made))
         if config.dry_run:
             return
+        around.run.log_metrics(finetuned.metrics or {})
         if not finetuned.model_uri:
             raise ValueError(
                 f"the model of run {finetuned.run_id} couldn't be sent to the tracking store, where evaluate and "
@@ -44,8 +44,10 @@ def main(config: MainConfig) -> None:
         made["finetune"] = finetuned.model_uri  # what MLflow holds already, so that register logs no second copy
         made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
         evaluated = evaluate(wire(config.evaluate, made))
+        around.run.log_metrics(scores_of(evaluated.evaluations["model"]))
         registered = register(wire(config.register, made))
         assert registered is not None
+        around.run.set_tags({"registered_version": f"{config.model_name} {registered.version}"})
         show_whole_way(config, connect(config.tracking), evaluated, registered)
 
 
@@ -53,10 +55,8 @@ def check_unused(config: MainConfig) -> None:
     """ValueError for what is said of a pretraining that there won't be."""
     usual = load_config("main")
     shared = {"seed": usual.pretrain.seed, "tracking": usual.pretrain.tracking, "model": usual.pretrain.model}
-    unused = {
-        "model": config.model != usual.model,
-        "pretrain": dataclasses.replace(config.pretrain, **shared) != usual.pretrain,
-    }
+    pretraining = dataclasses.replace(config.pretrain, **shared) != usual.pretrain
+    unused = {"model": config.model != usual.model, "pretrain": pretraining}
     for key in (key for key, given in unused.items() if given and not config.from_scratch):
         raise ValueError(
             f"{key}: what is given there is for a model that is pretrained first: give from_scratch=true with it; "
