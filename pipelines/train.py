@@ -20,7 +20,7 @@ from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.run_selection import given_run_id
 from modules.tracking.stage_run import checking, connect, connected, log_rows, open_runs
-from modules.tracking.summary.training_facts import log_changes, log_plan
+from modules.tracking.summary.training_facts import CostMeter, log_changes, log_plan
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.checkpoints import resume
@@ -157,10 +157,12 @@ def tracked_fit(
     """`fit`, with metrics, curve and samples in the run, also where it is broken off."""
     logger = RunLogger(run)
     samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
+    costs = CostMeter(run, config, training)
     try:
         return fit(stage, config, training, folder, logger, samples, start, spelled(stage, "output_dir"))
     finally:
         with suppress(OSError) if sys.exc_info()[0] else nullcontext():  # or a full disk would hide why
+            costs.log(folder / CHECKPOINTS / "last.ckpt", logger.history)
             run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
             if samples.table:
                 run.log_table({name: [row[name] for row in samples.table] for name in samples.table[0]}, "samples.json")

@@ -9,9 +9,10 @@ How it begins and ends in the store is in run_lifecycle.py, and what it records 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from .provenance import RESUMED, log_provenance
 from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
 from .run_selection import EXPERIMENT_ID, experiment_for, find_run, give_way, given_run_id, open_run, require_usable
 from .summary.run_names import run_name
+from .summary.run_notes import describe
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -137,7 +139,7 @@ def require_ready(stage: str, config: StageConfig, uri: str, continues: str | No
 @contextmanager
 def run_around(stage: str, config: StageConfig) -> Iterator[RunAround]:
     """For a command that has stages in it: its run begins with the first of theirs, so that a refusal leaves none."""
-    with checking(stage, config) as begin_run:
+    with checking(stage, copy.deepcopy(config)) as begin_run:  # as it is given: main fills in what its stages make
         around = RunAround(begin_run)
         enclosing.append(around)
         try:
@@ -158,7 +160,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
         continues: Id of a run to go on with instead of a new one, to which the one that `mlflow run` made gives way.
 
     Raises:
-        ValueError: As in `checking`.
+        ValueError: The store doesn't answer, or hasn't got the run that is to go on.
         SpoolInUseError: Another process writes to that run.
     """
     for around in list(enclosing):
@@ -171,7 +173,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
     parent = mlflow.active_run()
     around = open_runs[-1] if parent and open_runs else None
     if not parent:
-        require_ready(stage, config, uri, continues)
+        require_store(uri)
     root = around.root if around else folder_of_logs(config.tracking)
     run = start_or_continue(stage, config, root, parent, continues)
     open_runs.append(run)
@@ -181,6 +183,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        run.set_tags(describe(run, stage, config))
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
@@ -190,6 +193,8 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         open_runs.remove(run)
         if system_metrics:
             system_metrics.stop()
+        with suppress(OSError, ValueError):  # a log that can't be read any more, of which run.end tells
+            run.set_tags(describe(run, stage, config, reason))
         run.end(status, reason)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from modules.config.loader import load_config
 from pipelines.main import check_unused, main
+from tests.tracking.test_tracking import all_runs
 
 
 @pytest.mark.parametrize(
@@ -36,17 +37,22 @@ def test_what_is_said_of_a_pretraining_needs_one(argument: str, key: str | None)
 def test_the_same_model_is_fine_tuned_and_compared_with(
     arguments: list[str], start: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    score = SimpleNamespace(name="perplexity per char", value=2.5)
     made = {
         "prepare": SimpleNamespace(folder=Path("data")),
         "pretrain": SimpleNamespace(model=Path("pretrained")),
-        "finetune": SimpleNamespace(model_uri="models:/m-1"),
+        "finetune": SimpleNamespace(model_uri="models:/m-1", metrics={"val/loss": 1.5}),
+        "evaluate": SimpleNamespace(evaluations={"model": SimpleNamespace(metrics=[score])}),
+        "register": SimpleNamespace(version="7"),
     }
-    stages = {name: Mock(return_value=made.get(name)) for name in (*made, "evaluate", "register", "show_whole_way")}
+    stages = {name: Mock(return_value=made.get(name)) for name in (*made, "show_whole_way")}
     for name, stage in stages.items():
         monkeypatch.setattr(f"pipelines.main.{name}", stage)
-    stages["register"].return_value = "version"
     main(load_config("main", [*arguments, "tracking.log_system_metrics=false"]))
     (tuned,), (evaluated,) = stages["finetune"].call_args.args, stages["evaluate"].call_args.args
     assert tuned.train.init_from == start
     assert (evaluated.model, evaluated.baseline) == ("models:/m-1", start)
     assert stages["pretrain"].called == (start == "pretrained")
+    (run,) = all_runs()
+    assert run.data.metrics == {"val/loss": 1.5, "test/perplexity_per_char": 2.5}
+    assert run.data.tags["registered_version"] == "moyun 7"

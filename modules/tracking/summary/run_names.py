@@ -48,14 +48,27 @@ def run_name(stage: str, config: StageConfig, around: str | None = None) -> str:
 
 def parts(stage: str, config: StageConfig, around: str | None) -> Iterator[str]:
     """What differs from the files of conf/, the sections that are given by name first."""
+    names, given = what_differs(stage, config, of_main(stage) if around == "main" else usual_values(stage))
+    yield from names.values()
+    said = {key: value for key, value in given.items() if is_said(stage, key, value)}
+    for key in sorted(said, key=lambda key: key.rpartition(".")[2] not in PLAIN):
+        yield part_of(key, said[key])
+
+
+def given_keys(stage: str, config: StageConfig) -> dict[str, Any]:
+    """Key → value of a command that has this configuration."""
+    names, given = what_differs(stage, config, usual_values(stage))
+    return names | {key: value for key, value in given.items() if not key.endswith("task.name")}
+
+
+def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """(section → its name in conf/, key → value) beside what is usual."""
     values = dict(dotted_items(asdict(config))) | settled(config)
-    usual: Mapping[str, Any] = of_main(stage) if around == "main" else usual_values(stage)
+    names: dict[str, str] = {}
     for section in (key for key in keys(type(config)) if key.group):
         name, usual = explained(stage, section, values, usual)
-        yield from [name] if name else []
-    given = {key: value for key, value in differing(values, usual).items() if is_said(stage, key, value)}
-    for key in sorted(given, key=lambda key: key.rpartition(".")[2] not in PLAIN):
-        yield part_of(key, given[key])
+        names |= {section.name: name} if name else {}
+    return names, differing(values, usual)
 
 
 def settled(config: StageConfig) -> dict[str, str]:
