@@ -28,7 +28,16 @@ from .outbox.store import BRIEF, is_there
 from .outbox.store_check import require_store
 from .provenance import RESUMED, log_provenance
 from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
-from .run_selection import EXPERIMENT_ID, experiment_for, find_run, give_way, given_run_id, open_run, require_usable
+from .run_selection import (
+    EXPERIMENT_ID,
+    experiment_for,
+    find_run,
+    give_way,
+    given_run_id,
+    open_run,
+    remove_retired_runs,
+    require_usable,
+)
 from .summary.run_names import run_name
 from .summary.run_notes import describe
 from .system_metrics import SystemMetrics
@@ -239,6 +248,8 @@ def start_or_continue(
             mlflow.end_run(end_of(error)[0])
             raise
     mark_killed_runs(run.run, root)
+    if not parent:
+        remove_retired_runs(run.info.experiment_id)
     return run
 
 
