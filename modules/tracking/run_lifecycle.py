@@ -60,13 +60,15 @@ def deactivate(run_id: str) -> None:
 
 
 @contextmanager
-def inside(run: Run) -> Iterator[ActiveRun]:
-    """`run` is MLflow's active run within the block."""
-    active = activate(run)
+def outside_of_runs() -> Iterator[None]:
+    """MLflow has no active run within the block, in this thread."""
+    stack = fluent._active_run_stack.get()
+    active = list(stack)
+    stack.clear()
     try:
-        yield active
+        yield
     finally:
-        deactivate(run.info.run_id)
+        stack[:] = active
 
 
 def reopen_run(stage: str, run: Run) -> None:
