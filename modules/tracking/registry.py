@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from ..config.base import is_registered, model_folder
 from ..system.redaction import redact_text
-from .models.exported_model import holds, identity_of, log_model
+from .models.exported_model import description_of, holds, identity_of, log_model
 from .models.known_models import known_model, run_behind, weights_elsewhere
 from .outbox.logged_models import CHECKPOINT
 from .outbox.store import is_there, patient, why
@@ -60,7 +60,9 @@ def register_version(
     else:
         trained = run_behind(folder)
         uri = log_model(folder, trained.info.run_id if trained else run_id)
-    return str(mlflow.register_model(uri, name, tags=tags).version)
+    number = str(mlflow.register_model(uri, name, tags=tags).version)
+    MlflowClient().update_model_version(name, number, description_of(folder))
+    return number
 
 
 def complete_version(name: str, number: str, alias: str | None) -> None:

@@ -15,8 +15,10 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.tracking.fluent import get_active_model_id
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ...checkpoint.loading import open_tokenizer, verified_hash
+from ...checkpoint.model_folder import read_provenance
 from ...inference.signature import MODEL_CONFIG, SIGNATURE
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
@@ -73,6 +75,20 @@ def identity_of(folder: Path) -> dict[str, str]:
     return {WEIGHTS: verified_hash(folder), TOKENIZER: open_tokenizer(folder).fingerprint}
 
 
+def description_of(folder: Path) -> str:
+    """What a model folder's run.yaml tells of it, in Markdown; empty where there is none."""
+    facts = read_provenance(folder)
+    if not (stage := facts.get("stage")):
+        return ""
+    named = (facts.get(name) for name in ("parent", "rows", "sources", "metrics"))
+    parent, rows, sources, metrics = (found if isinstance(found, dict) else {} for found in named)  # a user may edit it
+    start = f"`{parent['init_from']}`" if parent.get("init_from") else "random weights"
+    lines = [f"Made by **{stage}** from {start}."]
+    lines += [f"- {split}: {count} rows of `{sources.get(split, '?')}`" for split, count in rows.items()]
+    lines += [f"- {name}: {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
 def holds(tags: Mapping[str, str], identity: Mapping[str, str]) -> bool:
     return all(tags.get(name) == value for name, value in identity.items())
 
@@ -83,11 +99,12 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
     MLflow gets no run to log it to, as it would link all metrics of step 0 to the model, the machine's among them.
     """
     requirements = (*SERVING_REQUIREMENTS, *(["jieba"] if load_tokenizer(folder).kind == "jieba_bpe" else []))
+    described = {MLFLOW_RUN_NOTE: text} if (text := description_of(folder)) else {}  # a model's is called the same
     model = MlflowClient().create_logged_model(
         run.info.experiment_id,
         name="model",
         source_run_id=run.info.run_id,
-        tags=tags,
+        tags=tags | described,
         params=run.data.params,
     )
     before = get_active_model_id()

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_RUN_NOTE
 
 CHECKPOINT, STEP = "checkpoint.path", "checkpoint.step"
 """Tags of a checkpoint's LoggedModel, which holds no weights: where they are, and which step it is of."""
@@ -59,11 +59,12 @@ def keep_checkpoints(client: MlflowClient, run_id: str, fields: Mapping[str, Any
 
 
 def new_checkpoint(client: MlflowClient, run: Run, step: int, path: str) -> LoggedModel:
+    note = f"The checkpoint of step {step}. Its weights aren't in the store; they are in `{path}`."
     return client.create_logged_model(
         run.info.experiment_id,
         name=f"checkpoint-{step}",
         source_run_id=run.info.run_id,
-        tags={CHECKPOINT: path, STEP: str(step), MLFLOW_MODEL_IS_EXTERNAL: "true"},
+        tags={CHECKPOINT: path, STEP: str(step), MLFLOW_MODEL_IS_EXTERNAL: "true", MLFLOW_RUN_NOTE: note},
         model_type="checkpoint",
     )
 
