@@ -15,12 +15,14 @@ from mlflow.entities.model_registry import ModelVersion
 
 from modules.checkpoint.loading import open_model
 from modules.checkpoint.model_folder import write_model
+from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import load_config
 from modules.data.arrow import fingerprint
 from modules.data.rows import load_rows
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import stage_run
+from pipelines.convert import convert
 from pipelines.evaluate import evaluate
 from pipelines.pretrain import pretrain
 from pipelines.register import RegisterResult, register
@@ -192,9 +194,13 @@ def test_a_checkpoints_uri_leads_to_its_folder(trained: Trained) -> None:
     folder = resolve_model(str(kept.model_uri))
     assert str(folder) == kept.tags["checkpoint.path"]
     assert resolve_model(f"runs:/{trained.run_id}/{kept.name}") == folder
-    _, version = registered(str(kept.model_uri), "from_checkpoint")  # with weights of its own in the store
+    done = evaluate(load_config("evaluate", [f"model={kept.model_uri}", *QUIET]))
+    assert used(done.run_id) == [kept.model_id]
+    with pytest.raises(CheckpointError, match=r"pipelines\.convert source=.*\.ckpt"):  # a version holds its weights
+        registered(str(kept.model_uri), "from_checkpoint")
+    converted = convert(load_config("convert", [f"source={folder}", "target=converted"])).target
+    _, version = registered(str(converted), "from_checkpoint")
     assert version.run_id == trained.run_id
-    assert resolve_model("models:/from_checkpoint/1").is_dir()
     client.set_logged_model_tags(kept.model_id, {"checkpoint.path": "/gone/step=1.ckpt"})
     with pytest.raises(ValueError, match=r"the checkpoint of step \d+ of run \w+, whose weights"):
         resolve_model(str(kept.model_uri))

@@ -86,9 +86,13 @@ def logged_model(client: MlflowClient, model_id: str) -> LoggedModel | None:
 
 def run_behind(folder: Path) -> Run | None:
     """The run of this store that made a model folder or checkpoint; None where it isn't known, or was deleted."""
-    manifest = read_run_manifest(folder.resolve().parent) if is_training_checkpoint(folder) else None
-    run_id = manifest.run_id if manifest else read_provenance(folder).get("run_id")
-    if not run_id:
+    facts = read_provenance(folder)
+    if is_training_checkpoint(folder):
+        manifest = read_run_manifest(folder.resolve().parent)
+        facts = {"run_id": manifest.run_id if manifest else None}
+    elif isinstance(source := facts.get("source"), dict) and is_training_checkpoint(Path(str(source.get("path")))):
+        return run_behind(Path(str(source["path"])))
+    if not (run_id := facts.get("run_id")):
         return None
     client = MlflowClient()
     try:
