@@ -14,6 +14,7 @@ from modules.evaluation.report.card import CARD, write_card
 from modules.evaluation.report.page import html
 from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
 from modules.inference.text_generator import TextGenerator, require_room
+from modules.tracking.models.known_models import log_used_model
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import checking, log_rows
 
@@ -53,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         run = begin_run()
         log_quarantine(run, quarantine)
         log_rows(run, rows.test, rows.place.name, "test")
+        models = {name: log_used_model(run, str(named[name]), folder) for name, folder in folders.items()}
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
@@ -64,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
             evaluations |= task.floors(tokenizers["model"])
-        log_results(run, evaluations, samples, task.copies)
+        log_results(run, evaluations, samples, task.copies, models)
         show_results(task, evaluations)
         with working_on("report"):
             report = evaluation_report(task, evaluations, samples, folders["model"], made_by(run))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modules.checkpoint.loading import open_model, open_tokenizer, require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
 from modules.evaluation.likelihood import Likelihoods, lost_of_rows, score_folder
 from modules.evaluation.logged_results import doubts
-from modules.evaluation.promotion import Promotion, decide
-from modules.evaluation.statistics import Metric
+from modules.evaluation.promotion import Promotion, promote
 from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
 from modules.evaluation.task_rows import GROUP, copies_in_training
-from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
+from modules.tracking.models.known_models import log_used_model
+from modules.tracking.registry import complete_version, register_version, resolve_model, version_of
 from modules.tracking.stage_run import checking, log_rows
 
 from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
@@ -25,7 +26,8 @@ from .cli.results import describe_test_rows
 @dataclass(frozen=True)
 class RegisterResult:
     run_id: str
-    version: str  # its number
+    version: str
+    """Number of the version that holds the model: a new one, or the one that held it before."""
     perplexity_per_char: float
     promotion: Promotion
     """Whether it carries the alias now, and why."""
@@ -50,30 +52,23 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         digest = log_rows(run, rows.test, rows.place.name, "test")
         score = scored("the new model", folder, rows, config)
         found = score.perplexity_per_char
-        promotion = promote(found, rows, config)
-        # models:/m-… is by a training run, and not a version that has a name already
-        model_uri = config.model if config.model.startswith("models:/m-") else log_model(folder)
+        before = version_of(config.model_name, config.model, folder)
+        promotion = promote(found, run, config, before, partial(scored, rows=rows, config=config))
         tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
-        number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
+        tags = {} if promotion.verdict == "held" else tags | {"promotion": promotion.reason}
+        number = register_version(config.model_name, config.model, folder, run.info.run_id, tags, before)
         complete_version(config.model_name, number, config.alias if promotion.promoted else None)
-        run.log_metrics({"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)})
+        scores = {"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)}
+        run.log_metrics(scores, model_id=log_used_model(run, config.model, folder), dataset="test")
         run.set_tags({"registered_version": number} | promotion.tags())
-        shown = {"version": f"{config.model_name} {number}", config.alias: promotion.reason}
-        show("registered", shown | describe_test_rows(rows, copies, score.lost))
+        shown = {"version": f"{config.model_name} {number}{', which has these weights already' if before else ''}"}
+        show("registered", shown | {config.alias: promotion.reason} | describe_test_rows(rows, copies, score.lost))
         return RegisterResult(run.info.run_id, number, found.value, promotion)
 
 
 def scored(name: str, folder: Path, rows: TaskRows, config: RegisterConfig) -> Likelihoods:
     with progress_of(name) as progress:
         return score_folder(folder, rows.test, config.max_batch_tokens, progress=progress)
-
-
-def promote(found: Metric, rows: TaskRows, config: RegisterConfig) -> Promotion:
-    """`decide`, against whoever holds the alias, scored now on the same rows."""
-    holder = version_with_alias(config.model_name, config.alias)
-    uri = f"models:/{config.model_name}@{config.alias}"
-    against = scored(uri, resolve_model(uri), rows, config).perplexity_per_char if holder else None
-    return decide(found, against, holder.version if holder else None, config.level)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from modules.training.callbacks import Samples
 from modules.training.checkpoints import resume
 from modules.training.checkpoints.outcome import final_weights, parent_of, require_finished, result_facts
 from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, write_run_manifest
+from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
@@ -114,7 +115,7 @@ def finish(
     weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
     run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
-    uri = run.log_model(model)
+    uri = run.log_model(model, read_progress(checkpoint)["global_step"])
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
     show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, len(open_runs) < 2, made)
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)

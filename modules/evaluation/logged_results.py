@@ -17,21 +17,27 @@ from .task_evaluation import Evaluation
 
 
 def log_results(
-    run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]], copies: int | None = None
+    run: TrackedRun,
+    evaluations: Mapping[str, Evaluation],
+    samples: list[dict[str, Any]],
+    copies: int | None = None,
+    models: Mapping[str, str | None] | None = None,
 ) -> None:
     """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows.
 
-    copies: how many of the test rows are training rows too, where it is known.
+    copies: how many of the test rows are training rows too, where it is known. models: who → id of the LoggedModel.
     """
     model = evaluations["model"]
     metrics: dict[str, float] = {"test/rows": len(model.metrics[0].statistics)}
     metrics |= {f"test/{name}": count for name, count in model.counts.items()}
     metrics |= doubts(model.lost, copies)
+    log_scores(run, metrics, (models or {}).get("model"))
     for who, found in evaluations.items():
+        metrics = {}
         for metric, (low, high) in zip(found.metrics, found.intervals, strict=True):
             name = metric_key(who, metric.name)
             metrics |= {name: metric.value, f"{name}_low": low, f"{name}_high": high}
-    run.log_metrics({name: value for name, value in metrics.items() if not math.isnan(value)})
+        log_scores(run, metrics, (models or {}).get(who))
     perplexities = {who: e["perplexity_per_char"].value for who, e in evaluations.items() if "perplexity_per_char" in e}
     if perplexities:
         run.log_figure(perplexity_bars(perplexities, "test rows"), "perplexity_per_char.png")
@@ -46,6 +52,11 @@ def scores_of(found: Evaluation) -> dict[str, float]:
     """The model's own scores, as log_results names them."""
     scores = {metric_key("model", metric.name): metric.value for metric in found.metrics}
     return {name: value for name, value in scores.items() if not math.isnan(value)}
+
+
+def log_scores(run: TrackedRun, metrics: Mapping[str, float], model_id: str | None) -> None:
+    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    run.log_metrics(known, model_id=model_id, dataset="test")
 
 
 def doubts(lost: LostText | None, copies: int | None) -> dict[str, float]:

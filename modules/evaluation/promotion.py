@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..config.evaluation import RegisterConfig
+from ..tracking.models.known_models import log_used_model
+from ..tracking.registry import resolve_model, version_with_alias
+from ..tracking.tracked_run import TrackedRun
+from .likelihood import Likelihoods
 from .statistics import Metric, PairedComparison, compare, rows_in_words
 
 FEW_ROWS = 100
@@ -15,10 +21,10 @@ FEW_ROWS = 100
 class Promotion:
     promoted: bool
     verdict: str
-    """first (nobody held the alias), better, worse or undecided."""
+    """first (nobody held the alias), held (by this model), better, worse or undecided."""
     reason: str
     comparison: PairedComparison | None = None
-    """None for the first."""
+    """None for the first, and for one that is held."""
 
     def metrics(self) -> dict[str, float]:
         if self.comparison is None:
@@ -28,6 +34,26 @@ class Promotion:
 
     def tags(self) -> dict[str, str]:
         return {"champion": str(self.promoted).lower(), "verdict": self.reason}
+
+
+def promote(
+    new: Metric, run: TrackedRun, config: RegisterConfig, before: str | None, score: Callable[[str, Path], Likelihoods]
+) -> Promotion:
+    """`decide`, against whoever holds the alias, scored now on the same rows by `score` (name, folder).
+
+    before: number of the version that has the new model already.
+    """
+    holder = version_with_alias(config.model_name, config.alias)
+    if holder is None:
+        return decide(new, None, None, config.level)
+    if str(holder.version) == before:
+        return Promotion(True, "held", f"stays with version {before}, which has these weights")
+    uri = f"models:/{config.model_name}@{config.alias}"
+    folder = resolve_model(uri)
+    held = score(uri, folder).perplexity_per_char
+    scores = {f"test/{config.alias}_perplexity_per_char": held.value}
+    run.log_metrics(scores, model_id=log_used_model(run, uri, folder), dataset="test")
+    return decide(new, held, str(holder.version), config.level)
 
 
 def decide(new: Metric, held: Metric | None, holder: str | None, level: float = 0.05) -> Promotion:

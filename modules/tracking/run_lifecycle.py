@@ -57,13 +57,15 @@ def deactivate(run_id: str) -> None:
 
 
 @contextmanager
-def inside(run: Run) -> Iterator[ActiveRun]:
-    """`run` is MLflow's active run within the block."""
-    active = activate(run)
+def outside_of_runs() -> Iterator[None]:
+    """MLflow has no active run within the block, in this thread."""
+    stack = fluent._active_run_stack.get()
+    active = list(stack)
+    stack.clear()
     try:
-        yield active
+        yield
     finally:
-        deactivate(run.info.run_id)
+        stack[:] = active
 
 
 def reopen_run(run: Run) -> None:
@@ -80,9 +82,11 @@ def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]])
 
 
 def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Metric → (step, value) of every step, as the store has them."""
+    """Metric → (step, value), the first value of each step: a second one is the saved model's (logged_models.py)."""
     client = MlflowClient()
-    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
+    found = {name: sorted(client.get_metric_history(run_id, name), key=lambda m: m.timestamp) for name in names}
+    first = {name: {m.step: m.value for m in reversed(values)} for name, values in found.items()}
+    return {name: list(reversed(values.items())) for name, values in first.items()}
 
 
 def end_of(error: BaseException) -> tuple[str, str]:

@@ -115,7 +115,7 @@ def retire_command_run(stage: str, run_id: str, status: str, reason: str) -> boo
 
 
 def remove_retired_runs(experiment_id: str) -> None:
-    """Deletes the runs that `mlflow run` made and no stage used, once it has ended; what the store says against it is no error."""
+    """Deletes the runs that `mlflow run` made and no stage used, once it has ended; the store's refusal is no error."""
     client = MlflowClient()
     try:
         for run in client.search_runs([DEFAULT_ID, experiment_id], f"tags.`{UNUSED}` = 'true'"):

@@ -152,6 +152,7 @@ class Checkpoints(pl.Callback):
             self.save(trainer, step)
             self.stop.message = self.where(step)
             self.prune(trainer, pl_module.validations)
+            self.tell(trainer)
         if pl_module.stop_agreed:
             self.stop.leave()
 
@@ -161,6 +162,7 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         self.prune(trainer, pl_module.validations)
+        self.tell(trainer)
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
         path = self.folder / f"step={step}.ckpt"
@@ -177,6 +179,11 @@ class Checkpoints(pl.Callback):
         wanted = {*by_loss(paths, validations)[: self.keep], max(paths, default=0)}
         for step in paths.keys() - wanted:
             remove_folder(paths[step])
+
+    def tell(self, trainer: pl.Trainer) -> None:
+        """Says to the loggers that other checkpoints are there than before."""
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]
 
     def best(self, validations: Mapping[int, Mapping[str, float]]) -> int:
         """The step of the checkpoint that validates best; of equals the later one."""

@@ -115,6 +115,7 @@ def best_checkpoint(
     """The last steps may not have been validated yet: do so, then take whichever weights validate best."""
     if trainer.global_step not in module.validations:
         trainer.validate(module, data, verbose=False)
+    checkpoints.tell(trainer)  # also where a run goes on that had no more step to take
     if not trainer.is_global_zero:
         return checkpoints.folder, {}
     step = checkpoints.best(module.validations)

@@ -9,7 +9,7 @@ import pytest
 
 from modules.config.loader import load_config
 from modules.system.checksums import sha256_of
-from modules.tracking.registry import log_model
+from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate

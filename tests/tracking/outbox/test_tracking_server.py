@@ -130,14 +130,17 @@ def test_the_model_comes_back_from_the_server_and_can_be_champion(trained: Train
     assert trained.model is not None
     assert trained.model_uri is not None
     run = MlflowClient(server).get_run(trained.run_id)
-    assert [f"models:/{output.model_id}" for output in run.outputs.model_outputs] == [trained.model_uri]
+    steps = {f"models:/{output.model_id}": output.step for output in run.outputs.model_outputs}
+    assert steps[trained.model_uri] == 3
+    assert set(steps.values()) == {3}
     assert version_with_alias("small", "champion") is None
-    number = register_version(trained.model_uri, "small", trained.model, {"test_rows": "7"})
+    number = register_version("small", str(trained.model), trained.model, trained.run_id, {"test_rows": "7"})
     assert version_with_alias("small", "champion") is None
     complete_version("small", number, "champion")
     version = version_with_alias("small", "champion")
     assert version is not None
     assert (str(version.version), version.tags["test_rows"]) == (number, "7")
+    assert (version.source, version.run_id) == (trained.model_uri, trained.run_id)
     for uri in (trained.model_uri, "models:/small@champion", f"models:/small/{number}"):
         folder = resolve_model(uri)
         assert sha256_of(folder / "model.safetensors") == sha256_of(trained.model / "model.safetensors")
