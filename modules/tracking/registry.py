@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +21,10 @@ from ..system.redaction import redact_text
 from ..tokenizer.tokenizer import load_tokenizer
 from .outbox.store import is_there, patient, why
 from .outbox.store_check import require_store
+from .reuse.imported_code import MODULES, code_behind
 from .run_lifecycle import inside
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
-MODULES = Path(__file__).parents[1]
 PYFUNC = MODULES / "inference" / "pyfunc.py"
 SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "pyyaml", "numpy", "pandas")
 """What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
@@ -86,29 +84,6 @@ def serving_code(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     return folder / MODULES.name
-
-
-def code_behind(file: Path) -> set[Path]:
-    """The files of moyun that a file's import statements reach, itself and its packages' __init__.py included."""
-    found: set[Path] = set()
-    waiting = [file]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += imported_files(file)
-            waiting += [folder / "__init__.py" for folder in file.parents if folder.is_relative_to(MODULES)]
-    return found
-
-
-def imported_files(file: Path) -> Iterator[Path]:
-    """The files of moyun named by `from … import …` in a file; imports for type checkers alone count too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("modules.")):
-            base = file.parents[node.level - 1] if node.level else MODULES.parent
-            place = base.joinpath(*(node.module or "").split("."))
-            for path in (place, *(place / alias.name for alias in node.names)):
-                yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
 
 
 def register_version(model_uri: str, name: str, folder: Path, tags: dict[str, str]) -> str:
