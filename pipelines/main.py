@@ -12,15 +12,13 @@ from modules.config.loader import load_config
 from modules.tracking.stage_run import connect, connected, stage_run
 
 from .cli.command_line import run_stage
-from .cli.once import Facts, Once
+from .cli.once import Once, require_sent
 from .cli.summaries import show_whole_way
 from .evaluate import evaluate
 from .finetune import finetune
 from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
-
-Stage = Callable[[Any], Any]
 
 
 def main(config: MainConfig) -> dict[str, Any] | None:
@@ -58,14 +56,6 @@ def stages(config: MainConfig, once: Once) -> dict[str, Any]:
             made["finetune"] = facts["model_uri"]  # what MLflow holds already, so that register logs no second copy
             made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
     return found
-
-
-def require_sent(facts: Facts) -> None:
-    if not facts["model_uri"]:
-        raise ValueError(
-            f"the model of run {facts['run_id']} couldn't be sent to the tracking store, where evaluate and register "
-            f"look for it: `python -m pipelines.sync` sends it; it stands in {facts['folder']} until then"
-        )
 
 
 def check_unused(config: MainConfig) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow import MlflowClient
@@ -11,8 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from modules.config.base import StageConfig
 from modules.evaluation.logged_results import metric_key
-from modules.tracking.registry import resolve_model
-from modules.tracking.reuse.contents import checksums, content_digest
+from modules.tracking.reuse.contents import checksums, content_digest, content_of
 from modules.tracking.reuse.soundness import artifact_sizes, holder_of
 from modules.tracking.reuse.stage_cache import (
     KEY,
@@ -45,22 +45,25 @@ class Once:
     """main's; None in a dry run."""
     forced: frozenset[str]
     """Stages that are done in any case."""
+    known: dict[str, str] = field(default_factory=dict)
+    """Model in the store → digest of its content."""
 
     def __call__(self, stage: str, config: Any, function: Callable[[Any], Any]) -> Facts | None:
         """What the stage made; None where a dry run only says what would be done."""
-        key, why = stage_key(stage, config)
+        key, why = stage_key(stage, config, self.known)
         with one_at_a_time(stage, key if self.run else None):
             found = find(stage, key) if key else Found()
-            forced = stage in self.forced
-            if found.facts and not forced:
-                return self.reused(stage, config, found.facts)
-            if not self.run:
+            if found.facts and stage not in self.forced:
+                facts = self.reused(stage, config, found.facts)
+            elif self.run:
+                facts = self.done(stage, config, function, key, found)
+            else:
                 return self.planned(stage, config, function, found.wrong)
-            if aside := make_room(stage, config, found, forced):
-                say(f"{stage}: what was there lies in {aside} now")
-            if found.wrong:
-                say(f"{stage}: done anew, as {found.wrong}")
-            return self.done(stage, config, function, key, why, forced)
+        if key is None:
+            say(f"{stage}: is done each time, as {why}")
+        if uri := facts.get("model_uri"):
+            self.known[uri] = content_digest(facts["files"])
+        return facts
 
     def reused(self, stage: str, config: StageConfig, facts: Facts) -> Facts:
         """Says so, and links to the run that did it."""
@@ -86,16 +89,29 @@ class Once:
             say(f"{stage}: would be done")
         return None
 
-    def done(
-        self, stage: str, config: Any, function: Callable[[Any], Any], key: str | None, why: str, forced: bool
-    ) -> Facts:
+    def done(self, stage: str, config: Any, function: Callable[[Any], Any], key: str | None, found: Found) -> Facts:
         assert self.run
+        if found.wrong:
+            say(f"{stage}: done anew, as {found.wrong}")
+        if aside := make_room(stage, config, found, stage in self.forced):
+            say(f"{stage}: what was there lies in {aside} now")
         if key and stage in TRAININGS:  # what is broken off from here on is found by it
-            if not config.output_dir and not forced and (folder := interrupted(stage, key)):
+            if not config.output_dir and stage not in self.forced and (folder := interrupted(stage, key)):
                 config.output_dir = str(folder)
             self.run().set_tags({KEY + stage: key})
         facts = FACTS[stage](function(config), config)
+        if stage == "register":
+            facts["content"] = self.known.get(config.model) or content_of(config.model)
         return keep(self.run(), stage, key if facts.pop("whole", True) else None, facts)
+
+
+def require_sent(facts: Facts) -> None:
+    """ValueError for a training whose model the store hasn't got."""
+    if not facts["model_uri"]:
+        raise ValueError(
+            f"the model of run {facts['run_id']} couldn't be sent to the tracking store, where evaluate and register "
+            f"look for it: `python -m pipelines.sync` sends it; it stands in {facts['folder']} until then"
+        )
 
 
 def of_prepare(result: Any, _: Any) -> Facts:
@@ -115,9 +131,10 @@ def of_evaluation(result: Any, _: Any) -> Facts:
         artifacts = artifact_sizes(result.run_id)
     except MlflowException:  # the store is away
         artifacts = {}
+    metrics = {metric_key("model", metric.name): metric.value for metric in found["model"].metrics}
     return {
         "run_id": result.run_id,
-        "metrics": {metric_key("model", metric.name): metric.value for metric in found["model"].metrics},
+        "metrics": {name: value for name, value in metrics.items() if not math.isnan(value)},
         "scores": {who: metric.value for who, metric in perplexities.items()},
         "rows": len(found["model"].metrics[0].statistics),
         "samples": result.samples[:3],
@@ -127,14 +144,12 @@ def of_evaluation(result: Any, _: Any) -> Facts:
 
 
 def of_registration(result: Any, config: Any) -> Facts:
-    folder = resolve_model(f"models:/{config.model_name}/{result.version}")
     return {
         "run_id": result.run_id,
         "model_name": config.model_name,
         "version": result.version,
         "alias": config.alias,
         "holder": holder_of(config.model_name, config.alias),
-        "content": content_digest(checksums(folder)),
         "reason": result.promotion.reason,
     }
 

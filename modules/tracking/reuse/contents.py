@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from ...config.base import is_registered, model_folder
@@ -18,10 +19,33 @@ DESCRIPTIONS = ("run.yaml", "manifest.json", "README.md", "golden.safetensors")
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Path below the folder → SHA-256, of each file that isn't hidden."""
-    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    shown = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
-    return {name.as_posix(): sha256_of(path) for name, path in shown.items()}
+    """Path below the folder → SHA-256, of each file that isn't hidden, also behind links."""
+    return {path.relative_to(folder).as_posix(): hash_of(path) for path in sorted(files_below(folder, set()))}
+
+
+def files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """seen: folders that were gone through already: links may lead in a circle."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from files_below(path, seen)
+        elif path.is_file():
+            yield path
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, which is read once as long as it isn't touched: several stages read the same model."""
+    facts = path.stat()
+    return hash_as_found(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+@cache
+def hash_as_found(path: Path, *_: int) -> str:
+    return sha256_of(path)
 
 
 def content_digest(files: Mapping[str, str]) -> str:
@@ -41,7 +65,7 @@ def content_of(place: str, is_model: bool = False) -> str | None:
     if path.is_dir():
         return content_digest(checksums(path))
     files = [path] if path.is_file() else several(place)
-    return content_digest({str(number): sha256_of(file) for number, file in enumerate(files)}) if files else None
+    return content_digest({str(number): hash_of(file) for number, file in enumerate(files)}) if files else None
 
 
 def damage_of(folder: Path, files: Mapping[str, str]) -> str | None:

@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import is_local_uri
 
 from ..outbox.store import why
-from ..registry import COMPLETE, resolve_model, version_with_alias
-from .contents import checksums, content_digest, content_of, damage_of
+from ..registry import COMPLETE, version_with_alias
+from .contents import content_digest, content_of, damage_of
 
 Facts = Mapping[str, Any]
 """What a stage made, as main's run keeps it (see stage_cache.py)."""
@@ -81,10 +81,9 @@ def wrong_version(facts: Facts) -> str | None:
     if version.tags.get(COMPLETE) != "true":
         return f"version {number} isn't complete"
     uri = f"models:/{name}/{number}"
-    if is_local_uri(MlflowClient().get_model_version_download_uri(name, number)):
-        folder = resolve_model(uri)
-        if content_digest(checksums(folder)) != facts["content"]:
-            return f"version {number} has other content in the store"
+    local = is_local_uri(MlflowClient().get_model_version_download_uri(name, number))
+    if local and content_of(uri) != facts["content"]:
+        return f"version {number} has other content in the store"
     if (holder := holder_of(name, alias)) != facts["holder"]:
         return f"{alias} was with version {facts['holder']}, and is with {holder}"
     return None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -25,8 +26,11 @@ NAMED_SOURCES = ("full", *TASK_DATA)
 """Of prepare: packages, which the code names by their digests."""
 
 
-def stage_key(stage: str, config: StageConfig) -> tuple[str | None, str]:
-    """(the key, "") of a stage; (None, why) where a second time may come out otherwise, and so has to be done."""
+def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tuple[str | None, str]:
+    """(the key, "") of a stage; (None, why) where a second time may come out otherwise, and so has to be done.
+
+    known: Place → digest of what is there, of what needn't be looked for.
+    """
     values = asdict(config)
     train = values.get("train", {})
     if train.get("allow_changed") or train.get("resume_from") not in (None, "auto"):
@@ -42,7 +46,7 @@ def stage_key(stage: str, config: StageConfig) -> tuple[str | None, str]:
             continue
         if key in paths and not (key == "source" and value in NAMED_SOURCES):
             place = str(SAMPLE) if key == "source" and value == "sample" else value
-            value = content_of(place, paths[key])
+            value = known.get(place) or content_of(place, paths[key])
             if value is None:
                 return None, f"{key}={place} isn't on this machine, and may be otherwise by now"
         counted[key] = value
