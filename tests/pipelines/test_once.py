@@ -14,6 +14,7 @@ from mlflow.entities import Run, ViewType
 
 from modules.config.commands import STAGES_OF_MAIN
 from modules.config.loader import load_config
+from modules.tracking.registry import resolve_model
 from modules.tracking.reuse.stage_cache import REUSED_FROM
 from pipelines.main import main
 from tests.helpers.models import ROOT
@@ -104,18 +105,11 @@ def test_the_same_again_does_nothing_and_shows_the_same(place: Path, capsys: pyt
         ("register.level=0.01", ["register"]),
         ("finetune.trainer.progress_bar=false", []),
         ("tracking.flush_timeout=50", []),
-        ("force=[evaluate]", ["evaluate"]),
-        ("force=prepare", ["prepare"]),
     ],
 )
 def test_only_what_has_to_be_is_done_anew(place: Path, argument: str, stages: list[str]) -> None:
-    # Under a name of its own, so that the other tests' champion stays.
-    named = [] if stages in ([], ["evaluate"], ["prepare"]) else [f"model_name={argument.partition('=')[0]}"]
-    assert done_by(argument, *named) == stages
-
-
-def test_all_is_done_anew_where_that_is_asked_for(place: Path) -> None:
-    assert done_by("force=true", "model_name=forced") == list(STAGES_OF_MAIN)
+    name = argument.partition("=")[0] if "register" in stages else "moyun"  # the others' champion stays
+    assert done_by(argument, f"model_name={name}") == stages
 
 
 def flip(path: Path) -> None:
@@ -128,60 +122,75 @@ def model_of(stage: str) -> Path:
     return Path("outputs") / f"{stage}-{original(stage).info.run_id}" / "model"
 
 
-def stored_model() -> Path:
-    return resolve("moyun", "1")
-
-
-def resolve(name: str, number: str) -> Path:
-    from modules.tracking.registry import resolve_model
-
-    return resolve_model(f"models:/{name}/{number}")
-
-
 def artifact(stage: str, name: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(f"runs:/{original(stage).info.run_id}/{name}"))
 
 
-DAMAGES: dict[str, tuple[Callable[[], object], list[str], str]] = {
-    "a data file changed": (lambda: flip(Path("prepared/train.jsonl.gz")), ["prepare"], "has other content"),
-    "a data file gone": (lambda: Path("prepared/test.jsonl.gz").unlink(), ["prepare"], "is gone"),
-    "the data folder gone": (lambda: shutil.rmtree("prepared"), ["prepare"], "prepared is gone"),
-    "weights changed": (lambda: flip(model_of("pretrain") / "model.safetensors"), ["pretrain"], "has other content"),
-    "a tokenizer gone": (lambda: (model_of("finetune") / "tokenizer.json").unlink(), ["finetune"], "is gone"),
-    "outputs gone": (lambda: shutil.rmtree("outputs"), ["pretrain", "finetune"], "is gone"),
-    "a run deleted": (
-        lambda: MlflowClient().delete_run(original("finetune").info.run_id), ["finetune"], "was deleted",
+def change_stored_models() -> None:
+    """Of the newest fine-tuning, and of the newest version."""
+    client = MlflowClient()
+    tuned = original("finetune").info
+    (logged,) = client.search_logged_models([tuned.experiment_id], f"source_run_id = '{tuned.run_id}'")
+    versions = client.search_model_versions("name = 'moyun'")
+    number = max(int(version.version) for version in versions)
+    for folder in {resolve_model(logged.model_uri), resolve_model(f"models:/moyun/{number}")}:
+        flip(folder / "model.safetensors")
+
+
+DAMAGES: dict[str, tuple[list[Callable[[], object]], dict[str, str]]] = {
+    "something of each": (
+        [
+            lambda: flip(Path("prepared/train.jsonl.gz")),
+            lambda: (model_of("finetune") / "tokenizer.json").unlink(),
+            lambda: artifact("evaluate", "report.html").unlink(),
+            lambda: MlflowClient().delete_registered_model_alias("moyun", "champion"),
+        ],
+        {
+            "prepare": "prepared/train.jsonl.gz has other content",
+            "finetune": "tokenizer.json is gone",
+            "evaluate": "its artifact report.html is gone",
+            "register": "champion was with version 1, and is with None",
+        },
     ),
-    "the report gone": (lambda: artifact("evaluate", "report.html").unlink(), ["evaluate"], "report.html is gone"),
-    "a table cut": (
-        lambda: artifact("evaluate", "samples.json").write_text("{"), ["evaluate"], "samples.json has another length",
+    "files": (
+        [
+            lambda: Path("prepared/test.jsonl.gz").unlink(),
+            lambda: flip(model_of("pretrain") / "model.safetensors"),
+            lambda: artifact("evaluate", "samples.json").write_text("{"),
+        ],
+        {
+            "prepare": "prepared/test.jsonl.gz is gone",
+            "pretrain": "model.safetensors has other content",
+            "evaluate": "its artifact samples.json has another length",
+        },
     ),
-    "the alias gone": (
-        lambda: MlflowClient().delete_registered_model_alias("moyun", "champion"), ["register"], "and is with None",
+    "folders": (
+        [lambda: shutil.rmtree("prepared"), lambda: shutil.rmtree("outputs")],
+        {"prepare": "prepared is gone", "pretrain": "model is gone", "finetune": "model is gone"},
     ),
-    "the stored model changed": (
-        lambda: flip(stored_model() / "model.safetensors"), ["finetune", "register"], "other content in the store",
+    "a run": ([lambda: MlflowClient().delete_run(original("finetune").info.run_id)], {"finetune": "was deleted"}),
+    "models in the store": (
+        [change_stored_models],
+        {"finetune": "has other content in the store", "register": "has other content in the store"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_made_anew_and_said_why(
     place: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harm, stages, reason = DAMAGES[damage]
-    done_by()
-    harm()
+    harms, reasons = DAMAGES[damage]
+    for harm in harms:
+        harm()
     capsys.readouterr()
-    assert done_by() == stages
-    said = capsys.readouterr().out
-    assert f"{stages[0]}: done anew, as " in said
-    assert reason in said
-    assert done_by() == []
+    assert done_by() == list(reasons)
+    said = capsys.readouterr().out.splitlines()
+    for stage, reason in reasons.items():
+        assert any(line.startswith(f"{stage}: done anew, as ") and line.endswith(reason) for line in said), stage
 
 
 def test_a_damaged_data_folder_is_kept_under_another_name(place: Path) -> None:
-    done_by()
     Path("prepared/train.jsonl.gz").write_text("what somebody wrote into it")
     done_by()
     kept = {path.read_bytes() for path in place.glob("damaged.prepared*/train.jsonl.gz")}
@@ -202,7 +211,6 @@ def test_a_training_that_was_broken_off_goes_on(place: Path, monkeypatch: pytest
 
 
 def test_a_dry_run_says_what_would_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done_by()
     count = len(runs(view=ViewType.ALL))
     capsys.readouterr()
     main(load_config("main", [*ARGUMENTS, "dry_run=true"]))
@@ -213,6 +221,17 @@ def test_a_dry_run_says_what_would_be_used_again(place: Path, capsys: pytest.Cap
     assert len(runs(view=ViewType.ALL)) == count
     main(load_config("main", [*ARGUMENTS, "dry_run=true", "evaluate.generation.seed=99"]))
     assert "evaluate: would be done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("force", "stages"), [("evaluate", ["evaluate"]), ("[prepare,register]", ["prepare", "register"])]
+)
+def test_what_is_named_is_done_anew(place: Path, force: str, stages: list[str]) -> None:
+    assert done_by(f"force={force}") == stages
+
+
+def test_all_is_done_anew_where_that_is_asked_for(place: Path) -> None:
+    assert done_by("force=true", "model_name=forced") == list(STAGES_OF_MAIN)
 
 
 @pytest.mark.parametrize("given", ["nothing", "[finetune,evalute]"])
