@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from .base import MISSING, PATH, CommandConfig, StageConfig, too_small
 from .data import PrepareConfig
@@ -71,11 +72,24 @@ class MainConfig(StageConfig):
     """Size to pretrain, with from_scratch."""
     model_name: str = "moyun"
     """Name in the registry."""
+    force: Any = field(default_factory=list)
+    """Stages to do anew that a run has done before ([finetune, evaluate]; true: all). Without it what was made of the
+    same configuration, rows, weights and code is used again, if it is still there and whole."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     pretrain: TrainingConfig = field(default_factory=TrainingConfig)
     finetune: TrainingConfig = field(default_factory=TrainingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+
+    @property
+    def forced(self) -> frozenset[str]:
+        """The stages that `force` names."""
+        given = self.force
+        if isinstance(given, str):
+            given = {"true": True, "false": []}.get(given.strip().lower(), given)
+        if isinstance(given, str):  # as the command line has it: [finetune,evaluate], or one alone
+            given = [name.strip().strip("'\"") for name in given.strip("[]").split(",") if name.strip()]
+        return frozenset(STAGES_OF_MAIN if given is True else given or ())
 
     @property
     def outputs(self) -> list[str]:
@@ -92,7 +106,10 @@ class MainConfig(StageConfig):
             yield "finetune.train.init_from must name a model; from_scratch=true makes one"
         if self.from_scratch and length > (limit := self.model.max_position_embeddings):
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
-        for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
+        unknown = sorted(str(name) for name in self.forced if name not in STAGES_OF_MAIN)
+        if unknown:
+            yield f"force={','.join(unknown)}: must be true, or some of [{', '.join(STAGES_OF_MAIN)}]"
+        for name in STAGES_OF_MAIN:
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
         for name in ("pretrain", "finetune"):
@@ -119,11 +136,27 @@ STAGES: dict[str, type[CommandConfig]] = {
     "sync": SyncConfig,
 }
 
+STAGES_OF_MAIN = ("prepare", "pretrain", "finetune", "evaluate", "register")
+
 PLACES = (
     "pretrain.data.path", "finetune.data.path", "finetune.train.init_from", "evaluate.model", "evaluate.baseline",
     "evaluate.data.path", "register.model", "register.data.path",
 )  # fmt: skip
 """Keys of main that may name what a stage before made."""
 
+WIRED = {place.rpartition(".")[2] for place in PLACES}
+
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""
+
+
+def wire(config: Any, made: dict[str, str]) -> Any:
+    """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            wire(value, made)
+        elif entry.name in WIRED and value and (match := MADE_BY_STAGE.fullmatch(value)):
+            inside = Path(made[match[1]], match[2])
+            setattr(config, entry.name, str(inside) if match[2] and inside.exists() else made[match[1]])
+    return config

@@ -19,8 +19,7 @@ from .printing import console, show
 
 if TYPE_CHECKING:
     from ..convert import ConvertResult
-    from ..evaluate import EvaluateResult
-    from ..register import RegisterResult
+    from .once import Facts
 
 NEXT = {
     "moyun": 'python -m pipelines.generate model={target} "白日依山尽，"',
@@ -101,14 +100,14 @@ def conversion(
     return lines
 
 
-def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, registered: RegisterResult) -> None:
+def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: Facts) -> None:
     """At the end of `main`: scores, texts, the version, and the commands to try. uri: of the tracking store."""
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
-    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
-    floor = {name: found[name].value for name in NAMES if name in found}
-    rows, after = len(found["model"].statistics), found["model"].value
+    found = evaluated["scores"]
+    floor = {name: found[name] for name in NAMES if name in found}
+    rows, after = evaluated["rows"], found["model"]
     numbers = {
-        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
+        **{names[name]: f"{found[name]:.1f}" for name in names if name in found},
         **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
     }
     show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
@@ -119,9 +118,9 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, regi
             f"  The model is {side} the best floor, the {best}: it predicts these rows "
             f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
         )
-    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
+    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated["samples"]})
     name, alias = config.model_name, config.register.alias
-    show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.promotion.reason}"})
+    show("Registered", {f"{name} version {registered['version']}": f"{alias} {registered['reason']}"})
     uri = redact_text(uri)
     console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
     console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +22,9 @@ from ...inference.signature import MODEL_CONFIG, SIGNATURE
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
 from ..outbox.store import patient
+from ..reuse.imported_code import MODULES, code_behind
 from ..run_lifecycle import outside_of_runs
 
-MODULES = Path(__file__).parents[2]
 PYFUNC = MODULES / "inference" / "pyfunc.py"
 SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "pyyaml", "numpy", "pandas")
 """What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
@@ -132,26 +131,3 @@ def serving_code(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     return folder / MODULES.name
-
-
-def code_behind(file: Path) -> set[Path]:
-    """The files of moyun that a file's import statements reach, itself and its packages' __init__.py included."""
-    found: set[Path] = set()
-    waiting = [file]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += imported_files(file)
-            waiting += [folder / "__init__.py" for folder in file.parents if folder.is_relative_to(MODULES)]
-    return found
-
-
-def imported_files(file: Path) -> Iterator[Path]:
-    """The files of moyun named by `from … import …` in a file; imports for type checkers alone count too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("modules.")):
-            base = file.parents[node.level - 1] if node.level else MODULES.parent
-            place = base.joinpath(*(node.module or "").split("."))
-            for path in (place, *(place / alias.name for alias in node.names)):
-                yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())

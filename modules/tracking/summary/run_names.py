@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...config.base import MISSING, StageConfig
+from ...config.effects.key_effects import Effect, effect_of
 from ...config.loader import dotted_items, stage_defaults
 from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
 from ...config.training import TrainerConfig
 from ...system.bounded_read import read_plain_yaml
-from ...training.checkpoints.run_manifest import IGNORED_KEYS
 from ...training.precision import settle_precision
-from ..run_comparison import NO_MATTER, TRAINING
 
 LONGEST = 60
 
@@ -30,8 +29,8 @@ SHORT = {
 PLAIN = ("model", "path", "test_path", "source", "model_name", "name")
 """Keys whose values say by themselves what they are."""
 
-NOT_SAID = (*NO_MATTER, "columns", "data.columns", "data.cache_dir", "archive", "card", "max_batch_tokens", "tracking")
-"""Beginnings of keys that a name leaves out, beside those that training ignores when it goes on."""
+NOT_SAID = ("columns", "archive")
+"""Last parts of keys that a name leaves out, beside those that change no result."""
 
 
 def run_name(stage: str, config: StageConfig, around: str | None = None) -> str:
@@ -50,7 +49,7 @@ def parts(stage: str, config: StageConfig, around: str | None) -> Iterator[str]:
     """What differs from the files of conf/, the sections that are given by name first."""
     names, given = what_differs(stage, config, of_main(stage) if around == "main" else usual_values(stage))
     yield from names.values()
-    said = {key: value for key, value in given.items() if is_said(stage, key, value)}
+    said = {key: value for key, value in given.items() if is_said(config, key, value)}
     for key in sorted(said, key=lambda key: key.rpartition(".")[2] not in PLAIN):
         yield part_of(key, said[key])
 
@@ -123,12 +122,9 @@ def name_of_place(text: str) -> str:
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{24}", r"\1", last.partition(".")[0] if path.suffix else last)
 
 
-def is_said(stage: str, key: str, value: Any) -> bool:
-    local = key.partition(".")[2] if stage == "main" and key.startswith(TRAINING) else key
-    ignored = IGNORED_KEYS if stage in TRAINING or local != key else ()
-    return not (
-        key.startswith(NOT_SAID)
-        or local.startswith((*NOT_SAID, *ignored))
+def is_said(config: StageConfig, key: str, value: Any) -> bool:
+    return effect_of(type(config))(key) in (Effect.RESULT, Effect.CONTENT) and not (
+        any(part in NOT_SAID for part in key.split("."))
         or isinstance(value, list | dict)
         or len(str(value).splitlines()) > 1
         or value == MISSING
