@@ -13,7 +13,7 @@ from modules.tracking.stage_run import connect, stage_run
 
 from .cli.command_line import run_stage
 from .cli.summaries import show_whole_way
-from .evaluate import evaluate
+from .evaluate import EvaluateResult, evaluate
 from .finetune import finetune
 from .prepare import prepare
 from .pretrain import pretrain
@@ -23,7 +23,8 @@ PLACES = ("path", "init_from", "model", "baseline")
 """Keys that may name what an earlier stage made."""
 
 
-def main(config: MainConfig) -> None:
+def main(config: MainConfig) -> EvaluateResult | None:
+    """What was evaluated; None after a dry run."""
     check_unused(config)
     with stage_run("main", config):
         made = {"prepare": str(prepare(config.prepare).folder), "start": EMBEDDED}
@@ -32,10 +33,10 @@ def main(config: MainConfig) -> None:
         if config.from_scratch:
             made["start"] = str(pretrain(wire(config.pretrain, made)).model)
         if config.from_scratch and config.dry_run:
-            return
+            return None
         finetuned = finetune(wire(config.finetune, made))
         if config.dry_run:
-            return
+            return None
         if not finetuned.model_uri:
             raise ValueError(
                 f"the model of run {finetuned.run_id} couldn't be sent to the tracking store, where evaluate and "
@@ -47,6 +48,7 @@ def main(config: MainConfig) -> None:
         registered = register(wire(config.register, made))
         assert registered is not None
         show_whole_way(config, connect(config.tracking), evaluated, registered)
+        return evaluated
 
 
 def check_unused(config: MainConfig) -> None:
