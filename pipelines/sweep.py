@@ -15,7 +15,7 @@ from modules.tracking.stage_run import connected, stage_run
 from .cli.command_line import run_stage
 from .cli.printing import show
 from .cli.sweep_results import show_sweep, show_trial, sweep_plan
-from .cli.sweep_stages import try_out
+from .cli.sweep_stages import settle_formats, try_out
 
 
 def sweep(config: SweepConfig) -> SweepResult | None:
@@ -25,7 +25,8 @@ def sweep(config: SweepConfig) -> SweepResult | None:
     places = environments(config.workers)
     show("sweep: what will be done", sweep_plan(config, dimensions))
     if config.dry_run:
-        return try_out(config, samples)
+        try_out(config, samples)
+        return None
     with claimed_sweep(config) as folder, connected(config.tracking):
         if not (folder / JOURNAL).exists():
             try_out(config, samples)
@@ -35,6 +36,7 @@ def sweep(config: SweepConfig) -> SweepResult | None:
         try:
             with stage_run("sweep", config, study.notes.get("run_id")) as run, Workers(folder, places) as workers:
                 study.note("run_id", run.info.run_id)
+                settle_formats(study, samples[0])
                 trials = Trials(run, study, folder, show_trial(study))
                 trials.search(workers)
                 trials.confirm(workers)

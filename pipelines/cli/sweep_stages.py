@@ -13,6 +13,8 @@ from typing import Any
 from modules.config.loader import load_config
 from modules.config.sweeps.command import SweepConfig
 from modules.config.sweeps.space import Values, arguments_of
+from modules.evaluation.sweeps.study import PRECISION, Study
+from modules.training.precision import settle_precision
 
 PLANNED_BY = ("batch_size", "batch_tokens", "micro_batch_tokens", "init_from", "max_steps", "max_epochs")
 """Keys of the section train that a dry run depends on; the others it only repeats."""
@@ -45,3 +47,17 @@ def try_out(config: SweepConfig, samples: list[Values]) -> None:
 def is_planned_by(key: str) -> bool:
     section, _, name = key.rpartition(".")
     return section != "train" or name in PLANNED_BY
+
+
+def settle_formats(study: Study, values: Values) -> None:
+    """The number format is measured once for all trials, also those after a kill: each by itself might find another."""
+    if PRECISION in study.notes:
+        return
+    found = load_config(study.config.stage, arguments_of(study.config, values))
+    stages = {"finetune.": found.finetune, "pretrain.": found.pretrain} if study.config.stage == "main" else {"": found}
+    formats = {}
+    for prefix, stage in stages.items():
+        settle_precision(stage.trainer)
+        formats[f"{prefix}trainer.precision"] = stage.trainer.precision
+    used = [key for key in formats if not key.startswith("pretrain.") or "from_scratch=true" in study.config.given]
+    study.note(PRECISION, [f"{key}={formats[key]}" for key in used if key not in values])

@@ -81,5 +81,7 @@ def confirmation_of(study: Study, folder: Path) -> Confirmation | None:
     errors = [str(note["error"]) for both in found.values() for note in both if "error" in note]
     done = [seed for seed, both in found.items() if not any("error" in note for note in both)]
     values = [(seed, float(found[seed][0]["value"]), float(found[seed][1]["value"])) for seed in done]
-    scores = [read_scores([scores_of_rows(folder, mark_of(one, seed)) for seed in done]) for one in pair if done]
-    return Confirmation(*pair, values, compare(*scores) if scores else None, errors)
+    if not done:
+        return Confirmation(pair[0], pair[1], values, None, errors)
+    best, other = (read_scores([scores_of_rows(folder, mark_of(one, seed)) for seed in done]) for one in pair)
+    return Confirmation(pair[0], pair[1], values, compare(best, other), errors)

@@ -29,6 +29,9 @@ JOURNAL = "journal.log"
 VALUES, RUN_ID, REASON, FACTS, STOPPED_AT, COPY = "values", "run_id", "reason", "facts", "stopped_at", "same_as"
 """What a trial keeps beside Optuna's own: its values as typed, its MLflow run, why it failed, and so on."""
 
+PRECISION = "precision"
+"""Note of the study: arguments with the number format of all trials."""
+
 STARTUP = 10
 """Trials that TPE draws at random before it looks at earlier ones, at most; a third of a short sweep's."""
 
@@ -87,7 +90,7 @@ def import_optuna() -> Any:
         import optuna
     except ImportError:
         raise ConfigError(
-            ["sweeps need Optuna, which isn't installed: pip install 'optuna>=5,<6' (moyun's extra `sweep`)"]
+            ["sweeps need Optuna, which isn't installed: pip install 'moyun[sweep]'"]
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
@@ -125,7 +128,7 @@ class Study:
         self.config, self.dimensions = config, list(dimensions)
         self.method, self.limit = method_of(config, dimensions), limit_of(config, dimensions)
         self.optuna = optuna
-        self.optuna_study: optuna.Study = optuna.create_study(
+        self.optuna_study: Any = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
             study_name="sweep",
             direction=config.goal,

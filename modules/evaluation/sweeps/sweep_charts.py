@@ -135,7 +135,7 @@ def values_of(outcomes: Sequence[Outcome]) -> np.ndarray:
 
 
 def positions(dimension: Dimension, texts: Sequence[str]) -> tuple[list[float], list[str], bool]:
-    """(where each value is on its axis, names of the places where they aren't numbers, whether the axis is logarithmic)"""
+    """(where each value is on its axis, names of the places if they are no numbers, whether the axis is logarithmic)"""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:

@@ -21,7 +21,7 @@ from ...tracking.run_lifecycle import END, set_tags
 from ...tracking.tracked_run import TrackedRun
 from .confirmation import further_seeds, mark_of
 from .folder import log_of, scores_of_rows, trial_folder
-from .study import ATTEMPTS, RUN_ID, Outcome, Study
+from .study import ATTEMPTS, PRECISION, RUN_ID, Outcome, Study
 from .workers import Workers
 
 TRIAL = "moyun.trial"
@@ -139,7 +139,7 @@ class Trials:
         if self.config.stage == "main":
             stages = ("pretrain", "finetune") if "from_scratch=true" in self.config.given else ("finetune",)
             outputs = [f"{stage}.output_dir={place / stage}" for stage in stages]
-        arguments = [*arguments_of(self.config, trial.values), *outputs]
+        arguments = [*self.study.notes.get(PRECISION, []), *arguments_of(self.config, trial.values), *outputs]
         return {
             "mark": mark,
             "name": name,
