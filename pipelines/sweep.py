@@ -5,8 +5,8 @@ from __future__ import annotations
 from modules.config.sweeps.command import SweepConfig
 from modules.config.sweeps.space import check_space
 from modules.evaluation.sweeps.folder import claimed_sweep, folder_of
-from modules.evaluation.sweeps.results import SweepResult, is_done, log_sweep, result_of
 from modules.evaluation.sweeps.study import JOURNAL, Study, import_optuna
+from modules.evaluation.sweeps.sweep_result import SweepResult, is_done, log_sweep, result_of
 from modules.evaluation.sweeps.trials import Trials
 from modules.evaluation.sweeps.workers import Workers, environments
 from modules.system.signals import Stopped
@@ -14,8 +14,8 @@ from modules.tracking.stage_run import connected, stage_run
 
 from .cli.command_line import run_stage
 from .cli.printing import show
-from .cli.sweep_results import show_sweep, show_trial, sweep_plan
-from .cli.sweep_stages import settle_formats, try_out
+from .cli.sweeps.sweep_results import show_sweep, show_trial, sweep_plan
+from .cli.sweeps.sweep_stages import settle_formats, try_out
 
 
 def sweep(config: SweepConfig) -> SweepResult | None:

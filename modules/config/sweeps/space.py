@@ -59,6 +59,15 @@ class Dimension:
         """Values that show whether the stage takes them: of a list all, of a range both ends."""
         return self.values or (self.typed(self.low), self.typed(self.high))
 
+    def at(self, share: float) -> str | int | float:
+        """The value that lies so far (0 to 1) on the way through the list or the range."""
+        if self.values:
+            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+        if self.whole and not self.log:
+            return min(int(self.low) + int(share * (self.high - self.low + 1)), int(self.high))
+        found = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        return round(found) if self.whole else found
+
     def typed(self, number: float) -> str:
         """With three digits, which is as much as a rate needs; never beyond an end."""
         text = str(round(number)) if self.whole else f"{number:.3g}"

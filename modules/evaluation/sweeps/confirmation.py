@@ -17,7 +17,8 @@ from ...system.atomic import new_file
 from ..likelihood import score
 from ..statistics import Metric, PairedComparison, cluster_labels, compare, perplexity, with_clusters
 from .folder import scores_of_rows
-from .study import Outcome, Study
+from .study import Study
+from .trial_outcome import Outcome
 
 METRIC = "perplexity_per_char"
 

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from ...training.lightning_module import LanguageModel
-from .study import STOPPED_AT, Study
+from .study import Study
+from .trial_outcome import STOPPED_AT
 
 
 class UnknownMetricError(ValueError):

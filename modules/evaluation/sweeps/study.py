@@ -10,63 +10,28 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from scipy.stats.qmc import Halton
 
 from ...config.base import ConfigError
 from ...config.sweeps.command import SweepConfig
 from ...config.sweeps.space import Dimension, Values
 from ...system.process_locks import file_lock
-
-if TYPE_CHECKING:
-    import optuna
+from .trial_outcome import COPY, FACTS, REASON, VALUES, Outcome, outcome_of
 
 JOURNAL = "journal.log"
-
-VALUES, RUN_ID, REASON, FACTS, STOPPED_AT, COPY = "values", "run_id", "reason", "facts", "stopped_at", "same_as"
-"""What a trial keeps beside Optuna's own: its values as typed, its MLflow run, why it failed, and so on."""
 
 PRECISION = "precision"
 """Note of the study: arguments with the number format of all trials."""
 
 STARTUP = 10
-"""Trials that TPE draws at random before it looks at earlier ones, at most; a third of a short sweep's."""
+"""Trials that tpe spreads out over the space, at most; of a short sweep a third."""
 
 ATTEMPTS = 2
 """How often a trial may be begun whose process died in it: the third time would die as well."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trial as it stands."""
-
-    number: int
-    values: Values
-    state: str
-    """running, finished, stopped (early) or failed."""
-    value: float | None = None
-    """Of the sweep's metric; of a trial that was stopped early its last."""
-    run_id: str | None = None
-    reason: str | None = None
-    """Why it failed."""
-    stopped_at: int | None = None
-    """The optimizer step after which it was stopped early."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """seconds, tokens, metrics and what it was trained on."""
-
-    @property
-    def name(self) -> str:
-        return trial_name(self.values)
-
-
-def trial_name(values: Mapping[str, str]) -> str:
-    """What differs from the other trials: learning_rate=0.001 rank=8."""
-    last = {key: key.rpartition(".")[2] for key in values}
-    several = {name for name in last.values() if list(last.values()).count(name) > 1}
-    return " ".join(f"{key if last[key] in several else last[key]}={value}" for key, value in values.items())
 
 
 def combinations_of(dimensions: Sequence[Dimension]) -> int | None:
@@ -89,9 +54,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ConfigError(
-            ["sweeps need Optuna, which isn't installed: pip install 'moyun[sweep]'"]
-        ) from None
+        raise ConfigError(["sweeps need Optuna, which isn't installed: pip install 'moyun[sweep]'"]) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -170,10 +133,11 @@ class Study:
     def next_trial(self) -> Outcome | None:
         """A new trial; None where there are no other values."""
         for _ in range(100):
-            number = len(self.optuna_study.get_trials(deepcopy=False))
-            self.optuna_study.sampler = self.sampler(number)
-            if self.method == "grid" and not self.enqueue_untried():
+            trials = self.optuna_study.get_trials(deepcopy=False)
+            waits = any(trial.state.name == "WAITING" for trial in trials)  # a kill came before it was asked for
+            if not waits and not self.enqueue(len(trials)):
                 return None
+            self.optuna_study.sampler = self.sampler(len(trials))
             trial = self.optuna_study.ask()
             values = self.choose(trial.number, trial._trial_id)
             same = next((o for o in self.outcomes() if o.values == values and o.number != trial.number), None)
@@ -202,13 +166,30 @@ class Study:
         trial.set_user_attr(VALUES, values)
         return values
 
+    def enqueue(self, number: int) -> bool:
+        """The next trial's values, where they don't depend on what came of others; False where none are left."""
+        if self.method == "grid":
+            return self.enqueue_untried()
+        if self.method == "random" or number < self.startup:
+            self.optuna_study.enqueue_trial(self.spread_out(number))
+        return True
+
+    @property
+    def startup(self) -> int:
+        """Trials that tpe spreads out before it looks at what came of them."""
+        return min(STARTUP, max(3, (self.config.trials or 3 * STARTUP) // 3))
+
+    def spread_out(self, number: int) -> dict[str, Any]:
+        """A trial's values by its number, from a scrambled Halton sequence: a few of its points leave no large gaps."""
+        points = Halton(len(self.dimensions), rng=np.random.default_rng(self.config.seed)).random(number + 1)
+        return {d.key: d.at(share) for d, share in zip(self.dimensions, points[-1], strict=True)}
+
     def sampler(self, number: int) -> Any:
         """Of each trial anew, by its number: a sweep that was killed draws what it would have drawn."""
         seed = int(np.random.SeedSequence((self.config.seed, number)).generate_state(1)[0])
         if self.method == "tpe":
-            startup = min(STARTUP, max(3, (self.config.trials or 3 * STARTUP) // 3))
             parallel = self.config.workers > 1
-            return self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=parallel)
+            return self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, constant_liar=parallel)
         return self.optuna.samplers.RandomSampler(seed=seed)
 
     def enqueue_untried(self, shuffled: bool = False) -> bool:
@@ -267,23 +248,6 @@ class Study:
         evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
         found = self.optuna.importance.get_param_importances(self.optuna_study, evaluator=evaluator, params=varied)
         return {key: float(share) for key, share in found.items() if np.isfinite(share)}
-
-
-def outcome_of(trial: optuna.trial.FrozenTrial) -> Outcome:
-    attrs, states = trial.user_attrs, {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
-    value = trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None
-    if trial.state.name == "PRUNED" and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    return Outcome(
-        trial.number,
-        attrs.get(VALUES, {}),
-        states.get(trial.state.name, "running"),
-        value,
-        attrs.get(RUN_ID),
-        attrs.get(REASON),
-        attrs.get(STOPPED_AT),
-        attrs.get(FACTS, {}),
-    )
 
 
 def make_pruner(name: str) -> Any:

@@ -11,15 +11,15 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ...config.sweeps.space import Dimension
 from ..report.charts import SERIES, SOFT, drawing
 from ..report.figures import panel
-from .study import Outcome
+from .trial_outcome import Outcome
 
 if TYPE_CHECKING:
-    from .results import SweepResult
+    from .sweep_result import SweepResult
 
 BEST, OTHERS = SERIES[0], SERIES[1]
 WIDE = 30
@@ -68,6 +68,8 @@ def response_chart(result: SweepResult, dimension: Dimension) -> Chart:
         scatter(axes, places, values_of(result.ranked), result)
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if names:
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.5, len(names) - 0.5)
@@ -120,12 +122,11 @@ def importance_chart(result: SweepResult) -> Chart:
         return Chart("Importance", None)
 
     def draw(axes: Axes) -> None:
-        names = list(result.importances)[::-1]
-        axes.barh(
-            [name.rpartition(".")[2] for name in names], [result.importances[name] for name in names], color=OTHERS
-        )
-        axes.set(xlabel="share of importance", xlim=(0, 1))
-        axes.tick_params("y", labelsize=9)
+        shares = list(result.importances.items())[::-1]
+        for place, (name, share) in enumerate(shares):
+            axes.barh(place, share, 0.4, color=OTHERS)
+            axes.text(0, place + 0.26, f"{name}  {share:.0%}", va="bottom", color=SOFT)
+        axes.set(xlabel="share of importance", xlim=(0, 1), ylim=(-0.5, len(shares)), yticks=[])
 
     return Chart("Importance", draw)
 

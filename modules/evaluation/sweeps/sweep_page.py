@@ -14,7 +14,7 @@ from ..report.page import difference, number
 from .sweep_charts import importance_chart, parallel_chart, progress_chart, response_chart
 
 if TYPE_CHECKING:
-    from .results import SweepResult
+    from .sweep_result import SweepResult
 
 
 def sweep_page(result: SweepResult, made_by: Mapping[str, str]) -> str:

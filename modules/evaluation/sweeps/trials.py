@@ -21,7 +21,8 @@ from ...tracking.run_lifecycle import END, set_tags
 from ...tracking.tracked_run import TrackedRun
 from .confirmation import further_seeds, mark_of
 from .folder import log_of, scores_of_rows, trial_folder
-from .study import ATTEMPTS, PRECISION, RUN_ID, Outcome, Study
+from .study import ATTEMPTS, PRECISION, Study
+from .trial_outcome import RUN_ID, Outcome
 from .workers import Workers
 
 TRIAL = "moyun.trial"

@@ -17,7 +17,7 @@ import torch
 from ...system.hardware import default_threads
 from ...system.process_locks import is_locked
 
-PROGRAM = "pipelines.cli.trial_worker"
+PROGRAM = "pipelines.cli.sweeps.trial_worker"
 LOCK = ".worker-{}.lock"
 SECONDS_TO_STOP = 120.0
 """For a checkpoint; whoever takes longer is killed, and goes on from the one before."""

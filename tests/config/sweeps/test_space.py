@@ -34,7 +34,8 @@ def complaints_of(*arguments: str) -> list[str]:
         ("space.lora.dropout=0..0.3", Dimension("lora.dropout", low=0, high=0.3)),
         ("space.train.batch_size=8..64", Dimension("train.batch_size", low=8, high=64, whole=True)),
         ("space.train.learning_rate=log 1e-5..1e-2", Dimension("train.learning_rate", low=1e-5, high=1e-2, log=True)),
-        ("space.train.learning_rate=log 1e-4..1e-2 in 3", Dimension("train.learning_rate", ("0.0001", "0.001", "0.01"))),
+        ("space.train.learning_rate=log 1e-4..1e-2 in 3",
+         Dimension("train.learning_rate", ("0.0001", "0.001", "0.01"))),
         ("space.train.batch_size=1..4 in 7", Dimension("train.batch_size", ("1", "2", "3", "4"))),
         ("space.train.schedule=cosine,constant", Dimension("train.schedule", ("cosine", "constant"))),
         ("space.data=quatrains,poems", Dimension("data", ("quatrains", "poems"))),
@@ -76,9 +77,10 @@ def test_what_is_no_space_is_refused_with_the_key_and_what_to_write(argument: st
         (["space.lora.dropout=0..1.5", "trials=2"], "lora.dropout (1.5) must be at least 0 and below 1"),
         (["space.train.optimizer=adamw,sgd"], "train.optimizer=sgd (command line): must be adamw | adafactor | muon"),
         (["space.lora.rank=0,8", "train.seeed=1"], "train.seeed (command line): no such key; did you mean seed?"),
-        (["space.lora.rank=0,8", "trainer.devices=2"], "trainer.devices: not for the trials of a sweep: a trial trains on "
-         "one device; workers=N trains N trials at a time"),
-        (["space.lora.rank=0,8", "lora.rank=4"], "space.lora.rank=0,8: lora.rank is given as well; drop it, or the space's"),
+        (["space.lora.rank=0,8", "trainer.devices=2"], "trainer.devices: not for the trials of a sweep: a trial trains "
+         "on one device; workers=N trains N trials at a time"),
+        (["space.lora.rank=0,8", "lora.rank=4"],
+         "space.lora.rank=0,8: lora.rank is given as well; drop it, or the space's"),
         (["space.lora.dropout=0..0.3"], "trials, minutes or tokens must be given: when should the sweep end?"),
         (["space.lora.dropout=0..0.3", "method=grid"], "space.lora.dropout=0..0.3: a grid has no ranges; say how many "
          "values of it: '0..0.3 in 5', or method=tpe"),

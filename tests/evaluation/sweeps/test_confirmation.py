@@ -9,8 +9,8 @@ import pytest
 
 from modules.config.data import DataConfig
 from modules.evaluation.likelihood import score
-from modules.evaluation.sweeps.confirmation import read_scores, save_scores
 from modules.evaluation.statistics import compare
+from modules.evaluation.sweeps.confirmation import read_scores, save_scores
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import save_model

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modules.config.loader import load_config
 from modules.config.sweeps.space import read_space
-from modules.evaluation.sweeps.study import JOURNAL, STOPPED_AT, Outcome, Study, trial_name
+from modules.evaluation.sweeps.study import JOURNAL, Study
+from modules.evaluation.sweeps.trial_outcome import STOPPED_AT, Outcome, trial_name
 
 RANGES = ["space.train.learning_rate=log 1e-5..1e-2", "space.lora.rank=0,8", "trials=8"]
 LISTS = ["space.train.learning_rate=1e-3,1e-4,1e-5", "space.lora.rank=0,8"]
@@ -42,6 +45,16 @@ def test_a_sweep_that_was_killed_draws_what_it_would_have_drawn(tmp_path: Path, 
     assert len({tuple(values.values()) for values in expected}) == 8
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3, 42])
+def test_the_first_trials_leave_no_large_gaps(tmp_path: Path, seed: int) -> None:
+    """With seed 42 the first three random draws are nearly the same rate."""
+    found = run(study_in(tmp_path, *RANGES, "trials=18", f"seed={seed}"), 6)
+    places = sorted((math.log10(float(values["train.learning_rate"])) + 5) / 3 for values in found)
+    assert max(np.diff([0.0, *places, 1.0])) < 0.4
+    assert len({round(place * 6 - 0.5) for place in places}) >= 4
+    assert {values["lora.rank"] for values in found} == {"0", "8"}
+
+
 def test_another_seed_draws_other_values(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert run(study_in(tmp_path, *RANGES), 3) != run(study_in(tmp_path / "other", *RANGES, "seed=7"), 3)
@@ -71,6 +84,7 @@ def test_so_is_one_whose_values_were_just_being_drawn(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     expected = run(study_in(tmp_path / "whole", *RANGES), 1)
     study = study_in(tmp_path, *RANGES)
+    study.enqueue(0)
     study.optuna_study.ask()  # and killed before it has values
     assert [one.values for one in study_in(tmp_path, *RANGES).interrupted()] == expected
 

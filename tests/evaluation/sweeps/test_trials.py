@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from modules.config.loader import load_config
 from modules.config.sweeps.space import read_space
 from modules.evaluation.sweeps.folder import claimed_sweep
-from modules.evaluation.sweeps.results import PAGE, is_done, log_sweep, result_of
-from modules.evaluation.sweeps.study import Outcome, Study
+from modules.evaluation.sweeps.study import Study
+from modules.evaluation.sweeps.sweep_result import PAGE, is_done, log_sweep, result_of
+from modules.evaluation.sweeps.trial_outcome import Outcome
 from modules.evaluation.sweeps.trials import Trials
 from modules.tracking.stage_run import stage_run
 
@@ -106,13 +107,10 @@ def test_failures_are_counted_and_the_best_folder_alone_stays(store: Path) -> No
 
 
 def test_where_all_fail_the_sweep_does_and_says_why(store: Path) -> None:
+    failing = {"r3": {"error": "out of memory"}, "r4": {"error": "out of memory"}, "r5": {"error": "out of memory"}}
     with (
         pytest.raises(ValueError, match="no trial came to an end: 3 × out of memory; 1 × nan"),
-        begun(losses(r2={"error": "nan"}, **dict.fromkeys(("r3", "r4", "r5"), {"error": "out of memory"}))) as (
-            trials,
-            workers,
-            _,
-        ),
+        begun(losses(r2={"error": "nan"}, **failing)) as (trials, workers, _),
     ):
         trials.search(workers)  # type: ignore[arg-type]
     assert runs()["learning_rate=1e-2"].info.status == "FAILED"

@@ -12,11 +12,12 @@ from modules.config.sweeps.command import SweepConfig
 from modules.config.sweeps.space import Dimension
 from modules.evaluation.sweeps.confirmation import Confirmation
 from modules.evaluation.sweeps.folder import folder_of
-from modules.evaluation.sweeps.results import PAGE, SweepResult
-from modules.evaluation.sweeps.study import Outcome, Study, limit_of, method_of
+from modules.evaluation.sweeps.study import Study, limit_of, method_of
+from modules.evaluation.sweeps.sweep_result import PAGE, SweepResult
+from modules.evaluation.sweeps.trial_outcome import Outcome
 from modules.system.redaction import redact_text
 
-from .printing import console, say, show
+from ..printing import console, say, show
 
 
 def sweep_plan(config: SweepConfig, dimensions: Sequence[Dimension]) -> dict[str, str]:

@@ -12,9 +12,10 @@ from ...tracking.tracked_run import TrackedRun
 from ..logged_results import made_by
 from .confirmation import Confirmation, confirmation_of
 from .folder import trial_folder
-from .study import Outcome, Study
+from .study import Study
 from .sweep_charts import importance_chart, parallel_chart, progress_chart, response_chart
 from .sweep_page import sweep_page
+from .trial_outcome import Outcome
 
 PAGE = "sweep.html"
 """Artifact of a sweep's run, and file of its folder."""

@@ -19,15 +19,16 @@ from modules.config.loader import load_config
 from modules.config.sweeps.command import SweepConfig
 from modules.evaluation.sweeps.confirmation import save_scores
 from modules.evaluation.sweeps.early_end import EarlyEnd, UnknownMetricError, value_of
-from modules.evaluation.sweeps.study import STOPPED_AT, Study
+from modules.evaluation.sweeps.study import Study
+from modules.evaluation.sweeps.trial_outcome import STOPPED_AT
 from modules.system.process_locks import take_lock
 from modules.system.redaction import first_line
 from modules.system.signals import Stopped, stop_with_parent, stopping_at_once
 from modules.training import fit
 from modules.training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
 
-from .command_line import USER_ERRORS, quieten_libraries
-from .redacted_output import redact_output
+from ..command_line import USER_ERRORS, quieten_libraries
+from ..redacted_output import redact_output
 from .sweep_stages import stage_function
 
 
