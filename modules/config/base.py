@@ -94,6 +94,8 @@ class TrackingConfig:
     MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
     run_name: str | None = None
     """Of the stage's run in MLflow; unset: its stage and what was given, as `finetune lr=1e-3 rank=8`."""
+    log_model: bool = True
+    """Copy the model that training ends with into the store, for models:/ URIs; false: it stays in its folder alone."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
     spool_dir: str = field(default="outputs/tracking", metadata=PATH)
@@ -115,6 +117,11 @@ class CommandConfig:
     """What every command has."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @classmethod
+    def own_arguments(cls, arguments: Sequence[str]) -> Sequence[str]:
+        """The arguments as load_config takes them; a command may be given those of another."""
+        return arguments
 
 
 @dataclass

@@ -14,6 +14,7 @@ from .data import PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
+from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
 
@@ -127,6 +128,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "prepare": PrepareConfig,
     "pretrain": TrainingConfig,
     "finetune": TrainingConfig,
+    "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,

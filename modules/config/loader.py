@@ -62,6 +62,7 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     """
     config_class = STAGES[stage]
     complaints: list[str] = []
+    arguments = config_class.own_arguments(arguments)
     given = [(full_name(config_class, k), v, where) for k, v, where in parse_arguments(arguments, complaints)]
     files = list(stage_files(stage, config_class, complaints))
     users = [

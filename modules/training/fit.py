@@ -35,6 +35,10 @@ from .utilization import Utilization
 grow_gpu_memory_in_place()  # now: even what number format pays is asked of the GPU
 
 
+also_called: list[pl.Callback] = []
+"""Callbacks of whoever trains many times and watches: a sweep."""
+
+
 def fit(
     stage: str,
     config: TrainingConfig,
@@ -66,6 +70,7 @@ def fit(
         callbacks.append(Utilization(training.model, config.trainer, bool(config.lora.rank)))
     if config.trainer.progress_bar:
         callbacks.append(ProgressLine(stage))
+    callbacks += also_called
     trainer = make_trainer(config.trainer, course, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
