@@ -11,6 +11,7 @@ import datasets
 import pytorch_lightning as pl
 
 from ..checkpoint.loading import open_model, open_tokenizer
+from ..config.base import model_folder
 from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
@@ -109,7 +110,7 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
     if start:
         tokenizer = open_tokenizer(start)
     elif config.tokenizer.path:
-        tokenizer = open_tokenizer(config.tokenizer.path)
+        tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None
