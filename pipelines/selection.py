@@ -13,7 +13,7 @@ from modules.config.training import LOSS, TrainingConfig
 from modules.data.quarantine import DataError
 from modules.evaluation.statistics import Metric
 from modules.evaluation.task_evaluation import Task
-from modules.evaluation.task_rows import GROUP, REQUIRED, columns_of, usable_columns
+from modules.evaluation.task_rows import REQUIRED, columns_of, usable_columns
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.callbacks import Selection
@@ -28,7 +28,7 @@ BATCH_TOKENS = 2048
 
 def extras(config: TrainingConfig) -> set[str]:
     """Columns beside the texts that train.select_by looks for in the validation rows."""
-    return columns_of(scored_task(config), config.data) - {GROUP} if config.train.text_metric else set()
+    return columns_of(scored_task(config), config.data) if config.train.text_metric else set()
 
 
 def scored_task(config: TrainingConfig) -> TaskConfig:

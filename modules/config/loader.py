@@ -170,14 +170,13 @@ def with_tasks(
     config_class: type[CommandConfig], files: list[Assignment], users: list[Assignment], complaints: list[str]
 ) -> list[Assignment]:
     """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
-    known = {key.name: key for key in keys(config_class)}
-    tasks = {name: key for name, key in known.items() if key.section is TaskConfig}
+    tasks = {key.name: key for key in keys(config_class) if key.section is TaskConfig}
     names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
         if path := group_file(tasks[name], value, where, complaints):
             prefix = name.removesuffix("task")
-            others = {f"{prefix}{key.name}" for key in keys(STAGES["evaluate"])} - known.keys()  # evaluate's alone
+            others = {key.name for key in keys(STAGES["evaluate"], prefix)} - {key.name for key in keys(config_class)}
             between += [leaf for leaf in read_yaml(path, config_class, prefix, complaints) if leaf[0] not in others]
             between.append((f"{name}.name", path.stem, path.name))
     return [leaf for leaf in (*files, *between, *users) if leaf not in names]
