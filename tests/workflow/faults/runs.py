@@ -63,6 +63,7 @@ VARIANTS = [
     Variant("a checkpoint every step", ("train.save_every_n_steps=1", "train.save_top_k=2")),
     Variant("rows in quarantine", ("data.path=some-bad.jsonl", "data.bad_rows=quarantine", "data.max_bad_rows=0.1")),
     Variant("early stopping", ("train.early_stopping_patience=1", "train.learning_rate=0.3", "train.max_epochs=5")),
+    Variant("chosen by texts", ("train.select_by=repetition", "task.rows=3", "train.early_stopping_patience=3")),
 ]
 
 
