@@ -35,6 +35,7 @@ from modules.training.setup import TrainingSetup, run_manifest_of, set_up, witho
 from .cli.bad_rows import keep_quarantine, log_quarantine, show_quarantine, start_quarantine
 from .cli.printing import show
 from .cli.summaries import show_trained
+from .selection import extras, with_selection
 
 
 def known_folder(stage: str, config: TrainingConfig) -> str | None:
@@ -124,7 +125,7 @@ def finish(
 
 def set_up_training(config: TrainingConfig, rows: RowSource | None, before: RunManifest | None = None) -> TrainingSetup:
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    return set_up(config, start, rows, start_quarantine(config.data), before)
+    return with_selection(config, set_up(config, start, rows, start_quarantine(config.data), before, extras(config)))
 
 
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:

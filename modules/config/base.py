@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..system.paths import expanded
+
+logger = logging.getLogger("moyun.models")
 
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
 
@@ -159,21 +164,50 @@ def is_registered(place: str) -> bool:
     return place.startswith(("models:/", "runs:/"))
 
 
+def modelscope_cache() -> Path:
+    """Where ModelScope's client keeps what it downloads."""
+    return Path(expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope"))
+
+
+def downloaded(name: str) -> Path | None:
+    """The folder of a model that ModelScope's client has downloaded, in any of the layouts that it has had."""
+    owner, _, model = name.partition("/")
+    cache = modelscope_cache()
+    roots = [cache / "hub" / "models", cache / "hub", cache / "models", cache]
+    places = [root / owner / spelt for root in roots for spelt in (model, model.replace(".", "___"))]
+    for root in roots:
+        snapshots = (root / f"models--{owner}--{model}" / "snapshots").glob("*")
+        places += sorted(snapshots, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return next((place for place in places if place.is_dir()), None)
+
+
+@functools.cache
+def say_found(name: str, folder: Path) -> None:
+    """Once a process."""
+    logger.warning("%s is read from %s, where ModelScope's client put it; nothing is downloaded", name, folder)
+
+
 def no_such_model(place: str | Path) -> str:
     """What to say of a model folder that isn't there."""
     if HUB_NAME.fullmatch(str(place)):
         return (
-            f"{place}: no such model folder, and none is fetched from a hub: download it first, then give its folder "
-            "(docs/modelscope.md has the command)"
+            f"{place}: no such model folder, nor has ModelScope's client put one into {modelscope_cache()} (which "
+            f"MODELSCOPE_CACHE sets); none is fetched from a hub: download it first (modelscope download --model "
+            f"{place}), or give its folder"
         )
     return f"{place}: no such model folder; a registered model is models:/NAME@ALIAS"
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
+    """The folder itself, the model in a training stage's output folder, or what ModelScope's client downloaded under
+    this name. Raises ValueError for a URL.
+    """
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(expanded(str(path)))
     if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
         folder = Path(__file__).parents[2] / EMBEDDED
+    elif HUB_NAME.fullmatch(str(path)) and not folder.exists() and (found := downloaded(str(path))):
+        say_found(str(path), found)
+        folder = found
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

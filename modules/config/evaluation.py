@@ -33,7 +33,8 @@ class TaskConfig:
     separator: str = field(default="\n\n", metadata=LINES)
     """Between them; it also ends an answer, where there are examples."""
     rows: int | None = None
-    """Texts are generated for so many test rows, drawn by seed; unset: for all. Likelihood is always of all."""
+    """Texts are generated for so many test rows, drawn by seed; unset: for all. Likelihood is always of all. In
+    training (train.select_by) so many validation rows; unset: 50."""
     tokenize: Literal["zh", "char", "13a", "none"] = "zh"
     """sacrebleu's tokenizer for BLEU. zh: Chinese by characters, the rest by words; char: all by characters."""
 
@@ -111,5 +112,20 @@ LIKELIHOOD_METRICS = ("perplexity", "choices")
 
 TEXT_METRICS = ("rouge", "bleu", "slots", "exact_match", "repetition", "length", "verse", "couplet")
 """Those of texts that are generated."""
+
+MEASURES = {
+    "rouge": ("rougeL", "rouge1", "rouge2"),
+    "bleu": ("bleu",),
+    "slots": ("slot_error_rate",),
+    "exact_match": ("exact_match",),
+    "repetition": ("repetition", "distinct_2"),
+    "verse": (
+        "lines_of_one_length", "quatrain_or_regulated", "rhyme", "tones_alternate", "tones_oppose_in_couplets",
+        "tones_agree_between_couplets", "repeated_characters", "repeated_pairs", "repeated_lines",
+    ),
+    "couplet": ("same_length", "tones_oppose", "last_tones", "characters_of_the_first_line_again"),
+}  # fmt: skip
+"""Metric of generated texts → what it measures, by the names that evaluate logs under test/. Of a length ratio neither
+more nor less is better, so nothing can be chosen by it."""
 
 TRIVIAL = ("reference", "lead", "copy", "most_frequent", "nearest")

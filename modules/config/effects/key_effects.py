@@ -29,11 +29,11 @@ class Effect(Enum):
 TABLE: dict[type, dict[Effect, str]] = {
     CommandConfig: {Effect.NOTHING: "tracking"},
     StageConfig: {Effect.RESULT: "seed", Effect.NOTHING: "dry_run"},
-    TrainingConfig: {Effect.RECORD: "generation", Effect.NOTHING: "output_dir"},
+    TrainingConfig: {Effect.RECORD: "generation task", Effect.NOTHING: "output_dir"},
     TrainConfig: {
         Effect.RESULT: "batch_size batch_tokens max_epochs max_steps learning_rate optimizer schedule warmup_steps "
         "min_learning_rate_ratio decay_fraction weight_decay beta1 beta2 epsilon gradient_clip_val "
-        "validate_every_n_steps early_stopping_patience",
+        "validate_every_n_steps early_stopping_patience select_by",
         Effect.RECORD: "micro_batch_tokens save_every_n_steps save_top_k on_nonfinite log_every_n_steps sample_prompts",
         Effect.CONTENT: "init_from",
         Effect.NOTHING: "resume_from allow_changed",

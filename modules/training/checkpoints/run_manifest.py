@@ -12,12 +12,15 @@ from ...checkpoint.weights import CheckpointError
 from ...config.assignments import as_typed
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.loader import dotted_items
-from ...config.training import TrainingConfig
+from ...config.training import LOSS, TrainingConfig
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "origin.json"
+
+SCORED_KEYS = ("task.", "generation.max_new_tokens", "generation.repetition_penalty", "generation.stop")
+"""Those that change what train.select_by makes of a checkpoint, where it is a measure of texts."""
 
 FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")
 """What a checkpoint can't be gone on with under another one."""
@@ -90,9 +93,11 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     # How one would be trained, where it is given: the tokenizers themselves are compared below.
     unused = ("tokenizer.",) if new.get("train.init_from") or new.get("tokenizer.path") else ()
+    scored = SCORED_KEYS if new.get("train.select_by") != LOSS else ()
     effect = effect_of(TrainingConfig)
     for key in sorted(old.keys() | new.keys()):
-        if key.startswith(unused) or effect(key) is not Effect.RESULT or old.get(key) == new.get(key):
+        ignored = key.startswith(unused) or (effect(key) is not Effect.RESULT and not key.startswith(scored))
+        if ignored or old.get(key) == new.get(key):
             continue
         if key != "model.vocab_size" or earlier.tokenizer == manifest.tokenizer:  # else it follows from the tokenizer
             found[key] = f"{key} was {as_typed(old.get(key))}, and is {as_typed(new.get(key))}"
