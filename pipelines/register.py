@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.checkpoint.loading import open_model, open_tokenizer, require_finite, verify_model
+from modules.checkpoint.loading import require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
-from modules.evaluation.likelihood import Likelihoods, lost_of_rows, score_folder
+from modules.evaluation.choosing.candidate import Candidate, holder_of
+from modules.evaluation.choosing.measure import DEFAULT, settle_measure
+from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows
 from modules.evaluation.logged_results import doubts
-from modules.evaluation.promotion import Promotion, decide
-from modules.evaluation.statistics import Metric
-from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
-from modules.evaluation.task_rows import GROUP, copies_in_training
-from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
+from modules.evaluation.promotion import Promotion
+from modules.evaluation.task_evaluation import Evaluation
+from modules.tracking.registry import complete_version, log_model, register_version, resolve_model
 from modules.tracking.stage_run import log_rows, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
@@ -38,42 +38,36 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         folder = resolve_model(config.model)
         verify_model(folder)
         require_finite(folder)
+        config, chosen = choose_rows(settle_measure(config), config.model, folder)
         quarantine = start_quarantine(config.data)
-        rows = load_scored_rows(config.data, {GROUP} - set(config.data.columns), quarantine)
+        rows = load_task_rows(config, chosen, quarantine)
         report_quarantine(run, quarantine)
-        copies = copies_in_training(rows.test, folder, config.data.cache_dir)
+        candidate = Candidate(config, folder, rows, holder_of(config))
+        copies = candidate.task.copies
         if config.dry_run:
-            lost = lost_of_rows(rows.test, open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
-            plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies, lost)
-            show("register: what will be done", plan)
+            plan = {"model": str(folder), "name": config.model_name} | candidate.plan()
+            show("register: what will be done", plan | describe_test_rows(rows, copies, candidate.lost()))
             return None
         digest = log_rows(run, rows.test, rows.place.name, "test")
-        score = scored("the new model", folder, rows, config)
-        found = score.perplexity_per_char
-        promotion = promote(found, rows, config)
+        new = scored("the new model", candidate, folder)
+        held = scored(f"version {holder.number}", candidate, holder.folder) if (holder := candidate.holder) else None
+        outcome = candidate.outcome(new, held)
         by_training_run = config.model.startswith("models:/m-")  # not a version that has a name already
         model_uri = config.model if by_training_run else log_model(folder)
-        tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
-        number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
+        tags = outcome.tags() | {"test_rows": str(rows.place), "test_rows_sha256": digest}
+        number = register_version(model_uri, config.model_name, folder, tags)
+        promotion = outcome.promotion
         complete_version(config.model_name, number, config.alias if promotion.promoted else None)
-        run.log_metrics({"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)})
-        run.set_tags({"registered_version": number} | promotion.tags())
-        shown = {"version": f"{config.model_name} {number}", config.alias: promotion.reason}
-        show("registered", shown | describe_test_rows(rows, copies, score.lost))
-        return RegisterResult(run.info.run_id, number, found.value, promotion)
+        run.log_metrics({**outcome.scores, **promotion.metrics(), **doubts(new.lost, copies)})
+        run.set_tags({"registered_version": number} | tags)
+        shown = {"version": f"{config.model_name} {number}"} | outcome.describe(config.alias) | candidate.plan()
+        show("registered", shown | describe_test_rows(rows, copies, new.lost))
+        return RegisterResult(run.info.run_id, number, new[DEFAULT].value, promotion)
 
 
-def scored(name: str, folder: Path, rows: TaskRows, config: RegisterConfig) -> Likelihoods:
+def scored(name: str, candidate: Candidate, folder: Path) -> Evaluation:
     with progress_of(name) as progress:
-        return score_folder(folder, rows.test, config.max_batch_tokens, progress=progress)
-
-
-def promote(found: Metric, rows: TaskRows, config: RegisterConfig) -> Promotion:
-    """`decide`, against whoever holds the alias, scored now on the same rows."""
-    holder = version_with_alias(config.model_name, config.alias)
-    uri = f"models:/{config.model_name}@{config.alias}"
-    against = scored(uri, resolve_model(uri), rows, config).perplexity_per_char if holder else None
-    return decide(found, against, holder.version if holder else None, config.level)
+        return candidate.score(folder, progress)
 
 
 if __name__ == "__main__":
