@@ -45,19 +45,23 @@ class Outcome:
     """Whether the alias moves to it."""
     scores: dict[str, float]
     """By their keys in MLflow."""
-    no_better_than: list[str]
-    """What needs no model and isn't worse by the measure, each with its score."""
+    loses_to: list[str]
+    """What needs no model and is better by the measure, by a paired test; each with its score."""
+    undecided: list[str]
+    """What isn't shown to be better or worse."""
 
     def tags(self) -> dict[str, str]:
         """Of the new version, and of the run that made it."""
         found = {key.replace("/", "_"): f"{value:.4f}" for key, value in self.scores.items()}
         found |= self.promotion.tags() | {"promotion": self.promotion.reason}
-        return found | ({"no_better_than": ", ".join(self.no_better_than)} if self.no_better_than else {})
+        return found | ({"loses_to": ", ".join(self.loses_to)} if self.loses_to else {})
 
     def describe(self, alias: str) -> dict[str, str]:
         """For people."""
-        loss = f"by {spoken(self.promotion.measure)} the model is no better than {', '.join(self.no_better_than)}"
-        return {alias: self.promotion.reason} | ({"MIND": loss} if self.no_better_than else {})
+        told = {"loses to": self.loses_to, "isn't shown to be better than": self.undecided}
+        loss = "; it ".join(f"{words} {', '.join(names)}" for words, names in told.items() if names)
+        mind = {"MIND": f"by {spoken(self.promotion.measure)} the model {loss}"} if loss else {}
+        return {alias: self.promotion.reason} | mind
 
 
 class Candidate:
@@ -107,9 +111,12 @@ class Candidate:
             promotion = decide(measure, held[self.measure], self.holder.number, self.config.level, guards)
         else:
             promotion = decide(measure, None, None, self.config.level)
-        rivals = () if math.isnan(measure.value) else self.rivals()
         scores = {metric_key("model", name): new[name].value for name in (DEFAULT, self.measure, *self.config.guard)}
-        return Outcome(promotion, scores, [text for rival in rivals if (text := why_not(measure, *rival))])
+        found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+        for name, rival in () if math.isnan(measure.value) else self.rivals():
+            verdict = compare(measure, rival, self.config.level, resamples=2000).verdict
+            found[verdict].append(f"{name} ({in_figures(rival.value)})")
+        return Outcome(promotion, scores, found["worse"], found["undecided"])
 
     def rivals(self) -> Iterator[tuple[str, Metric]]:
         """What needs no model, with its score by the measure."""
@@ -118,14 +125,6 @@ class Candidate:
         for name, rival in found.items():
             if self.measure in rival and not math.isnan(rival[self.measure].value):
                 yield name, rival[self.measure]
-
-
-def why_not(new: Metric, name: str, rival: Metric) -> str | None:
-    """The rival and its score, where the model isn't shown to be better."""
-    found = compare(new, rival, resamples=2000)
-    if found.verdict == "better":
-        return None
-    return f"{name} ({in_figures(found.old)}{'' if found.verdict == 'worse' else ', undecided'})"
 
 
 def spoken(name: str) -> str:
