@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -71,7 +72,7 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
     given, trained = config.data, trained_on(model, config.data.cache_dir)
     usual = task_data(config.task)
     if given.path or given.test_path:
-        same = trained and (given.path, given.columns) == (trained.data.path, trained.data.columns)
+        same = trained and same_rows(given, trained.data)
         data = filled(given, DataConfig(prompt_template=usual.prompt_template))
         return ChosenRows(data, place_of(data, trained if same else None), "", model, trained if same else None)
     plain = open_tokenizer(model).prompt_template is None
@@ -92,6 +93,12 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
             f"{error} (these are the rows that model={name} was trained on, by its run.yaml; a relative path is looked "
             f"for from the folder where the command is called). For others {others}"
         ) from error
+
+
+def same_rows(given: DataConfig, trained: DataConfig) -> bool:
+    """Whether a command names the rows that a training named, by another path perhaps."""
+    places = [os.path.abspath(each.path) if each.path else None for each in (given, trained)]
+    return places[0] == places[1] and given.columns == trained.columns
 
 
 def task_data(task: TaskConfig) -> DataConfig:
