@@ -7,13 +7,14 @@ from typing import Any
 
 from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
 from modules.config.evaluation import EvaluateConfig
+from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows
 from modules.evaluation.likelihood import lost_of_rows
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import CARD, write_card
 from modules.evaluation.report.page import html
-from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
-from modules.inference.text_generator import TextGenerator, require_room
+from modules.evaluation.task_evaluation import Evaluation, Task
+from modules.inference.text_generator import require_room
 from modules.tracking.models.known_models import log_used_model
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import checking, log_rows
@@ -36,12 +37,13 @@ class EvaluateResult:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with checking("evaluate", config) as begin_run:
-        quarantine = start_quarantine(config.data)
-        rows = load_task_rows(config, quarantine)
-        show_quarantine(quarantine)
-        task = Task(config, *rows)
         named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
         folders = {name: resolve_model(place) for name, place in named.items() if place}
+        config, chosen = choose_rows(config, config.model, folders["model"])
+        quarantine = start_quarantine(config.data)
+        rows = load_task_rows(config, chosen, quarantine)
+        show_quarantine(quarantine)
+        task = Task(config, *rows)
         windows = {name: open_model(folder).config.max_position_embeddings for name, folder in folders.items()}
         tokenizers = {name: open_tokenizer(folder) for name, folder in folders.items()}
         require_room("prompts", config.prompts, tokenizers["model"], windows["model"])
@@ -61,8 +63,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             decoder, tokenizer = load_verified(folder, config.dtype)
             with progress_of(name) as progress:
                 evaluations[name] = task.of_model(decoder, tokenizer, progress)
-            if name == "model" and config.prompts:
-                samples = TextGenerator(decoder, tokenizer, config.generation).samples(config.prompts)
+            if name == "model":
+                samples = task.samples(evaluations[name], decoder, tokenizer)
         with working_on("what needs no model"):
             evaluations |= {name: task.of_trivial(name) for name in task.trivial}
             evaluations |= task.floors(tokenizers["model"])

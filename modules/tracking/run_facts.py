@@ -147,12 +147,13 @@ def facts_from_model(name: str, facts: dict[str, Any]) -> RunFacts:
     """From the run.yaml of a model folder."""
     parent = facts.get("parent") or {}
     known = {"sha256.tokenizer": facts.get("tokenizer"), "sha256.init_from": parent.get("weights_sha256")}
+    learnt = {split: digest for split, digest in (facts.get("data") or {}).items() if split != "test"}
     return RunFacts(
         name,
         facts.get("run_id"),
         facts.get("stage"),
         config=dict(dotted_items(facts.get("config") or {})),
-        data=shortened((facts.get("data") or {}) | known),
+        data=shortened(learnt | known),
         code=starting(facts, CODE),
         environment=flat_environment(facts),
         metrics=facts.get("metrics") or {},

@@ -62,12 +62,14 @@ def show_trained(
 
 def next_commands(model: Path, config: TrainingConfig) -> dict[str, str]:
     """What can be done with a model folder that training made."""
-    place, rows = shlex.quote(f"model={model}"), config.data.test_path or config.data.path
-    split = not config.data.test_path and rows and Path(rows).is_dir()
-    given = shlex.quote(f"data.path={rows}" if split else f"data.test_path={config.data.test_path or 'FILE'}")
+    place, store = shlex.quote(f"model={model}"), config.tracking.tracking_uri
+    there = [place, *([shlex.quote(redact_text(f"tracking.tracking_uri={store}"))] if store else [])]
+    # Its run.yaml names the rows; those that were given from Python nothing can find again.
+    rows = [] if config.data.path or config.data.test_path else ["data.test_path=FILE"]
     return {
         "next": f'python -m pipelines.generate {place} "白日依山尽，"',
-        "  scores": f"python -m pipelines.evaluate {place} {given}",
+        "  scores": " ".join(["python -m pipelines.evaluate", *there, *rows]),
+        "  a version": " ".join(["python -m pipelines.register", *there, *rows, "model_name=NAME"]),
         "  a server": f"python -m pipelines.serve {place}",
     }
 

@@ -63,7 +63,7 @@ def test_a_group_leaves_nothing_of_the_one_before() -> None:
 
 def test_a_task_brings_its_data_and_its_length_and_what_the_user_says_wins(tmp_path: Path) -> None:
     config = load_config("evaluate", ["task=couplets"])
-    assert (config.data.path, config.generation.max_new_tokens) == ("prepared/sample/couplets", 32)
+    assert (config.data.path, config.task.data, config.generation.max_new_tokens) == (None, "couplets", 32)
     assert (config.generation.temperature, config.prompts, config.task.trivial) == (
         0,
         [],
@@ -72,7 +72,6 @@ def test_a_task_brings_its_data_and_its_length_and_what_the_user_says_wins(tmp_p
     assert config.generation.seed == 7  # the stage's file, where the task's says nothing
     own = load_config("evaluate", ["data.path=my.csv", "generation.max_new_tokens=5", "task=couplets", "task.rows=3"])
     assert (own.data.path, own.generation.max_new_tokens, own.task.rows) == ("my.csv", 5, 3)
-    assert own.data.prompt_template == "{src_txt}\n"  # still the task's
     assert load_config("evaluate", ["data=poems", "task=couplets"]).data.path == "prepared/sample/poems"
     (tmp_path / "mine.yaml").write_text("data.path: a.csv\ntask: {metrics: [rouge], examples: 2}\n")
     (tmp_path / "run.yaml").write_text(f"task: {tmp_path / 'mine.yaml'}\ntask.examples: 4\n")

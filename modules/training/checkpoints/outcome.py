@@ -12,6 +12,7 @@ from ...checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, sav
 from ...checkpoint.loading import open_model, verified_hash
 from ...checkpoint.training_checkpoint import check_undamaged, trained_weights
 from ...config.training import TrainingConfig
+from ...data.arrow import fingerprint
 from ..setup import TrainingSetup
 from .run_manifest import RunManifest, manifest_differences
 from .saving import read_progress
@@ -61,7 +62,8 @@ def result_facts(
 ) -> dict[str, Any]:
     """What the model folder's run.yaml says of the run beside its configuration."""
     rows = {name: len(split) for name, split in training.splits.items()}
-    facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics, "rows": rows}
+    data = {name: origin.data.get(name) or fingerprint(split) for name, split in training.splits.items()}
+    facts = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     facts |= {"sources": {name: str(place) for name, place in training.places.items()}}
     facts |= {"chosen_by": made[CHOSEN]}
