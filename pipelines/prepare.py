@@ -16,11 +16,12 @@ from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
 from modules.data.splits import kind_of_rows
-from modules.tracking.stage_run import stage_run
+from modules.tracking.stage_run import open_runs, stage_run
 
 from .cli.bad_rows import report_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show
+from .cli.summaries import describe_prepared, row_counts
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         manifest = make(config, folder, quarantine)
         run.log_dict(manifest, "manifest.json")
         report_quarantine(run, quarantine)
-        counts = row_counts(manifest)
-        run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
+        run.log_metrics({f"rows/{name}": count for name, count in row_counts(manifest).items()})
         kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
-        show(f"prepare: {kind} in {folder}", {name: f"{count:,}" for name, count in counts.items()})
+        show(f"prepare: {kind} in {folder}", describe_prepared(manifest, spelled("near_copies")))
         return PrepareResult(run.info.run_id, folder, manifest)
+
+
+def spelled(key: str) -> str:
+    """A key as the command line has it: in main it stands under the stage's name."""
+    return f"prepare.{key}" if len(open_runs) > 1 else key
 
 
 def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> dict[str, Any]:
@@ -64,16 +69,10 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> 
         else:
             report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction
-            manifest = prepare_rows(folder, config.source, config.columns, *fractions, quarantine)
+            own = folder, config.source, config.columns, *fractions, quarantine, spelled("")
+            manifest = prepare_rows(*own, config.near_copies)
             report("rows", 1)
     return manifest
-
-
-def row_counts(manifest: dict[str, Any]) -> dict[str, int]:
-    """File without its suffix → rows, from either kind of manifest."""
-    stages = manifest.get("stages", {"": manifest})
-    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
-    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
 
 
 if __name__ == "__main__":

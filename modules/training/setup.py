@@ -16,9 +16,10 @@ from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
 from ..data.datamodule import TextDataModule
+from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
-from ..data.splits import Place, choose_places, load_splits
+from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
@@ -72,14 +73,15 @@ def set_up(
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     places = choose_places(config.data, rows)
-    splits = load_splits(config.data, config.seed, rows, quarantine)
+    with_groups = load_splits(config.data, config.seed, rows, quarantine, {GROUP})
+    splits = {name: texts_alone(split) for name, split in with_groups.items()}
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents))
+    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(with_groups, places)))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
     return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...system.checksums import sha256_of
+from ..groups import hash_share, split_by_share
 from .dedup import near_copies, shingles
-from .folders import hash_share, split_by_share
 from .manifest import begin_folder, earlier_manifest, finish_folder, write_splits
 from .packages import bounded, find_or_fetch, package_digest, read_members
 from .task_sets import Corpus, TaskExample
