@@ -167,10 +167,8 @@ def placed(
 def too_few(count: int, grouped: bool) -> DataError:
     what = f"{count} different texts are too few to split"
     if grouped:
-        alone = "all rows are of one group" if count == 1 else f"there are only {count} groups"
-        what = (
-            f"{alone} (column group; rename it if it means something else), and a group isn't divided: too few to split"
-        )
+        groups = "1 group" if count == 1 else f"{count} groups"
+        what = f"{groups} of rows (column group; rename it if it means something else) can't be split"
     return DataError(
         f"{what} into training, validation and test rows: give more, or set validation_fraction=0 or test_fraction=0"
     )

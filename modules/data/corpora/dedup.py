@@ -63,7 +63,7 @@ def near_copies(texts: Sequence[str], units: Callable[[str], Iterable[str]] = cl
 def near_copies_of_many(batches: Iterable[Sequence[str]]) -> Ids:
     """`near_copies` by stretches of letters, for millions of texts: by their sketches, so that a text with just half of
     its stretches in common with another may pass, and so does one that is a small part of another."""
-    sketches = np.concatenate([np.zeros((0, SKETCH), np.uint32), *map(_sketches, batches)])
+    sketches = np.concatenate([np.zeros((0, SKETCH), np.uint32), *map(_sketches, filter(None, batches))])
     left, right = _candidates(sketches)
     near = np.zeros(len(left), bool)
     for part in np.split(np.arange(len(left)), range(100_000, len(left), 100_000)):

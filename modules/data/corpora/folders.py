@@ -82,8 +82,7 @@ def prepare_rows(
         if earlier := earlier_manifest(folder, identity):
             return earlier
         unique = without_copies(found)
-        alike = near_copies_in(unique) if near_copies != "ignore" else None
-        kept, alike = one_of_each(unique, alike) if near_copies == "drop" and alike else (unique, alike)
+        kept, alike = compared(unique, near_copies, section)
         splits, together = divided(kept, source, validation_fraction, test_fraction, alike)
         begin_folder(folder, identity)
         files = write_splits(folder, {name: written(splits[name]) for name in SPLITS if name in splits})
@@ -108,6 +107,18 @@ def read_splits(
     for name in own:
         require_same_kind(found["train"], found[name], place_in(source, "train"), place_in(source, name), section)
     return found
+
+
+def compared(
+    unique: dict[str, datasets.Dataset], near_copies: str, section: str
+) -> tuple[dict[str, datasets.Dataset], dict[str, Numbers] | None]:
+    """(the rows that are kept, their numbers by `near_copies_in`); None where they weren't looked at."""
+    alike = None if near_copies == "ignore" else near_copies_in(unique)
+    if near_copies != "drop":
+        return unique, alike
+    if alike is None:
+        raise DataError(f"{section}near_copies=drop: over {MOST_TEXTS:,} rows aren't compared; give fewer at once")
+    return one_of_each(unique, alike)
 
 
 def number_of(splits: Mapping[str, datasets.Dataset]) -> int:
