@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha1
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -16,6 +16,9 @@ from scipy.sparse.csgraph import connected_components
 from .arrow import text_batches
 from .corpora.verse import SPLITS
 from .quarantine import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 GROUP = "group"
 """The column with a label that rows of one group share."""

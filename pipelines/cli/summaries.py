@@ -159,7 +159,7 @@ def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
 def shares_missed(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The splits whose share of the rows is a fifth or more from what was asked for, as groups stay whole."""
     counts = {name: count for name, count in row_counts(manifest).items() if name in SPLITS}
-    for name, asked in manifest["fractions"].items():
+    for name, asked in manifest.get("fractions", {}).items():
         found = counts.get(name, 0) / sum(counts.values())
         if "all" in manifest["sha256"] and abs(found - asked) > 0.2 * asked:
             yield name, f"{found:.1%} instead of {asked:.1%}, as near as whole groups allow"
