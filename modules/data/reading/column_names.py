@@ -49,11 +49,16 @@ def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[st
 
 
 def require_mapped(present: Iterable[Collection[str]], columns: Mapping[str, str], section: str = "data.") -> None:
-    """DataError where a column beside the texts was mapped and is in none of the splits with the columns `present`."""
+    """DataError where a column beside the texts was mapped, and none of the splits has it.
+
+    present: the columns of each, by the user's names or by those that they are mapped to.
+    """
     found = set().union(*present)
     for name, target in columns.items():
-        if target in OTHER_COLUMNS and target not in found:
-            raise DataError(f"{section}columns.{name}={target}: no rows have a column {name!r}; correct its name")
+        if target in OTHER_COLUMNS and not found & {name, target}:
+            near = nearest(name, found - set(TEXT_COLUMNS))
+            hint = f"did you mean {setting(near, target, section)}?" if near else "correct its name"
+            raise DataError(f"{section}columns.{name}={target}: no rows have a column {name!r}; {hint}")
 
 
 def setting(name: str, target: str, section: str) -> str:

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modules.config.data import TASK_DATA, PrepareConfig
+from modules.config.data import TASK_DATA, DataConfig, PrepareConfig
+from modules.config.training import TrainingConfig
 from modules.data.corpora.dedup import near_copies_of_many
 from modules.data.corpora.folders import prepare_rows
 from modules.data.corpora.verse import SPLITS
 from modules.data.quarantine import DataError, Quarantine
 from modules.data.reading.column_names import OTHER_COLUMNS
+from modules.data.reading.headers import check_headers
 from modules.data.rows import load_rows
 from modules.evaluation.task_rows import COLUMNS, GROUP
 from modules.system.jsonl import read_jsonl
@@ -122,6 +124,18 @@ def test_a_split_alone_may_have_the_column_but_one_has_to(tmp_path: Path) -> Non
         prepare_rows(tmp_path / "other", str(folder), {"ref": "references"}, 0.1, 0.1)
     with pytest.raises(DataError, match="did you mean columns.a=references"):
         prepare_rows(tmp_path / "other", str(folder), {"a": "reference"}, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("form", [as_csv, as_jsonl, as_json, as_parquet])
+def test_what_is_mapped_is_looked_for_before_anything_else(form: Any, tmp_path: Path) -> None:
+    rows = [{"passage": row["group"], **row} for row in passages()]
+    path = form(tmp_path, rows)
+    check_headers(PrepareConfig(source=str(path), columns={"passage": "answer"}))
+    check_headers(TrainingConfig(data=DataConfig(path=str(path), columns={"passage": "answer"})))
+    if form in (as_csv, as_parquet):  # in JSON a later row may have it
+        words = r"columns.passages=answer: no rows have a column 'passages'; did you mean columns.passage=answer\?"
+        with pytest.raises(DataError, match=words):
+            check_headers(PrepareConfig(source=str(path), columns={"passages": "answer"}))
 
 
 def test_rows_are_copies_by_their_texts_and_bad_by_them(tmp_path: Path) -> None:
