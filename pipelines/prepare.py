@@ -15,7 +15,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
-from modules.tracking.stage_run import checking
+from modules.tracking.stage_run import checking, spelled
 
 from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
         quarantine = start_quarantine(config)
         manifest = make(config, folder, quarantine)
         show_quarantine(quarantine)
-        show_prepared(folder, manifest)
+        show_prepared(folder, manifest, spelled("prepare", "near_copies"))
         if not recorded:
             return PrepareResult("", folder, manifest)
         run = begin_run()
@@ -70,7 +70,8 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> 
         else:
             report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction
-            manifest = prepare_rows(folder, config.source, config.columns, *fractions, quarantine)
+            own = folder, config.source, config.columns, *fractions, quarantine, spelled("prepare", "")
+            manifest = prepare_rows(*own, config.near_copies)
             report("rows", 1)
     return manifest
 

@@ -19,7 +19,7 @@ from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.run_selection import given_run_id
-from modules.tracking.stage_run import checking, connect, connected, log_rows, open_runs
+from modules.tracking.stage_run import checking, commands, connect, connected, log_rows, spelled
 from modules.tracking.summary.training_facts import CostMeter, log_changes, log_plan
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
@@ -119,7 +119,7 @@ def finish(
     step = read_progress(checkpoint)["global_step"]
     uri = run.log_model(model, step) if config.tracking.log_model else None
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
-    show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, len(open_runs) < 2, made)
+    show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, not commands, made)
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
@@ -134,7 +134,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
         training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
-    show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not open_runs)
+    show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not commands)
     return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 
 
@@ -147,11 +147,6 @@ def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainR
         require_memory(training.plan.demand)
         fit(stage, config, training, Path(config.output_dir or "outputs"), checkpoint=resume.followed(config))
     return TrainResult("", training.plan)
-
-
-def spelled(stage: str, key: str) -> str:
-    """A key as the command line has it: in main it stands under the stage's name."""
-    return f"{stage}.{key}" if len(open_runs) > 1 else key
 
 
 def tracked_fit(

@@ -19,6 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ..data.groups import has_group
 from ..model.loss import LARGEST_EXPONENT
 
 CELLS = 1 << 22
@@ -103,7 +104,7 @@ def with_clusters(metric: Metric, labels: Sequence[str] | None) -> Metric:
 
 def cluster_labels(labels: Sequence[str]) -> list[str]:
     """With one of its own for each row that has none."""
-    return [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
+    return [label if has_group(label) else f"row {row}" for row, label in enumerate(labels)]
 
 
 def rows_in_words(metric: Metric) -> str:

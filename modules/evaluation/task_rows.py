@@ -17,6 +17,7 @@ from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
 from ..config.loader import assign, to_dataclass
 from ..data.arrow import count_copies, fingerprint
+from ..data.groups import GROUP, MIN_GROUPS
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
@@ -31,12 +32,6 @@ COLUMNS = {
     "choices": ("choices", "answer"),
 }
 """Metric → columns that it looks for."""
-
-GROUP = "group"
-"""A column that says which rows hang together, being cut from one poem or about one passage; see statistics.py."""
-
-MIN_GROUPS = 10
-"""Of fewer, resampling draws little else than the same ones again."""
 
 REQUIRED = {
     "slots": ("slots",),

@@ -112,6 +112,14 @@ class RunAround:
 enclosing: list[RunAround] = []
 """Commands around the stage at work whose run isn't opened yet."""
 
+commands: list[str] = []
+"""The names of the commands that the stage at work is a part of, as main."""
+
+
+def spelled(stage: str, key: str) -> str:
+    """A key as the command line has it: in main it stands under the stage's name."""
+    return f"{stage}.{key}" if commands else key
+
 
 @contextmanager
 def checking(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[Callable[[], TrackedRun]]:
@@ -151,9 +159,11 @@ def run_around(stage: str, config: StageConfig) -> Iterator[RunAround]:
     with checking(stage, copy.deepcopy(config)) as begin_run:  # as it is given: main fills in what its stages make
         around = RunAround(begin_run)
         enclosing.append(around)
+        commands.append(stage)
         try:
             yield around
         finally:
+            commands.remove(stage)
             if around in enclosing:
                 enclosing.remove(around)
 

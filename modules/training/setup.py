@@ -15,11 +15,12 @@ from ..config.base import model_folder
 from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
-from ..data.arrow import TEXTS, fingerprint, text_batches
+from ..data.arrow import fingerprint, text_batches
 from ..data.datamodule import TextDataModule
+from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
-from ..data.splits import Place, choose_places, load_splits
+from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
@@ -78,15 +79,15 @@ def set_up(
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     places = choose_places(config.data, rows)
-    read = load_splits(config.data, config.seed, rows, quarantine, extras)
-    splits = {name: split.select_columns([c for c in split.column_names if c in TEXTS]) for name, split in read.items()}
+    read = load_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
+    splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents))
+    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places)))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
     return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, read["validation"])
 

@@ -10,7 +10,8 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
-from modules.data.splits import kind_of_rows
+from modules.data.groups import count_of_other_groups
+from modules.data.splits import groups_are_named, kind_of_rows
 from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task, TaskRows
@@ -31,7 +32,7 @@ def evaluation_plan(task: Task, lost: Mapping[str, LostText]) -> dict[str, str]:
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
         "model": config.model,
-        "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}",
+        "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}",
         "training rows": f"{len(task.train):,} of {task.train_place}" if task.train is not None else "none",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
@@ -50,6 +51,15 @@ def copies_in_words(copies: int | None) -> str:
     return f"; also among the training rows: {copies:,}" if copies else ""
 
 
+def related_in_words(task: Task) -> str:
+    """Test rows of a group that training rows are of, too: about the same passage, say."""
+    if task.train is None or task.place is None or task.train_place is None:
+        return ""
+    named = all(groups_are_named(place.source) for place in (task.place, task.train_place))
+    related = count_of_other_groups(task.test, task.train) if named else 0
+    return f"; of a group that training rows are of: {related:,}" if related else ""
+
+
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
     """Which rows, how many of them the model was trained on, what its tokenizer loses, and columns that can't serve."""
     shown = {"test rows": f"{counted(rows.test)} of {rows.place}{copies_in_words(copies)}"}
@@ -65,7 +75,7 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     console.print(
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )
-    say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}"))
+    say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}"))
     if task.train_place:
         say(redact_text(f"  n-grams, nearest rows and examples of {task.train_place}"))
     table = Table(show_header=False, box=None)

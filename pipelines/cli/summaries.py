@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
 from modules.config.training import TrainingConfig
+from modules.data.corpora.verse import SPLITS
+from modules.data.reading.column_names import TEXT_COLUMNS
 from modules.data.splits import kind_of_rows
 from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
@@ -30,16 +32,10 @@ NEXT = {
 }
 
 
-def show_prepared(folder: Path, manifest: Mapping[str, Any]) -> None:
+def show_prepared(folder: Path, manifest: Mapping[str, Any], key: str) -> None:
+    """key: `near_copies`, as it is typed."""
     kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
-    show(f"prepare: {kind} in {folder}", {name: f"{count:,}" for name, count in row_counts(manifest).items()})
-
-
-def row_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """File without its suffix → rows, from either kind of manifest."""
-    stages = manifest.get("stages", {"": manifest})
-    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
-    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+    show(f"prepare: {kind} in {folder}", describe_prepared(manifest, key))
 
 
 def show_trained(
@@ -131,3 +127,62 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
         f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
         soft_wrap=True,
     )
+
+
+NAMES_SHOWN = 10
+"""Columns that are listed by name."""
+
+
+def row_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """File without its suffix → rows, from either kind of manifest."""
+    stages = manifest.get("stages", {"": manifest})
+    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
+    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+
+
+def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
+    """How many rows there are; of rows of one's own also what was found: columns, copies, groups.
+
+    key: `near_copies`, as it is typed.
+    """
+    lines = {name: f"{count:,}" for name, count in row_counts(manifest).items()}
+    kept = [name for name in manifest.get("columns", ()) if name not in TEXT_COLUMNS]
+    if kept:
+        lines["columns kept"] = f"{', '.join(kept)}, beside the texts"
+    if others := manifest.get("columns not kept"):
+        more = f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
+        lines["columns not kept"] = redact_text(", ".join(others[:NAMES_SHOWN]) + more)
+    for kind in ("exact", "near"):
+        if dropped := manifest.get(f"{kind} copies dropped"):
+            lines[f"{kind} copies left out"] = f"{dropped:,}"
+    if groups := dict(manifest.get("groups", {})):
+        shared = groups.pop("rows of a group in train")
+        lines["groups"] = ", ".join(f"{count:,} in {name}" for name, count in groups.items()) + among(shared)
+        lines["groups"] += "".join(f"; {name} rows: {reached}" for name, reached in shares_missed(manifest))
+    if near := manifest.get("near copies"):
+        lines["near copies"] = near if isinstance(near, str) else near_copies_in_words(near, key)
+    return lines
+
+
+def shares_missed(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The splits whose share of the rows is a fifth or more from what was asked for, as groups stay whole."""
+    counts = {name: count for name, count in row_counts(manifest).items() if name in SPLITS}
+    for name, asked in manifest.get("fractions", {}).items():
+        found = counts.get(name, 0) / sum(counts.values())
+        if "all" in manifest["sha256"] and abs(found - asked) > 0.2 * asked:
+            yield name, f"{found:.1%} instead of {asked:.1%}, as near as whole groups allow"
+
+
+def near_copies_in_words(near: Mapping[str, Any], key: str) -> str:
+    """The counts, and where some would leak from training into a score the key that leaves them out."""
+    if not near["rows"]:
+        return "none"
+    most = f" (of one text {near['most of one text']:,})"
+    found = f"{near['rows']:,} rows share half of their text with an earlier one{most}{among(near['also in train'])}"
+    return found + (f"; {key}=drop leaves them out" if any(near["also in train"].values()) else "")
+
+
+def among(shared: Mapping[str, int]) -> str:
+    """How many held-out rows have a relative among the training rows."""
+    counts = [f"{count:,} {name} rows" for name, count in shared.items() if count]
+    return f"; with training rows among them: {', '.join(counts)}" if counts else ""
