@@ -63,6 +63,7 @@ class TaskRows(NamedTuple):
 def load_task_rows(config: EvaluateConfig, quarantine: Quarantine | None = None) -> TaskRows:
     """Test rows; and training rows where something is made of them and data.path names any.
 
+    data.max_rows cuts the test rows alone: of a few training rows, n-grams are a floor that every model passes.
     Bad rows go to the quarantine; without one they are refused. DataError too where one of the two has targets alone.
     """
     task, columns = config.task, columns_of(config.task, config.data)
@@ -71,8 +72,8 @@ def load_task_rows(config: EvaluateConfig, quarantine: Quarantine | None = None)
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
     if not config.data.path or not (counted or compared or task.examples):
         return rows
-    train = usable_columns(load_training_rows(config.data, config.seed, quarantine, columns))[0]
-    train = with_targets(train)
+    whole = dataclasses.replace(config.data, max_rows=None)
+    train = with_targets(usable_columns(load_training_rows(whole, config.seed, quarantine, columns))[0])
     require_same_kind(train, rows.test, place_in(config.data.path, "train"), rows.place)
     return rows._replace(train=train)
 

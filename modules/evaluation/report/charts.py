@@ -26,8 +26,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from .contents import Series, readable
 from .figures import draw_series
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 22, 12, 36
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 12, 44
 BINS = 24
 
 VARIABLES = {
@@ -40,12 +40,12 @@ VARIABLES = {
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 11.5,
+    "font.size": 12.5,
     "axes.prop_cycle": cycler(color=SERIES),
     "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": RULE,
     "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "axes.xmargin": 0.02, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "axes.labelpad": 1,
+    "axes.xmargin": 0.02, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "axes.labelpad": 5,
 }  # fmt: skip
 
 
@@ -168,3 +168,17 @@ def span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     low, high = min(finite), max(finite)
     room = (high - low) * margin or abs(high) * margin or 1.0
     return low - room, high + room
+
+
+def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
+    """Two to five round values within (low, high)."""
+    if logarithmic:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+            if len(found) <= 5:
+                break
+        if len(found) > 1:
+            return found[:: -(-len(found) // 5)]
+    values = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low <= value <= high]
