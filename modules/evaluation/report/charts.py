@@ -168,17 +168,3 @@ def span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     low, high = min(finite), max(finite)
     room = (high - low) * margin or abs(high) * margin or 1.0
     return low - room, high + room
-
-
-def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Two to five round values within (low, high)."""
-    if logarithmic:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for steps in ((1, 2, 5), (1, 3), (1,)):
-            found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-            if len(found) <= 5:
-                break
-        if len(found) > 1:
-            return found[:: -(-len(found) // 5)]
-    values = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(value) for value in values if low <= value <= high]

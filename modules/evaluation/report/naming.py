@@ -41,7 +41,8 @@ def maker(folder: Path) -> str:
 
 
 def size(folder: Path) -> str:
-    return f"{parameter_count(open_model(folder).config) / 1e6:,.1f}M parameters"
+    count = parameter_count(open_model(folder).config)
+    return f"{count / 1e6:,.1f}M parameters" if count >= 1e5 else f"{count:,} parameters"
 
 
 def rows(folder: Path) -> str:

@@ -14,8 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..statistics import Metric, PairedComparison
-from .charts import bar_chart, length_chart, line_chart, span, ticks
+from .charts import bar_chart, length_chart, line_chart, span
 from .contents import Report, label, number, readable
+from .figures import ticks
 from .verdict import outcome, p_value, verdict_parts
 
 SHOWN = 8

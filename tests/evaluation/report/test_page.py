@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from modules.evaluation.report.charts import BINS, bar_chart, length_chart, line_chart, ticks
+from modules.evaluation.report.charts import BINS, bar_chart, length_chart, line_chart
 from modules.evaluation.report.contents import Column, Example, Report, Sample, number
-from modules.evaluation.report.figures import POINTS
+from modules.evaluation.report.figures import POINTS, ticks
 from modules.evaluation.report.page import html
 from modules.evaluation.statistics import Metric, compare, mean, perplexity, ratio
 
