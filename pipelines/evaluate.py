@@ -11,8 +11,7 @@ from modules.evaluation.likelihood import lost_of_rows
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import CARD, write_card
-from modules.evaluation.report.page import html
-from modules.evaluation.report.verdict import verdict
+from modules.evaluation.report.page import write_page
 from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
 from modules.inference.text_generator import TextGenerator, require_room
 from modules.tracking.registry import resolve_model
@@ -67,8 +66,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         show_results(task, evaluations)
         with working_on("report"):
             report = evaluation_report(task, evaluations, samples, folders, made_by(run))
-            run.log_text(html(report), REPORT)
-            places = {"verdict": verdict(report), "page": place_of(run, REPORT)}
+            places = {"verdict": write_page(run, report, REPORT), "page": place_of(run, REPORT)}
             if config.card:
                 places["card"] = str(write_card(run, config.model, folders["model"], report) or place_of(run, CARD))
         show("report", places)

@@ -104,7 +104,8 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, regi
         side = "below" if after < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it predicts these rows "
-            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
+            f"{'better' if side == 'below' else 'worse'} than n-grams of "
+            f"{counted_rows(config.finetune.data.max_rows)}.\n"
         )
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
     name, alias = config.model_name, config.register.alias
@@ -117,3 +118,8 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, regi
         f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
         soft_wrap=True,
     )
+
+
+def counted_rows(trained_on: int | None) -> str:
+    """Which rows n-grams are counted on: all of the set, also where fine-tuning took only so many."""
+    return f"all rows of its set, of which it saw the first {trained_on:,}" if trained_on else "its fine-tuning rows"

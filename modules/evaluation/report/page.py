@@ -13,11 +13,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from ...tracking.tracked_run import TrackedRun
 from ..statistics import Metric, PairedComparison
 from .charts import bar_chart, length_chart, line_chart, span
 from .contents import Report, label, number, readable
 from .figures import ticks
-from .verdict import outcome, p_value, verdict_parts
+from .verdict import outcome, p_value, verdict, verdict_parts
 
 SHOWN = 8
 """Rows each of the worst and the best."""
@@ -56,6 +57,13 @@ def html(report: Report) -> str:
     style = Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
     lines, found = list(score_lines(report)), list(pictures(report))
     return page_template().render(report=report, style=style, lines=lines, pictures=found, worst=worst, best=best)
+
+
+def write_page(run: TrackedRun, report: Report, name: str) -> str:
+    """Logs the page as an artifact of that name and the verdict as a tag; returns the verdict."""
+    run.log_text(html(report), name)
+    run.set_tags({"verdict": verdict(report)})
+    return verdict(report)
 
 
 def page_template() -> jinja2.Template:
