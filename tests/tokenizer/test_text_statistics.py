@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from modules.evaluation.report.figures import histogram, interval_bars, line, loss_curve, points
+from modules.evaluation.report.figures import cumulative, interval_bars, lines, loss_curve, points
 from modules.tokenizer.text_statistics import describe_texts
 from modules.tokenizer.tokenizer import Tokenizer
 
@@ -36,13 +36,12 @@ LABELS = {"title": "t", "xlabel": "x", "ylabel": "y"}
     "figure",
     [
         interval_bars({"model": (239.0, 220.0, 250.0), "bigram": (414.0, 400.0, 430.0)}, "perplexity"),
-        histogram({"train": np.arange(50), "test": [3.0, 4.0]}, "characters", "length"),
-        histogram({"model": [100.0, 200.0, 4000.0]}, "perplexity", "rows", log=True),
+        lines({"train": cumulative(np.arange(50)), "test": ([3.0], [4.0])}, LABELS, limits={"cut": 30}),
         points([1e-4, 1e-3], [5.0, 4.0], LABELS, log="x"),
         points([10.0, 1000.0], [9.0, 800.0], LABELS, log="xy", diagonal="no change"),
-        line([9, 3, 1], LABELS, log=True),
+        lines({"": ([1, 2, 3], [9, 3, 1])}, LABELS, log="xy"),
     ],
-    ids=["interval_bars", "histogram", "logarithmic", "points", "diagonal", "line"],
+    ids=["interval_bars", "lines", "points", "diagonal", "logarithmic"],
 )
 def test_pictures_can_be_drawn(figure: Figure) -> None:
     figure.savefig(buffer := io.BytesIO())
@@ -81,6 +80,12 @@ def test_a_loss_that_spans_decades_is_drawn_on_a_logarithmic_axis() -> None:
     assert axes.get_yscale() == "log"
     assert [mark.get_text() for mark in axes.get_yticklabels()] == ["10", "30", "100", "300", "1,000"]
     assert not loss_curve({}, "nothing").axes[0].lines
+
+
+def test_shares_of_values_up_to_each() -> None:
+    x, y = cumulative([24, 32, 24, 24])
+    assert list(zip(x, y, strict=True)) == [(24, 75), (32, 75), (32, 100)]  # a step at each value
+    assert cumulative([7.0]) == ([7.0], [100.0])
 
 
 def test_intervals_stand_where_they_should() -> None:

@@ -108,17 +108,6 @@ def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     return [float(value) for value in values if low <= value <= high]
 
 
-def histogram(values: Mapping[str, Sequence[float] | np.ndarray], xlabel: str, title: str, log: bool = False) -> Figure:
-    """How many rows of each set have which value; log: on a logarithmic axis, for values above 0."""
-    figure, axes = panel(3.2, title=title, xlabel=xlabel, ylabel="rows", xscale="log" if log else "linear")
-    every = np.concatenate([np.asarray(row, np.float64) for row in values.values()])
-    edges = np.geomspace(every.min(), every.max(), 41) if log else np.histogram_bin_edges(every, bins=40)
-    for name, row in values.items():
-        axes.hist(row, bins=list(edges), alpha=0.55, label=name)
-    axes.legend()
-    return figure
-
-
 def points(
     x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log: str = "", diagonal: str | None = None
 ) -> Figure:
@@ -139,9 +128,24 @@ def points(
     return figure
 
 
-def line(values: Sequence[float], labels: Mapping[str, str], log: bool = False) -> Figure:
-    """Values by their rank or number, from 1; labels: title, xlabel, ylabel."""
-    scale = "log" if log else "linear"
-    figure, axes = panel(3.2, **labels, xscale=scale, yscale=scale)
-    axes.plot(range(1, len(values) + 1), values, color="tab:blue")
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: Mapping[str, str],
+    log: str = "",
+    limits: Mapping[str, float] | None = None,
+) -> Figure:
+    """Name → (x, y), a line each; labels and log as in `points`. limits: what to call a value of x → that value."""
+    figure, axes = panel(3.6, **labels, **{f"{axis}scale": "log" for axis in log})
+    for name, (x, y) in series.items():
+        axes.plot(x, y, label=name, marker="o" if len(x) <= 40 else None, markersize=5)
+    for name, value in (limits or {}).items():
+        axes.axvline(value, color="0.4", linestyle="--", linewidth=1, label=name)
+    if len(series) + len(limits or {}) > 1:
+        axes.legend()
     return figure
+
+
+def cumulative(values: Sequence[float] | np.ndarray) -> tuple[list[float], list[float]]:
+    """(x, y) for `lines`: the percentage y of the values that are at most x."""
+    found, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+    return found.repeat(2)[1:].tolist(), (100 * counts.cumsum() / counts.sum()).repeat(2)[:-1].tolist()
