@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -41,7 +40,7 @@ def loss_curve(history: Mapping[str, Series], title: str) -> Figure:
     values = [value for _, value in (*train, *known) if np.isfinite(value)]
     if values and 0 < 10 * min(values) < max(values):
         axes.set_yscale("log")
-        mark(axes.yaxis, axes.get_ylim(), logarithmic=True)
+        mark_logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return figure
@@ -82,16 +81,17 @@ def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str,
         axes.annotate(f"{value:,.4g}", (value, name), (0, 7), textcoords="offset points", ha="center", fontsize=9)
     axes.margins(x=0.08)
     axes.set_ylim(-0.5, max(len(shown), 1) - 0.3)
-    if log and shown:
-        mark(axes.xaxis, axes.get_xlim(), logarithmic=True)
+    mark_logarithmic(axes)
     return figure
 
 
-def mark(axis: Axis, limits: tuple[float, float], logarithmic: bool) -> None:
-    """Marks an axis with round numbers that are written out; left to itself matplotlib writes 2 × 10² or nothing."""
-    values = ticks(*limits, logarithmic)
-    axis.set_ticks(values, [f"{value:,.10g}" for value in values])
-    axis.set_ticks([], minor=True)
+def mark_logarithmic(axes: Axes) -> None:
+    """Marks logarithmic axes with round numbers, written out; matplotlib would write 2 × 10², or nothing."""
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log":
+            values = ticks(*limits, logarithmic=True)
+            axis.set_ticks(values, [f"{value:,.10g}" for value in values])
+            axis.set_ticks([], minor=True)
 
 
 def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
@@ -119,9 +119,7 @@ def points(
     figure, axes = panel(3.6, **labels, **scales)
     axes.scatter(x, y, color="tab:blue", alpha=0.6, edgecolors="none")
     axes.grid(alpha=0.3, which="both")
-    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        if axis.get_scale() == "log":
-            mark(axis, limits, logarithmic=True)
+    mark_logarithmic(axes)
     if diagonal:
         axes.axline((x[0], x[0]), (2 * x[0], 2 * x[0]), color="0.4", linestyle="--", linewidth=1, label=diagonal)
         axes.legend()
@@ -140,6 +138,7 @@ def lines(
         axes.plot(x, y, label=name, marker="o" if len(x) <= 40 else None, markersize=5)
     for name, value in (limits or {}).items():
         axes.axvline(value, color="0.4", linestyle="--", linewidth=1, label=name)
+    mark_logarithmic(axes)
     if len(series) + len(limits or {}) > 1:
         axes.legend()
     return figure
