@@ -1,4 +1,4 @@
-"""`python -m tools.render_notebooks [NAME …]`: runs notebooks, writes those of their pictures that docs/notebooks.md shows.
+"""`python -m tools.render_notebooks [NAME …]`: runs notebooks, and writes their pictures that docs/notebooks.md shows.
 
 They are docs/pictures/NAME-1.png, …, by their order in the notebook.
 On the models and runs of this folder's tracking store (`make demo` makes some), or of MLFLOW_TRACKING_URI.
