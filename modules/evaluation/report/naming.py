@@ -25,7 +25,10 @@ def version_name(uri: str) -> str:
     if not named:
         return ""
     name, number, alias = named.groups()
-    held = version_with_alias(name, alias) if alias else None
+    try:
+        held = version_with_alias(name, alias) if alias else None
+    except MlflowException:  # the store is away
+        held = None
     return f"{name} version {held.version} ({alias})" if held else f"{name} {alias or f'version {number}'}"
 
 

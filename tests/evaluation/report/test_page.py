@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from modules.evaluation.report.contents import Column, Example, Report, Sample, 
 from modules.evaluation.report.figures import POINTS, ticks
 from modules.evaluation.report.page import html
 from modules.evaluation.statistics import Metric, compare, mean, perplexity, ratio
+from tests.helpers.browser import page as browser_page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\x00\ud800"
 
@@ -206,3 +208,20 @@ def test_the_same_model_is_said_to_be_the_same() -> None:
     page = html(Report("r", columns=columns, comparisons={"champion": [compare(measure, measure)]}))
     assert "The same on every row, by every metric." in page
     assert "undecided</span>" not in page
+
+
+def test_on_a_phone_nothing_stands_beyond_its_edge_and_names_stay_whole(tmp_path: Path) -> None:
+    metrics = [mean(name, np.random.default_rng(0).random(20)) for name in ("rougeL", "a_metric_with_a_long_name", "m")]
+    who = ("model", "baseline", "most_frequent")
+    tests = {name: [compare(metric, metric) for metric in metrics] for name in who[1:]}
+    columns = [Column(name, metrics) for name in who]
+    long = Example("长" * 2000, 0.5, text="x" * 2000, reference="行\n" * 200, stopped=False)
+    made = Report(HOSTILE * 3, {"model": "models:/m-" + "a9" * 16}, columns=columns, comparisons=tests, examples=[long])
+    (tmp_path / "report.html").write_text(html(made), encoding="utf-8")
+    with browser_page() as tab:
+        tab.look(390, 844, mobile=True)
+        tab.open((tmp_path / "report.html").as_uri())
+        assert tab.value("document.documentElement.scrollWidth") <= 390
+        heights = tab.value("[...document.querySelectorAll('.score .name')].map(e => e.getBoundingClientRect().height)")
+        assert len(heights) == 9
+        assert max(heights) < 1.5 * min(heights)  # no name takes a second line
