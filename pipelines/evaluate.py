@@ -12,7 +12,7 @@ from modules.evaluation.likelihood import lost_of_rows
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
 from modules.evaluation.report.card import CARD, write_card
-from modules.evaluation.report.page import html
+from modules.evaluation.report.page import write_page
 from modules.evaluation.task_evaluation import Evaluation, Task
 from modules.inference.text_generator import require_room
 from modules.tracking.models.known_models import log_used_model
@@ -71,9 +71,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         log_results(run, evaluations, samples, task.copies, models)
         show_results(task, evaluations)
         with working_on("report"):
-            report = evaluation_report(task, evaluations, samples, folders["model"], made_by(run))
-            run.log_text(html(report), REPORT)
-            places = {"page": place_of(run, REPORT)}
+            report = evaluation_report(task, evaluations, samples, folders, made_by(run))
+            places = {"verdict": write_page(run, report, REPORT), "page": place_of(run, REPORT)}
             if config.card:
                 places["card"] = str(write_card(run, config.model, folders["model"], report) or place_of(run, CARD))
         show("report", places)

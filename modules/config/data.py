@@ -29,7 +29,7 @@ class DataConfig:
     validation_fraction: float = 0.02
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None
-    """Only the first so many rows of each split."""
+    """Only the first so many rows of each split; n-grams and nearest rows of an evaluation are of all training rows."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
     """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
     max_bad_rows: float = 0.01

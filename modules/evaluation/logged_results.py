@@ -12,7 +12,7 @@ from ..tokenizer.lost_text import LostText
 from ..tracking.provenance import git_state
 from ..tracking.tracked_run import TrackedRun
 from .baselines import NAMES
-from .report.figures import perplexity_bars
+from .report.figures import interval_bars
 from .task_evaluation import Evaluation
 
 
@@ -38,9 +38,15 @@ def log_results(
             name = metric_key(who, metric.name)
             metrics |= {name: metric.value, f"{name}_low": low, f"{name}_high": high}
         log_scores(run, metrics, (models or {}).get(who))
-    perplexities = {who: e["perplexity_per_char"].value for who, e in evaluations.items() if "perplexity_per_char" in e}
+    perplexities = {
+        who: (metric.value, *ends)
+        for who, found in evaluations.items()
+        for metric, ends in zip(found.metrics, found.intervals, strict=True)
+        if metric.name == "perplexity_per_char"
+    }
     if perplexities:
-        run.log_figure(perplexity_bars(perplexities, "test rows"), "perplexity_per_char.png")
+        title = "perplexity per character of the test rows (lower is better)"
+        run.log_figure(interval_bars(perplexities, title, log=True), "perplexity_per_char.png")
     if samples:
         run.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
     for who, found in evaluations.items():

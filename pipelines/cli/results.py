@@ -33,7 +33,7 @@ def evaluation_plan(task: Task, lost: Mapping[str, LostText]) -> dict[str, str]:
     return {
         "model": config.model,
         "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}",
-        "training rows": f"{len(task.train):,} of {task.train_place}" if task.train is not None else "none",
+        "training rows": training_rows(task) or "none",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
@@ -44,6 +44,10 @@ def evaluation_plan(task: Task, lost: Mapping[str, LostText]) -> dict[str, str]:
 
 def counted(rows: datasets.Dataset) -> str:
     return f"{len(rows):,} {kind_of_rows(rows.column_names)}"
+
+
+def training_rows(task: Task) -> str:
+    return f"{len(task.train):,} rows of {task.train_place}" if task.train is not None else ""
 
 
 def copies_in_words(copies: int | None) -> str:
@@ -77,10 +81,10 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     )
     say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}"))
     if task.train_place:
-        say(redact_text(f"  n-grams, nearest rows and examples of {task.train_place}"))
+        say(redact_text(f"  n-grams, nearest rows and examples of {training_rows(task)}"))
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
-        lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])
+        lines = sorted(lines_of(name, evaluations), key=lambda line: line[2])
         for index, (who, shown, _) in enumerate(lines):
             table.add_row(f"  {name.replace('_', ' ')}" if index == 0 else "", who, shown)
     console.print(table)
@@ -109,7 +113,7 @@ def lines_of(name: str, evaluations: Mapping[str, Evaluation]) -> Iterator[tuple
     for who, found in evaluations.items():
         for metric, interval in zip(found.metrics, found.intervals, strict=True):
             if metric.name == name:
-                yield who, in_words(metric, interval), -metric.value if metric.higher_is_better else metric.value
+                yield who, in_words(metric, interval), metric.cost(metric.value)
 
 
 def in_words(metric: Metric, interval: tuple[float, float]) -> str:

@@ -185,7 +185,7 @@ def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, p
     assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without outputs
     executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
     assert (
-        len(pictures_of(executed)) == {"data": 3, "evaluation": 3, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
+        len(pictures_of(executed)) == {"data": 3, "evaluation": 2, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
     )
 
 
