@@ -240,7 +240,8 @@ def start_or_continue(
             raise
         activate(found)
     else:
-        name = run_name(stage, config, parent.data.tags.get("stage") if parent else None)
+        around = (parent.data.tags.get("stage"), parent.info.run_name) if parent else (None, None)
+        name = run_name(stage, config, *around)
         active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)

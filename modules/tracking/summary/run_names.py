@@ -34,9 +34,14 @@ NOT_SAID = (*NO_MATTER, "columns", "data.columns", "data.cache_dir", "archive", 
 """Beginnings of keys that a name leaves out, beside those that training ignores when it goes on."""
 
 
-def run_name(stage: str, config: StageConfig, around: str | None = None) -> str:
-    """tracking.run_name, else stage and values. around: the command that the stage is a part of, as main."""
-    if config.tracking.run_name and around != "main":  # whose name it is: its stages have the same section
+def run_name(stage: str, config: StageConfig, around: str | None = None, taken: str | None = None) -> str:
+    """tracking.run_name, else stage and values.
+
+    Args:
+        around: The stage of the run that it is nested in, as main.
+        taken: That run's name: main's stages have its section `tracking`, and so the name that it was given.
+    """
+    if config.tracking.run_name and config.tracking.run_name != taken:
         return config.tracking.run_name
     name = stage
     for part in dict.fromkeys(parts(stage, config, around)):
