@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.base import MISSING, StageConfig
+from ...config.commands import STAGES
 from ...config.loader import dotted_items, stage_defaults
 from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
@@ -141,13 +142,20 @@ def is_said(stage: str, key: str, value: Any) -> bool:
 
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What isn't as usual; not what an earlier stage of main has made (<prepare>/quatrains)."""
-    return {k: v for k, v in values.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
+    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains)."""
+    known = {key: value for key, value in values.items() if key in usual or COLUMNS in f".{key}"}
+    return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
+
+
+COLUMNS = ".columns."
+"""Part of keys that end with names of the user's own."""
 
 
 @cache
 def usual_values(stage: str, *named: str) -> dict[str, Any]:
     """Dotted key → value where nothing is given but, in `named`, a section's key and name."""
+    if stage not in STAGES:  # whoever else has a run
+        return {}
     return dict(dotted_items(stage_defaults(stage, [(named[0], named[1])] if named else [])))
 
 
