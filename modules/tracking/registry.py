@@ -12,11 +12,12 @@ from mlflow.exceptions import MlflowException
 
 from ..config.base import is_registered, model_folder
 from ..system.redaction import redact_text
-from .models.exported_model import description_of, holds, identity_of, log_model
+from .models.exported_model import holds, identity_of, log_model
 from .models.known_models import known_model, run_behind, weights_elsewhere
 from .outbox.logged_models import CHECKPOINT
 from .outbox.store import is_there, patient, why
 from .outbox.store_check import require_store
+from .summary.version_notes import describe_version
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
 
@@ -49,7 +50,7 @@ def register_version(
     It comes from the run that trained the model, where that is known here, else from `run_id`. What the store has of
     the model already isn't copied once more.
     """
-    tags = {**tags, **identity_of(folder), COMPLETE: "false"}
+    told, tags = tags, {**tags, **identity_of(folder), COMPLETE: "false"}
     if before:
         for key, value in tags.items():
             MlflowClient().set_model_version_tag(name, before, key, value)
@@ -61,7 +62,7 @@ def register_version(
         trained = run_behind(folder)
         uri = log_model(folder, trained.info.run_id if trained else run_id)
     number = str(mlflow.register_model(uri, name, tags=tags).version)
-    MlflowClient().update_model_version(name, number, description_of(folder))
+    describe_version(name, number, folder, told)
     return number
 
 

@@ -109,13 +109,13 @@ def retire_command_run(stage: str, run_id: str, status: str, reason: str) -> boo
     client = MlflowClient()
     if not unused_by(stage, client.get_run(run_id)):
         return False
-    set_tags(run_id, {"stage": stage, END: reason, UNUSED: "true", MLFLOW_RUN_NOTE: reason})
+    set_tags(run_id, {END: reason, UNUSED: "true", MLFLOW_RUN_NOTE: reason})
     client.update_run(run_id, status=status, name=f"{stage}: {reason}"[:LONGEST_NAME])
     return True
 
 
 def remove_retired_runs(experiment_id: str) -> None:
-    """Deletes the runs that `mlflow run` made and no stage used, once it has ended; the store's refusal is no error."""
+    """Deletes the runs that `mlflow run` made and no stage used, once it has ended; never raises."""
     client = MlflowClient()
     try:
         for run in client.search_runs([DEFAULT_ID, experiment_id], f"tags.`{UNUSED}` = 'true'"):

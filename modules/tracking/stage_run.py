@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ from .run_selection import (
     require_usable,
 )
 from .summary.run_names import run_name
-from .summary.run_notes import describe
+from .summary.run_notes import log_description
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -202,7 +202,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
-        run.set_tags(describe(run, stage, config))
+        log_description(run, stage, config)
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
@@ -212,8 +212,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         open_runs.remove(run)
         if system_metrics:
             system_metrics.stop()
-        with suppress(OSError, ValueError):  # a log that can't be read any more, of which run.end tells
-            run.set_tags(describe(run, stage, config, reason))
+        log_description(run, stage, config, reason)
         run.end(status, reason)
 
 
@@ -250,7 +249,8 @@ def start_or_continue(
             raise
         activate(found)
     else:
-        name = run_name(stage, config, parent.data.tags.get("stage") if parent else None)
+        around = (parent.data.tags.get("stage"), parent.info.run_name) if parent else (None, None)
+        name = run_name(stage, config, *around)
         active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)

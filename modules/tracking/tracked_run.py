@@ -66,8 +66,6 @@ class TrackedRun:
         """What the log says last of which checkpoints there are; None of a run that keeps none."""
         self.resumed = 0
         """How often the run went on."""
-        self.began = False
-        """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
         if not goes_on:
             self.sender.thread.start()
@@ -96,7 +94,6 @@ class TrackedRun:
             model_id: The LoggedModel whose scores these are.
             dataset: On which of the run's rows, as log_input has them: train, validation or test.
         """
-        self.began = True
         link = {"model": model_id, "dataset": self.datasets.get(dataset or "")} if model_id else {}
         self.write_metrics(metrics, step, **link)
 
