@@ -198,8 +198,8 @@ def test_a_checkpoints_uri_leads_to_its_folder(trained: Trained) -> None:
     assert used(done.run_id) == [kept.model_id]
     with pytest.raises(CheckpointError, match=r"pipelines\.convert source=.*\.ckpt"):  # a version holds its weights
         registered(str(kept.model_uri), "from_checkpoint")
-    converted = convert(load_config("convert", [f"source={folder}", "target=converted"])).target
-    _, version = registered(str(converted), "from_checkpoint")
+    convert(load_config("convert", [f"source={folder}", "target=converted"]))
+    _, version = registered("converted", "from_checkpoint")
     assert version.run_id == trained.run_id
     client.set_logged_model_tags(kept.model_id, {"checkpoint.path": "/gone/step=1.ckpt"})
     with pytest.raises(ValueError, match=r"the checkpoint of step \d+ of run \w+, whose weights"):

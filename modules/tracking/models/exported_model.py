@@ -19,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from ...checkpoint.loading import open_tokenizer, verified_hash
 from ...checkpoint.model_folder import read_provenance
 from ...inference.signature import MODEL_CONFIG, SIGNATURE
+from ...system.redaction import hide_values
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
 from ..outbox.store import patient
@@ -85,7 +86,7 @@ def description_of(folder: Path) -> str:
     lines = [f"Made by **{stage}** from {start}."]
     lines += [f"- {split}: {count} rows of `{sources.get(split, '?')}`" for split, count in rows.items()]
     lines += [f"- {name}: {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
-    return "\n".join([lines[0], "", *lines[1:]])
+    return hide_values("\n".join([lines[0], "", *lines[1:]]))
 
 
 def holds(tags: Mapping[str, str], identity: Mapping[str, str]) -> bool:
