@@ -15,9 +15,9 @@ from modules.evaluation.report.page import html
 from modules.evaluation.task_evaluation import Evaluation, Task, load_task_rows
 from modules.inference.text_generator import TextGenerator, require_room
 from modules.tracking.registry import resolve_model
-from modules.tracking.stage_run import log_rows, stage_run
+from modules.tracking.stage_run import checking, log_rows
 
-from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show, working_on
 from .cli.results import REPORT, evaluation_plan, place_of, show_results
@@ -25,7 +25,7 @@ from .cli.results import REPORT, evaluation_plan, place_of, show_results
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    run_id: str
+    run_id: str  # empty after a dry run
     evaluations: dict[str, Evaluation]
     """"model", "baseline" where there is one, then what needs no model: trivial answers by name, "chance", "unigram",
     "bigram", "trigram"."""
@@ -34,10 +34,10 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    with stage_run("evaluate", config) as run:
+    with checking("evaluate", config) as begin_run:
         quarantine = start_quarantine(config.data)
         rows = load_task_rows(config, quarantine)
-        report_quarantine(run, quarantine)
+        show_quarantine(quarantine)
         task = Task(config, *rows)
         named = {"model": config.model, "champion": config.champion, "baseline": config.baseline}
         folders = {name: resolve_model(place) for name, place in named.items() if place}
@@ -49,7 +49,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         if config.dry_run:
             lost = {name: lost_of_rows(each.rows, each.tokenizer, windows[name]) for name, each in asked.items()}
             show("evaluate: what will be done", evaluation_plan(task, lost))
-            return EvaluateResult(run.info.run_id, {}, [])
+            return EvaluateResult("", {}, [])
+        run = begin_run()
+        log_quarantine(run, quarantine)
         log_rows(run, rows.test, rows.place.name, "test")
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from modules.config.base import EMBEDDED
 from modules.config.commands import STAGES_OF_MAIN, MainConfig, wire
 from modules.config.loader import load_config
-from modules.tracking.stage_run import connect, connected, stage_run
+from modules.tracking.stage_run import connect, run_around
 
 from .cli.command_line import run_stage
 from .cli.once import Once, require_sent
@@ -20,25 +21,27 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
 
+HEADLINES = ("finetune", "evaluate")
+"""Stages whose metrics the whole has too."""
+
 
 def main(config: MainConfig) -> dict[str, Any] | None:
     """What is kept of the evaluation (cli/once.py); None after a dry run."""
     check_unused(config)
-    if config.dry_run:
-        with connected(config.tracking):
-            stages(config, Once(None, config.forced))
-        return None
-    with stage_run("main", config) as run:
-        made = stages(config, Once(lambda: run, config.forced))
+    with run_around("main", config) as around:
+        made = stages(config, Once(None if config.dry_run else lambda: around.run, config.forced))
+        if config.dry_run:
+            return None
         evaluated, registered = made["evaluate"], made["register"]
-        run.log_metrics(made["finetune"]["metrics"] | evaluated["metrics"])
+        around.run.set_tags({"registered_version": f"{config.model_name} {registered['version']}"})
         show_whole_way(config, connect(config.tracking), evaluated, registered)
         return evaluated
 
 
 def stages(config: MainConfig, once: Once) -> dict[str, Any]:
     """What each stage made; of a dry run those before the first that would be done."""
-    functions: tuple[Callable[[Any], Any], ...] = (prepare, pretrain, finetune, evaluate, register)
+    preparing = partial(prepare, recorded=not config.dry_run)
+    functions: tuple[Callable[[Any], Any], ...] = (preparing, pretrain, finetune, evaluate, register)
     found: dict[str, Any] = {}
     made = {"start": EMBEDDED}
     for stage, function in zip(STAGES_OF_MAIN, functions, strict=True):
@@ -47,6 +50,8 @@ def stages(config: MainConfig, once: Once) -> dict[str, Any]:
         if not (facts := once(stage, wire(getattr(config, stage), made), function)):
             break
         found[stage] = facts
+        if once.run and stage in HEADLINES:
+            once.run().log_metrics(facts["metrics"])
         if stage == "prepare":
             made["prepare"] = facts["folder"]
         elif stage == "pretrain":
@@ -62,10 +67,8 @@ def check_unused(config: MainConfig) -> None:
     """ValueError for what is said of a pretraining that there won't be."""
     usual = load_config("main")
     shared = {"seed": usual.pretrain.seed, "tracking": usual.pretrain.tracking, "model": usual.pretrain.model}
-    unused = {
-        "model": config.model != usual.model,
-        "pretrain": dataclasses.replace(config.pretrain, **shared) != usual.pretrain,
-    }
+    pretraining = dataclasses.replace(config.pretrain, **shared) != usual.pretrain
+    unused = {"model": config.model != usual.model, "pretrain": pretraining}
     for key in (key for key, given in unused.items() if given and not config.from_scratch):
         raise ValueError(
             f"{key}: what is given there is for a model that is pretrained first: give from_scratch=true with it; "

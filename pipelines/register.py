@@ -14,9 +14,9 @@ from modules.evaluation.statistics import Metric
 from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
 from modules.evaluation.task_rows import GROUP, copies_in_training
 from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
-from modules.tracking.stage_run import log_rows, stage_run
+from modules.tracking.stage_run import checking, log_rows
 
-from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show
 from .cli.results import describe_test_rows
@@ -25,8 +25,7 @@ from .cli.results import describe_test_rows
 @dataclass(frozen=True)
 class RegisterResult:
     run_id: str
-    version: str
-    """Number of the new version."""
+    version: str  # its number
     perplexity_per_char: float
     promotion: Promotion
     """Whether it carries the alias now, and why."""
@@ -34,25 +33,26 @@ class RegisterResult:
 
 def register(config: RegisterConfig) -> RegisterResult | None:
     """None after a dry run. Raises CheckpointError for a damaged folder, ValueError for non-finite weights."""
-    with stage_run("register", config) as run:
-        folder = resolve_model(config.model)
-        verify_model(folder)
+    with checking("register", config) as begin_run:
+        verify_model(folder := resolve_model(config.model))
         require_finite(folder)
         quarantine = start_quarantine(config.data)
         rows = load_scored_rows(config.data, {GROUP} - set(config.data.columns), quarantine)
-        report_quarantine(run, quarantine)
+        show_quarantine(quarantine)
         copies = copies_in_training(rows.test, folder, config.data.cache_dir)
         if config.dry_run:
             lost = lost_of_rows(rows.test, open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
             plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies, lost)
             show("register: what will be done", plan)
             return None
+        run = begin_run()
+        log_quarantine(run, quarantine)
         digest = log_rows(run, rows.test, rows.place.name, "test")
         score = scored("the new model", folder, rows, config)
         found = score.perplexity_per_char
         promotion = promote(found, rows, config)
-        by_training_run = config.model.startswith("models:/m-")  # not a version that has a name already
-        model_uri = config.model if by_training_run else log_model(folder)
+        # models:/m-… is by a training run, and not a version that has a name already
+        model_uri = config.model if config.model.startswith("models:/m-") else log_model(folder)
         tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
         number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
         complete_version(config.model_name, number, config.alias if promotion.promoted else None)

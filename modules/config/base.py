@@ -90,8 +90,10 @@ class TrackingConfig:
     tracking_uri: str | None = field(default=None, metadata=STORE)
     """Tracking store or server; unset: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
     experiment_name: str | None = None
-    """Experiment that new runs go to (under `mlflow run`: its own); unset: that of MLFLOW_EXPERIMENT_NAME,
-    MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
+    """Experiment that new runs go to (that of `mlflow run --experiment-name` comes first); unset: that of
+    MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
+    run_name: str | None = None
+    """Of the stage's run in MLflow; unset: its stage and what was given, as `finetune lr=1e-3 rank=8`."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
     spool_dir: str = field(default="outputs/tracking", metadata=PATH)
@@ -104,6 +106,8 @@ class TrackingConfig:
         yield from too_large(self, 1_000_000, "flush_timeout")
         if not self.spool_dir:
             yield "spool_dir must name a folder"
+        if self.run_name is not None and (not self.run_name.isprintable() or not 0 < len(self.run_name) <= 250):
+            yield f"run_name ({shown(self.run_name)}) must be one line of at most 250 characters"
 
 
 @dataclass

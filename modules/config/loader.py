@@ -110,11 +110,12 @@ def missing(config: DictConfig) -> Iterator[str]:
         yield usage
 
 
-def stage_defaults(stage: str) -> dict[str, Any]:
-    """What a stage's keys are when nothing is given, as plain nested dicts; MISSING where something must be."""
+def stage_defaults(stage: str, named: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """What a stage's keys are when only `named` sections are given, as nested dicts; MISSING where one must be."""
     complaints: list[str] = []
     files = list(stage_files(stage, STAGES[stage], complaints))
-    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, [], complaints), complaints)
+    users = [(key, name, COMMAND_LINE) for key, name in named]
+    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, users, complaints), complaints)
     assert not complaints, complaints
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

@@ -42,6 +42,12 @@ def log_results(
             run.log_table(row_table(found), f"rows_{who}.json")
 
 
+def scores_of(found: Evaluation) -> dict[str, float]:
+    """The model's own scores, as log_results names them."""
+    scores = {metric_key("model", metric.name): metric.value for metric in found.metrics}
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
+
+
 def doubts(lost: LostText | None, copies: int | None) -> dict[str, float]:
     """What makes the model's score doubtful: the share of lost characters, and test rows that are training rows too."""
     found: dict[str, float] = {} if copies is None else {"test/rows_in_training": copies}

@@ -1,13 +1,18 @@
-"""The MLflow run of a stage: opened when the stage begins, handed to it as a TrackedRun, ended however the stage ends.
+"""The MLflow run of a stage: opened when all has been checked, handed to it as a TrackedRun, ended however it ends.
+
+    with checking("evaluate", config) as begin_run:
+        ...  # what is refused here is no run, nor is a dry run
+        run = begin_run()
 
 How it begins and ends in the store is in run_lifecycle.py, and what it records of its origin in provenance.py.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +24,13 @@ from ..config.schema import missing_models
 from ..system.atomic import draft_of
 from ..system.paths import expanded
 from ..system.redaction import redact_text
-from .outbox.store import BRIEF
+from .outbox.store import BRIEF, is_there
 from .outbox.store_check import require_store
 from .provenance import RESUMED, log_provenance
-from .run_lifecycle import (
-    REFUSED,
-    activate,
-    earlier_end,
-    end_of,
-    mark_killed_runs,
-    newer_in_store,
-    reopen_run,
-)
-from .run_selection import EXPERIMENT_ID, find_run, open_run
+from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
+from .run_selection import EXPERIMENT_ID, experiment_for, find_run, give_way, given_run_id, open_run, require_usable
+from .summary.run_names import run_name
+from .summary.run_notes import describe
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -61,9 +60,9 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
 def connected(config: TrackingConfig | None = None) -> Iterator[str]:
     """MLflow points at the tracking store within the block, and afterwards at what it did before, a notebook's own.
 
-    Inside a run that is that run's store already.
+    Inside a run, or a command that has stages in it, that is its store already.
     """
-    if mlflow.active_run():
+    if mlflow.active_run() or enclosing:
         yield mlflow.get_tracking_uri()
         return
     before = {name: os.environ.get(name) for name in (URI, SILENT, EXPERIMENT_ID, *BRIEF)}
@@ -86,34 +85,96 @@ open_runs: list[TrackedRun] = []
 """The runs of the stages that are at work, the innermost last."""
 
 
+class RunAround:
+    """The run of a command that has stages in it, as main has."""
+
+    def __init__(self, begin_run: Callable[[], TrackedRun]) -> None:
+        self.begin_run = begin_run
+
+    @property
+    def run(self) -> TrackedRun:
+        """Opened now if it isn't yet."""
+        if self in enclosing:
+            enclosing.remove(self)
+            self.opened = self.begin_run()
+        return self.opened
+
+
+enclosing: list[RunAround] = []
+"""Commands around the stage at work whose run isn't opened yet."""
+
+
+@contextmanager
+def checking(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[Callable[[], TrackedRun]]:
+    """The block in which a stage first finds out whether it can do what it is asked to, and then does it.
+
+    Yields what opens its run (`stage_run`), which ends with the block. Within it MLflow points at the tracking store.
+
+    Raises:
+        ValueError: The store doesn't answer or hasn't got the run that is to go on, or a model folder that a key names
+            isn't there.
+    """
+    with connected(config.tracking) as uri, ExitStack() as stack:
+        if not (mlflow.active_run() or enclosing):
+            require_ready(stage, config, uri, continues)
+        yield lambda: stack.enter_context(stage_run(stage, config, continues))
+
+
+def require_ready(stage: str, config: StageConfig, uri: str, continues: str | None) -> None:
+    if missing := list(missing_models(config)):
+        raise ValueError("; ".join(missing))
+    if config.dry_run and not is_there(uri):
+        return  # a dry run makes no store
+    require_store(uri)
+    if continues:
+        find_run(continues)
+    elif given := given_run_id():
+        require_usable(stage, given, config.tracking)
+    else:
+        experiment_for(config.tracking, make=False)
+    if not config.dry_run:
+        folder_of_logs(config.tracking)
+
+
+@contextmanager
+def run_around(stage: str, config: StageConfig) -> Iterator[RunAround]:
+    """For a command that has stages in it: its run begins with the first of theirs, so that a refusal leaves none."""
+    with checking(stage, copy.deepcopy(config)) as begin_run:  # as it is given: main fills in what its stages make
+        around = RunAround(begin_run)
+        enclosing.append(around)
+        try:
+            yield around
+        finally:
+            if around in enclosing:
+                enclosing.remove(around)
+
+
 @contextmanager
 def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
     Inside another stage's run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that
-    the command made, never a second one beside it.
+    the command made, but one in Default is replaced.
 
     Args:
-        continues: Id of a run to go on with instead of a new one. Under `mlflow run` the command's own run then points
-            to it. Where the stage refuses its arguments, the run stays as it had ended.
+        continues: Id of a run to go on with instead of a new one, to which the one that `mlflow run` made gives way.
 
     Raises:
-        ValueError: The store doesn't answer or hasn't got the run that is to go on, or a model folder that a key names
-            isn't there; before any work.
+        ValueError: The store doesn't answer, or hasn't got the run that is to go on.
         SpoolInUseError: Another process writes to that run.
     """
+    for around in list(enclosing):
+        _ = around.run
     with connected(config.tracking) as uri:
         yield from run_of_stage(stage, config, uri, continues)
 
 
 def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | None) -> Iterator[TrackedRun]:
     parent = mlflow.active_run()
-    if not parent and (missing := list(missing_models(config))):
-        raise ValueError("; ".join(missing))
     around = open_runs[-1] if parent and open_runs else None
-    root = around.root if around else folder_of_logs(config.tracking)
     if not parent:
         require_store(uri)
+    root = around.root if around else folder_of_logs(config.tracking)
     run = start_or_continue(stage, config, root, parent, continues)
     open_runs.append(run)
     system_metrics = None
@@ -122,19 +183,18 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        run.set_tags(describe(run, stage, config))
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
-        status, reason = end_of(error, run.began)
-        if continues and reason.startswith(REFUSED):
-            status, reason = earlier_end(run.run)
+        status, reason = end_of(error)
         raise
     finally:
         open_runs.remove(run)
-        if around:
-            around.began |= run.began
         if system_metrics:
             system_metrics.stop()
+        with suppress(OSError, ValueError):  # a log that can't be read any more, of which run.end tells
+            run.set_tags(describe(run, stage, config, reason))
         run.end(status, reason)
 
 
@@ -164,17 +224,19 @@ def start_or_continue(
         run = TrackedRun(found, root, seconds, goes_on=True)
         try:
             run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
-            reopen_run(stage, found)
+            reopen_run(found)
+            give_way(stage, continues)
         except BaseException:
             run.abandon()
             raise
         activate(found)
     else:
-        active = open_run(stage, config, parent)
+        name = run_name(stage, config, parent.data.tags.get("stage") if parent else None)
+        active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)
         except BaseException as error:
-            mlflow.end_run(end_of(error, began=False)[0])
+            mlflow.end_run(end_of(error)[0])
             raise
     mark_killed_runs(run.run, root)
     return run

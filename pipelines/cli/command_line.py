@@ -34,6 +34,7 @@ from modules.system.signals import (
 from .help import help_text
 from .launch import launch, require_processes
 from .output import lasting_output
+from .project_run import remove_project_run, settle_project_run
 from .redacted_output import redact_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
@@ -81,6 +82,8 @@ def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list
         code, message = attempt(stage, function, arguments)
         if code == 1 or (code and is_main_process()):
             print(f"{stage}: {redact_text(message)}", file=sys.stderr, flush=True)
+        if code or function:
+            remove_project_run(stage, code, message)
     if code:
         leave(code)
 
@@ -99,6 +102,7 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
         check_headers(config)
         if function is None:
             return 0, ""
+        settle_project_run(stage, config)
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:

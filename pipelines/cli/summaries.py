@@ -1,15 +1,16 @@
-"""What `convert` and `main` say at their end."""
+"""What `prepare`, a training, `convert` and `main` say at their end."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
 from modules.config.training import TrainingConfig
+from modules.data.splits import kind_of_rows
 from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
@@ -27,6 +28,18 @@ NEXT = {
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
     "gguf": "llama-server -m {target}/model.gguf",
 }
+
+
+def show_prepared(folder: Path, manifest: Mapping[str, Any]) -> None:
+    kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
+    show(f"prepare: {kind} in {folder}", {name: f"{count:,}" for name, count in row_counts(manifest).items()})
+
+
+def row_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """File without its suffix → rows, from either kind of manifest."""
+    stages = manifest.get("stages", {"": manifest})
+    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
+    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
 
 
 def show_trained(

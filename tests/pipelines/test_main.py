@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ import pytest
 
 from modules.config.loader import load_config
 from pipelines.main import check_unused, main
+from tests.tracking.test_tracking import all_runs
 
 
 @pytest.mark.parametrize(
@@ -26,9 +28,15 @@ def test_what_is_said_of_a_pretraining_needs_one(argument: str, key: str | None)
         check_unused(load_config("main", [argument]))
 
 
-def kept_of(_: str, config: Any, function: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+@dataclass
+class Always:
     """Stands in for Once: each stage's double says what is kept of it."""
-    return function(config)
+
+    run: Callable[[], Any] | None
+    forced: frozenset[str]
+
+    def __call__(self, _: str, config: Any, function: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return function(config)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +53,19 @@ def test_the_same_model_is_fine_tuned_and_compared_with(
     made = {
         "prepare": {"folder": "data"},
         "pretrain": {"folder": "pretrained"},
-        "finetune": {"model_uri": "models:/m-1", "metrics": {}},
-        "evaluate": {"metrics": {}},
-        "register": {"version": "1"},
+        "finetune": {"model_uri": "models:/m-1", "metrics": {"val/loss": 1.5}},
+        "evaluate": {"metrics": {"test/perplexity_per_char": 2.5}},
+        "register": {"version": "7"},
     }
     stages = {name: Mock(return_value=made.get(name)) for name in (*made, "show_whole_way")}
     for name, stage in stages.items():
         monkeypatch.setattr(f"pipelines.main.{name}", stage)
-    monkeypatch.setattr("pipelines.main.Once", lambda run, forced: kept_of)
+    monkeypatch.setattr("pipelines.main.Once", Always)
     main(load_config("main", [*arguments, "tracking.log_system_metrics=false"]))
     (tuned,), (evaluated,) = stages["finetune"].call_args.args, stages["evaluate"].call_args.args
     assert tuned.train.init_from == start
     assert (evaluated.model, evaluated.baseline) == ("models:/m-1", start)
     assert stages["pretrain"].called == (start == "pretrained")
+    (run,) = all_runs()
+    assert run.data.metrics == {"val/loss": 1.5, "test/perplexity_per_char": 2.5}
+    assert run.data.tags["registered_version"] == "moyun 7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -166,14 +167,14 @@ def test_a_run_tells_its_whole_configuration_and_code(store: Path) -> None:
     assert found.data.params["cfg.pretrain.model.hidden_size"] == "64"
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
     assert yaml.safe_load(text) == asdict(config)
-    assert found.data.tags["config.sha256"] == sha256(text.encode()).hexdigest()
+    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/environment.json"))
+    assert facts["config.sha256"] == sha256(text.encode()).hexdigest()
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert found.data.tags["git.commit"] == head.stdout.strip()
-    assert found.data.tags["git.dirty"] in ("true", "false")
-    assert found.data.tags["version.mlflow"] == mlflow.__version__
-    assert {name for name in found.data.tags if name.startswith("version.")} == {
-        f"version.{name}" for name in ("python", *lineage.PACKAGES)
-    }
+    assert facts["git.commit"] == found.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert facts["git.dirty"] in ("true", "false")
+    assert facts["versions"]["mlflow"] == mlflow.__version__
+    assert facts["versions"].keys() == {"python", *lineage.PACKAGES}
+    assert {name for name in found.data.tags if not name.startswith("mlflow.")} == {"stage", "end"}
 
 
 def test_any_column_name_and_any_length_of_text_can_be_logged(store: Path) -> None:
