@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ...config.base import MISSING, StageConfig
+from ...config.commands import STAGES
+from ...config.effects.key_effects import Effect, effect_of
 from ...config.loader import dotted_items, stage_defaults
 from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
 from ...config.training import TrainerConfig
 from ...system.bounded_read import read_plain_yaml
-from ...training.checkpoints.run_manifest import IGNORED_KEYS
 from ...training.precision import settle_precision
-from ..run_comparison import NO_MATTER, TRAINING
 
 LONGEST = 60
 
@@ -30,8 +30,8 @@ SHORT = {
 PLAIN = ("model", "path", "test_path", "source", "model_name", "name")
 """Keys whose values say by themselves what they are."""
 
-NOT_SAID = (*NO_MATTER, "columns", "data.columns", "data.cache_dir", "archive", "card", "max_batch_tokens", "tracking")
-"""Beginnings of keys that a name leaves out, beside those that training ignores when it goes on."""
+NOT_SAID = {"columns", "archive"}
+"""Keys that a name leaves out, beside those that change no result."""
 
 
 def run_name(stage: str, config: StageConfig, around: str | None = None) -> str:
@@ -124,11 +124,8 @@ def name_of_place(text: str) -> str:
 
 
 def is_said(stage: str, key: str, value: Any) -> bool:
-    local = key.partition(".")[2] if stage == "main" and key.startswith(TRAINING) else key
-    ignored = IGNORED_KEYS if stage in TRAINING or local != key else ()
-    return not (
-        key.startswith(NOT_SAID)
-        or local.startswith((*NOT_SAID, *ignored))
+    return effect_of(STAGES[stage])(key) in (Effect.RESULT, Effect.CONTENT) and not (
+        NOT_SAID & set(key.split("."))
         or isinstance(value, list | dict)
         or len(str(value).splitlines()) > 1
         or value == MISSING
