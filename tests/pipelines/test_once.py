@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from modules.config.commands import STAGES_OF_MAIN
@@ -109,7 +110,7 @@ def model_of(stage: str) -> Path:
 
 
 def artifact(stage: str, name: str) -> Path:
-    return Path(mlflow.artifacts.download_artifacts(f"runs:/{original(stage).info.run_id}/{name}"))
+    return Path(local_file_uri_to_path(original(stage).info.artifact_uri), name)
 
 
 def change_stored_model() -> None:
