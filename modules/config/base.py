@@ -106,7 +106,8 @@ class TrackingConfig:
         yield from too_large(self, 1_000_000, "flush_timeout")
         if not self.spool_dir:
             yield "spool_dir must name a folder"
-        if self.run_name is not None and (not self.run_name.isprintable() or not 0 < len(self.run_name) <= 250):
+        name = self.run_name
+        if name is not None and (not name.isprintable() or not name.strip() or len(name) > 250):
             yield f"run_name ({shown(self.run_name)}) must be one line of at most 250 characters"
 
 

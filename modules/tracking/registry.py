@@ -23,6 +23,7 @@ from .outbox.store import is_there, patient, why
 from .outbox.store_check import require_store
 from .reuse.imported_code import MODULES, code_behind
 from .run_lifecycle import inside
+from .summary.version_notes import describe_version
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
 PYFUNC = MODULES / "inference" / "pyfunc.py"
@@ -91,14 +92,16 @@ def register_version(model_uri: str, name: str, folder: Path, tags: dict[str, st
 
     A version of the same weights that a killed command has begun is taken instead of a second one.
     """
-    tags = tags | {WEIGHTS: verified_hash(folder), COMPLETE: "false"}
+    told, tags = tags, tags | {WEIGHTS: verified_hash(folder), COMPLETE: "false"}
     client = MlflowClient()
     for begun in client.search_model_versions(f"name = '{name}'"):
         if {begun.tags.get(key) for key in (WEIGHTS, COMPLETE)} == {tags[WEIGHTS], "false"}:
             for key, value in tags.items():
                 client.set_model_version_tag(name, begun.version, key, value)
             return str(begun.version)
-    return str(mlflow.register_model(model_uri, name, tags=tags).version)
+    number = str(mlflow.register_model(model_uri, name, tags=tags).version)
+    describe_version(name, number, folder, told)
+    return number
 
 
 def complete_version(name: str, number: str, alias: str | None) -> None:

@@ -5,8 +5,10 @@ What can't be used is refused in one line, before any work.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from contextlib import suppress
 
 import mlflow
@@ -14,13 +16,15 @@ from mlflow import ActiveRun, MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT, MLFLOW_RUN_NOTE
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from ..config.base import StageConfig, TrackingConfig, shown
 from ..system.redaction import redact_text
 from .outbox.store import why
 from .run_lifecycle import END, RUNNING, set_tags
+
+logger = logging.getLogger("moyun.tracking")
 
 EXPERIMENT = "moyun"
 """Where runs go if neither the configuration nor the environment says so."""
@@ -32,6 +36,15 @@ RUN_ID, EXPERIMENT_ID, EXPERIMENT_NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
 
 COMMAND_RUN = "MOYUN_COMMAND_RUN"
 """Environment variable: the run that `mlflow run` made, where the stage makes another; its processes all see it."""
+
+
+UNUSED = "moyun.unused"
+"""Tag of a run that `mlflow run` made and no stage has used."""
+
+LONGEST_NAME = 100
+
+MLFLOW_RUN_ENDS = 60.0
+"""Seconds after which `mlflow run` is surely done with its run."""
 
 
 def open_run(stage: str, config: StageConfig, parent: ActiveRun | None, name: str) -> ActiveRun:
@@ -56,7 +69,7 @@ def open_run(stage: str, config: StageConfig, parent: ActiveRun | None, name: st
         log_system_metrics=False,
     )
     if command_id:
-        retire_command_run(stage, command_id, "FINISHED", f"went on in run {run.info.run_id}")
+        retire_command_run(stage, command_id, "RUNNING", f"went on in run {run.info.run_id}")
     return run
 
 
@@ -69,20 +82,17 @@ def name_given_to(run: Run) -> str | None:
     return None if made_up else name or None
 
 
-def leave_default_experiment(stage: str, tracking: TrackingConfig) -> None:
-    """`mlflow run` without an experiment has made its run in Default: the stage then makes another where its runs are.
+def is_in_default(stage: str, tracking: TrackingConfig) -> bool:
+    """Whether `mlflow run`, given no experiment, has made its run in Default: the stage then makes another in moyun's.
 
-    To be called where the stage's own command begins: what else may have made a run there isn't ours to replace.
+    To be asked where the stage's own command begins: what else may have made a run there isn't ours to replace.
     """
     run_id = given_run_id()
     command = MlflowClient().get_run(run_id) if run_id else None
     named = tracking.experiment_name or os.environ.get(EXPERIMENT_NAME)
     if not command or not unused_by(stage, command) or named == DEFAULT:
-        return
-    if command.info.experiment_id == DEFAULT_ID and MLFLOW_PARENT_RUN_ID not in command.data.tags:
-        os.environ[COMMAND_RUN] = os.environ.pop(RUN_ID)
-        if os.environ.get(EXPERIMENT_ID) == DEFAULT_ID:
-            del os.environ[EXPERIMENT_ID]
+        return False
+    return command.info.experiment_id == DEFAULT_ID and MLFLOW_PARENT_RUN_ID not in command.data.tags
 
 
 def unused_by(stage: str, run: Run) -> bool:
@@ -92,24 +102,34 @@ def unused_by(stage: str, run: Run) -> bool:
 
 
 def retire_command_run(stage: str, run_id: str, status: str, reason: str) -> bool:
-    """Ends and deletes the run that `mlflow run` made where nothing stands in it; returns whether it was such a run.
+    """The run that `mlflow run` made says why nothing stands in it; returns whether it was such a run.
 
-    `mlflow run` doesn't mind, and the deleted run can still be read by its id: it says why.
+    `mlflow run` fails at the end where its run was deleted meanwhile, so remove_retired_runs does that later.
     """
     client = MlflowClient()
     if not unused_by(stage, client.get_run(run_id)):
         return False
-    set_tags(run_id, {END: reason})
-    client.set_terminated(run_id, status)  # else `mlflow run` would, and fail at a deleted run
-    client.delete_run(run_id)
+    set_tags(run_id, {END: reason, UNUSED: "true", MLFLOW_RUN_NOTE: reason})
+    client.update_run(run_id, status=status, name=f"{stage}: {reason}"[:LONGEST_NAME])
     return True
+
+
+def remove_retired_runs(experiment_id: str) -> None:
+    """Deletes the runs that `mlflow run` made and no stage used, once it has ended; never raises."""
+    client = MlflowClient()
+    try:
+        for run in client.search_runs([DEFAULT_ID, experiment_id], f"tags.`{UNUSED}` = 'true'"):
+            if run.info.end_time and time.time() - run.info.end_time / 1000 > MLFLOW_RUN_ENDS:
+                client.delete_run(run.info.run_id)
+    except Exception as error:
+        logger.debug("tracking: runs that no stage used weren't deleted: %s", why(error))
 
 
 def give_way(stage: str, run_id: str) -> None:
     """The run that was made for this process is removed, or points to the earlier one that goes on instead."""
     for command in filter(None, (os.environ.pop(name, None) for name in (RUN_ID, COMMAND_RUN))):
         reason = f"went on in run {run_id}"
-        if command != run_id and not retire_command_run(stage, command, "FINISHED", reason):
+        if command != run_id and not retire_command_run(stage, command, "RUNNING", reason):
             set_tags(command, {"stage": stage, "moyun.continues": run_id, END: reason})
 
 

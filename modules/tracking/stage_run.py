@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,18 @@ from .outbox.store import BRIEF, is_there
 from .outbox.store_check import require_store
 from .provenance import RESUMED, log_provenance
 from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
-from .run_selection import EXPERIMENT_ID, experiment_for, find_run, give_way, given_run_id, open_run, require_usable
+from .run_selection import (
+    EXPERIMENT_ID,
+    experiment_for,
+    find_run,
+    give_way,
+    given_run_id,
+    open_run,
+    remove_retired_runs,
+    require_usable,
+)
 from .summary.run_names import run_name
-from .summary.run_notes import describe
+from .summary.run_notes import log_description
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -183,7 +192,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
-        run.set_tags(describe(run, stage, config))
+        log_description(run, stage, config)
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
@@ -193,8 +202,7 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         open_runs.remove(run)
         if system_metrics:
             system_metrics.stop()
-        with suppress(OSError, ValueError):  # a log that can't be read any more, of which run.end tells
-            run.set_tags(describe(run, stage, config, reason))
+        log_description(run, stage, config, reason)
         run.end(status, reason)
 
 
@@ -231,7 +239,8 @@ def start_or_continue(
             raise
         activate(found)
     else:
-        name = run_name(stage, config, parent.data.tags.get("stage") if parent else None)
+        around = (parent.data.tags.get("stage"), parent.info.run_name) if parent else (None, None)
+        name = run_name(stage, config, *around)
         active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)
@@ -239,6 +248,8 @@ def start_or_continue(
             mlflow.end_run(end_of(error)[0])
             raise
     mark_killed_runs(run.run, root)
+    if not parent:
+        remove_retired_runs(run.info.experiment_id)
     return run
 
 

@@ -62,8 +62,6 @@ class TrackedRun:
         self.tables: dict[str, None] = {}
         self.resumed = 0
         """How often the run went on."""
-        self.began = False
-        """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
         if not goes_on:
             self.sender.thread.start()
@@ -85,7 +83,6 @@ class TrackedRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metric → value at a step. A step that an earlier process of the run has logged isn't logged again."""
-        self.began = True
         self.write_metrics(metrics, step)
 
     def write_metrics(self, metrics: Mapping[str, float], step: int) -> None:

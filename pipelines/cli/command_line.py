@@ -34,7 +34,7 @@ from modules.system.signals import (
 from .help import help_text
 from .launch import launch, require_processes
 from .output import lasting_output
-from .project_run import remove_project_run, settle_project_run
+from .project_run import retire_project_run, settle_project_run
 from .redacted_output import redact_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
@@ -83,7 +83,7 @@ def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list
         if code == 1 or (code and is_main_process()):
             print(f"{stage}: {redact_text(message)}", file=sys.stderr, flush=True)
         if code or function:
-            remove_project_run(stage, code, message)
+            retire_project_run(stage, code, message)
     if code:
         leave(code)
 

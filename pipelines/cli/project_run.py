@@ -12,22 +12,26 @@ from modules.system.redaction import redact_text
 from modules.system.signals import is_main_process, is_worker
 
 MADE = ("MLFLOW_RUN_ID", "MOYUN_COMMAND_RUN")
-"""Environment variables that name it: MLflow's, and the one that modules/tracking/run_selection.py has in its place."""
+"""Environment variables that name it: MLflow's, and the one that run_selection.py reads in its place."""
 
 
 def settle_project_run(stage: str, config: Any) -> None:
     """Where `mlflow run` was given no experiment, the stage's run goes to moyun's, and not to MLflow's Default."""
     if not isinstance(config, StageConfig) or is_worker() or not os.environ.get(MADE[0], "").strip():
         return
-    from modules.tracking.run_selection import leave_default_experiment
+    from modules.tracking.run_selection import is_in_default
     from modules.tracking.stage_run import connected
 
-    with contextlib.suppress(Exception), connected(config.tracking):  # what is wrong with the store, the stage says
-        leave_default_experiment(stage, config.tracking)
+    with contextlib.suppress(Exception):  # what is wrong with the store, the stage says
+        with connected(config.tracking):
+            moves = is_in_default(stage, config.tracking)
+        if moves:
+            os.environ[MADE[1]] = os.environ.pop(MADE[0])
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
-def remove_project_run(stage: str, code: int, message: str) -> None:
-    """The run that `mlflow run` made is removed where no stage has begun in it: a refusal or a dry run is no run."""
+def retire_project_run(stage: str, code: int, message: str) -> None:
+    """The run that `mlflow run` made says why no stage has begun in it: a refusal or a dry run is no run of ours."""
     made = [run_id for name in MADE if (run_id := os.environ.get(name, "").strip())]
     if not made or not issubclass(STAGES[stage], StageConfig) or not is_main_process():
         return

@@ -96,27 +96,43 @@ def client(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClien
     return MlflowClient()
 
 
+def ours(client: MlflowClient) -> list[str]:
+    """The experiment that all runs are in."""
+    found = client.get_experiment_by_name("moyun")
+    assert found
+    return [str(found.experiment_id)]
+
+
 def test_stages_are_nested_runs_of_one_run(first: str, client: MlflowClient) -> None:
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (command,) = client.search_runs(["0"])
+    runs = client.search_runs(ours(client))
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_stage = {run.data.tags["stage"]: run for run in runs}
     assert len(runs) == len(STAGES) + 1 == len(by_stage)
     main = by_stage.pop("main")
     assert {run.data.tags["mlflow.parentRunId"] for run in by_stage.values()} == {main.info.run_id}
     assert sorted(by_stage) == sorted(STAGES)
+    assert command.data.tags["end"] == f"went on in run {main.info.run_id}"
+    scores = ("val/loss", "test/perplexity_per_char")
+    assert [main.data.metrics[name] for name in scores] == [
+        by_stage[stage].data.metrics[name] for stage, name in zip(("finetune", "evaluate"), scores, strict=True)
+    ]
+    assert main.data.tags["registered_version"] == "moyun 1"
 
 
 def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClient) -> None:
-    (run,) = client.search_runs(["0"], "tags.stage = 'finetune'")
+    (run,) = client.search_runs(ours(client), "tags.stage = 'finetune'")
     assert run.data.params["cfg.train.max_steps"] == "4"
-    assert {"git.commit", "version.torch", "version.mlflow"} <= run.data.tags.keys()
+    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/environment.json"))
+    assert facts["git.commit"] == run.data.tags["mlflow.source.git.commit"]
+    assert {"torch", "mlflow"} <= facts["versions"].keys()
     for name in ("train/loss", "train/tokens_per_second", "lr", "grad_norm"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]
     for name in ("val/loss", "val/perplexity_per_char", "val/end_of_text_nll", "val/samples_stopped"):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [3, 4]
     assert {entry.dataset.name.rpartition("-")[2] for entry in run.inputs.dataset_inputs} == {"train", "validation"}
-    (main,) = client.search_runs(["0"], "tags.stage = 'main'")
+    (main,) = client.search_runs(ours(client), "tags.stage = 'main'")
     assert any(name.startswith("system/") for name in main.data.metrics)
     artifacts = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "loss_curve.png", "samples.json"} <= artifacts
@@ -137,7 +153,7 @@ def champion(client: MlflowClient) -> str:
 
 
 def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace, client: MlflowClient) -> None:
-    (run,) = client.search_runs(["0"], "tags.stage = 'pretrain'")
+    (run,) = client.search_runs(ours(client), "tags.stage = 'pretrain'")
     worse = resolve_model(f"{workplace.folder}/first/pretrain/model")
     assert worse.is_dir(), run
     done = workplace.python(
@@ -160,6 +176,7 @@ def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, cli
     assert "nowhere.csv" in done.stderr
     (run,) = client.search_runs(["0"], "attributes.status = 'FAILED'")
     assert run.data.params["data.path"] == "nowhere.csv"
+    assert run.data.tags["end"].startswith("refused: ")
 
 
 def test_a_misspelt_key_stops_everything_at_once(workplace: Workplace) -> None:

@@ -34,9 +34,14 @@ NOT_SAID = {"columns", "archive"}
 """Keys that a name leaves out, beside those that change no result."""
 
 
-def run_name(stage: str, config: StageConfig, around: str | None = None) -> str:
-    """tracking.run_name, else stage and values. around: the command that the stage is a part of, as main."""
-    if config.tracking.run_name and around != "main":  # whose name it is: its stages have the same section
+def run_name(stage: str, config: StageConfig, around: str | None = None, taken: str | None = None) -> str:
+    """tracking.run_name, else stage and values.
+
+    Args:
+        around: The stage of the run that it is nested in, as main.
+        taken: That run's name: main's stages have its section `tracking`, and so the name that it was given.
+    """
+    if config.tracking.run_name and config.tracking.run_name != taken:
         return config.tracking.run_name
     name = stage
     for part in dict.fromkeys(parts(stage, config, around)):
@@ -133,13 +138,20 @@ def is_said(stage: str, key: str, value: Any) -> bool:
 
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What isn't as usual; not what an earlier stage of main has made (<prepare>/quatrains)."""
-    return {k: v for k, v in values.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
+    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains)."""
+    known = {key: value for key, value in values.items() if key in usual or COLUMNS in f".{key}"}
+    return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
+
+
+COLUMNS = ".columns."
+"""Part of keys that end with names of the user's own."""
 
 
 @cache
 def usual_values(stage: str, *named: str) -> dict[str, Any]:
     """Dotted key → value where nothing is given but, in `named`, a section's key and name."""
+    if stage not in STAGES:  # whoever else has a run
+        return {}
     return dict(dotted_items(stage_defaults(stage, [(named[0], named[1])] if named else [])))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,9 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ...config.base import StageConfig
-from ...system.redaction import redact, redact_text
+from ...config.commands import MainConfig
+from ...config.evaluation import RegisterConfig
+from ...system.redaction import first_line, redact, redact_text
 from ..outbox.spool import Spool
 from ..run_lifecycle import RUNNING
 from ..tracked_run import TrackedRun
@@ -20,6 +23,8 @@ from .run_names import given_keys
 
 LONGEST = 5000
 """Characters that any version of MLflow's stores takes for a tag."""
+
+logger = logging.getLogger("moyun.tracking")
 
 PLACE = "output_dir"
 
@@ -57,12 +62,16 @@ def read_logged(spool: Spool) -> Logged:
     return found
 
 
-def describe(run: TrackedRun, stage: str, config: StageConfig, end: str = RUNNING) -> dict[str, str]:
-    """The tag that MLflow shows as the run's description."""
-    lines = [line for part in sections(run.info.run_id, stage, config, read_logged(run.spool), end) for line in part]
-    while sum(len(line) + 1 for line in lines) > LONGEST:
-        lines = [*lines[:-2], "…"]
-    return {MLFLOW_RUN_NOTE: redact_text("\n".join(lines))}
+def log_description(run: TrackedRun, stage: str, config: StageConfig, end: str = RUNNING) -> None:
+    """Into the tag that MLflow shows as the run's description. It raises nothing: the stage's work is worth more."""
+    try:
+        logged = read_logged(run.spool)
+        lines = [line for part in sections(run.info.run_id, stage, config, logged, end) for line in part]
+        while sum(len(line) + 1 for line in lines) > LONGEST:
+            lines = [*lines[:-2], "…"]
+        run.set_tags({MLFLOW_RUN_NOTE: redact_text("\n".join(lines))})
+    except Exception as error:
+        logger.warning("tracking: run %s has no description: %s", run.info.run_id, first_line(error))
 
 
 def sections(run_id: str, stage: str, config: StageConfig, logged: Logged, end: str) -> Iterator[list[str]]:
@@ -146,7 +155,7 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> str | None:
         "finetune": f"python -m pipelines.evaluate {folder}",
         "evaluate": f"python -m pipelines.register {model}",
     }
-    if stage in ("register", "main"):
-        alias = values.get("alias") or values["register"]["alias"]
-        return f"python -m pipelines.generate model=models:/{values['model_name']}@{alias} 春"
+    if isinstance(config, RegisterConfig | MainConfig):
+        alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
+        return f"python -m pipelines.generate model=models:/{config.model_name}@{alias} 春"
     return after.get(stage)

@@ -1,0 +1,50 @@
+"""What a run's description says."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import datasets
+from mlflow import MlflowClient
+
+from modules.config.loader import load_config
+from modules.tracking.stage_run import log_rows, stage_run
+from modules.tracking.summary.run_notes import LONGEST
+from tests.tracking.test_tracking import CANARY
+
+
+def note_of(run_id: str) -> str:
+    return MlflowClient().get_run(run_id).data.tags["mlflow.note.content"]
+
+
+def test_a_description_has_rows_scores_samples_and_commands(store: Path) -> None:
+    config = load_config("evaluate", ["model=outputs/mine/model", "tracking.log_system_metrics=false"])
+    with stage_run("evaluate", config) as run:
+        run.flush()
+        assert note_of(run.info.run_id).startswith("**evaluate**: still running\n")
+        log_rows(run, datasets.Dataset.from_dict({"src_txt": ["春", "秋"]}), "prepared/mine/test.csv", "test")
+        run.log_metrics({"test/rouge": 0.5, "test/rouge_low": 0.25, "test/rouge_high": 0.75, "test/floor_bigram": 9})
+        run.log_table({"prompt": ["春"], "text": ["春风\n吹"]}, "samples.json")
+    note = note_of(run.info.run_id)
+    assert note.startswith("**evaluate**: finished\n")
+    assert "- model: `outputs/mine/model`" in note
+    assert "- test rows: `test.csv-test` (digest " in note
+    assert "| test/rouge | 0.5 | 0.25 – 0.75 |" in note
+    assert "floor_bigram" not in note
+    assert "> 春 **风 / 吹**" in note
+    assert "    python -m pipelines.evaluate model=outputs/mine/model\n" in note
+    assert note.endswith("    python -m pipelines.register model=outputs/mine/model")
+
+
+def test_a_description_of_a_failure_says_why_and_names_no_next_command(store: Path) -> None:
+    config = load_config("evaluate", ["model=m", f"data.path=https://me:{CANARY}@host/x"])
+    config.tracking.log_system_metrics = False
+    with suppress(RuntimeError), stage_run("evaluate", config) as run:
+        run.log_table({"prompt": ["春" * 4000], "text": ["春" * 9000]}, "samples.json")
+        raise RuntimeError("no memory")
+    note = note_of(run.info.run_id)
+    assert note.startswith("**evaluate**: failed: RuntimeError: no memory\n")
+    assert "Next:" not in note
+    assert CANARY not in note
+    assert len(note) <= LONGEST
