@@ -21,6 +21,9 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
 
+HEADLINES = ("finetune", "evaluate")
+"""Stages whose metrics the whole has too."""
+
 
 def main(config: MainConfig) -> dict[str, Any] | None:
     """What is kept of the evaluation (cli/once.py); None after a dry run."""
@@ -30,7 +33,6 @@ def main(config: MainConfig) -> dict[str, Any] | None:
         if config.dry_run:
             return None
         evaluated, registered = made["evaluate"], made["register"]
-        around.run.log_metrics(made["finetune"]["metrics"] | evaluated["metrics"])
         around.run.set_tags({"registered_version": f"{config.model_name} {registered['version']}"})
         show_whole_way(config, connect(config.tracking), evaluated, registered)
         return evaluated
@@ -38,8 +40,8 @@ def main(config: MainConfig) -> dict[str, Any] | None:
 
 def stages(config: MainConfig, once: Once) -> dict[str, Any]:
     """What each stage made; of a dry run those before the first that would be done."""
-    rows = partial(prepare, recorded=not config.dry_run)
-    functions: tuple[Callable[[Any], Any], ...] = (rows, pretrain, finetune, evaluate, register)
+    preparing = partial(prepare, recorded=not config.dry_run)
+    functions: tuple[Callable[[Any], Any], ...] = (preparing, pretrain, finetune, evaluate, register)
     found: dict[str, Any] = {}
     made = {"start": EMBEDDED}
     for stage, function in zip(STAGES_OF_MAIN, functions, strict=True):
@@ -48,6 +50,8 @@ def stages(config: MainConfig, once: Once) -> dict[str, Any]:
         if not (facts := once(stage, wire(getattr(config, stage), made), function)):
             break
         found[stage] = facts
+        if once.run and stage in HEADLINES:
+            once.run().log_metrics(facts["metrics"])
         if stage == "prepare":
             made["prepare"] = facts["folder"]
         elif stage == "pretrain":

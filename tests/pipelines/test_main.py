@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -27,9 +28,15 @@ def test_what_is_said_of_a_pretraining_needs_one(argument: str, key: str | None)
         check_unused(load_config("main", [argument]))
 
 
-def kept_of(_: str, config: Any, function: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+@dataclass
+class Always:
     """Stands in for Once: each stage's double says what is kept of it."""
-    return function(config)
+
+    run: Callable[[], Any] | None
+    forced: frozenset[str]
+
+    def __call__(self, _: str, config: Any, function: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return function(config)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_the_same_model_is_fine_tuned_and_compared_with(
     stages = {name: Mock(return_value=made.get(name)) for name in (*made, "show_whole_way")}
     for name, stage in stages.items():
         monkeypatch.setattr(f"pipelines.main.{name}", stage)
-    monkeypatch.setattr("pipelines.main.Once", lambda run, forced: kept_of)
+    monkeypatch.setattr("pipelines.main.Once", Always)
     main(load_config("main", [*arguments, "tracking.log_system_metrics=false"]))
     (tuned,), (evaluated,) = stages["finetune"].call_args.args, stages["evaluate"].call_args.args
     assert tuned.train.init_from == start
