@@ -103,7 +103,9 @@ def run_main(config: Any, sweep: SweepConfig) -> dict[str, Any]:
         stage.trainer.progress_bar = False
     evaluated = stage_function("main")(config)
     assert evaluated
-    return {"metrics": {f"test/{m.name.replace(' ', '_')}": m.value for m in evaluated.evaluations["model"].metrics}}
+    metrics = {f"test/{m.name.replace(' ', '_')}": m.value for m in evaluated.evaluations["model"].metrics}
+    value_of(metrics, sweep.metric)
+    return {"metrics": metrics}
 
 
 if __name__ == "__main__":
