@@ -93,7 +93,7 @@ class TrackingConfig:
     """Experiment that new runs go to (under `mlflow run`: its own); unset: that of MLFLOW_EXPERIMENT_NAME,
     MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
     run_name: str | None = None
-    """Name of the run; unset: what differs from the usual."""
+    """Of the stage's run in MLflow; unset: its stage and what was given, as `finetune lr=1e-3 rank=8`."""
     log_model: bool = True
     """Copy the model that training ends with into the store, for models:/ URIs; false: it stays in its folder alone."""
     log_system_metrics: bool = True
