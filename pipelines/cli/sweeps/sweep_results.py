@@ -23,9 +23,9 @@ from ..printing import console, say, show
 def sweep_plan(config: SweepConfig, dimensions: Sequence[Dimension]) -> dict[str, str]:
     """Label → text."""
     limit, kept = limit_of(config, dimensions), config.keep_models
-    ends = [f"{limit:,} trials" if limit else "", f"{config.tokens:,} tokens" if config.tokens else ""]
+    ends = [counted(limit, "trial") if limit else "", f"{config.tokens:,} tokens" if config.tokens else ""]
     ends += [f"{config.minutes:g} minutes" if config.minutes else ""]
-    seeds = f"{2 * config.seeds} further trainings: the best and the next with {config.seeds} seeds each"
+    seeds = f"{2 * config.seeds} further trainings: the best and the next with {counted(config.seeds, 'seed')} each"
     return {
         "stage": config.stage,
         **{dimension.key: in_words(dimension) for dimension in dimensions},
@@ -33,10 +33,14 @@ def sweep_plan(config: SweepConfig, dimensions: Sequence[Dimension]) -> dict[str
         "method": method_of(config, dimensions) + (f", pruner {config.pruner}" if config.pruner != "none" else ""),
         "ends after": " or ".join(filter(None, ends)),
         "to confirm": seeds if config.seeds else "nothing: confirm_seeds is 0" if config.stage != "main" else "nothing",
-        "at a time": f"{config.workers} trials" if config.workers > 1 else "1 trial",
+        "at a time": counted(config.workers, "trial"),
         "folders kept": "all trials'" if kept < 0 else f"of the best {kept}" if kept > 1 else "of the best trial alone",
         "in": str(folder_of(config)),
     }
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def in_words(dimension: Dimension) -> str:

@@ -99,10 +99,12 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
 def run_main(config: Any, sweep: SweepConfig) -> dict[str, Any]:
     for stage in (config, config.prepare, config.pretrain, config.finetune, config.evaluate, config.register):
         stage.tracking = sweep.tracking
-    for stage in (config.pretrain, config.finetune):
-        stage.trainer.progress_bar = False
+    config.finetune.trainer.progress_bar = False
+    if config.from_scratch:  # else nothing may be said of a pretraining
+        config.pretrain.trainer.progress_bar = False
     evaluated = stage_function("main")(config)
     assert evaluated
+    value_of(evaluated["metrics"], sweep.metric)
     return {"metrics": evaluated["metrics"]}
 
 
