@@ -175,7 +175,9 @@ def with_tasks(
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
         if path := group_file(tasks[name], value, where, complaints):
-            between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
+            prefix = name.removesuffix("task")
+            others = {key.name for key in keys(STAGES["evaluate"], prefix)} - {key.name for key in keys(config_class)}
+            between += [leaf for leaf in read_yaml(path, config_class, prefix, complaints) if leaf[0] not in others]
             between.append((f"{name}.name", path.stem, path.name))
     return [leaf for leaf in (*files, *between, *users) if leaf not in names]
 

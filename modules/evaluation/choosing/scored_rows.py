@@ -149,8 +149,9 @@ def load_task_rows(config: ScoringConfig, chosen: ChosenRows, quarantine: Quaran
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
     if not data.path or not (counted or compared or task.examples):
         return rows
-    own = chosen.trained  # then n-grams are of all that it was trained on, however few are to be scored
-    fitted = replace(data, max_rows=own.data.max_rows) if own else data
+    # However few are to be scored: of a few training rows, n-grams are a floor that every model passes.
+    own = chosen.trained
+    fitted = replace(data, max_rows=own.data.max_rows if own else None)
     train = load_training_rows(fitted, own.seed if own else config.seed, quarantine, columns)
     train = with_targets(usable_columns(train)[0])
     require_same_kind(train, rows.test, place_in(data.path, "train"), rows.place)
