@@ -149,9 +149,11 @@ def load_task_rows(config: ScoringConfig, chosen: ChosenRows, quarantine: Quaran
     compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
     if not data.path or not (counted or compared or task.examples):
         return rows
-    own = chosen.trained  # n-grams of fewer rows than it was trained on would be a floor that every model passes
-    fitted = replace(data, max_rows=own.data.max_rows if own else None)
-    train = load_training_rows(fitted, own.seed if own else config.seed, quarantine, columns)
+    # Of a few training rows n-grams are a floor that every model passes. Where the test rows were held out of so many,
+    # more would hold them too.
+    own, held_out = chosen.trained, chosen.place.note == NO_TEST
+    whole = replace(data, max_rows=own.data.max_rows if own and held_out else None)
+    train = load_training_rows(whole, own.seed if own else config.seed, quarantine, columns)
     train = with_targets(usable_columns(train)[0])
     require_same_kind(train, rows.test, place_in(data.path, "train"), rows.place)
     return rows._replace(train=train)

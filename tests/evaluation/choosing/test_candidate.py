@@ -73,6 +73,16 @@ def test_a_measure_that_nothing_computes_is_refused(argument: str, said: str) ->
         settled(argument)
 
 
+def test_a_task_file_may_speak_of_what_evaluate_alone_has(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "prompts: [春]\nngram_floor: false\ntask: {metrics: [bleu]}\n", encoding="utf-8"
+    )
+    config = settled(f"task={tmp_path / 'mine.yaml'}")
+    assert (config.measure, config.ngram_floor) == ("bleu", False)
+    with pytest.raises(ConfigError, match="prompts .*no such key"):
+        load_config("register", ["model=m", "prompts=[春]"])
+
+
 @pytest.mark.parametrize("share", ["-0.1", "nan", "1e300"])
 def test_a_guard_is_a_share(share: str) -> None:
     with pytest.raises(ConfigError, match=r"guard\.bleu \(.*\) must be a share"):

@@ -80,6 +80,12 @@ def test_rows_that_the_command_names_win_and_nothing_is_said_of_the_training(sto
     path = write(store / "mine", train=PAIRS, test=PAIRS)
     write(store / "others", train=PLAIN, test=PLAIN[:3])
     model = trained(tokenizer, store / "model", {"path": path, "columns": MINE})
+    few = rows_for("evaluate", model, "data.path=others", "data.max_rows=2")
+    assert few.train is not None
+    assert (len(few.test), len(few.train)) == (
+        2,
+        11,
+    )  # all but the one that is held out: n-grams of two rows would be no floor
     for given in ("data.path=others", "data.test_path=others"):
         rows = rows_for("register", model, given)
         assert rows.test.column_names == ["src_txt"]
