@@ -121,9 +121,9 @@ def test_test_rows_of_a_group_that_was_trained_on_are_counted(
     model: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}", "passage": number // 3} for number in range(90)]
-    data = write_rows(store / "data", train=rows[:40], test=rows[40:])  # row 40 and 41 are of passage 13
+    data = write_rows(store / "data", train=rows[:37], validation=rows[70:], test=rows[37:70])
     run("task=instructions", "task.rows=1", f"model={model}", f"data.path={data}", "data.columns.passage=group")
-    assert "test.jsonl; of a group that training rows are of: 2" in capsys.readouterr().out
+    assert "; of a group that training rows are of: 2" in capsys.readouterr().out  # 36 to 38 are of passage 12
 
 
 def test_bad_rows_of_either_split_are_counted_shown_and_listed(
