@@ -12,10 +12,11 @@ from functools import cache
 from ..base import CommandConfig, StageConfig
 from ..commands import CompareConfig, ConvertConfig, MainConfig
 from ..data import DataConfig, PrepareConfig, TokenizerConfig
-from ..evaluation import EvaluateConfig, RegisterConfig, TaskConfig
+from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..schema import keys
+from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
 
 
@@ -58,15 +59,18 @@ TABLE: dict[type, dict[Effect, str]] = {
     LoraConfig: {Effect.RESULT: "rank alpha dropout target_modules"},
     GenerationConfig: {Effect.RESULT: "max_new_tokens temperature top_k top_p repetition_penalty seed stop"},
     PrepareConfig: {
-        Effect.RESULT: "source archive columns validation_fraction test_fraction bad_rows max_bad_rows",
+        Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
-    TaskConfig: {Effect.RESULT: "name metrics trivial template own_template examples separator rows tokenize"},
-    EvaluateConfig: {
-        Effect.RESULT: "model baseline champion ngram_floor dtype prompts",
-        Effect.RECORD: "max_batch_tokens card",
+    TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
+    ScoringConfig: {Effect.RESULT: "ngram_floor", Effect.RECORD: "max_batch_tokens"},
+    EvaluateConfig: {Effect.RESULT: "model baseline champion dtype prompts", Effect.RECORD: "card"},
+    RegisterConfig: {Effect.RESULT: "model model_name measure guard alias level"},
+    SweepConfig: {
+        Effect.RESULT: "sweep stage space metric direction method pruner trials tokens minutes confirm_seeds given",
+        Effect.RECORD: "workers keep_models",
+        Effect.NOTHING: "output_dir",
     },
-    RegisterConfig: {Effect.RESULT: "model model_name alias level", Effect.RECORD: "max_batch_tokens"},
     MainConfig: {Effect.RESULT: "from_scratch model_name", Effect.NOTHING: "force"},
     GenerateConfig: {Effect.RESULT: "model prompt dtype"},
     ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host port limits"},
