@@ -29,10 +29,8 @@ from .cli.results import REPORT, evaluation_plan, place_of, show_results
 class EvaluateResult:
     run_id: str  # empty after a dry run
     evaluations: dict[str, Evaluation]
-    """"model", "baseline" where there is one, then what needs no model: trivial answers by name, "chance", "unigram",
-    "bigram", "trigram"."""
-    samples: list[dict[str, Any]]
-    """Rows with prompt, text, and stopped: whether the model ended it by itself."""
+    """"model", "baseline", "champion" where there are such, then what needs no model, by name."""
+    samples: list[dict[str, Any]]  # prompt, text, and stopped: whether the model ended it by itself
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -66,8 +64,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             if name == "model":
                 samples = task.samples(evaluations[name], decoder, tokenizer)
         with working_on("what needs no model"):
-            evaluations |= {name: task.of_trivial(name) for name in task.trivial}
-            evaluations |= task.floors(tokenizers["model"])
+            evaluations |= task.rivals(tokenizers["model"])
         log_results(run, evaluations, samples, task.copies, models)
         show_results(task, evaluations)
         with working_on("report"):

@@ -17,7 +17,8 @@ from typing import Any
 
 import datasets
 
-from modules.config.loader import dotted_items, load_config
+from modules.config.assignments import dotted_items
+from modules.config.loader import load_config
 from modules.config.training import TrainConfig
 from modules.data.rows import load_rows
 from modules.data.sources import has_split, has_splits

@@ -13,6 +13,7 @@ import mlflow
 from modules.checkpoint.model_folder import write_model
 from modules.config.training import TrainingConfig
 from modules.data.sources import RowSource
+from modules.evaluation.choosing.checkpoint_choice import extras, with_selection
 from modules.evaluation.report.figures import loss_curve
 from modules.system.signals import is_main_process
 from modules.tracking.lightning_logger import RunLogger
@@ -35,7 +36,6 @@ from modules.training.setup import TrainingSetup, run_manifest_of, set_up, witho
 from .cli.bad_rows import keep_quarantine, log_quarantine, show_quarantine, start_quarantine
 from .cli.printing import show
 from .cli.summaries import show_trained
-from .selection import extras, with_selection
 
 
 def known_folder(stage: str, config: TrainingConfig) -> str | None:

@@ -142,4 +142,14 @@ MEASURES = {
 """Metric of generated texts → what it measures, by the names that evaluate logs under test/. Of a length ratio neither
 more nor less is better, so nothing can be chosen by it."""
 
+MAIN_MEASURE = {
+    "rouge": "rougeL",
+    "bleu": "bleu",
+    "slots": "slot_error_rate",
+    "exact_match": "exact_match",
+    "choices": "choice_accuracy",
+}
+"""Metric that compares with the rows' answers → the measure of it that a model is judged by; all other metrics say what
+form texts have."""
+
 TRIVIAL = ("reference", "lead", "copy", "most_frequent", "nearest")

@@ -33,6 +33,7 @@ from .commands import STAGES
 from .evaluation import TaskConfig
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted
+from .training import TrainingConfig
 
 logger = logging.getLogger("moyun.config")
 
@@ -181,6 +182,8 @@ def with_tasks(
             others = {key.name for key in keys(STAGES["evaluate"], prefix)} - {key.name for key in keys(config_class)}
             between += [leaf for leaf in read_yaml(path, config_class, prefix, complaints) if leaf[0] not in others]
             between.append((f"{name}.name", path.stem, path.name))
+            if config_class is TrainingConfig:  # evaluate and register may take the model's own rows instead
+                between += [("data", *leaf[1:]) for leaf in between if leaf[0] == "task.data"]
     return [leaf for leaf in (*files, *between, *users) if leaf not in names]
 
 
@@ -292,11 +295,3 @@ def set_leaf(
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")
-
-
-def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from dotted_items(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

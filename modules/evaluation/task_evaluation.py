@@ -251,6 +251,10 @@ class Task:
         found = self.of_texts(texts)
         return self.found(found, self.scored([Answer(text, None) for text in texts], found, {}))
 
+    def rivals(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
+        """What needs no model: trivial answers by name, chance, unigram, bigram, trigram."""
+        return {name: self.of_trivial(name) for name in self.trivial} | self.floors(tokenizer)
+
     def floors(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
         """n-gram models on the same text (in this tokenizer's prompts), and guessing among choices."""
         found = {"chance": self.found(self.chance)} if self.chance else {}

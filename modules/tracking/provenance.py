@@ -17,8 +17,9 @@ import mlflow
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
+from ..config.assignments import dotted_items
 from ..config.base import CommandConfig, StageConfig
-from ..config.loader import dotted_items, to_yaml
+from ..config.loader import to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
 from .tracked_run import TrackedRun

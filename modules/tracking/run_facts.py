@@ -16,8 +16,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..checkpoint.model_folder import read_provenance
+from ..config.assignments import dotted_items
 from ..config.base import is_registered, model_folder
-from ..config.loader import dotted_items
 from ..system.redaction import redact_text
 from ..training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
 from .provenance import (

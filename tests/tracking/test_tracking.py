@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from modules.config.assignments import dotted_items
 from modules.config.base import StageConfig, TrackingConfig
-from modules.config.loader import dotted_items, load_config
+from modules.config.loader import load_config
 from modules.data.arrow import fingerprint
 from modules.system.redaction import redact, redact_text
 from modules.tracking import provenance as lineage

@@ -127,9 +127,7 @@ class Candidate:
 
     def rivals(self) -> Iterator[tuple[str, Metric]]:
         """What needs no model, with its score by the measure."""
-        found = {name: self.task.of_trivial(name) for name in self.task.trivial}
-        found |= self.task.floors(open_tokenizer(self.folder))
-        for name, rival in found.items():
+        for name, rival in self.task.rivals(open_tokenizer(self.folder)).items():
             if self.measure in rival and not math.isnan(rival[self.measure].value):
                 yield name, rival[self.measure]
 

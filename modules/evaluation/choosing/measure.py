@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from ...config.evaluation import LIKELIHOOD_METRICS, TEXT_METRICS, TRIVIAL, RegisterConfig, TaskConfig
+from ...config.evaluation import LIKELIHOOD_METRICS, MAIN_MEASURE, TEXT_METRICS, TRIVIAL, RegisterConfig, TaskConfig
 from ..likelihood import ACCURACIES
 from ..metrics import METRICS, bleu, verse
 from ..statistics import Metric
@@ -13,15 +13,6 @@ from ..task_evaluation import Task
 from ..task_rows import TaskRow
 
 DEFAULT = "perplexity_per_char"
-
-MAIN_SCORE = {
-    "rouge": "rougeL",
-    "bleu": "bleu",
-    "slots": "slot_error_rate",
-    "exact_match": "exact_match",
-    "choices": "choice_accuracy",
-}
-"""Metric that compares with the rows' answers → the score of it that a model is chosen by."""
 
 NO_MEASURE = {
     "length_ratio": "a text of the right length may say anything",
@@ -32,7 +23,7 @@ NO_MEASURE = {
 
 def measure_of(task: TaskConfig) -> str:
     """The first score of the task's that compares with the rows' answers; where it has none, perplexity."""
-    return next((MAIN_SCORE[metric] for metric in task.metrics if metric in MAIN_SCORE), DEFAULT)
+    return next((MAIN_MEASURE[metric] for metric in task.metrics if metric in MAIN_MEASURE), DEFAULT)
 
 
 def scores_of(metric: str) -> list[str]:
@@ -78,8 +69,8 @@ def settle_measure(config: RegisterConfig) -> RegisterConfig:
 def why_unknown(score: str, known: list[str]) -> str:
     if score in NO_MEASURE:
         return f"no measure to choose by: {NO_MEASURE[score]}"
-    if score in MAIN_SCORE:  # a metric's name
-        return f"did you mean {MAIN_SCORE[score]}?"
+    if score in MAIN_MEASURE:  # a metric's name
+        return f"did you mean {MAIN_MEASURE[score]}?"
     near = difflib.get_close_matches(score, known, 1, 0.6)
     return f"no such score; did you mean {near[0]}?" if near else f"no such score; there are {', '.join(known)}"
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from ...config.evaluation import MAIN_MEASURE
 from ..baselines import NAMES
 from ..statistics import Metric, PairedComparison, compare
 from ..task_evaluation import Evaluation
 from .contents import Report, label, number
 
 PER_CHARACTER = "perplexity_per_char"
-MEASURES = {
-    "rouge": "rougeL",
-    "bleu": "bleu",
-    "slots": "slot_error_rate",
-    "exact_match": "exact_match",
-    "choices": "choice_accuracy",
-}
-"""Name in task.metrics → the metric that says how right the answers are; all others say what form they have."""
 
 PEOPLE = "reference"
 """Who isn't among those that a model is to beat: the right answers themselves."""
@@ -39,7 +32,7 @@ def measure_of(metrics: Sequence[str], model: Evaluation) -> Metric:
 
     metrics: those of the task, in its order. A metric without a value is passed over.
     """
-    wanted = [*(MEASURES[name] for name in metrics if name in MEASURES), PER_CHARACTER]
+    wanted = [*(MAIN_MEASURE[name] for name in metrics if name in MAIN_MEASURE), PER_CHARACTER]
     known = [model[name] for name in wanted if name in model and math.isfinite(model[name].value)]
     return (known or model.metrics)[0]
 

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
 from ...config.data import TASK_DATA
 from ...config.effects.key_effects import Effect, effect_of
-from ...config.loader import dotted_items
 from ...config.schema import paths_in
 from ...data.corpora.folders import SAMPLE
 from ...system.hardware import default_device

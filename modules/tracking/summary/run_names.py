@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...config.assignments import dotted_items
 from ...config.base import MISSING, StageConfig
 from ...config.commands import STAGES
 from ...config.effects.key_effects import Effect, effect_of
-from ...config.loader import dotted_items, stage_defaults
+from ...config.loader import stage_defaults
 from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
 from ...config.training import TrainerConfig

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.weights import CheckpointError
-from ...config.assignments import as_typed
+from ...config.assignments import as_typed, dotted_items
 from ...config.effects.key_effects import Effect, effect_of
-from ...config.loader import dotted_items
 from ...config.training import LOSS, TrainingConfig
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json

@@ -8,16 +8,16 @@ from functools import partial
 
 import datasets
 
-from modules.config.evaluation import MEASURES, TEXT_METRICS, EvaluateConfig, TaskConfig
-from modules.config.training import LOSS, TrainingConfig
-from modules.data.quarantine import DataError
-from modules.evaluation.statistics import Metric
-from modules.evaluation.task_evaluation import Task
-from modules.evaluation.task_rows import REQUIRED, columns_of, usable_columns
-from modules.model.decoder import Decoder
-from modules.tokenizer.tokenizer import Tokenizer
-from modules.training.callbacks import Selection
-from modules.training.setup import TrainingSetup
+from ...config.evaluation import MEASURES, TEXT_METRICS, EvaluateConfig, TaskConfig
+from ...config.training import LOSS, TrainingConfig
+from ...data.quarantine import DataError
+from ...model.decoder import Decoder
+from ...tokenizer.tokenizer import Tokenizer
+from ...training.callbacks import Selection
+from ...training.setup import TrainingSetup
+from ..statistics import Metric
+from ..task_evaluation import Task
+from ..task_rows import REQUIRED, columns_of, usable_columns
 
 ROWS = 50
 """task.rows, where it is unset: at each validation there must be time for them."""
