@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ LONGEST = 5000
 """Characters that any version of MLflow's stores takes for a tag."""
 
 logger = logging.getLogger("moyun.tracking")
+
+WIDEST = 60
+"""Characters of a line of code that a page of 1280 pixels has room for."""
 
 PLACE = "output_dir"
 
@@ -87,9 +90,9 @@ def sections(run_id: str, stage: str, config: StageConfig, logged: Logged, end: 
         step = logged.samples[-1].get("step")
         last = [sample for sample in logged.samples if sample.get("step") == step]
         yield ["", *(f"> {one_line(s['prompt'])} **{one_line(answer(s))}**  " for s in last[:MOST_SAMPLES])]
-    yield ["", "Made by:", "", f"    {command(stage, config)}"]
+    yield ["", "Made by:", "", folded(command(stage, config))]
     if end == "finished" and (after := next_command(run_id, stage, config)):
-        yield ["", "Next:", "", f"    {after}"]
+        yield ["", "Next:", "", folded(after)]
 
 
 def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
@@ -135,11 +138,22 @@ def one_line(text: object) -> str:
     return " / ".join(str(text).split("\n"))
 
 
-def command(stage: str, config: StageConfig) -> str:
+def folded(words: Sequence[str]) -> str:
+    """A command as Markdown: MLflow's page wraps no code, and a long line pushes what stands beside it off the page."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) > WIDEST:
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "    " + " \\\n    ".join(lines)
+
+
+def command(stage: str, config: StageConfig) -> list[str]:
     """What makes such a run: every key that isn't as it is anyway, but for places of this run alone."""
     keys = given_keys(stage, config)
     given = redact({key: value for key, value in keys.items() if not key.startswith("tracking.") and PLACE not in key})
-    return " ".join(["python -m", f"pipelines.{stage}", *(shlex.quote(f"{k}={typed(v)}") for k, v in given.items())])
+    return ["python", "-m", f"pipelines.{stage}", *(shlex.quote(f"{k}={typed(v)}") for k, v in given.items())]
 
 
 def typed(value: Any) -> str:
@@ -149,18 +163,18 @@ def typed(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def next_command(run_id: str, stage: str, config: StageConfig) -> str | None:
+def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | None:
     """What is usually done with what the stage has made."""
     values = asdict(config)
     model = shlex.quote(f"model={values.get('model')}")
     folder = shlex.quote(f"model={Path(values.get('output_dir') or f'outputs/{stage}-{run_id}') / 'model'}")
     after = {
-        "prepare": "python -m pipelines.finetune train.init_from=models/poems data.path=FOLDER",
-        "pretrain": f"python -m pipelines.generate {folder} 春",
-        "finetune": f"python -m pipelines.evaluate {folder}",
-        "evaluate": f"python -m pipelines.register {model}",
+        "prepare": ["finetune", "train.init_from=models/poems", "data.path=FOLDER"],
+        "pretrain": ["generate", folder, "春"],
+        "finetune": ["evaluate", folder],
+        "evaluate": ["register", model],
     }
     if isinstance(config, RegisterConfig | MainConfig):
         alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
-        return f"python -m pipelines.generate model=models:/{config.model_name}@{alias} 春"
-    return after.get(stage)
+        after[stage] = ["generate", f"model=models:/{config.model_name}@{alias}", "春"]
+    return ["python", "-m", f"pipelines.{after[stage][0]}", *after[stage][1:]] if stage in after else None
