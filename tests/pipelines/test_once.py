@@ -16,8 +16,8 @@ from mlflow.utils.uri import is_local_uri
 
 from modules.config.commands import STAGES_OF_MAIN
 from modules.config.loader import load_config
-from modules.tracking.registry import resolve_model
 from modules.tracking.provenance import REUSED_FROM
+from modules.tracking.registry import resolve_model
 from pipelines.main import main
 from tests.helpers.models import ROOT
 
