@@ -114,7 +114,8 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
         side = "below" if after < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it predicts these rows "
-            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
+            f"{'better' if side == 'below' else 'worse'} than n-grams of "
+            f"{counted_rows(config.finetune.data.max_rows)}.\n"
         )
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated["samples"]})
     name, alias = config.model_name, config.register.alias
@@ -186,3 +187,8 @@ def among(shared: Mapping[str, int]) -> str:
     """How many held-out rows have a relative among the training rows."""
     counts = [f"{count:,} {name} rows" for name, count in shared.items() if count]
     return f"; with training rows among them: {', '.join(counts)}" if counts else ""
+
+
+def counted_rows(trained_on: int | None) -> str:
+    """Which rows n-grams are counted on: all of the set, also where fine-tuning took only so many."""
+    return f"all rows of its set, of which it saw the first {trained_on:,}" if trained_on else "its fine-tuning rows"
