@@ -145,7 +145,11 @@ def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, 
 
     Known too is what stands in a mapping or a section that is usually empty: data.columns.NAME, space.KEY, model.KEY.
     """
-    known = {key: value for key, value in values.items() if any(above in usual for above in accumulate(key.split("."), "{}.{}".format))}
+    known = {
+        key: value
+        for key, value in values.items()
+        if any(above in usual for above in accumulate(key.split("."), "{}.{}".format))
+    }
     return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
 
 
