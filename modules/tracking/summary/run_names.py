@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ SHORT = {
 }  # fmt: skip
 """The last part of a key → what it is called in a name; others stand as they are."""
 
-PLAIN = ("model", "path", "test_path", "source", "model_name", "name")
+PLAIN = ("model", "path", "test_path", "source", "model_name", "name", "sweep")
 """Keys whose values say by themselves what they are."""
 
 NOT_SAID = ("columns", "archive")
@@ -64,7 +65,8 @@ def parts(stage: str, config: StageConfig, around: str | None) -> Iterator[str]:
 def given_keys(stage: str, config: StageConfig) -> dict[str, Any]:
     """Key → value of a command that has this configuration."""
     names, given = what_differs(stage, config, usual_values(stage))
-    return names | {key: value for key, value in given.items() if not key.endswith("task.name")}
+    stages = dict(argument.split("=", 1) for argument in given.pop("given", ()))  # a sweep's, which it takes as its own
+    return names | {key: value for key, value in given.items() if not key.endswith("task.name")} | stages
 
 
 def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -139,13 +141,16 @@ def is_said(config: StageConfig, key: str, value: Any) -> bool:
 
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains)."""
-    known = {key: value for key, value in values.items() if key in usual or COLUMNS in f".{key}"}
+    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains).
+
+    Known too is what stands in a mapping or a section that is usually empty: data.columns.NAME, space.KEY, model.KEY.
+    """
+    known = {
+        key: value
+        for key, value in values.items()
+        if any(above in usual for above in accumulate(key.split("."), "{}.{}".format))
+    }
     return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
-
-
-COLUMNS = ".columns."
-"""Part of keys that end with names of the user's own."""
 
 
 @cache
