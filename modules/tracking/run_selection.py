@@ -40,9 +40,6 @@ COMMAND_RUN = "MOYUN_COMMAND_RUN"
 UNUSED = "moyun.unused"
 """Tag of a run that `mlflow run` made and no stage has used."""
 
-KIND = "mlflow.experimentKind"
-"""Tag of an experiment, which MLflow's UI reads."""
-
 LONGEST_NAME = 100
 
 MLFLOW_RUN_ENDS = 60.0
@@ -72,17 +69,7 @@ def open_run(stage: str, config: StageConfig, parent: ActiveRun | None, name: st
     )
     if command_id:
         retire_command_run(stage, command_id, "RUNNING", f"went on in run {run.info.run_id}")
-    if not parent:
-        settle_kind(run.info.experiment_id)
     return run
-
-
-def settle_kind(experiment_id: str) -> None:
-    """MLflow's UI opens an experiment of this kind at its runs and models; one of no kind at traces, which are none."""
-    client = MlflowClient()
-    with suppress(MlflowException):  # somebody who may write runs may not be allowed to change the experiment
-        if experiment_id != DEFAULT_ID and KIND not in client.get_experiment(experiment_id).tags:
-            client.set_experiment_tag(experiment_id, KIND, "custom_model_development")
 
 
 def name_given_to(run: Run) -> str | None:

@@ -39,16 +39,6 @@ def test_the_environment_names_the_experiment_and_the_configuration_wins(
     assert run_name_of_experiment(experiment_name="mine") == "mine"
 
 
-def test_the_ui_opens_an_experiment_at_its_runs_unless_somebody_chose_otherwise(store: Path) -> None:
-    """Without a kind MLflow 3 shows the page for traces of applications, on which there is nothing to see."""
-    assert run_name_of_experiment() == "moyun"
-    client = MlflowClient()
-    assert client.get_experiment_by_name("moyun").tags["mlflow.experimentKind"] == "custom_model_development"
-    client.create_experiment("theirs", tags={"mlflow.experimentKind": "finetuning"})
-    run_name_of_experiment(experiment_name="theirs")
-    assert client.get_experiment_by_name("theirs").tags["mlflow.experimentKind"] == "finetuning"
-
-
 def test_a_notebooks_choice_counts_and_its_next_run_is_its_own(store: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{store / 'mlflow.db'}")
     theirs = mlflow.set_experiment("notebook")

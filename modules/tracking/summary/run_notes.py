@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ...config.commands import MainConfig
 from ...config.evaluation import RegisterConfig
 from ...system.redaction import first_line, redact, redact_text
 from ..outbox.spool import Spool
+from ..provenance import REUSED_FROM
 from ..run_lifecycle import RUNNING
 from ..tracked_run import TrackedRun
 from .run_names import given_keys
@@ -26,11 +27,17 @@ LONGEST = 5000
 
 logger = logging.getLogger("moyun.tracking")
 
+WIDEST = 60
+"""Characters of a line of code that a page of 1280 pixels has room for."""
+
 PLACE = "output_dir"
 
 MOST_SCORES, MOST_SAMPLES = 12, 3
 BESIDE = ("floor_", "baseline_", "champion_")
 """How scores of others begin, which stand in the run's metrics."""
+
+OF_STAGES = {"from the model": "from_model", "rows": "from_rows", "model": "model"}
+"""What is said of a run of main → its tag, which the stages in it have filled in."""
 
 
 @dataclass
@@ -83,9 +90,9 @@ def sections(run_id: str, stage: str, config: StageConfig, logged: Logged, end: 
         step = logged.samples[-1].get("step")
         last = [sample for sample in logged.samples if sample.get("step") == step]
         yield ["", *(f"> {one_line(s['prompt'])} **{one_line(answer(s))}**  " for s in last[:MOST_SAMPLES])]
-    yield ["", "Made by:", "", f"    {command(stage, config)}"]
+    yield ["", "Made by:", "", folded(command(stage, config))]
     if end == "finished" and (after := next_command(run_id, stage, config)):
-        yield ["", "Next:", "", f"    {after}"]
+        yield ["", "Next:", "", folded(after)]
 
 
 def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
@@ -93,6 +100,7 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
     train = getattr(config, "train", None)
     places = {"from the model": getattr(train, "init_from", None), "model": getattr(config, "model", None)}
     places |= {"baseline": getattr(config, "baseline", None), "source": getattr(config, "source", None)}
+    places |= {what: logged.tags[tag] for what, tag in OF_STAGES.items() if tag in logged.tags}
     found = {what: f"`{place}`" for what, place in places.items() if isinstance(place, str) and place}
     digests = {"from the model": "sha256.init_from"}
     found |= {
@@ -103,7 +111,7 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
         found[f"{context} rows"] = f"{text}: {counted}" if counted else text
     if not logged.rows and (counts := {k[5:]: v for k, v in logged.metrics.items() if k.startswith("rows/")}):
         found["rows"] = ", ".join(f"{name} {count:,.0f}" for name, count in counts.items())
-    named = {"version": "registered_version", "verdict": "promotion"}
+    named = {"version": "registered_version", "verdict": "promotion", "was done already by run": REUSED_FROM}
     return found | {what: one_line(logged.tags[tag]) for what, tag in named.items() if tag in logged.tags}
 
 
@@ -130,11 +138,22 @@ def one_line(text: object) -> str:
     return " / ".join(str(text).split("\n"))
 
 
-def command(stage: str, config: StageConfig) -> str:
+def folded(words: Sequence[str]) -> str:
+    """A command as Markdown: MLflow's page wraps no code, and a long line pushes what stands beside it off the page."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) > WIDEST:
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "    " + " \\\n    ".join(lines)
+
+
+def command(stage: str, config: StageConfig) -> list[str]:
     """What makes such a run: every key that isn't as it is anyway, but for places of this run alone."""
     keys = given_keys(stage, config)
     given = redact({key: value for key, value in keys.items() if not key.startswith("tracking.") and PLACE not in key})
-    return " ".join(["python -m", f"pipelines.{stage}", *(shlex.quote(f"{k}={typed(v)}") for k, v in given.items())])
+    return ["python", "-m", f"pipelines.{stage}", *(shlex.quote(f"{k}={typed(v)}") for k, v in given.items())]
 
 
 def typed(value: Any) -> str:
@@ -144,18 +163,18 @@ def typed(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def next_command(run_id: str, stage: str, config: StageConfig) -> str | None:
+def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | None:
     """What is usually done with what the stage has made."""
     values = asdict(config)
     model = shlex.quote(f"model={values.get('model')}")
     folder = shlex.quote(f"model={Path(values.get('output_dir') or f'outputs/{stage}-{run_id}') / 'model'}")
     after = {
-        "prepare": "python -m pipelines.finetune train.init_from=models/poems data.path=FOLDER",
-        "pretrain": f"python -m pipelines.generate {folder} 春",
-        "finetune": f"python -m pipelines.evaluate {folder}",
-        "evaluate": f"python -m pipelines.register {model}",
+        "prepare": ["finetune", "train.init_from=models/poems", "data.path=FOLDER"],
+        "pretrain": ["generate", folder, "春"],
+        "finetune": ["evaluate", folder],
+        "evaluate": ["register", model],
     }
     if isinstance(config, RegisterConfig | MainConfig):
         alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
-        return f"python -m pipelines.generate model=models:/{config.model_name}@{alias} 春"
-    return after.get(stage)
+        after[stage] = ["generate", f"model=models:/{config.model_name}@{alias}", "春"]
+    return ["python", "-m", f"pipelines.{after[stage][0]}", *after[stage][1:]] if stage in after else None

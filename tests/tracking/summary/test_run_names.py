@@ -100,4 +100,4 @@ def test_the_command_in_a_description_makes_the_same_configuration(stage: str, a
     import shlex
 
     config = load_config(stage, arguments)
-    assert load_config(stage, shlex.split(command(stage, config))[3:]) == config
+    assert load_config(stage, shlex.split(" ".join(command(stage, config)))[3:]) == config

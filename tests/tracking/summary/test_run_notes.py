@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
+from textwrap import dedent
 
 import datasets
 from mlflow import MlflowClient
@@ -29,7 +31,7 @@ def test_a_description_has_rows_scores_samples_and_commands(store: Path) -> None
     note = note_of(run.info.run_id)
     assert note.startswith("**evaluate**: finished\n")
     assert "- model: `outputs/mine/model`" in note
-    assert "- test rows: `test.csv-test` (digest " in note
+    assert "- test rows: `mine-test` (digest " in note
     assert "| test/rouge | 0.5 | 0.25 – 0.75 |" in note
     assert "floor_bigram" not in note
     assert "> 春 **风 / 吹**" in note
@@ -48,3 +50,23 @@ def test_a_description_of_a_failure_says_why_and_names_no_next_command(store: Pa
     assert "Next:" not in note
     assert CANARY not in note
     assert len(note) <= LONGEST
+
+
+def test_a_long_command_goes_on_in_further_lines_and_is_the_same_command(store: Path) -> None:
+    """MLflow's page doesn't wrap code: the run's parent, rows and tags would stand outside of the window."""
+    given = [
+        "model=outputs/mine/model",
+        "data.prompt_template='问：{src_txt}，再问一次'",
+        "data.max_rows=100",
+        "seed=7",
+    ]
+    given += ["data.columns.text1=src_txt", "data.columns.text2=tgt_txt", "max_new_tokens=99"]
+    config = load_config("evaluate", given)
+    config.tracking.log_system_metrics = False
+    with stage_run("evaluate", config) as run:
+        pass
+    code = note_of(run.info.run_id).split("Made by:\n\n")[1].split("\n\nNext:")[0]
+    lines = code.split("\n")
+    assert len(lines) > 2
+    assert all(line.startswith("    ") and len(line) <= 4 + 64 for line in lines)
+    assert load_config("evaluate", shlex.split(dedent(code))[3:]) == load_config("evaluate", given)
