@@ -206,8 +206,3 @@ def among(shared: Mapping[str, int]) -> str:
     """How many held-out rows have a relative among the training rows."""
     counts = [f"{count:,} {name} rows" for name, count in shared.items() if count]
     return f"; with training rows among them: {', '.join(counts)}" if counts else ""
-
-
-def counted_rows(trained_on: int | None) -> str:
-    """Which rows n-grams are counted on: all of the set, also where fine-tuning took only so many."""
-    return f"all rows of its set, of which it saw the first {trained_on:,}" if trained_on else "its fine-tuning rows"
