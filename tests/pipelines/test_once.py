@@ -12,7 +12,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from modules.config.commands import STAGES_OF_MAIN
 from modules.config.loader import load_config
@@ -142,7 +141,7 @@ def change_stored_model() -> None:
     assert done_by("force=finetune") == ["finetune"]
     tuned = original("finetune").info
     found = MlflowClient().search_logged_models([tuned.experiment_id], f"source_run_id = '{tuned.run_id}'")
-    (folder,) = [resolve_model(model.model_uri) for model in found if is_local_uri(model.artifact_location)]
+    (folder,) = [resolve_model(model.model_uri) for model in found if model.name == "model"]  # not its checkpoints
     flip(folder / "model.safetensors")
 
 

@@ -166,8 +166,9 @@ def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace,
         "pipelines.register", "model=models:/moyun@champion", f"data.path={workplace.folder / 'prepared'}"
     )
     assert again.returncode == 0, again.stderr
-    assert champion(client) == "1"  # equal isn't better
-    assert "undecided" in client.get_model_version("moyun", "3").tags["promotion"]
+    assert "stays with version 1, which has these weights" in again.stdout
+    assert champion(client) == "1"
+    assert {version.version for version in client.search_model_versions("name = 'moyun'")} == {"1", "2"}
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:

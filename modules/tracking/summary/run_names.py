@@ -19,6 +19,7 @@ from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
 from ...config.training import TrainerConfig
 from ...system.bounded_read import read_plain_yaml
+from ...system.redaction import redact
 from ...training.precision import settle_precision
 
 LONGEST = 60
@@ -71,7 +72,7 @@ def given_keys(stage: str, config: StageConfig) -> dict[str, Any]:
 
 def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     """(section → its name in conf/, key → value) beside what is usual."""
-    values = dict(dotted_items(asdict(config))) | settled(config)
+    values = dict(dotted_items(redact(asdict(config)))) | settled(config)
     names: dict[str, str] = {}
     for section in (key for key in keys(type(config)) if key.group):
         name, usual = explained(stage, section, values, usual)
@@ -137,6 +138,7 @@ def is_said(config: StageConfig, key: str, value: Any) -> bool:
         or isinstance(value, list | dict)
         or len(str(value).splitlines()) > 1
         or value == MISSING
+        or (value is None and key.rpartition(".")[2] in PLAIN)
     )
 
 

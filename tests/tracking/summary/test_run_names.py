@@ -82,7 +82,7 @@ def test_the_name_given_to_mlflow_run_wins_and_one_that_it_made_up_does_not(
     assert len(all_runs()) == 3
 
 
-@pytest.mark.parametrize("name", ["a\nb", "春" * 251, " "])
+@pytest.mark.parametrize("name", ["a\nb", "春" * 251])
 def test_what_cannot_be_a_name(name: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking.run_name \(.*must be one line of at most 250 characters"):
         load_config("prepare", [f"tracking.run_name='{name}'"])
