@@ -140,12 +140,12 @@ def is_said(config: StageConfig, key: str, value: Any) -> bool:
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains)."""
-    known = {key: value for key, value in values.items() if key in usual or COLUMNS in f".{key}"}
+    known = {key: value for key, value in values.items() if key in usual or any(name in f".{key}" for name in MAPPINGS)}
     return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
 
 
-COLUMNS = ".columns."
-"""Part of keys that end with names of the user's own."""
+MAPPINGS = (".columns.", ".guard.", ".space.")
+"""Parts of keys that end with names of the user's own."""
 
 
 @cache

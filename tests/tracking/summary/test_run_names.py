@@ -94,6 +94,9 @@ def test_what_cannot_be_a_name(name: str) -> None:
         ("pretrain", ["model=base", "model.num_hidden_layers=2", "train.max_epochs=null", "train.max_steps=5"]),
         ("evaluate", ["model=models/poems", "task=poetry", "task.rows=3"]),
         ("main", ["from_scratch=true", "model=mini", "evaluate.task=poetry", "finetune.train.max_steps=3"]),
+        ("register", ["model=models/poems", "model_name=mine", "guard.perplexity_per_char=0.02", "guard.bleu=0.1"]),
+        ("sweep", ["space.train.learning_rate='log 1e-4..1e-2'", "space.lora.rank=0,8", "trials=9", FROM, "seed=3"]),
+        ("sweep", ["space.train.batch_size=[8, 16]", FROM, r"data.prompt_template={src_txt}\n问 ：", "task=couplets"]),
     ],
 )
 def test_the_command_in_a_description_makes_the_same_configuration(stage: str, arguments: list[str]) -> None:
