@@ -21,9 +21,6 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
 
-HEADLINES = ("finetune", "evaluate")
-"""Stages whose metrics the whole has too."""
-
 
 def main(config: MainConfig) -> dict[str, Any] | None:
     """What is kept of the evaluation (cli/once.py); None after a dry run."""
@@ -33,7 +30,6 @@ def main(config: MainConfig) -> dict[str, Any] | None:
         if config.dry_run:
             return None
         evaluated, registered = made["evaluate"], made["register"]
-        around.run.set_tags({"registered_version": f"{config.model_name} {registered['version']}"})
         show_whole_way(config, connect(config.tracking), evaluated, registered)
         return evaluated
 
@@ -50,8 +46,6 @@ def stages(config: MainConfig, once: Once) -> dict[str, Any]:
         if not (facts := once(stage, wire(getattr(config, stage), made), function)):
             break
         found[stage] = facts
-        if once.run and stage in HEADLINES:
-            once.run().log_metrics(facts["metrics"])
         if stage == "prepare":
             made["prepare"] = facts["folder"]
         elif stage == "pretrain":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from ..system.bounded_read import read_plain_yaml
+from ..system.paths import expanded
+from .assignments import COMMAND_LINE, Assignment
 from .base import MISSING, PATH, CommandConfig, StageConfig, too_small
-from .data import PrepareConfig
+from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
@@ -117,6 +121,10 @@ class MainConfig(StageConfig):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
+        rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
+        made_by = (rows,) if rows in TASK_DATA else POEM_DATA if rows == "couplets" else (source,)
+        if source in (*POEM_DATA, *TASK_DATA) and source not in made_by:
+            yield f"finetune.data={rows}: prepare.source={source} makes no such rows; give prepare.source={made_by[0]}"
         for name in PLACES:
             value = attrgetter(name)(self)
             if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
@@ -150,6 +158,29 @@ WIRED = {place.rpartition(".")[2] for place in PLACES}
 
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""
+
+
+def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Paths of rows that follow from what is said; those that the user names stand."""
+    given = {name for name, value, _ in users if value not in (None, "", "null")}
+    # Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on.
+    for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
+        if f"{prefix}data.test_path" in given and not given & {f"{prefix}data", f"{prefix}data.path"}:
+            yield f"{prefix}data.path", None, COMMAND_LINE
+    # In main a data set by name is the one that prepare makes there.
+    sections = {f"{name}.path": value for name, value, _ in leaves if stage == "main" and isinstance(value, str)}
+    for path in (path for path in PLACES if path in sections and path not in given):
+        is_file = sections[path].endswith((".yaml", ".yml"))
+        if found := path_in(sections[path]) if is_file else f"<prepare>/{sections[path]}":
+            yield path, found, COMMAND_LINE
+
+
+def path_in(file: str) -> str | None:
+    """What a section's own file says of its path; whoever reads the section says what is wrong with the file."""
+    with suppress(OSError, ValueError):
+        content = read_plain_yaml(Path(expanded(file)))
+        return content.get("path") if isinstance(content, dict) else None
+    return None
 
 
 def wire(config: Any, made: dict[str, str]) -> Any:

@@ -76,8 +76,9 @@ class TokenizerConfig:
                 yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
+POEM_DATA = ("sample", "full")
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
-"""Of prepare: the sources that modules.data.corpora reads."""
+"""Sources of prepare that modules.data.corpora reads: poems, each cut into three sets, and one set of a task."""
 
 
 @dataclass
@@ -113,9 +114,9 @@ class PrepareConfig(StageConfig):
         yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
         if self.archive and self.source not in ("full", *TASK_DATA):
             yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
-        if self.near_copies != "report" and self.source in ("sample", "full", *TASK_DATA):
+        if self.near_copies != "report" and self.source in (*POEM_DATA, *TASK_DATA):
             yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
-        near = difflib.get_close_matches(self.source, ("sample", "full", *TASK_DATA), 1, 0.8)
+        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA), 1, 0.8)
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:

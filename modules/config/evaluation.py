@@ -89,7 +89,7 @@ class EvaluateConfig(ScoringConfig):
 
     int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
     prompts: list[str] = field(default_factory=list)
-    """What to continue for the sample table; unset: the first three of the test rows."""
+    """What to continue for the sample table; unset: the first three test rows, each of another group."""
     card: bool = False
     """Make the model's card, README.md: an artifact of the run, and a file in the model folder where that is yours."""
 

@@ -15,6 +15,11 @@ from .model import LoraConfig, SizeConfig
 
 LOSS = "val/loss"
 
+VALIDATED = (
+    "loss", "perplexity", "perplexity_per_char", "end_of_text_nll", "end_of_text_found", "end_of_text_early",
+)  # fmt: skip
+"""What each validation measures, whatever checkpoints are chosen by, by the names after val/."""
+
 
 @dataclass
 class TrainConfig:

@@ -168,7 +168,7 @@ def placed(
 
 
 def too_few(count: int, grouped: bool) -> DataError:
-    what = f"{count} different texts are too few to split"
+    what = "1 text is too little to split" if count == 1 else f"{count} different texts are too few to split"
     if grouped:
         groups = "1 group" if count == 1 else f"{count} groups"
         what = f"{groups} of rows (column group; rename it if it means something else) can't be split"

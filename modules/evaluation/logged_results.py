@@ -60,6 +60,16 @@ def scores_of(found: Evaluation) -> dict[str, float]:
     return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
+def intervals_of(found: Evaluation) -> dict[str, float]:
+    """The ends of their 95 % intervals."""
+    ends = {
+        metric_key("model", metric.name) + end: value
+        for metric, interval in zip(found.metrics, found.intervals, strict=True)
+        for end, value in zip(("_low", "_high"), interval, strict=True)
+    }
+    return {name: value for name, value in ends.items() if not math.isnan(value)}
+
+
 def log_scores(run: TrackedRun, metrics: Mapping[str, float], model_id: str | None) -> None:
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}
     run.log_metrics(known, model_id=model_id, dataset="test")

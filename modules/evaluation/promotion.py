@@ -41,7 +41,7 @@ class Promotion:
         return {f"promotion/{name}": getattr(self.comparison, name) for name in names}
 
     def tags(self) -> dict[str, str]:
-        return {"champion": str(self.promoted).lower(), "verdict": self.reason, "measure": self.measure}
+        return {"champion": str(self.promoted).lower(), "promotion": self.reason, "measure": self.measure}
 
 
 def decide(

@@ -26,7 +26,7 @@ from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, verse
 from .prompts import Prompted, build_prompts, require_examples, require_lines, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import TaskRow, copies_in_training, groups_of, lacking, read_task_rows
+from .task_rows import TaskRow, copies_in_training, first_of_groups, groups_of, lacking, read_task_rows
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
@@ -231,12 +231,15 @@ class Task:
         return write_answers(decoder, prompted.tokenizer, list(sources), generation, most, shown)
 
     def samples(self, found: Evaluation, decoder: Decoder, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-        """A table of what a model writes to the prompts, else to the first test rows: prompt, text, stopped."""
+        """A table of what a model writes to the prompts, else to `first_of_groups`: prompt, text, stopped."""
         if self.config.prompts:
             return TextGenerator(decoder, tokenizer, self.config.generation).samples(self.config.prompts)
-        rows, answers = self.rows[:SAMPLES], [Answer(row.text, row.stopped) for row in found.rows[:SAMPLES]]
-        if not answers:
-            chosen = list(range(min(SAMPLES, len(self.test))))
+        if found.rows:
+            places = first_of_groups(self.test, self.chosen, SAMPLES)
+            rows = [self.rows[place] for place in places]
+            answers = [Answer(found.rows[place].text, found.rows[place].stopped) for place in places]
+        else:
+            chosen = first_of_groups(self.test, range(len(self.test)), SAMPLES)
             rows = read_task_rows(self.test.select(chosen))
             prompted = self.prompted(tokenizer, decoder.config.max_position_embeddings)
             answers = self.generate_answers(decoder, prompted, chosen, rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
 from ..config.loader import assign, to_dataclass
 from ..data.arrow import count_copies, fingerprint
-from ..data.groups import GROUP, MIN_GROUPS
+from ..data.groups import GROUP, MIN_GROUPS, has_group
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
@@ -58,6 +59,18 @@ class TaskRow:
 def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     """Columns to keep for this task's metrics; a column that the user maps to a text is that text."""
     return {GROUP, *(name for metric in task.metrics for name in COLUMNS.get(metric, ()))} - set(data.columns)
+
+
+def first_of_groups(rows: datasets.Dataset, numbers: Sequence[int], count: int) -> list[int]:
+    """So many places in `numbers` of rows: the first of each group, as one text of a passage says enough of it; where
+    there are fewer groups, also the second of each, and so on."""
+    labels, before = groups_of(rows), Counter[str | int]()
+    ranks = []
+    for place, number in enumerate(numbers):
+        label = labels[number] if labels and has_group(labels[number]) else number
+        ranks.append((before[label], place))
+        before[label] += 1
+    return sorted(place for _, place in sorted(ranks)[:count])
 
 
 def groups_of(rows: datasets.Dataset) -> list[str] | None:

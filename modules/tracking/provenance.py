@@ -40,6 +40,9 @@ ENVIRONMENT_FILE = "environment.json"
 RESUMED = "moyun.resumed"
 """Tag: how often the run went on."""
 
+REUSED_FROM = "moyun.reused_from"
+"""Tag: the earlier run that has done the same, and has its metrics."""
+
 
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     """Logs a run's origin. A run that goes on keeps its first parameters, which MLflow lets nobody change.

@@ -76,6 +76,8 @@ def complete_version(name: str, number: str, alias: str | None) -> None:
 
 def version_with_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that carries the alias, None where there is none."""
+    if not is_there(mlflow.get_registry_uri()):  # asking would make it
+        return None
     try:
         return MlflowClient().get_model_version_by_alias(name, alias)
     except MlflowException as error:

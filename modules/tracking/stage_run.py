@@ -21,12 +21,13 @@ from mlflow.tracking import fluent
 
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
+from ..data.reading.finding import SPLIT_NAMES
 from ..system.atomic import draft_of
 from ..system.paths import expanded
 from ..system.redaction import redact_text
 from .outbox.store import BRIEF, is_there
 from .outbox.store_check import require_store
-from .provenance import RESUMED, log_provenance
+from .provenance import RESUMED, REUSED_FROM, log_provenance
 from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
 from .run_selection import (
     EXPERIMENT_ID,
@@ -169,7 +170,9 @@ def run_around(stage: str, config: StageConfig) -> Iterator[RunAround]:
 
 
 @contextmanager
-def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
+def stage_run(
+    stage: str, config: StageConfig, continues: str | None = None, reuses: str | None = None
+) -> Iterator[TrackedRun]:
     """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
 
     Inside another stage's run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that
@@ -177,6 +180,7 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
 
     Args:
         continues: Id of a run to go on with instead of a new one, to which the one that `mlflow run` made gives way.
+        reuses: Id of an earlier run that has done the stage already: this one only says so.
 
     Raises:
         ValueError: The store doesn't answer, or hasn't got the run that is to go on.
@@ -185,16 +189,18 @@ def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> 
     for around in list(enclosing):
         _ = around.run
     with connected(config.tracking) as uri:
-        yield from run_of_stage(stage, config, uri, continues)
+        yield from run_of_stage(stage, config, uri, continues, reuses)
 
 
-def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | None) -> Iterator[TrackedRun]:
+def run_of_stage(
+    stage: str, config: StageConfig, uri: str, continues: str | None, reuses: str | None
+) -> Iterator[TrackedRun]:
     parent = mlflow.active_run()
     around = open_runs[-1] if parent and open_runs else None
     if not parent:
         require_store(uri)
     root = around.root if around else folder_of_logs(config.tracking)
-    run = start_or_continue(stage, config, root, parent, continues)
+    run = start_or_continue(stage, config, root, parent, continues, reuses)
     open_runs.append(run)
     system_metrics = None
     status, reason = "FINISHED", "finished"
@@ -202,6 +208,8 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        if reuses:
+            run.set_tags({REUSED_FROM: reuses})
         log_description(run, stage, config)
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
@@ -232,7 +240,12 @@ def folder_of_logs(config: TrackingConfig) -> Path:
 
 
 def start_or_continue(
-    stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
+    stage: str,
+    config: StageConfig,
+    root: Path,
+    parent: mlflow.ActiveRun | None,
+    continues: str | None,
+    reuses: str | None = None,
 ) -> TrackedRun:
     """A new run, or the one that goes on; from here on this process alone writes to its local log."""
     seconds = config.tracking.flush_timeout
@@ -250,7 +263,7 @@ def start_or_continue(
         activate(found)
     else:
         around = (parent.data.tags.get("stage"), parent.info.run_name) if parent else (None, None)
-        name = run_name(stage, config, *around)
+        name = run_name(stage, config, *around) + (" (reused)" if reuses else "")
         active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)
@@ -276,6 +289,13 @@ def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str,
 
     digest = digest or fingerprint(rows)
     source = redact_text(source)
-    tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
+    tracked = from_huggingface(rows, path=source, name=f"{name_of_rows(source)}-{context}", digest=digest[:32])
     run.log_input(tracked, context)
     return digest
+
+
+def name_of_rows(source: str) -> str:
+    """mine.csv of data/mine.csv, but quatrains of prepared/sample/quatrains/test.jsonl.gz: any folder has a test."""
+    path = Path(source)
+    a_split = any(path.name.partition(".")[0].lower() in names for names in SPLIT_NAMES.values())
+    return path.parent.name or path.name if a_split else path.name

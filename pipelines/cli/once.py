@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from modules.config.base import StageConfig
-from modules.evaluation.logged_results import scores_of
+from modules.evaluation.logged_results import intervals_of, scores_of
 from modules.tracking.reuse.contents import checksums, content_digest, content_of
 from modules.tracking.reuse.soundness import artifact_sizes, holder_of
 from modules.tracking.reuse.stage_cache import (
     KEY,
-    REUSED_FROM,
     Found,
     find,
     interrupted,
@@ -25,6 +23,7 @@ from modules.tracking.reuse.stage_cache import (
 )
 from modules.tracking.reuse.stage_key import stage_key
 from modules.tracking.stage_run import stage_run
+from modules.tracking.summary.training_facts import costs_of, together
 from modules.tracking.tracked_run import TrackedRun
 
 from .printing import say
@@ -46,6 +45,8 @@ class Once:
     """Stages that are done in any case."""
     known: dict[str, str] = field(default_factory=dict)
     """Model in the store → digest of its content."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Of the trainings so far, also of those that an earlier run has done."""
 
     def __call__(self, stage: str, config: Any, function: Callable[[Any], Any]) -> Facts | None:
         """What the stage made; None where a dry run only says what would be done."""
@@ -62,17 +63,33 @@ class Once:
             say(f"{stage}: is done each time, as {why}")
         if uri := facts.get("model_uri"):
             self.known[uri] = content_digest(facts["files"])
+        if self.run:
+            self.tell(self.run(), stage, config, facts)
         return facts
 
+    def tell(self, run: TrackedRun, stage: str, config: Any, facts: Facts) -> None:
+        """What main's run says of a stage, so that it alone answers how good the model is, from what, at what cost."""
+        if stage in TRAININGS:
+            self.costs.update(together(self.costs, facts.get("costs", {})))
+        if stage == "finetune":
+            run.log_metrics(facts["metrics"] | self.costs)
+            run.set_tags({"from_model": str(config.train.init_from), "from_rows": str(config.data.path)})
+            if uri := facts["model_uri"]:
+                run.set_tags({"model": uri})
+                run.log_model_input(uri.removeprefix("models:/"))
+        elif stage == "evaluate":
+            run.log_metrics(facts["metrics"] | facts.get("intervals", {}))
+        elif stage == "register":
+            version = f"{facts['model_name']} {facts['version']}"
+            run.set_tags({"registered_version": version, "promotion": facts["reason"]})
+
     def reused(self, stage: str, config: StageConfig, facts: Facts) -> Facts:
-        """Says so, and links to the run that did it."""
+        """Says so, and links to the run that did it, whose metrics stay its own: a list by scores has each once."""
         verb = "taken" if self.run else "would be taken"
         say(f"{stage}: {verb} from run {facts['run_id']} of {facts['made']} (force=[{stage}] does it anew)")
         if self.run:
-            metrics = MlflowClient().get_run(facts["run_id"]).data.metrics
-            with stage_run(stage, config) as run:
-                run.set_tags({REUSED_FROM: facts["run_id"]})
-                run.log_metrics({name: value for name, value in metrics.items() if not name.startswith("system/")})
+            with stage_run(stage, config, reuses=facts["run_id"]):
+                pass
         return facts
 
     def planned(self, stage: str, config: Any, function: Callable[[Any], Any], wrong: str | None) -> Facts | None:
@@ -120,7 +137,8 @@ def of_prepare(result: Any, _: Any) -> Facts:
 def of_training(result: Any, _: Any) -> Facts:
     facts = {"run_id": result.run_id, "folder": str(result.model), "files": checksums(result.model)}
     sent = result.model_uri is not None
-    return facts | {"model_uri": result.model_uri, "metrics": result.metrics or {}, "whole": sent}
+    costs = costs_of(result.run_id) if sent else {}
+    return facts | {"model_uri": result.model_uri, "metrics": result.metrics or {}, "costs": costs, "whole": sent}
 
 
 def of_evaluation(result: Any, _: Any) -> Facts:
@@ -133,6 +151,7 @@ def of_evaluation(result: Any, _: Any) -> Facts:
     return {
         "run_id": result.run_id,
         "metrics": scores_of(found["model"]),
+        "intervals": intervals_of(found["model"]),
         "scores": {who: metric.value for who, metric in perplexities.items()},
         "rows": len(found["model"].metrics[0].statistics),
         "samples": result.samples[:3],

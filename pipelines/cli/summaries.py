@@ -103,7 +103,7 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
     found = evaluated["scores"]
     floor = {name: found[name] for name in NAMES if name in found}
-    rows, after = evaluated["rows"], found["model"]
+    rows = evaluated["rows"]
     numbers = {
         **{names[name]: f"{found[name]:.1f}" for name in names if name in found},
         **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
@@ -111,10 +111,11 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
     show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
     if floor:
         best = min(floor, key=lambda name: floor[name])
-        side = "below" if after < floor[best] else "above"
+        side = "below" if found["model"] < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it predicts these rows "
-            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
+            f"{'better' if side == 'below' else 'worse'} than n-grams of "
+            f"{counted_rows(config.finetune.data.max_rows)}.\n"
         )
     show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated["samples"]})
     name, alias = config.model_name, config.register.alias
@@ -129,6 +130,11 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
     )
 
 
+def counted_rows(trained_on: int | None) -> str:
+    """Which rows n-grams are counted on: all of the set, also where fine-tuning took only so many."""
+    return f"all rows of its set, of which it saw the first {trained_on:,}" if trained_on else "its fine-tuning rows"
+
+
 NAMES_SHOWN = 10
 """Columns that are listed by name."""
 
@@ -137,7 +143,14 @@ def row_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
     """File without its suffix → rows, from either kind of manifest."""
     stages = manifest.get("stages", {"": manifest})
     files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
-    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+    counts = {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+    sets = list(dict.fromkeys(name.rpartition("/")[0] for name in counts))
+
+    def place(name: str) -> tuple[int, int]:
+        of, _, split = name.rpartition("/")
+        return sets.index(of), SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+    return {name: counts[name] for name in sorted(counts, key=place)}
 
 
 def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
@@ -159,8 +172,8 @@ def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
         shared = groups.pop("rows of a group in train")
         lines["groups"] = ", ".join(f"{count:,} in {name}" for name, count in groups.items()) + among(shared)
         lines["groups"] += "".join(f"; {name} rows: {reached}" for name, reached in shares_missed(manifest))
-    if near := manifest.get("near copies"):
-        lines["near copies"] = near if isinstance(near, str) else near_copies_in_words(near, key)
+    if "near copies" in manifest:
+        lines["near copies"] = near_copies_in_words(manifest, key)
     return lines
 
 
@@ -173,13 +186,20 @@ def shares_missed(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{found:.1%} instead of {asked:.1%}, as near as whole groups allow"
 
 
-def near_copies_in_words(near: Mapping[str, Any], key: str) -> str:
-    """The counts, and where some would leak from training into a score the key that leaves them out."""
-    if not near["rows"]:
-        return "none"
+def near_copies_in_words(manifest: Mapping[str, Any], key: str) -> str:
+    """The counts, and where some would leak from training into a score the key that leaves them out.
+
+    Where most rows are near copies, that is how these data are, and the key would leave few.
+    """
+    near = manifest["near copies"]
+    if isinstance(near, str) or not near["rows"]:
+        return near if isinstance(near, str) else "none"
     most = f" (of one text {near['most of one text']:,})"
     found = f"{near['rows']:,} rows share half of their text with an earlier one{most}{among(near['also in train'])}"
-    return found + (f"; {key}=drop leaves them out" if any(near["also in train"].values()) else "")
+    if manifest["near_copies"] == "drop":
+        return f"{found}, but not their answers"
+    leaks, few = any(near["also in train"].values()), 2 * near["rows"] < sum(row_counts(manifest).values())
+    return found + (f"; {key}=drop leaves them out" if leaks and few else "")
 
 
 def among(shared: Mapping[str, int]) -> str:

@@ -87,6 +87,41 @@ def test_of_two_tasks_the_last_one_counts_alone() -> None:
     assert inside.data.path == "<prepare>/quatrains"  # which conf/main.yaml says leaf by leaf
 
 
+@pytest.mark.parametrize(
+    ("arguments", "path", "template"),
+    [
+        ([], "<prepare>/quatrains", None),
+        (["finetune.data=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.task=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.data.path=mine.csv", "finetune.data=couplets"], "mine.csv", "{src_txt}\n"),
+        (["prepare.source=data_to_text", "finetune.task=data_to_text"], "<prepare>/data_to_text", "{src_txt}\n说法："),
+        (["prepare.source=mine.csv", "finetune.data=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.data=own.yaml"], "own.csv", "{src_txt}="),
+    ],
+)  # fmt: skip
+def test_a_data_set_by_name_is_in_main_the_one_that_prepare_makes(
+    arguments: list[str], path: str, template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("path: own.csv\nprompt_template: '{src_txt}='\n", encoding="utf-8")
+    config = load_config("main", arguments)
+    assert (config.finetune.data.path, config.finetune.data.prompt_template) == (path, template)
+    assert (config.evaluate.data.path, config.register.data.path) == (path, path)
+    apart = load_config("main", ["evaluate.data=couplets", "pretrain.data=quatrains", "from_scratch=true"])
+    paths = (apart.pretrain.data.path, apart.finetune.data.path, apart.evaluate.data.path)
+    assert paths == ("<prepare>/quatrains", "<prepare>/quatrains", "<prepare>/couplets")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "needed"),
+    [("summarization", "sample", "summarization"), ("couplets", "summarization", "sample"),
+     ("instructions", "summarization", "instructions")],
+)  # fmt: skip
+def test_a_data_set_that_prepare_does_not_make_there_is_refused(name: str, source: str, needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"finetune.data={name}: .*{source} makes .* give prepare.source={needed}"):
+        load_config("main", [f"finetune.data={name}", f"prepare.source={source}"])
+
+
 # --- what can be written ---
 
 

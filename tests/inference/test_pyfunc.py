@@ -97,6 +97,7 @@ def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokeniz
     assert packages <= {"system", "config", "tokenizer", "model", "checkpoint", "inference"}
     assert {path.parts[:2] for path in carried if len(path.parts) > 3} <= {
         ("modules", "checkpoint"),
+        ("modules", "config"),
         ("modules", "model"),
     }  # no server/
     left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}

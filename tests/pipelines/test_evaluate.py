@@ -193,7 +193,7 @@ def test_a_folder_given_for_the_test_is_its_test_file_and_no_other_rows_are_fitt
     assert f"rows of {data}/test.jsonl\n" in printed
     assert re.search(r"n-grams +no training rows \(data.path\)", printed)
     (entry,) = MlflowClient().get_run(found.run_id).inputs.dataset_inputs
-    assert entry.dataset.name == "test.jsonl-test"
+    assert entry.dataset.name == "rows-test"
     again = run(f"model={model}", f"data.path={data}", "prompts=[]")
     assert f"rows of {data}/test.jsonl; also among the training rows: 2\n" in capsys.readouterr().out
     assert MlflowClient().get_run(again.run_id).data.metrics["test/rows_in_training"] == 2

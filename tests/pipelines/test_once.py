@@ -12,12 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from modules.config.commands import STAGES_OF_MAIN
 from modules.config.loader import load_config
+from modules.tracking.provenance import REUSED_FROM
 from modules.tracking.registry import resolve_model
-from modules.tracking.reuse.stage_cache import REUSED_FROM
 from pipelines.main import main
 from tests.helpers.models import ROOT
 
@@ -93,10 +92,34 @@ def test_the_same_again_does_nothing_and_shows_the_same(place: Path, capsys: pyt
         link = runs(f"tags.stage = '{stage}'")[0]
         assert link.data.tags[REUSED_FROM] == original(stage).info.run_id
         assert link.data.tags["mlflow.parentRunId"] == runs("tags.stage = 'main'")[0].info.run_id
-    link, whole = runs("tags.stage = 'evaluate'")[0], runs("tags.stage = 'main'")[0]
-    score = originals["evaluate"].data.metrics["test/perplexity_per_char"]
-    assert link.data.metrics["test/perplexity_per_char"] == score == whole.data.metrics["test/perplexity_per_char"]
-    assert whole.data.metrics["val/loss"] == originals["finetune"].data.metrics["val/loss"]
+        assert not link.data.metrics
+        assert link.info.run_name.endswith(" (reused)")
+        assert f"- was done already by run: {link.data.tags[REUSED_FROM]}" in link.data.tags["mlflow.note.content"]
+
+
+def test_the_run_of_the_whole_says_how_good_the_model_is_from_what_and_at_what_cost(place: Path) -> None:
+    done_by()
+    whole = MlflowClient().get_run(runs("tags.stage = 'main'")[0].info.run_id)
+    tuned, scored, started = (original(stage).data.metrics for stage in ("finetune", "evaluate", "pretrain"))
+    names = ("test/perplexity_per_char", "test/perplexity_per_char_low", "test/perplexity_per_char_high")
+    metrics = whole.data.metrics
+    assert [metrics[name] for name in names] == [scored[name] for name in names]
+    assert metrics["val/loss"] == tuned["val/loss"]
+    for cost in ("cost/tokens", "cost/seconds", "cost/flops"):
+        assert metrics[cost] == pytest.approx(tuned[cost] + started[cost]), cost
+    assert metrics["cost/parameters"] == tuned["cost/parameters"]
+    (model,) = whole.inputs.model_inputs
+    assert whole.data.tags["model"] == f"models:/{model.model_id}"
+    assert MlflowClient().get_logged_model(model.model_id).source_run_id == original("finetune").info.run_id
+    note = whole.data.tags["mlflow.note.content"]
+    for line in (
+        f"- from the model: `outputs/pretrain-{original('pretrain').info.run_id}/model`",
+        "- rows: `prepared`",
+        f"- model: `models:/{model.model_id}`",
+        "- version: moyun ",
+        f"| {names[0]} | {metrics[names[0]]:.4g} | {metrics[names[1]]:.4g} – {metrics[names[2]]:.4g} |",
+    ):
+        assert line in note
 
 
 def flip(path: Path) -> None:
@@ -118,7 +141,7 @@ def change_stored_model() -> None:
     assert done_by("force=finetune") == ["finetune"]
     tuned = original("finetune").info
     found = MlflowClient().search_logged_models([tuned.experiment_id], f"source_run_id = '{tuned.run_id}'")
-    (folder,) = [resolve_model(model.model_uri) for model in found if is_local_uri(model.artifact_location)]
+    (folder,) = [resolve_model(model.model_uri) for model in found if model.name == "model"]  # not its checkpoints
     flip(folder / "model.safetensors")
 
 

@@ -166,8 +166,9 @@ def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace,
         "pipelines.register", "model=models:/moyun@champion", f"data.path={workplace.folder / 'prepared'}"
     )
     assert again.returncode == 0, again.stderr
-    assert champion(client) == "1"  # equal isn't better
-    assert "undecided" in client.get_model_version("moyun", "3").tags["promotion"]
+    assert "stays with version 1, which has these weights" in again.stdout
+    assert champion(client) == "1"
+    assert {version.version for version in client.search_model_versions("name = 'moyun'")} == {"1", "2"}
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:
@@ -207,13 +208,20 @@ def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, p
 
 
 def test_runs_are_shown_where_nothing_was_pretrained(first: str, workplace: Workplace, client: MlflowClient) -> None:
-    """What `make demo` leaves."""
+    """What `make demo` leaves, the second one too: an evaluation that wasn't done again has no scores."""
+    experiment = client.get_experiment_by_name("moyun")
+    assert experiment
+    tags = {"stage": "evaluate", "moyun.reused_from": "0" * 32}
+    reused = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    client.set_terminated(reused)
     notebook = nbformat.read(ROOT / "notebooks" / "runs.ipynb", as_version=4)
     (sweep,) = [at for at, cell in enumerate(notebook.cells) if cell.source.startswith("## A sweep")]
     without = nbformat.v4.new_code_cell('runs = runs[runs["tags.stage"] != "pretrain"]')
-    notebook.cells = [*notebook.cells[:2], without, *notebook.cells[2:sweep]]
+    scored = nbformat.v4.new_code_cell("import math\nassert all(map(math.isfinite, scores['model'])), scores")
+    notebook.cells = [*notebook.cells[:2], without, *notebook.cells[2:sweep], scored]
     executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
     assert len(pictures_of(executed)) == 2  # the fine-tuning's loss, and scores
+    client.delete_run(reused)
 
 
 @pytest.fixture(scope="module")

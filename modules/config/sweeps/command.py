@@ -16,6 +16,8 @@ from ...system.bounded_read import read_plain_yaml
 from ...system.paths import expanded
 from ..assignments import parse_arguments
 from ..base import PATH, ConfigError, StageConfig, not_positive, too_small
+from ..evaluation import MEASURES
+from ..training import VALIDATED
 
 READY = Path(__file__).parents[3] / "conf" / "sweep"
 """Sweeps that can be given by name."""
@@ -106,13 +108,18 @@ class SweepConfig(StageConfig):
             yield "keep_models=0: the best trial's folder stays; give 1, or -1 for all"
         kind = "test/" if self.stage == "main" else "val/"
         if not self.metric.startswith(kind) or self.metric == kind:
+            last = self.metric.rpartition("/")[2]
+            meant = last if (self.stage != "main" and last in VALIDATED) or last in ALL_MEASURES else ""
             examples = "test/perplexity_per_char or test/rougeL" if self.stage == "main" else "val/loss"
-            yield f"metric={self.metric}: with stage={self.stage} it is a {kind}… metric, e.g. {examples}"
+            hint = f"did you mean {kind}{meant}?" if meant else f"e.g. {examples}"
+            yield f"metric={self.metric}: with stage={self.stage} it is a {kind}… metric; {hint}"
         elif self.goal is None:
             yield f"metric={self.metric}: its name doesn't tell which is better; give direction=minimize or maximize"
         if self.stage == "main" and self.pruner != "none":
             yield f"pruner={self.pruner}: stage=main is scored at its end and can't be stopped early; drop it"
 
+
+ALL_MEASURES = [name for names in MEASURES.values() for name in names]
 
 OWN = {entry.name for entry in dataclasses.fields(SweepConfig)}
 

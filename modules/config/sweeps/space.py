@@ -14,12 +14,14 @@ from typing import Any
 
 import yaml
 
-from ..assignments import TypedLoader
+from ..assignments import TypedLoader, parse_arguments
 from ..base import ConfigError
 from ..commands import STAGES
+from ..evaluation import MEASURES
 from ..loader import load_config
 from ..schema import Key, keys, suggestion
-from .command import SweepConfig, as_argument
+from ..training import VALIDATED
+from .command import ALL_MEASURES, SweepConfig, as_argument
 
 Values = dict[str, str]
 """Key → value as it is typed on the command line."""
@@ -38,6 +40,8 @@ NOT_SEARCHED = {
     "nodes": "a trial trains on one device; workers=N trains N trials at a time",
 }
 """Last part of a key → why it is no key to search, or to give to all trials."""
+
+SELECT_BY = "train.select_by"
 
 TRIED = 64
 """Combinations that are looked at for one in which a value can be used."""
@@ -108,7 +112,7 @@ def shown(values: Any) -> str:
 def read_dimension(name: str, values: Any, known: Mapping[str, Key]) -> Dimension:
     key = known.get(name)
     if key is None:
-        raise ValueError(f"no such key{suggestion(name, known)}")
+        raise ValueError(f"no such key{suggestion(f'space.{name}', [f'space.{each}' for each in known])}")
     if key.section and not key.group:
         raise ValueError(f"{name} is a section; search one of its keys")
     if name.startswith("tracking.") or name.rpartition(".")[2] in NOT_SEARCHED:
@@ -153,9 +157,15 @@ def spread(low: float, high: float, count: int, log: bool) -> Iterator[float]:
 
 
 def arguments_of(config: SweepConfig, values: Mapping[str, str] = types.MappingProxyType({})) -> list[str]:
-    """What the stage is called with: its own keys, then a trial's values."""
+    """What the stage is called with: its own keys, then a trial's values.
+
+    A measure of texts is there only where checkpoints are chosen by one: by the sweep's, if nothing else is said.
+    """
+    chosen = [argument for argument in (*config.given, *config.space) if argument.startswith(SELECT_BY)]
+    measure = config.metric.removeprefix("val/")
+    select = [f"{SELECT_BY}={measure}"] if measure in ALL_MEASURES and not chosen else []
     seed = [f"seed={config.seed}"] if config.seed != SweepConfig.seed else []
-    return [*config.given, *seed, *(f"{key}={value}" for key, value in values.items())]
+    return [*config.given, *select, *seed, *(f"{key}={value}" for key, value in values.items())]
 
 
 def check_space(config: SweepConfig) -> tuple[list[Dimension], list[Values]]:
@@ -183,6 +193,21 @@ def check_space(config: SweepConfig) -> tuple[list[Dimension], list[Values]]:
     return dimensions, taken
 
 
+def require_measured(config: SweepConfig, stage: Any) -> None:
+    """ConfigError for a metric that a trial of this configuration doesn't have."""
+    name, main = config.metric.partition("/")[2], config.stage == "main"
+    metrics = stage.evaluate.task.metrics if main else [stage.train.text_metric, *stage.task.metrics]
+    known = [score for metric in metrics for score in MEASURES.get(metric, ())]
+    if not main:
+        known = [*VALIDATED, *(known if stage.train.text_metric else ())]
+    if name in known or (main and name not in ALL_MEASURES):  # evaluate has more than these
+        return
+    metric = next((metric for metric, names in MEASURES.items() if name in names), None)
+    remedy = f"evaluate.task.metrics=[perplexity, {metric}]" if main else f"{SELECT_BY}={name}"
+    instead = f"give {remedy}" if metric else f"there is {', '.join(f'val/{each}' for each in known)}"
+    raise ConfigError([f"metric={config.metric} isn't measured by these trials{suggestion(name, known)}; {instead}"])
+
+
 def usable(config: SweepConfig, dimensions: Sequence[Dimension], key: str, value: str) -> Values:
     """A combination with this value that the stage takes; ConfigError, of the first one, where none is found."""
     others = [(value,) if dimension.key == key else dimension.ends for dimension in dimensions]
@@ -190,7 +215,7 @@ def usable(config: SweepConfig, dimensions: Sequence[Dimension], key: str, value
     for chosen in islice(product(*others), TRIED):
         combination = {dimension.key: one for dimension, one in zip(dimensions, chosen, strict=True)}
         try:
-            load_config(config.stage, arguments_of(config, combination))
+            require_measured(config, load_config(config.stage, arguments_of(config, combination)))
             return combination
         except ConfigError as error:
             first = first or error
@@ -202,17 +227,17 @@ def sweep_instead(stage: str, arguments: Sequence[str], complaints: Sequence[str
     """The sweep that somebody may have meant who gave several values to a key, as a command; None where nobody did."""
     if stage not in ("finetune", "pretrain", "main"):
         return None
-    typed = [argument.removeprefix("--") for argument in arguments]
+    typed = {key: value for key, value, _ in parse_arguments(arguments, [])}
     searched = [
-        argument
-        for argument in typed
-        if "," in argument.partition("=")[2]
-        and argument.partition("=")[0].rpartition(".")[2] not in NOT_SEARCHED
-        and any(complaint.startswith(f"{argument} ") for complaint in complaints)
+        f"{key}={value}"
+        for key, value in typed.items()
+        if "," in value
+        and key.rpartition(".")[2] not in NOT_SEARCHED
+        and any(complaint.startswith(f"{key}={value} ") for complaint in complaints)
     ]
     if not searched:
         return None
     metric = ["metric=test/perplexity_per_char"] if stage == "main" else []
     words = [f"stage={stage}", *(f"space.{one}" for one in searched), *metric]
-    words += [argument for argument in typed if argument not in searched]
+    words += [argument for key, value in typed.items() if (argument := f"{key}={value}") not in searched]
     return shlex.join(["python", "-m", "pipelines.sweep", *words])

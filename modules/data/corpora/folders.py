@@ -83,13 +83,15 @@ def prepare_rows(
             return earlier
         unique = without_copies(found)
         kept, alike = compared(unique, near_copies, section)
-        splits, together = divided(kept, source, validation_fraction, test_fraction, alike)
+        left_out = number_of(unique) - number_of(kept)
+        hint = f"; {section}near_copies=drop leaves {left_out:,} rows out" if left_out else ""
+        splits, together = divided(kept, source, validation_fraction, test_fraction, alike, hint)
         begin_folder(folder, identity)
         files = write_splits(folder, {name: written(splits[name]) for name in SPLITS if name in splits})
         facts = {
             **columns_found(found, columns, seen),
             "exact copies dropped": number_of(found) - number_of(unique),
-            "near copies dropped": number_of(unique) - number_of(kept),
+            "near copies dropped": left_out,
             **near_copies_found(near_copies, together),
             **groups_found(splits, not own or groups_are_named(source)),
         }
@@ -131,18 +133,23 @@ def divided(
     validation_fraction: float,
     test_fraction: float,
     alike: Mapping[str, Numbers] | None = None,
+    hint: str = "",
 ) -> tuple[dict[str, datasets.Dataset], dict[str, Numbers] | None]:
     """(the splits that have rows, of each the numbers that `alike` gives its rows; None without it).
 
-    DataError where one of the source's own has none left, or training hasn't.
+    DataError where one of the source's own has none left, or training hasn't; hint: the end of its message.
     """
     for name in unique.keys() - {""}:
         if not len(unique[name]):
-            raise DataError(f"{source}: every {name} row is a copy of a row in another split; give it rows of its own")
+            what = f"{source}: every {name} row is a copy of a row in another split; give it rows of its own"
+            raise DataError(what + hint)
     if "" not in unique:
         return dict(unique), None if alike is None else dict(alike)
     numbers = alike[""] if alike else None
-    places = places_by_hash(unique[""], validation_fraction, test_fraction, numbers)
+    try:
+        places = places_by_hash(unique[""], validation_fraction, test_fraction, numbers)
+    except DataError as error:
+        raise DataError(f"{error}{hint}") from error
     rows_in: dict[str, Numbers] = {name: np.flatnonzero(places == name) for name in SPLITS}
     splits = {name: unique[""].select(rows) for name, rows in rows_in.items() if len(rows)}
     return splits, None if numbers is None else {name: numbers[rows_in[name]] for name in splits}
@@ -234,7 +241,8 @@ def groups_found(splits: Mapping[str, datasets.Dataset], named: bool) -> dict[st
 
     named: whether a label means the same group in every split.
     """
-    labels = {name: set(group_labels(rows)) for name, rows in splits.items() if GROUP in rows.column_names}
+    having = [name for name in SPLITS if name in splits and GROUP in splits[name].column_names]
+    labels = {name: set(group_labels(splits[name])) for name in having}
     if not labels:
         return {}
     also = {name: count_of_other_groups(splits[name], splits["train"]) for name in labels if name != "train" and named}

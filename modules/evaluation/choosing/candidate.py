@@ -54,7 +54,7 @@ class Outcome:
     def tags(self) -> dict[str, str]:
         """Of the new version, and of the run that made it."""
         found = {key.replace("/", "_"): f"{value:.4f}" for key, value in self.scores.items()}
-        found |= self.promotion.tags() | {"promotion": self.promotion.reason}
+        found |= self.promotion.tags()
         return found | ({"loses_to": ", ".join(self.loses_to)} if self.loses_to else {})
 
     def describe(self, alias: str) -> dict[str, str]:

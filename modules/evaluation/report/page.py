@@ -119,6 +119,8 @@ class Axis:
     def around(cls, values: list[float], metric: Metric) -> Axis:
         """Around all finite values, and the best one."""
         known = [value for value in values if math.isfinite(value)] + ([] if metric.best is None else [metric.best])
+        if known and not any(known):
+            known.append(1.0)  # none is below 0
         logarithmic = metric.is_perplexity and bool(known) and min(known) > 0
         low, high = span([math.log(value) for value in known] if logarithmic else known)
         return cls(low, high, logarithmic)

@@ -41,7 +41,7 @@ class SweepResult:
     """Finished trials, the best first."""
     importances: dict[str, float]
     command: str
-    """Trains the best trial's model again, in a folder of its own."""
+    """Trains the winner's model again, in a folder of its own."""
     confirmation: Confirmation | None = None
     model: Path | None = None
     """The best trial's model folder."""
@@ -51,14 +51,25 @@ class SweepResult:
         return self.ranked[0]
 
     @property
+    def winner(self) -> Outcome:
+        """The best trial, unless further seeds have shown that the next is better."""
+        return winner_of(self.ranked, self.confirmation)
+
+    @property
     def counts(self) -> dict[str, int]:
         states = [one.state for one in self.outcomes]
         return {state: states.count(state) for state in ("finished", "stopped", "failed")}
 
 
+def winner_of(ranked: list[Outcome], found: Confirmation | None) -> Outcome:
+    return found.other if found and found.test and found.test.verdict == "worse" else ranked[0]
+
+
 def result_of(study: Study, folder: Path) -> SweepResult:
     ranked, config = study.ranked(), study.config
-    command = ["python", "-m", f"pipelines.{config.stage}", *arguments_of(config, ranked[0].values)]
+    confirmation = confirmation_of(study, folder)
+    values = winner_of(ranked, confirmation).values
+    command = ["python", "-m", f"pipelines.{config.stage}", *arguments_of(config, values)]
     model = trial_folder(folder, f"{ranked[0].number:03d}") / ("finetune" if config.stage == "main" else "") / "model"
     return SweepResult(
         study.notes["run_id"],
@@ -70,7 +81,7 @@ def result_of(study: Study, folder: Path) -> SweepResult:
         ranked,
         study.importances(),
         redact_text(shlex.join(command)),
-        confirmation_of(study, folder),
+        confirmation,
         model if model.is_dir() else None,
     )
 

@@ -34,7 +34,7 @@ from .soundness import what_is_wrong, wrong_files
 
 logger = logging.getLogger("moyun.reuse")
 
-KEY, REUSED_FROM = "moyun.key.", "moyun.reused_from"
+KEY = "moyun.key."
 MOST = 20
 """Earlier runs that are looked at, the newest first."""
 

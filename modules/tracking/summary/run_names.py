@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
 from ...config.training import TrainerConfig
 from ...system.bounded_read import read_plain_yaml
+from ...system.redaction import redact
 from ...training.precision import settle_precision
 
 LONGEST = 60
@@ -28,7 +30,7 @@ SHORT = {
 }  # fmt: skip
 """The last part of a key → what it is called in a name; others stand as they are."""
 
-PLAIN = ("model", "path", "test_path", "source", "model_name", "name")
+PLAIN = ("model", "path", "test_path", "source", "model_name", "name", "sweep")
 """Keys whose values say by themselves what they are."""
 
 NOT_SAID = ("columns", "archive")
@@ -64,12 +66,13 @@ def parts(stage: str, config: StageConfig, around: str | None) -> Iterator[str]:
 def given_keys(stage: str, config: StageConfig) -> dict[str, Any]:
     """Key → value of a command that has this configuration."""
     names, given = what_differs(stage, config, usual_values(stage))
-    return names | {key: value for key, value in given.items() if not key.endswith("task.name")}
+    stages = dict(argument.split("=", 1) for argument in given.pop("given", ()))  # a sweep's, which it takes as its own
+    return names | {key: value for key, value in given.items() if not key.endswith("task.name")} | stages
 
 
 def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     """(section → its name in conf/, key → value) beside what is usual."""
-    values = dict(dotted_items(asdict(config))) | settled(config)
+    values = dict(dotted_items(redact(asdict(config)))) | settled(config)
     names: dict[str, str] = {}
     for section in (key for key in keys(type(config)) if key.group):
         name, usual = explained(stage, section, values, usual)
@@ -135,17 +138,21 @@ def is_said(config: StageConfig, key: str, value: Any) -> bool:
         or isinstance(value, list | dict)
         or len(str(value).splitlines()) > 1
         or value == MISSING
+        or (value is None and key.rpartition(".")[2] in PLAIN)
     )
 
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains)."""
-    known = {key: value for key, value in values.items() if key in usual or any(name in f".{key}" for name in MAPPINGS)}
+    """What isn't as usual, of known keys; not what an earlier stage of main has made (<prepare>/quatrains).
+
+    Known too is what stands in a mapping or a section that is usually empty: data.columns.NAME, space.KEY, model.KEY.
+    """
+    known = {
+        key: value
+        for key, value in values.items()
+        if any(above in usual for above in accumulate(key.split("."), "{}.{}".format))
+    }
     return {k: v for k, v in known.items() if v != (old := usual.get(k)) and not str(old).startswith("<")}
-
-
-MAPPINGS = (".columns.", ".guard.", ".space.")
-"""Parts of keys that end with names of the user's own."""
 
 
 @cache

@@ -17,6 +17,7 @@ from ...config.commands import MainConfig
 from ...config.evaluation import RegisterConfig
 from ...system.redaction import first_line, redact, redact_text
 from ..outbox.spool import Spool
+from ..provenance import REUSED_FROM
 from ..run_lifecycle import RUNNING
 from ..tracked_run import TrackedRun
 from .run_names import given_keys
@@ -34,6 +35,9 @@ PLACE = "output_dir"
 MOST_SCORES, MOST_SAMPLES = 12, 3
 BESIDE = ("floor_", "baseline_", "champion_")
 """How scores of others begin, which stand in the run's metrics."""
+
+OF_STAGES = {"from the model": "from_model", "rows": "from_rows", "model": "model"}
+"""What is said of a run of main → its tag, which the stages in it have filled in."""
 
 
 @dataclass
@@ -96,6 +100,7 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
     train = getattr(config, "train", None)
     places = {"from the model": getattr(train, "init_from", None), "model": getattr(config, "model", None)}
     places |= {"baseline": getattr(config, "baseline", None), "source": getattr(config, "source", None)}
+    places |= {what: logged.tags[tag] for what, tag in OF_STAGES.items() if tag in logged.tags}
     found = {what: f"`{place}`" for what, place in places.items() if isinstance(place, str) and place}
     digests = {"from the model": "sha256.init_from"}
     found |= {
@@ -106,7 +111,7 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
         found[f"{context} rows"] = f"{text}: {counted}" if counted else text
     if not logged.rows and (counts := {k[5:]: v for k, v in logged.metrics.items() if k.startswith("rows/")}):
         found["rows"] = ", ".join(f"{name} {count:,.0f}" for name, count in counts.items())
-    named = {"version": "registered_version", "verdict": "promotion"}
+    named = {"version": "registered_version", "verdict": "promotion", "was done already by run": REUSED_FROM}
     return found | {what: one_line(logged.tags[tag]) for what, tag in named.items() if tag in logged.tags}
 
 

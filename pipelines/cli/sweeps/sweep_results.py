@@ -115,4 +115,6 @@ def closing_lines(result: SweepResult) -> dict[str, str]:
     if result.model:
         lines["model folder"] = f"{result.model} (of the best trial; the other trials' folders are removed)"
         lines["next"] = f'python -m pipelines.generate {shlex.quote(f"model={result.model}")} "白日依山尽，"'
+    if result.winner is not best:
+        return lines | {f"train trial {result.winner.number}, which did better with other seeds": result.command}
     return lines | {"train it again": result.command}

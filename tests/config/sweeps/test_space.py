@@ -48,7 +48,7 @@ def test_what_values_mean(argument: str, expected: Dimension) -> None:
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("space.train.larning_rate=1,2", "no such key; did you mean train.learning_rate?"),
+        ("space.train.larning_rate=1,2", "no such key; did you mean space.train.learning_rate?"),
         ("space.train=1,2", "train is a section"),
         ("space.lora.rank=8", "there is nothing to search"),
         ("space.lora.rank=8,8", "there is nothing to search"),
@@ -132,7 +132,8 @@ def test_a_sweep_that_there_isnt_is_named_beside_those_that_there_are(name: str)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["metric=loss"], "with stage=finetune it is a val/… metric"),
+        (["metric=loss"], "with stage=finetune it is a val/… metric; did you mean val/loss?"),
+        (["metric=rougeL"], "with stage=finetune it is a val/… metric; did you mean val/rougeL?"),
         (["stage=main"], "with stage=main it is a test/… metric"),
         (["stage=main", "metric=test/bleu", "pruner=median"], "pruner=median: stage=main is scored at its end"),
         (["metric=val/oddness"], "give direction=minimize or maximize"),
@@ -166,6 +167,8 @@ def test_which_way_is_better_is_known_of_our_metrics(metric: str, goal: str) -> 
          "python -m pipelines.sweep stage=pretrain space.model=tiny,mini 'data.path=a b.csv'"),
         ("main", ["finetune.lora.rank=[0,8]"],
          "python -m pipelines.sweep stage=main 'space.finetune.lora.rank=[0,8]' metric=test/perplexity_per_char"),
+        ("finetune", ["train.schedule=noam", "--train.schedule", "cosine,noam", *STAGE],
+         "python -m pipelines.sweep stage=finetune space.train.schedule=cosine,noam train.init_from=models/poems"),
         ("finetune", ["seed=1,2", *STAGE], None),
         ("finetune", ["train.larning_rate=1,2", *STAGE], None),
         ("generate", ["generation.top_k=1,2"], None),
@@ -180,3 +183,39 @@ def test_several_values_for_a_stages_key_are_told_how_to_sweep(stage: str, argum
         import shlex
 
         load_config("sweep", shlex.split(command)[3:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "select_by"),
+    [
+        (["metric=val/rougeL"], ["train.select_by=rougeL"]),
+        (["metric=val/rougeL", "train.select_by=val/rougeL"], ["train.select_by=val/rougeL"]),
+        (["metric=val/rouge1", "task=question_generation", "train.select_by=bleu"], ["train.select_by=bleu"]),
+        (["metric=val/perplexity_per_char"], []),
+        (["metric=val/perplexity_per_char", "train.select_by=rougeL"], ["train.select_by=rougeL"]),
+    ],
+)
+def test_a_measure_of_texts_is_what_checkpoints_are_chosen_by(arguments: list[str], select_by: list[str]) -> None:
+    config = load_config("sweep", [*STAGE, "space.lora.rank=0,8", *arguments])
+    check_space(config)
+    assert [one for one in arguments_of(config) if one.startswith("train.select_by")] == select_by
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["metric=val/rougeL", "train.select_by=val/loss"], "by these trials; give train.select_by=rougeL"),
+        (["metric=val/rougeL", "train.select_by=bleu"], "by these trials; give train.select_by=rougeL"),
+        (["metric=val/perplexity_per_chr"], "did you mean perplexity_per_char?; there is val/loss, val/perplexity"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_trials_do_not_have_is_refused_before_there_is_one(arguments: list[str], words: str) -> None:
+    (complaint,) = complaints_of("space.lora.rank=0,8", *arguments)
+    assert words in complaint
+
+
+def test_a_score_that_main_does_not_have_is_refused() -> None:
+    space = ["stage=main", "space.finetune.lora.rank=0,8", "metric=test/rougeL"]
+    with pytest.raises(ConfigError, match=r"test/rougeL isn't .*give evaluate\.task\.metrics=\[perplexity, rouge"):
+        check_space(load_config("sweep", space))
+    check_space(load_config("sweep", [*space, "evaluate.task=question_generation"]))

@@ -23,6 +23,7 @@ from modules.data.reading.headers import check_headers
 from modules.data.rows import load_rows
 from modules.evaluation.task_rows import COLUMNS, GROUP
 from modules.system.jsonl import read_jsonl
+from pipelines.cli.summaries import describe_prepared, row_counts
 from tests.data.corpora.test_folders import write_csv
 
 
@@ -302,3 +303,42 @@ def test_whoever_does_not_want_to_know_is_told_so(tmp_path: Path, monkeypatch: p
 def test_near_copies_are_a_matter_of_ones_own_rows(source: str) -> None:
     complaints = list(PrepareConfig(source=source, near_copies="drop").complaints())
     assert any("near_copies=drop goes with rows of your own alone" in complaint for complaint in complaints)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"near_copies": None}, "an earlier moyun made it, without near_copies"),
+        ({"near_copies": "drop"}, "other near_copies"),
+        ({"sha256": {}, "fractions": {}}, "other rows or columns and validation_fraction or test_fraction"),
+        ({}, "its files aren't as they were written"),
+    ],
+)
+def test_a_folder_that_is_not_overwritten_is_told_why(change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    source = as_jsonl(tmp_path, near_rows(50))
+    manifest = prepared(tmp_path, source) | change
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(kept), encoding="utf-8")
+    if not change:
+        (tmp_path / "out" / "test.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"holds other data than .* gives now \({why}\), and nothing is overwritten"):
+        prepared(tmp_path, source)
+
+
+def test_what_is_said_of_near_copies_leads_nowhere_wrong(tmp_path: Path) -> None:
+    frame = text(1, 60)
+    source = as_jsonl(tmp_path, [{"src_txt": f"{frame}{text(n + 10, 20)}"} for n in range(200)])
+    said = describe_prepared(prepared(tmp_path, source), "near_copies")["near copies"]
+    assert "199 rows" in said
+    assert "near_copies=drop" not in said  # it would leave one row
+    with pytest.raises(DataError, match=r"1 text is too little to split .*; near_copies=drop leaves 199 rows out$"):
+        prepare_rows(tmp_path / "dropped", str(source), {}, 0.1, 0.1, near_copies="drop")
+    pairs = [{"src_txt": changed(text(n // 2), 15 + n % 2), "tgt_txt": text(n + 500)} for n in range(100)]
+    manifest = prepare_rows(tmp_path / "pairs", str(as_jsonl(tmp_path, pairs)), {}, 0.1, 0.1, near_copies="drop")
+    said = describe_prepared(manifest, "near_copies")["near copies"]
+    assert said == "50 rows share half of their text with an earlier one (of one text 2), but not their answers"
+
+
+def test_splits_are_told_in_one_order() -> None:
+    files = {f"{name}.jsonl.gz": {"rows": 1} for name in ("b/test", "b/train", "a/validation", "a/train", "a/other")}
+    assert list(row_counts({"files": files})) == ["b/train", "b/test", "a/train", "a/validation", "a/other"]

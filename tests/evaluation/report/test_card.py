@@ -39,7 +39,7 @@ def test_a_card_tells_how_the_model_was_made_and_what_it_scores(store: Path) -> 
         made.run_id,
         "learning_rate=",
         "| train | ",
-        "# pretrain, ",
+        "# pretrain ",
         'model="half")("白日依山尽，黄河入海流。")',
         "Perplexity per character (lower is better)",
         "By perplexity per character, the model has ",

@@ -140,6 +140,12 @@ def test_axes_have_two_to_five_round_marks(low: float, high: float, logarithmic:
     assert all(len(f"{value:.10g}".strip("0").replace(".", "").strip("0")) <= 3 for value in found)
 
 
+def test_an_axis_of_zeros_goes_up_and_not_below() -> None:
+    page = html(Report("r", columns=[Column(who, [mean("repeated lines", [0.0] * 5)]) for who in ("a", "b")]))
+    assert ">0.5<" in page
+    assert "−" not in page
+
+
 def test_an_empty_report_has_no_empty_sections() -> None:
     found = Elements(html(Report("nothing yet")))
     assert not {tag for tag, _ in found.elements} & {"h2", "section", "svg", "table", "footer", "dl"}

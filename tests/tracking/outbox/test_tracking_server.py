@@ -96,7 +96,7 @@ def trained(server: str, place: Path) -> Iterator[TrainResult]:
 def test_a_stage_leaves_all_of_it_on_the_server(trained: TrainResult, server: str, place: Path) -> None:
     client = MlflowClient(server)
     run = client.get_run(trained.run_id)
-    assert (run.info.status, run.info.run_name, run.data.tags["stage"]) == ("FINISHED", "pretrain", "pretrain")
+    assert (run.info.status, run.info.run_name[:9], run.data.tags["stage"]) == ("FINISHED", "pretrain ", "pretrain")
     assert client.get_experiment(run.info.experiment_id).name == "moyun"
     assert run.data.tags["version.mlflow"] == mlflow.__version__
     assert run.data.params["cfg.train.max_steps"] == "3"

@@ -27,6 +27,8 @@ FROM = "train.init_from=models/poems"
         ("pretrain", ["output_dir=x", "trainer.devices=2", "train.save_top_k=3", "generation.top_p=0.5"], "pretrain"),
         ("pretrain", ["model=base", "train.max_steps=100"], "pretrain base steps=100"),
         ("pretrain", ["model=base", "model.num_hidden_layers=2"], "pretrain base num_hidden_layers=2"),
+        ("sweep", ["space.lora.rank=0,8", "trials=2", FROM], "sweep rank=0,8 trials=2"),
+        ("register", ["model=a", "guard.perplexity_per_char=0.02"], "register a perplexity_per_char=0.02"),
         ("finetune", [FROM, "train.learning_rate=1e-3", "lora.rank=8"], "finetune from=poems lr=1e-3 rank=8"),
         ("finetune", [FROM, "data=couplets", "train.learning_rate=2.5e-4"], "finetune couplets from=poems lr=2.5e-4"),
         ("finetune", [f"train.init_from=outputs/pretrain-{ID}/model"], "finetune from=pretrain-01234567"),
@@ -80,7 +82,7 @@ def test_the_name_given_to_mlflow_run_wins_and_one_that_it_made_up_does_not(
     assert len(all_runs()) == 3
 
 
-@pytest.mark.parametrize("name", ["a\nb", "春" * 251, " "])
+@pytest.mark.parametrize("name", ["a\nb", "春" * 251])
 def test_what_cannot_be_a_name(name: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking.run_name \(.*must be one line of at most 250 characters"):
         load_config("prepare", [f"tracking.run_name='{name}'"])
@@ -92,10 +94,11 @@ def test_what_cannot_be_a_name(name: str) -> None:
         ("finetune", [FROM, "data=couplets", "train.learning_rate=0.00025", "lora.rank=8"]),
         ("finetune", [FROM, r"data.prompt_template={src_txt}\n问：", "train.sample_prompts=['a b', 春]"]),
         ("pretrain", ["model=base", "model.num_hidden_layers=2", "train.max_epochs=null", "train.max_steps=5"]),
+        ("finetune", ["model=base", "model.num_hidden_layers=2", "data=couplets"]),
+        ("sweep", ["space.lora.rank=0,8", FROM, r"data.prompt_template={src_txt}\n", "seed=3", "workers=2"]),
+        ("register", ["model=models/poems", "guard.perplexity_per_char=0.02"]),
         ("evaluate", ["model=models/poems", "task=poetry", "task.rows=3"]),
         ("main", ["from_scratch=true", "model=mini", "evaluate.task=poetry", "finetune.train.max_steps=3"]),
-        ("register", ["model=models/poems", "model_name=mine", "guard.perplexity_per_char=0.02", "guard.bleu=0.1"]),
-        ("sweep", ["space.train.learning_rate='log 1e-4..1e-2'", "space.lora.rank=0,8", "trials=9", FROM, "seed=3"]),
         ("sweep", ["space.train.batch_size=[8, 16]", FROM, r"data.prompt_template={src_txt}\n问 ：", "task=couplets"]),
     ],
 )

@@ -31,7 +31,7 @@ def test_a_description_has_rows_scores_samples_and_commands(store: Path) -> None
     note = note_of(run.info.run_id)
     assert note.startswith("**evaluate**: finished\n")
     assert "- model: `outputs/mine/model`" in note
-    assert "- test rows: `test.csv-test` (digest " in note
+    assert "- test rows: `mine-test` (digest " in note
     assert "| test/rouge | 0.5 | 0.25 – 0.75 |" in note
     assert "floor_bigram" not in note
     assert "> 春 **风 / 吹**" in note
