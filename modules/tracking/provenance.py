@@ -19,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from ..config.assignments import dotted_items
 from ..config.base import CommandConfig, StageConfig
+from ..config.effects.key_effects import Effect, effect_of
 from ..config.loader import to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
@@ -53,7 +54,9 @@ def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
     commit = {MLFLOW_GIT_COMMIT: code["git.commit"]} if code else {}
     run.set_tags({"stage": stage, **commit} | ({RESUMED: str(run.resumed)} if run.resumed else {}))
     if not run.resumed:
-        run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in dotted_items(resolved)})
+        effect = effect_of(type(config))  # what changes no result is in config.yaml alone: it would head comparisons
+        said = [(key, value) for key, value in dotted_items(resolved) if effect(key) is not Effect.NOTHING]
+        run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in said})
     run.log_text(text, file_of("config.yaml", run.resumed))
     facts = {**code, **environment(), "config.sha256": sha256(text.encode()).hexdigest()}
     run.log_dict(facts, file_of(ENVIRONMENT_FILE, run.resumed))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import Run, RunInfo
 
 from ..system.atomic import naming
@@ -144,9 +145,11 @@ class TrackedRun:
         self.tables[path] = None
         self.set_tags(table_tag(self.tables))
 
-    def log_input(self, dataset: Dataset, context: str) -> None:
+    def log_input(self, dataset: Dataset | LoggedDataset, context: str) -> None:
+        """dataset: new, or one that the store has of another run."""
         self.datasets[context] = (dataset.name, dataset.digest)
-        self.spool.append("input", context=context, dataset=dataset.to_dict())
+        fields = dict(dataset) if isinstance(dataset, LoggedDataset) else dataset.to_dict()
+        self.spool.append("input", context=context, dataset=fields)
 
     def log_model_input(self, model_id: str) -> None:
         self.spool.append("model input", model=model_id)

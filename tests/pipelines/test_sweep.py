@@ -106,10 +106,16 @@ def test_trials_are_ended_early_and_say_at_which_step(workplace: Path, monkeypat
     assert result.model
     assert (result.model / "model.safetensors").is_file()
     parent = MlflowClient().get_run(result.run_id)
-    assert mlflow.search_logged_models(
+    (model,) = mlflow.search_logged_models(
         experiment_ids=[parent.info.experiment_id], filter_string=f"source_run_id = '{result.run_id}'",
         output_format="list",
     )  # fmt: skip
+    scored = {metric.key: metric for metric in model.metrics}
+    rows = {
+        each.tags[0].value: each.dataset for each in MlflowClient().get_run(result.best.run_id).inputs.dataset_inputs
+    }
+    assert scored["val/loss"].value == result.best.value  # by which the Models tab ranks it among other models
+    assert scored["val/loss"].dataset_digest == rows["validation"].digest
 
 
 def test_what_the_stage_refuses_is_refused_before_there_is_a_sweep(workplace: Path) -> None:

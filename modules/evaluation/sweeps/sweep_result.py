@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ...config.sweeps.space import Dimension, arguments_of
 from ...system.redaction import redact_text
@@ -114,10 +119,20 @@ def log_sweep(run: TrackedRun, study: Study, folder: Path) -> SweepResult:
     run.log_text(page, PAGE)
     (folder / PAGE).write_text(page, encoding="utf-8")
     if result.model and study.config.stage != "main" and study.config.tracking.log_model:
-        run.log_model(result.model)
+        log_rows_of(run, str(best.run_id))
+        run.log_model(result.model, step)
     study.note(BEST, best.values)
     study.note(DONE, budget(study))
     return result
+
+
+def log_rows_of(run: TrackedRun, trial: str) -> None:
+    """The rows of a trial's run as the sweep's: the model's metrics are of its validation rows."""
+    with suppress(MlflowException):  # where the store is away, the model's metrics name no rows
+        inputs = MlflowClient().get_run(trial).inputs
+        for found in inputs.dataset_inputs if inputs else ():
+            context = next(tag.value for tag in found.tags if tag.key == MLFLOW_DATASET_CONTEXT)
+            run.log_input(found.dataset, context)
 
 
 def table(result: SweepResult) -> dict[str, list[object]]:

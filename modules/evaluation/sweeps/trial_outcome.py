@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...config.sweeps.space import Values
+from ...tracking.summary.run_names import SHORT
 
 if TYPE_CHECKING:
     import optuna
@@ -39,8 +40,8 @@ class Outcome:
 
 
 def trial_name(values: Mapping[str, str]) -> str:
-    """What differs from the other trials: learning_rate=0.001 rank=8."""
-    last = {key: key.rpartition(".")[2] for key in values}
+    """What differs from the other trials, in as few characters as other runs' names: lr=0.001 rank=8."""
+    last = {key: SHORT.get(part := key.rpartition(".")[2], part) for key in values}
     several = {name for name in last.values() if list(last.values()).count(name) > 1}
     return " ".join(f"{key if last[key] in several else last[key]}={value}" for key, value in values.items())
 

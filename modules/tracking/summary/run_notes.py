@@ -153,7 +153,9 @@ def command(stage: str, config: StageConfig) -> list[str]:
     """What makes such a run: every key that isn't as it is anyway, but for places of this run alone."""
     keys = given_keys(stage, config)
     given = redact({key: value for key, value in keys.items() if not key.startswith("tracking.") and PLACE not in key})
-    return ["python", "-m", f"pipelines.{stage}", *(shlex.quote(f"{k}={typed(v)}") for k, v in given.items())]
+    of_stage = given.pop("given", [])  # a sweep's: the keys of what it runs
+    arguments = [*(f"{key}={typed(value)}" for key, value in given.items()), *of_stage]
+    return ["python", "-m", f"pipelines.{stage}", *map(shlex.quote, arguments)]
 
 
 def typed(value: Any) -> str:

@@ -127,5 +127,5 @@ def test_importances_are_those_of_the_key_that_decides(tmp_path: Path) -> None:
 
 
 def test_a_trials_name_is_what_differs() -> None:
-    assert trial_name({"train.learning_rate": "1e-3", "lora.rank": "8"}) == "learning_rate=1e-3 rank=8"
+    assert trial_name({"train.learning_rate": "1e-3", "lora.rank": "8"}) == "lr=1e-3 rank=8"
     assert trial_name({"train.seed": "1", "data.seed": "2"}) == "train.seed=1 data.seed=2"

@@ -93,7 +93,7 @@ def test_failures_are_counted_and_the_best_folder_alone_stays(store: Path) -> No
     assert result.counts == {"finished": 3, "stopped": 0, "failed": 1}
     assert [path.name for path in (store / "out" / "trials").iterdir()] == ["002"]
     found = runs()
-    failed, parent = found["learning_rate=1e-2"], MlflowClient().get_run(trials.run.info.run_id)
+    failed, parent = found["lr=1e-2"], MlflowClient().get_run(trials.run.info.run_id)
     assert (failed.info.status, failed.data.tags["end"]) == ("FAILED", "failed: the loss is nan at step 3")
     assert failed.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.params["best.train.learning_rate"] == "1e-4"
@@ -113,7 +113,7 @@ def test_where_all_fail_the_sweep_does_and_says_why(store: Path) -> None:
         begun(losses(r2={"error": "nan"}, **failing)) as (trials, workers, _),
     ):
         trials.search(workers)  # type: ignore[arg-type]
-    assert runs()["learning_rate=1e-2"].info.status == "FAILED"
+    assert runs()["lr=1e-2"].info.status == "FAILED"
 
 
 def test_a_nan_is_no_score(store: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_database_named_with_a_password_never_holds_it(
     with stage_run("prepare", config) as run:
         pass
     stored = MlflowClient(postgresql).get_run(run.info.run_id)
-    assert stored.data.params["cfg.tracking.tracking_uri"].startswith("postgresql+psycopg2://(redacted)@127.0.0.1:")
+    assert "cfg.tracking.tracking_uri" not in stored.data.params
     command = [postgresql_binaries() / "pg_dump", postgresql.replace("+psycopg2", "")]
     dump = subprocess.run(command, capture_output=True, check=True).stdout
     assert run.info.run_id.encode() in dump

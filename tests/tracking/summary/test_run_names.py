@@ -99,6 +99,7 @@ def test_what_cannot_be_a_name(name: str) -> None:
         ("register", ["model=models/poems", "guard.perplexity_per_char=0.02"]),
         ("evaluate", ["model=models/poems", "task=poetry", "task.rows=3"]),
         ("main", ["from_scratch=true", "model=mini", "evaluate.task=poetry", "finetune.train.max_steps=3"]),
+        ("sweep", ["space.train.batch_size=[8, 16]", FROM, r"data.prompt_template={src_txt}\n问 ：", "task=couplets"]),
     ],
 )
 def test_the_command_in_a_description_makes_the_same_configuration(stage: str, arguments: list[str]) -> None:

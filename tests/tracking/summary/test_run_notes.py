@@ -56,11 +56,11 @@ def test_a_long_command_goes_on_in_further_lines_and_is_the_same_command(store: 
     """MLflow's page doesn't wrap code: the run's parent, rows and tags would stand outside of the window."""
     given = [
         "model=outputs/mine/model",
-        "data.prompt_template='问：{src_txt}，再问一次'",
+        "data.prompt_template=问 ：{src_txt}，再问一次",
         "data.max_rows=100",
         "seed=7",
     ]
-    given += ["data.columns.text1=src_txt", "data.columns.text2=tgt_txt", "max_new_tokens=99"]
+    given += ["data.columns.text1=src_txt", "data.columns.text2=tgt_txt", "generation.max_new_tokens=99"]
     config = load_config("evaluate", given)
     config.tracking.log_system_metrics = False
     with stage_run("evaluate", config) as run:
@@ -69,4 +69,4 @@ def test_a_long_command_goes_on_in_further_lines_and_is_the_same_command(store: 
     lines = code.split("\n")
     assert len(lines) > 2
     assert all(line.startswith("    ") and len(line) <= 4 + 64 for line in lines)
-    assert load_config("evaluate", shlex.split(dedent(code))[3:]) == load_config("evaluate", given)
+    assert load_config("evaluate", shlex.split(dedent(code).replace("\\\n", " "))[3:]) == load_config("evaluate", given)
