@@ -23,67 +23,54 @@ SETTINGS = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     "mlflow.assistant.panelOpen_v1": "false",
 }
-COLUMNS = ("train.learning_rate", "train.batch_size", "train.weight_decay")
-SECONDS = 4.0
-"""For what a page fetches after its first words are there."""
-
-UNTIL_SEEN = """(async () => {
-  const table = document.querySelector('.ag-body-horizontal-scroll-viewport');
-  const seen = () => [...document.querySelectorAll('.ag-header-cell')].some(e => e.innerText.trim() === METRIC);
-  for (; !seen() && table.scrollLeft + table.clientWidth < table.scrollWidth; table.scrollLeft += 200)
-    await new Promise(done => setTimeout(done, 300));
-  table.scrollLeft += 200;
-})()"""
+CLICK = "[...document.querySelectorAll('*')].filter(e => e.innerText === '{}').pop().click()"
+UNTIL_SEEN = """(async () => {{ const table = document.querySelector('.ag-body-horizontal-scroll-viewport');
+  const seen = () => [...document.querySelectorAll('.ag-header-cell')].some(e => e.innerText.trim() === '{}');
+  for (let n = 0; n < 99 && !seen(); n++) await new Promise(go => setTimeout(go, 300, table.scrollLeft += 200));
+  table.scrollLeft += 200; }})()"""
 
 
-def take(tab: Page, address: str, words: str, picture: Path, steps: tuple[str, ...] = ()) -> None:
-    """words: what stands on the page when it is ready. steps: JavaScript, one after the other."""
+def take(tab: Page, picture: Path, address: str, words: str, *steps: str) -> None:
+    """words: what stands on the page when it is ready. steps: JavaScript, or #LIST=what is chosen in it."""
     tab.open("about:blank")  # or a change behind the # opens nothing anew
     tab.open(address)
     tab.until(f"document.body.innerText.includes({json.dumps(words)})")
-    for step in ("", *steps):
-        tab.value(step)
-        time.sleep(SECONDS)
+    for step in ("", *steps, ""):
+        time.sleep(4)  # for what the page fetches meanwhile
+        if not step.startswith("#"):
+            tab.value(step)
+            continue
+        tab.click(step.partition("=")[0])
+        tab.send("Input.insertText", text=step.partition("=")[2])
+        tab.press("Enter", 13)
+        tab.press("Escape", 27)
     tab.picture(picture, whole=False)
 
 
-def click_on(text: str) -> str:
-    return f"[...document.querySelectorAll('*')].filter(e => e.innerText === {json.dumps(text)}).pop().click()"
-
-
 def main(store: str, experiment: str, metric: str, target: str = "docs/pictures") -> None:
-    client, folder = MlflowClient(store), Path(target)
-    found = client.get_experiment_by_name(experiment)
-    assert found, f"{store} has no experiment {experiment}"
-    number = found.experiment_id
-    sweep = client.search_runs([number], "tags.stage = 'sweep'", max_results=1)[0].info.run_id
-    below = client.search_runs(
-        [number], f"tags.`mlflow.parentRunId` = '{sweep}'", order_by=[f"metrics.`{metric}` DESC"]
-    )
-    trials = json.dumps([run.info.run_id for run in below if "seed=" not in run.info.run_name], separators=(",", ":"))
-    columns = [f"metrics.`{metric}`", *(f"params.`cfg.{name}`" for name in COLUMNS)]
-    state = {"selectedColumns": columns, "runsExpanded": {sweep: True}}
-    key = f'MLflowLocalStorage-1.1-ExperimentPage-["{number}"]-ReactComponentState'
+    client, file = MlflowClient(store), f"{target}/tracking-{{}}.png".format
+    (number,) = [each.experiment_id for each in client.search_experiments() if each.name == experiment]
+    sweep = client.search_runs([number], "tags.stage = 'sweep'", max_results=1)[0]
+    keys = [name.replace("best.", "cfg.", 1) for name in sweep.data.tags if name.startswith("best.")]
+    nested = f"tags.`mlflow.parentRunId` = '{sweep.info.run_id}'"
+    trials = [run.info.run_id for run in client.search_runs([number], nested, order_by=[f"metrics.`{metric}` DESC"])]
+    columns = [f"metrics.`{metric}`", *(f"params.`{key}`" for key in keys)]
+    state = json.dumps({"selectedColumns": columns, "runsExpanded": {sweep.info.run_id: True}})
+    settings = SETTINGS | {f'MLflowLocalStorage-1.1-ExperimentPage-["{number}"]-ReactComponentState': state}
     with tempfile.TemporaryDirectory() as place, tracking_server(store, Path(place)) as server, page() as tab:
-        tab.look(1280, 760)
-        tab.open(f"{server.url}/version")
-        tab.until("location.protocol === 'http:' && document.readyState === 'complete'")
-        for name, value in {**SETTINGS, key: json.dumps(state)}.items():
-            tab.value(f"localStorage.setItem({json.dumps(name)}, {json.dumps(value)})")
         base = f"{server.url}/#/experiments/{number}"
-        take(tab, f"{base}/runs", "matching runs", folder / "tracking-runs.png")
-        steps = (UNTIL_SEEN.replace("METRIC", json.dumps(metric)), click_on(metric), click_on(metric))
-        take(tab, f"{base}/models", "Source run", folder / "tracking-models.png", steps)
-        compared = f"{server.url}/#/compare-runs?runs={quote(trials)}&experiments={quote(json.dumps([number]))}"
-        take(tab, compared, "Run details", folder / "tracking-compare.png")
+        tab.look(1280, 760)
+        take(tab, Path(place, "nothing.png"), f"{server.url}/version", "3.")
+        for name, value in settings.items():
+            tab.value(f"localStorage.setItem({json.dumps(name)}, {json.dumps(value)})")
+        take(tab, Path(file("runs")), f"{base}/runs", "matching runs")
+        take(tab, Path(file("models")), f"{base}/models", "Source run", UNTIL_SEEN.format(metric))
+        tab.look(1280, 600)
+        chosen = [CLICK.format("Clear All"), f"#dubois-select-2={metric}", *(f"#dubois-select-1={key}" for key in keys)]
+        both = f"{server.url}/#/compare-runs?runs={quote(json.dumps(trials))}&experiments=[%22{number}%22]"
+        take(tab, Path(file("compare")), both, "Run details", *chosen)
         tab.look(1280, 1000)
-        take(
-            tab,
-            f"{base}/runs/{below[0].info.run_id}",
-            "About this run",
-            folder / "tracking-run.png",
-            (click_on("Show more"),),
-        )
+        take(tab, Path(file("run")), f"{base}/runs/{trials[0]}", "About this run", CLICK.format("Show more"))
 
 
 if __name__ == "__main__":

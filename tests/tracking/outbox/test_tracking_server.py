@@ -98,7 +98,8 @@ def test_a_stage_leaves_all_of_it_on_the_server(trained: TrainResult, server: st
     run = client.get_run(trained.run_id)
     assert (run.info.status, run.info.run_name[:9], run.data.tags["stage"]) == ("FINISHED", "pretrain ", "pretrain")
     assert client.get_experiment(run.info.experiment_id).name == "moyun"
-    assert run.data.tags["version.mlflow"] == mlflow.__version__
+    environment = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/environment.json"))
+    assert environment["versions"]["mlflow"] == mlflow.__version__
     assert run.data.params["cfg.train.max_steps"] == "3"
     assert run.data.params["cfg.train.sample_prompts"] == "['春', '白日']"
     losses = client.get_metric_history(trained.run_id, "train/loss")
