@@ -54,7 +54,7 @@ def test_each_split_is_logged_with_its_own_source_and_doubts(store: Path) -> Non
     train, mine = write(store / "train.csv", *OWN), write(store / "mine.csv", OWN[0], OWN[1], "夏")
     places = [f"data.path={train}", f"data.validation_path={mine}", f"data.test_path={train}"]
     made = pretrain(load_config("pretrain", ["model=tiny", *QUICK, *QUIET, *places]))
-    expected = {name: f"{path.name}-{name}" for name, path in (("train", train), ("validation", mine))}
+    expected = {"train": f"{store.name}-train", "validation": "mine.csv-validation"}  # any folder may have a train.csv
     assert {name: one for name, (one, _) in inputs(made).items()} == expected
     assert inputs(made)["validation"][1] == fingerprint(load_rows(mine))[:32]
     logged = MlflowClient().get_run(made.run_id).data

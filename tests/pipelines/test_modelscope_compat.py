@@ -14,17 +14,8 @@ import yaml
 
 from modules.config.loader import load_config
 from modules.training.optimizer import learning_rate_factor
-from pipelines.modelscope_compat import (
-    MsDataset,
-    Node,
-    Tasks,
-    Trainers,
-    build_trainer,
-    configured,
-    noam_warmup,
-    pipeline,
-    read_config,
-)
+from pipelines.modelscope_compat import MsDataset, Tasks, Trainers, build_trainer, pipeline, read_config
+from pipelines.modelscope_compat.recipe import Node, configured, noam_warmup
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.snippets import snippets
 

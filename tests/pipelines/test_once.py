@@ -136,15 +136,6 @@ def artifact(stage: str, name: str) -> Path:
     return Path(local_file_uri_to_path(original(stage).info.artifact_uri), name)
 
 
-def change_stored_model() -> None:
-    """That of a fine-tuning which is no version's: a version's damaged files would be compared with."""
-    assert done_by("force=finetune") == ["finetune"]
-    tuned = original("finetune").info
-    found = MlflowClient().search_logged_models([tuned.experiment_id], f"source_run_id = '{tuned.run_id}'")
-    (folder,) = [resolve_model(model.model_uri) for model in found if model.name == "model"]  # not its checkpoints
-    flip(folder / "model.safetensors")
-
-
 DAMAGES: dict[str, tuple[list[Callable[[], object]], dict[str, str]]] = {
     "something of each": (
         [
@@ -183,7 +174,6 @@ DAMAGES: dict[str, tuple[list[Callable[[], object]], dict[str, str]]] = {
         ],
         {"finetune": "was deleted", "register": "not found"},
     ),
-    "a model in the store": ([change_stored_model], {"finetune": "has other content in the store"}),
 }
 
 
@@ -199,6 +189,24 @@ def test_what_is_damaged_is_made_anew_and_said_why(
     said = capsys.readouterr().out.splitlines()
     for stage, reason in reasons.items():
         assert any(line.startswith(f"{stage}: done anew, as ") and reason in line for line in said), stage
+
+
+def test_a_damaged_model_in_the_store_is_passed_over(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done_by()
+    before = original("finetune").info.run_id
+    assert done_by("force=finetune") == ["finetune"]
+    tuned = original("finetune").info  # no version's: a version's damaged files would be compared with
+    found = MlflowClient().search_logged_models([tuned.experiment_id], f"source_run_id = '{tuned.run_id}'")
+    (folder,) = [resolve_model(model.model_uri) for model in found if model.name == "model"]  # not its checkpoints
+    flip(folder / "model.safetensors")
+    capsys.readouterr()
+    assert done_by() == []
+    assert f"finetune: taken from run {before}" in capsys.readouterr().out
+    for run in runs("tags.stage = 'finetune'"):
+        if run.info.run_id != tuned.run_id:
+            MlflowClient().delete_run(run.info.run_id)
+    assert done_by() == ["finetune"]
+    assert "has other content in the store" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace,
     assert again.returncode == 0, again.stderr
     assert "stays with version 1, which has these weights" in again.stdout
     assert champion(client) == "1"
-    assert {version.version for version in client.search_model_versions("name = 'moyun'")} == {"1", "2"}
+    assert {int(version.version) for version in client.search_model_versions("name = 'moyun'")} == {1, 2}
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:

@@ -225,10 +225,13 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
+MEASURED = ("cost/seconds", "cost/peak_memory_gib", "cost/cpu_energy_wh", "cost/gpu_energy_wh")
+
+
 def metrics_in(store: Path) -> list[tuple[str, int, float]]:
-    """The last run's (one that was broken off before it had a folder is another), but for speeds, which differ."""
+    """The last run's (one that was broken off before it had a folder is another), but for what is measured."""
     last = "select run_uuid from runs order by start_time desc limit 1"
-    kept = f"run_uuid = ({last}) and key not like '%per_second'"
+    kept = f"run_uuid = ({last}) and key not like '%per_second' and key not in {MEASURED}"
     return values(store, f"select key, step, value from metrics where {kept} order by 1, 2, 3")
 
 
