@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,7 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
     recorded: Whether it is a run in MLflow; a dry run of main needs the rows alone.
     """
     with checking("prepare", config) as begin_run:
-        name = re.sub(r"[*?\[\],]", "", Path(config.source).name.partition(".")[0])  # of a pattern, what can be a name
-        folder = Path(config.output_dir or Path("prepared") / (name or "rows"))
+        folder = config.folder
         if config.dry_run:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})

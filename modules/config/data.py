@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,12 @@ class PrepareConfig(StageConfig):
     """Of your own rows those that can't be used: refuse all, or leave these out and list them in quarantine.jsonl."""
     max_bad_rows: float = 0.01
     """With bad_rows=quarantine: the largest share of rows that may be left out."""
+
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        name = re.sub(r"[*?\[\],]", "", Path(self.source).name.partition(".")[0])  # of a pattern, what can be a name
+        return Path(self.output_dir or Path("prepared") / (name or "rows"))
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()

@@ -149,7 +149,7 @@ def base64_of(text: str) -> Iterator[str]:
                 yield encode(b"\0" * before + secret)[first:last].decode()
 
 
-def first_line(error: BaseException, length: int = 300) -> str:
+def first_line(error: BaseException | str, length: int = 300) -> str:
     """What an error says, short and without secrets: for a tag, or for a line on the terminal."""
     lines = redact_text(str(error)).strip().splitlines() or [type(error).__name__]
     line = lines[0]

@@ -13,11 +13,11 @@ from modules.evaluation.logged_results import intervals_of, scores_of
 from modules.tracking.reuse.contents import checksums, content_digest, content_of
 from modules.tracking.reuse.soundness import artifact_sizes, holder_of
 from modules.tracking.reuse.stage_cache import (
-    KEY,
     Found,
     find,
     interrupted,
     keep,
+    let_find,
     make_room,
     one_at_a_time,
 )
@@ -47,6 +47,8 @@ class Once:
     """Model in the store → digest of its content."""
     costs: dict[str, float] = field(default_factory=dict)
     """Of the trainings so far, also of those that an earlier run has done."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Stage → key of those that main's run has done, or begun."""
 
     def __call__(self, stage: str, config: Any, function: Callable[[Any], Any]) -> Facts | None:
         """What the stage made; None where a dry run only says what would be done."""
@@ -114,11 +116,17 @@ class Once:
         if key and stage in TRAININGS:  # what is broken off from here on is found by it
             if not config.output_dir and stage not in self.forced and (folder := interrupted(stage, key)):
                 config.output_dir = str(folder)
-            self.run().set_tags({KEY + stage: key})
+            self.keys[stage] = key
+            let_find(self.run(), self.keys)
         facts = FACTS[stage](function(config), config)
         if stage == "register":
             facts["content"] = self.known.get(config.model) or content_of(config.model)
-        return keep(self.run(), stage, key if facts.pop("whole", True) else None, facts)
+        whole = facts.pop("whole", True)
+        kept = keep(self.run(), stage, facts)
+        if key and whole and stage not in self.keys:
+            self.keys[stage] = key
+            let_find(self.run(), self.keys)
+        return kept
 
 
 def require_sent(facts: Facts) -> None:

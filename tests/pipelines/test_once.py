@@ -17,6 +17,7 @@ from modules.config.commands import STAGES_OF_MAIN
 from modules.config.loader import load_config
 from modules.tracking.provenance import REUSED_FROM
 from modules.tracking.registry import resolve_model
+from pipelines.cli.once import FACTS, of_training
 from pipelines.main import main
 from tests.helpers.models import ROOT
 
@@ -242,6 +243,16 @@ def test_a_training_that_was_broken_off_goes_on(place: Path, monkeypatch: pytest
     assert original("finetune").info.run_id == broken_off
     assert original("finetune").info.status == "FINISHED"
     assert done_by(*arguments) == []
+
+
+def test_a_training_whose_model_was_not_sent_is_not_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["finetune.train.learning_rate=4e-3", "model_name=unsent"]
+    with monkeypatch.context() as patched:
+        unsent = {"model_uri": None, "whole": False}
+        patched.setitem(FACTS, "finetune", lambda *given: of_training(*given) | unsent)
+        with pytest.raises(ValueError, match=r"couldn't be sent to the tracking store, .*pipelines\.sync"):
+            done_by(*arguments)
+    assert done_by(*arguments) == ["finetune", "evaluate", "register"]
 
 
 def test_a_dry_run_says_what_would_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,17 @@ class Confirmation:
     """On the same validation rows, over all seeds; None where no seed came to an end with both."""
     errors: list[str]
 
+    @property
+    def verdict(self) -> str | None:
+        """In words, where there was a test."""
+        if not (test := self.test):
+            return None
+        answer = {"better": "yes", "worse": "no, the next one is better"}.get(test.verdict, "undecided")
+        return (
+            f"{answer}: perplexity per character on the same validation rows {test.new:.5g} and {test.old:.5g}, "
+            f"difference {test.difference:+.3g} [{test.low:+.3g}, {test.high:+.3g}], p = {test.p_value:.3f}"
+        )
+
 
 def further_seeds(config: SweepConfig) -> list[int]:
     """None of them the search's own, by which the best was chosen: there it may have been lucky."""

@@ -102,7 +102,10 @@ def log_sweep(run: TrackedRun, study: Study, folder: Path) -> SweepResult:
     best, step = result.best, len(result.outcomes)
     counted = {f"trials/{state}": float(count) for state, count in result.counts.items()}
     run.log_metrics({**best.facts.get("metrics", {}), **counted}, step)
-    run.set_tags({"moyun.best_trial": str(best.run_id), **{f"best.{key}": value for key, value in best.values.items()}})
+    found = {"best_trial": f"{best.number}: {best.name}, {result.metric} {best.value:.5g}, run {best.run_id}"}
+    if result.confirmation and result.confirmation.verdict:
+        found["confirmed"] = result.confirmation.verdict
+    run.set_tags(found | {f"best.{key}": value for key, value in best.values.items()})
     if BEST not in study.notes:  # parameters can't change: a sweep that goes on may find better ones
         run.log_params({f"best.{key}": value for key, value in best.values.items()})
     elif study.notes[BEST] != best.values:

@@ -40,8 +40,10 @@ def wrong_files(facts: Facts) -> str | None:
 
 def wrong_model(facts: Facts) -> str | None:
     """Of a training: the copy in the store, whose files are looked through where they are on this machine."""
-    if not (uri := facts.get("model_uri")):
+    if "model_uri" not in facts:
         return None
+    if not (uri := facts["model_uri"]):
+        return "its model couldn't be sent to the store"
     model = MlflowClient().get_logged_model(uri.removeprefix("models:/"))
     if model.status != LoggedModelStatus.READY:
         return f"{uri} isn't whole in the store"

@@ -1,7 +1,8 @@
 """Finds what an earlier `main` made of the same, and keeps what this one makes.
 
-The run of `main` carries a tag KEY + STAGE for each stage that it did itself, and an artifact stages/STAGE.json with
-what came of it: run_id, time, and by stage a folder with its files' checksums, a model in the store, scores, a version.
+The run of `main` carries the keys of the stages that it did itself in one tag, and an artifact stages/STAGE.json with
+what came of each: run_id, time, and by stage a folder with its files' checksums, a model in the store, scores, a
+version.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from .soundness import what_is_wrong, wrong_files
 
 logger = logging.getLogger("moyun.reuse")
 
-KEY = "moyun.key."
+KEYS = "moyun.stage_keys"
+"""Tag: STAGE=KEY STAGE=KEY …"""
+
 MOST = 20
 """Earlier runs that are looked at, the newest first."""
 
@@ -70,7 +73,7 @@ def runs_with(stage: str, key: str) -> list[Run]:
         return []
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    with_key = f"tags.`{KEY}{stage}` = '{key}'"
+    with_key = f"tags.`{KEYS}` LIKE '%{stage}={key}%'"
     return list(client.search_runs(experiments, with_key, order_by=["attributes.start_time DESC"], max_results=MOST))
 
 
@@ -87,13 +90,16 @@ def record_of(stage: str) -> str:
     return f"stages/{stage}.json"
 
 
-def keep(run: TrackedRun, stage: str, key: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes down in main's run what a stage made, for later ones where there is a key; returns it with the time."""
+def keep(run: TrackedRun, stage: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes down in main's run what a stage made; returns it with the time."""
     content = {**facts, "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
     run.log_dict(content, record_of(stage))
-    if key:
-        run.set_tags({KEY + stage: key})
     return content
+
+
+def let_find(run: TrackedRun, keys: Mapping[str, str]) -> None:
+    """keys: stage → key of those that the run has done, or begun."""
+    run.set_tags({KEYS: " ".join(f"{stage}={key}" for stage, key in keys.items())})
 
 
 def interrupted(stage: str, key: str) -> Path | None:

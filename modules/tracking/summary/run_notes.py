@@ -14,6 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ...config.base import StageConfig
 from ...config.commands import MainConfig
+from ...config.data import POEM_DATA, PrepareConfig
 from ...config.evaluation import RegisterConfig
 from ...system.redaction import first_line, redact, redact_text
 from ..outbox.spool import Spool
@@ -112,6 +113,7 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
     if not logged.rows and (counts := {k[5:]: v for k, v in logged.metrics.items() if k.startswith("rows/")}):
         found["rows"] = ", ".join(f"{name} {count:,.0f}" for name, count in counts.items())
     named = {"version": "registered_version", "verdict": "promotion", "was done already by run": REUSED_FROM}
+    named |= {"best trial": "best_trial", "better than the next, with other seeds": "confirmed"}
     return found | {what: one_line(logged.tags[tag]) for what, tag in named.items() if tag in logged.tags}
 
 
@@ -171,12 +173,14 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | No
     model = shlex.quote(f"model={values.get('model')}")
     folder = shlex.quote(f"model={Path(values.get('output_dir') or f'outputs/{stage}-{run_id}') / 'model'}")
     after = {
-        "prepare": ["finetune", "train.init_from=models/poems", "data.path=FOLDER"],
         "pretrain": ["generate", folder, "春"],
         "finetune": ["evaluate", folder],
         "evaluate": ["register", model],
     }
-    if isinstance(config, RegisterConfig | MainConfig):
+    if isinstance(config, PrepareConfig):
+        rows = config.folder / "quatrains" if config.source in POEM_DATA else config.folder
+        after[stage] = ["finetune", "train.init_from=models/poems", shlex.quote(f"data.path={rows}")]
+    elif isinstance(config, RegisterConfig | MainConfig):
         alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
         after[stage] = ["generate", f"model=models:/{config.model_name}@{alias}", "春"]
     return ["python", "-m", f"pipelines.{after[stage][0]}", *after[stage][1:]] if stage in after else None

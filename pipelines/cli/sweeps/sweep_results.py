@@ -15,7 +15,7 @@ from modules.evaluation.sweeps.folder import folder_of
 from modules.evaluation.sweeps.study import Study, limit_of, method_of
 from modules.evaluation.sweeps.sweep_result import PAGE, SweepResult
 from modules.evaluation.sweeps.trial_outcome import Outcome
-from modules.system.redaction import redact_text
+from modules.system.redaction import first_line, redact_text
 
 from ..printing import console, say, show
 
@@ -57,7 +57,7 @@ def show_trial(study: Study) -> Callable[[Outcome, bool], None]:
         if one.state == "stopped":
             result += f", stopped early at step {one.stopped_at}"
         if one.state == "failed":
-            result = f"failed: {one.reason}"
+            result = f"failed: {first_line(str(one.reason))}"
         best = "  best so far" if is_best else ""
         say(redact_text(f"  trial {one.number}  {one.name}  {result}  ({one.facts['seconds']:.0f} s){best}"))
 
@@ -73,7 +73,7 @@ def show_sweep(result: SweepResult) -> SweepResult:
     for one in [*result.ranked, *(one for one in result.outcomes if one.state != "finished")]:
         score = f"{one.value:.5g}" if one.value is not None else ""
         state = {"finished": "", "stopped": f"stopped early at step {one.stopped_at}"}.get(
-            one.state, f"failed: {one.reason}"
+            one.state, f"failed: {first_line(str(one.reason))}"
         )
         cells = [f"  {one.number}", *(one.values[d.key] for d in result.dimensions), score]
         cells += [f"{one.facts.get('seconds', 0):.0f}", redact_text(state)]
@@ -99,12 +99,8 @@ def confirmation_lines(metric: str, found: Confirmation) -> dict[str, str]:
             f"{other:.5g} (seed {seed})" for seed, _, other in found.values
         ),
     }
-    if test := found.test:
-        verdict = {"better": "yes", "worse": "no, the next one is better"}.get(test.verdict, "undecided")
-        lines["verdict"] = (
-            f"{verdict}: perplexity per character on the same validation rows {test.new:.5g} and {test.old:.5g}, "
-            f"difference {test.difference:+.3g} [{test.low:+.3g}, {test.high:+.3g}], p = {test.p_value:.3f}"
-        )
+    if found.verdict:
+        lines["verdict"] = found.verdict
     return lines | {f"failed {index}": error for index, error in enumerate(found.errors, 1)}
 
 

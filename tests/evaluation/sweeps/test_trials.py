@@ -97,6 +97,7 @@ def test_failures_are_counted_and_the_best_folder_alone_stays(store: Path) -> No
     assert (failed.info.status, failed.data.tags["end"]) == ("FAILED", "failed: the loss is nan at step 3")
     assert failed.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.params["best.train.learning_rate"] == "1e-4"
+    assert parent.data.tags["best_trial"].startswith("2: lr=1e-4, val/loss 2, run ")
     assert {name: parent.data.metrics[name] for name in ("val/loss", "trials/finished", "trials/failed")} == {
         "val/loss": 2.0, "trials/finished": 3, "trials/failed": 1,
     }  # fmt: skip

@@ -8,11 +8,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import datasets
+import pytest
 from mlflow import MlflowClient
 
 from modules.config.loader import load_config
 from modules.tracking.stage_run import log_rows, stage_run
-from modules.tracking.summary.run_notes import LONGEST
+from modules.tracking.summary.run_notes import LONGEST, next_command
 from tests.tracking.test_tracking import CANARY
 
 
@@ -37,6 +38,17 @@ def test_a_description_has_rows_scores_samples_and_commands(store: Path) -> None
     assert "> 春 **风 / 吹**" in note
     assert "    python -m pipelines.evaluate model=outputs/mine/model\n" in note
     assert note.endswith("    python -m pipelines.register model=outputs/mine/model")
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [([], "prepared/sample/quatrains"), (["output_dir=own"], "own/quatrains"), (["source=a b.csv"], "'prepared/a b'")],
+)
+def test_what_comes_after_prepare_names_its_rows(given: list[str], rows: str) -> None:
+    words = next_command("1", "prepare", load_config("prepare", given))
+    assert words == ["python", "-m", "pipelines.finetune", "train.init_from=models/poems", words[-1]]
+    assert words[-1].strip("'") == f"data.path={rows}".replace("'", "")
+    assert shlex.split(words[-1]) == [words[-1].strip("'")]
 
 
 def test_a_description_of_a_failure_says_why_and_names_no_next_command(store: Path) -> None:
