@@ -95,15 +95,16 @@ class Service:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
-        return JSONResponse(openai.completion(head, request, ends, openai.token_usage(prompts, handle.tokens)))
+        return JSONResponse(openai.completion(head, ends, openai.token_usage(prompts, handle.tokens)))
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits)
+        full = self.tokenizer.prompt_template is None
+        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits, full)
         handle, _ = self.submit(request, http, "src_txt", "max_new_tokens")
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
-        return JSONResponse(mlflow_protocol.predictions(request, ends, full=self.tokenizer.prompt_template is None))
+        return JSONResponse(mlflow_protocol.predictions(ends))
 
     async def body(self, http: Request, deadline: float) -> dict[str, Any]:
         try:

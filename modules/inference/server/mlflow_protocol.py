@@ -12,20 +12,25 @@ from typing import Any
 from ...config.base import shown
 from ...config.generation import LimitsConfig
 from .engine import Event
-from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, parse_parameters
+from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
 
 EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
 BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 COLUMN = "src_txt"
 
 
-def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig) -> CompletionRequest:
-    """What a body of /invocations asks for. Raises RequestError for anything that can't be done as asked."""
+def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) -> CompletionRequest:
+    """What a body of /invocations asks for. Raises RequestError for anything that can't be done as asked.
+
+    full: each text is to begin with its prompt, as of a model that continues text.
+    """
     check_known(body, (*BODY_FORMATS, "params"))
     given = [name for name in BODY_FORMATS if name in body]
     if len(given) != 1:
         raise bad("body", f"must have one of {', '.join(BODY_FORMATS)}, e.g. {EXAMPLE_BODY}")
     texts = column_of(body[given[0]], given[0])
+    for row, text in enumerate(texts):
+        check_text(f"{COLUMN} {row}", text)
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
@@ -33,7 +38,7 @@ def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig) -> Completio
     config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
-    return CompletionRequest(texts, config)
+    return CompletionRequest(texts, config, echo=full)
 
 
 def column_of(content: Any, name: str) -> list[Any]:
@@ -65,10 +70,9 @@ def column_of_split(content: Any) -> list[Any]:
     return [row[place] for row in data]
 
 
-def predictions(request: CompletionRequest, ends: Sequence[Event], full: bool) -> dict[str, Any]:
-    """The answer. full: each text begins with its prompt, as of a model that continues text."""
-    before = request.prompts if full else [""] * len(ends)
-    return {"predictions": [{"text": text + end.text} for text, end in zip(before, ends, strict=True)]}
+def predictions(ends: Sequence[Event]) -> dict[str, Any]:
+    """The answer."""
+    return {"predictions": [{"text": end.text} for end in ends]}
 
 
 def mlflow_error(problem: RequestError) -> dict[str, Any]:

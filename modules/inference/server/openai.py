@@ -27,6 +27,7 @@ from .requests import (
     as_request_error,
     bad,
     check_known,
+    is_whole,
     parse_parameters,
 )
 
@@ -83,13 +84,13 @@ def check_model(given: Any, name: str) -> None:
         raise RequestError(404, message, "model", "model_not_found")
 
 
-def prompts_of(body: Mapping[str, Any]) -> list[str]:
+def prompts_of(body: Mapping[str, Any]) -> list[str | list[int]]:
+    """One prompt or several; each is a text, or a list of token ids."""
     prompt = body.get("prompt")
-    if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
-        raise bad("prompt", "must be a text or a list of texts; token ids aren't taken")
     if not isinstance(prompt, str | list):
         raise bad("prompt", f"must be a text or a list of texts, not {shown(prompt)}")
-    return [prompt] if isinstance(prompt, str) else prompt
+    one = isinstance(prompt, str) or (prompt and all(map(is_whole, prompt)))
+    return [prompt] if one else prompt
 
 
 def flag(body: Mapping[str, Any], field: str) -> bool:
@@ -113,12 +114,9 @@ def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def completion(
-    head: dict[str, Any], request: CompletionRequest, ends: Sequence[Event], usage: dict[str, int]
-) -> dict[str, Any]:
+def completion(head: dict[str, Any], ends: Sequence[Event], usage: dict[str, int]) -> dict[str, Any]:
     """The whole answer; ends: each row's last event, in order."""
-    before = request.prompts if request.echo else [""] * len(ends)
-    choices = [choice(end.row, text + end.text, end.finish) for text, end in zip(before, ends, strict=True)]
+    choices = [choice(end.row, end.text, end.finish) for end in ends]
     return head | {"choices": choices, "usage": usage}
 
 
@@ -179,9 +177,6 @@ class EventStream(Response):
             await self.break_off(scope, send, problem)
 
     async def send_pieces(self, send: Send) -> None:
-        if self.request.echo:
-            for row, prompt in enumerate(self.request.prompts):
-                await self.send_chunk(send, [choice(row, prompt, None)])
         while event := await self.handle.next():
             await self.send_chunk(send, [choice(event.row, event.text, event.finish)])
         if self.request.include_usage:

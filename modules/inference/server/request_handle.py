@@ -40,6 +40,9 @@ class RequestHandle:
             )
             for row, ids in enumerate(prompts)
         ]
+        if request.echo:
+            for sequence, prompt in zip(self.sequences, request.prompts, strict=True):
+                sequence.pieces.append(prompt if isinstance(prompt, str) else tokenizer.decode(prompt))
         self.open = len(self.sequences)
         engine.submit(self.sequences)
 

@@ -49,11 +49,12 @@ def as_request_error(error: Exception) -> RequestError:
 class CompletionRequest:
     """What a client asks for, in either protocol."""
 
-    prompts: list[str]
+    prompts: list[str | list[int]]
+    """Texts, or token ids as they are: nothing comes before them."""
     config: GenerationConfig
     stream: bool = False
     echo: bool = False
-    """OpenAI's: each text begins with its prompt."""
+    """Each text begins with its prompt."""
     include_usage: bool = False
     """OpenAI's: a stream ends with the count of tokens."""
 
@@ -146,10 +147,12 @@ def check_limits(
     if request.config.max_new_tokens > limits.max_new_tokens:
         asked = shown(request.config.max_new_tokens)
         raise bad(new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
-    for row, text in enumerate(request.prompts):
-        check_text(f"{field} {row}", text)
-        if len(text) > characters:
-            raise too_long(f"{field} {row}", f"{len(text)} characters", f"{characters} characters")
+    for row, prompt in enumerate(request.prompts):
+        if isinstance(prompt, list):  # of token ids, which `tokenize` checks
+            continue
+        check_text(f"{field} {row}", prompt)
+        if len(prompt) > characters:
+            raise too_long(f"{field} {row}", f"{len(prompt)} characters", f"{characters} characters")
 
 
 def check_text(field: str, text: Any) -> None:
@@ -162,15 +165,31 @@ def check_text(field: str, text: Any) -> None:
 
 
 def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
-    """Each prompt's ids; RequestError for one that is empty or has more than `most`."""
-    prompts = [tokenizer.encode_prompt(text) for text in request.prompts]
-    for row, ids in enumerate(prompts):
+    """Each prompt's ids; RequestError for one that is empty, has more than `most`, or holds what is no token's id."""
+    prompts = []
+    for row, prompt in enumerate(request.prompts):
+        given = isinstance(prompt, list)
+        ids = prompt if isinstance(prompt, list) else tokenizer.encode_prompt(prompt)
         if not ids:
             raise bad(f"{field} {row}", "is empty; give at least one token")
         if len(ids) > most:  # counted as the client can: the text's own
-            own = overhead_of(tokenizer)
+            own = 0 if given else overhead_of(tokenizer)
             raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", str(most - own))
+        if given:
+            check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
+        prompts.append(ids)
     return prompts
+
+
+def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:
+    for token in ids:
+        if not is_whole(token) or not 0 <= token < vocab_size:
+            rule = f"this model's token ids are whole numbers from 0 to {vocab_size - 1}"
+            raise bad(field, f"holds {shown(token)}; {rule}")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def overhead_of(tokenizer: Tokenizer) -> int:

@@ -67,6 +67,20 @@ def test_openais_client_reads_the_stream(server: Served, client: openai.OpenAI) 
     assert usage == whole.usage
 
 
+def test_token_ids_are_a_prompt_as_they_are(server: Served, client: openai.OpenAI) -> None:
+    """A text comes after its start; before ids comes nothing."""
+    tokenizer = server.generator.tokenizer
+    ids, bare = tokenizer.encode_prompt("春眠"), tokenizer.encode("春眠")
+    options: dict[str, Any] = {"model": "small", "max_tokens": 8, "temperature": 0, "echo": True}
+    (text,) = client.completions.create(prompt="春眠", **options).choices
+    assert client.completions.create(prompt=ids, **options).choices[0].text == text.text
+    answer = client.completions.create(prompt=[bare, ids], **options)
+    expected = server.generator.write_ids([bare, ids], GenerationConfig(max_new_tokens=8, temperature=0.0))
+    assert [choice.text for choice in answer.choices] == ["春眠" + row.text for row in expected]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(bare) + len(ids)
+
+
 def test_openais_defaults(server: Served, client: openai.OpenAI) -> None:
     answer = client.completions.create(model="small", prompt="春")
     assert answer.usage is not None
@@ -115,7 +129,13 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"prompt": None}, "prompt", "prompt must be a text or a list of texts, not None"),
         ({"prompt": 5}, "prompt", "not 5"),
         ({"prompt": ["春", None]}, "prompt", "prompt 1 must be a text, not None"),
-        ({"prompt": [[1, 2]]}, "prompt", "token ids aren't taken"),
+        ({"prompt": [1, "春"]}, "prompt", "prompt 0 must be a text, not 1"),
+        ({"prompt": [[1, -1]]}, "prompt", "prompt 0 holds -1; this model's token ids are whole numbers from 0 to"),
+        ({"prompt": ["春", [1, 10**6]]}, "prompt", "prompt 1 holds 1000000; this model's"),
+        ({"prompt": [[True]]}, "prompt", "prompt 0 holds True; this model's"),
+        ({"prompt": [[1.0]]}, "prompt", "prompt 0 holds 1.0; this model's"),
+        ({"prompt": [[1], []]}, "prompt", "prompt 1 is empty; give at least one token"),
+        ({"prompt": [1] * 61}, "prompt", "prompt 0 has 61 tokens; this server takes up to 60"),
         ({"prompt": []}, "prompt", "prompt has 0 texts; a request may have 1 to 8"),
         ({"prompt": ["春"] * 9}, "prompt", "prompt has 9 texts"),
         ({"prompt": "春" * 61}, "prompt", "prompt 0 has 61 characters; this server takes up to 59"),
@@ -250,6 +270,7 @@ def test_mlflows_defaults_are_the_models(server: Served) -> None:
         ({"inputs": {"src_txt": None}}, "inputs must have the column src_txt"),
         ({"inputs": {"src_txt": [None]}}, "src_txt 0 must be a text, not None"),
         ({"inputs": {"src_txt": [5]}}, "src_txt 0 must be a text, not 5"),
+        ({"inputs": {"src_txt": [[5]]}}, "src_txt 0 must be a text, not [5]"),
         ({"dataframe_split": {"columns": ["src_txt"], "data": [[1.5], ["春"]]}}, "src_txt 0 must be a text, not 1.5"),
         (
             {"dataframe_split": {"columns": ["src_txt"], "data": ["春"]}},
