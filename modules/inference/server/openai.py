@@ -1,6 +1,6 @@
 """OpenAI's completions (POST /v1/completions, GET /v1/models), as its Python client sends and reads them.
 
-https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k and repetition_penalty.
+https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k, min_p and repetition_penalty.
 What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing. Streams are
 server-sent events, written by hand so that a client that hangs up is noticed at once.
 """
@@ -34,20 +34,19 @@ from .requests import (
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
+TOP_LOGPROBS = 5
+"""OpenAI's most of the likeliest tokens that are told beside each."""
+
 OPENAI_NAMES = {"max_new_tokens": "max_tokens"}
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
-    "logprobs": (None,),
     "suffix": (None, ""),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
+OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "logprobs", "user")
 FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
 
 
@@ -64,7 +63,10 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
         value = body.get(field)
         if isinstance(value, bool) or value not in values:
             raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
-    given = {"max_new_tokens": body.get("max_tokens")} | {field: body.get(field) for field in PARAMETERS}
+    echo, most = flag(body, "echo"), body.get("max_tokens")
+    given = {"max_new_tokens": most} | {field: body.get(field) for field in PARAMETERS}
+    if only_prompt := echo and is_whole(most) and most == 0:  # which nothing else that makes text can mean
+        del given["max_new_tokens"]
     # In OpenAI's interface null is the same as leaving it out.
     config = parse_parameters(
         {"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, OPENAI_NAMES
@@ -73,7 +75,16 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
     with_usage = flag(options or {}, "include_usage")
-    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), with_usage)
+    if only_prompt:
+        config.max_new_tokens = 0
+    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), echo, with_usage, logprobs_of(body))
+
+
+def logprobs_of(body: Mapping[str, Any]) -> int | None:
+    value = body.get("logprobs")
+    if value is not None and (not is_whole(value) or not 0 <= value <= TOP_LOGPROBS):
+        raise bad("logprobs", f"must be a whole number from 0 to {TOP_LOGPROBS}, or null, not {shown(value)}")
+    return value
 
 
 def check_model(given: Any, name: str) -> None:
@@ -89,8 +100,9 @@ def prompts_of(body: Mapping[str, Any]) -> list[str | list[int]]:
     prompt = body.get("prompt")
     if not isinstance(prompt, str | list):
         raise bad("prompt", f"must be a text or a list of texts, not {shown(prompt)}")
-    one = isinstance(prompt, str) or (prompt and all(map(is_whole, prompt)))
-    return [prompt] if one else prompt
+    if isinstance(prompt, str) or (prompt and all(map(is_whole, prompt))):
+        return [prompt]
+    return prompt
 
 
 def flag(body: Mapping[str, Any], field: str) -> bool:
@@ -105,8 +117,8 @@ def answer_head(identity: str, created: int, name: str) -> dict[str, Any]:
     return {"id": identity, "object": "text_completion", "created": created, "model": name}
 
 
-def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": row, "text": text, "logprobs": None, "finish_reason": finish}
+def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": event.row, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}
 
 
 def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
@@ -114,9 +126,8 @@ def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def completion(head: dict[str, Any], ends: Sequence[Event], usage: dict[str, int]) -> dict[str, Any]:
-    """The whole answer; ends: each row's last event, in order."""
-    choices = [choice(end.row, end.text, end.finish) for end in ends]
+def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    """The whole answer."""
     return head | {"choices": choices, "usage": usage}
 
 
@@ -178,7 +189,9 @@ class EventStream(Response):
 
     async def send_pieces(self, send: Send) -> None:
         while event := await self.handle.next():
-            await self.send_chunk(send, [choice(event.row, event.text, event.finish)])
+            logprobs = self.handle.logprobs_of(event)
+            if event.text or event.finish or (logprobs and logprobs["tokens"]):
+                await self.send_chunk(send, [choice(event, logprobs)])
         if self.request.include_usage:
             await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
+from ...model.sampling import check_biases
 from ...tokenizer.tokenizer import Tokenizer
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
@@ -57,6 +58,8 @@ class CompletionRequest:
     """Each text begins with its prompt."""
     include_usage: bool = False
     """OpenAI's: a stream ends with the count of tokens."""
+    logprobs: int | None = None
+    """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> dict[str, Any]:
@@ -178,7 +181,15 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
         if given:
             check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
         prompts.append(ids)
+    check_bias(request.config, tokenizer)
     return prompts
+
+
+def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
+    try:
+        check_biases(config, tokenizer.vocab_size)
+    except ValueError as error:
+        raise bad(*str(error).split(" ", 1)) from None
 
 
 def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:
