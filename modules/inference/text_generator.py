@@ -13,7 +13,7 @@ from ..config.base import shown
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
 from ..model.decoding.token_scores import Scores, TokenScore
-from ..model.sampling import generate, prefill
+from ..model.sampling import check_biases, generate, prefill
 from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -46,10 +46,11 @@ class TextGenerator:
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationConfig | None = None) -> None:
-        """defaults: parameters of every call that doesn't give its own."""
+        """defaults: parameters of every call that doesn't give its own. ValueError for a logit_bias of no token."""
         self.decoder = decoder.eval()
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationConfig()
+        check_biases(self.defaults, tokenizer.vocab_size)
 
     @property
     def returns_full_text(self) -> bool:
