@@ -164,7 +164,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"n": 2}, "n", "n isn't done here: leave it out, or 1 (not 2)"),
         ({"best_of": 3}, "best_of", "best_of isn't done here"),
         ({"suffix": "x"}, "suffix", "suffix isn't done here"),
-        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not 5 to 101"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not '5' to 101"),
         ({"logit_bias": {"100000": 1}}, "logit_bias", "logit_bias names token 100000; this model's token ids are"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be a mapping of token ids to numbers"),
         ({"presence_penalty": -3}, "presence_penalty", "presence_penalty (-3) must be from -2 to 2"),
