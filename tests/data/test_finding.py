@@ -104,7 +104,7 @@ def test_a_column_named_otherwise_in_one_file_is_named(tmp_path: Path) -> None:
     ("head", "said"),
     [
         (b"PAR1\x15\x04", "a Parquet file; rename it to .parquet"),
-        (gzip.compress(b"src_txt"), "packed by gzip; add .gz"),
+        (gzip.compress(b"src_txt", mtime=0), "packed by gzip; add .gz"),
         (b"PK\x03\x04\x14\0", "a zip archive, or an Excel workbook"),
         (b"%PDF-1.7\n\xe2\xe3", "a PDF"),
     ],
