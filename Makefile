@@ -20,7 +20,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/installed ## The whole way on bundled poems, to a registered model (about 2 minutes on 2 cores)
-	$(RUN) -m mlflow run . --env-manager local $(DEMO_ARGS)
+	$(RUN) -m mlflow run . --experiment-name moyun --env-manager local $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev ## Run the tests, on all cores (about 10 minutes on 2)
 	$(RUN) -m pytest -n logical --dist loadfile $(TEST_ARGS)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from modules.config.base import EMBEDDED
-from modules.config.commands import MADE_BY_STAGE, MainConfig
+from modules.config.commands import STAGES_OF_MAIN, MainConfig, wire
 from modules.config.loader import load_config
-from modules.tracking.stage_run import connect, stage_run
+from modules.tracking.stage_run import connect, run_around
 
 from .cli.command_line import run_stage
+from .cli.once import Once, require_sent
 from .cli.summaries import show_whole_way
 from .evaluate import evaluate
 from .finetune import finetune
@@ -19,61 +21,53 @@ from .prepare import prepare
 from .pretrain import pretrain
 from .register import register
 
-PLACES = ("path", "init_from", "model", "baseline")
-"""Keys that may name what an earlier stage made."""
 
-
-def main(config: MainConfig) -> None:
+def main(config: MainConfig) -> dict[str, Any] | None:
+    """What is kept of the evaluation (cli/once.py); None after a dry run."""
     check_unused(config)
-    with stage_run("main", config):
-        made = {"prepare": str(prepare(config.prepare).folder), "start": EMBEDDED}
-        first = config.pretrain if config.from_scratch else config.finetune
-        first.dry_run |= config.dry_run
-        if config.from_scratch:
-            made["start"] = str(pretrain(wire(config.pretrain, made)).model)
-        if config.from_scratch and config.dry_run:
-            return
-        finetuned = finetune(wire(config.finetune, made))
+    with run_around("main", config) as around:
+        made = stages(config, Once(None if config.dry_run else lambda: around.run, config.forced))
         if config.dry_run:
-            return
-        if not finetuned.model_uri:
-            raise ValueError(
-                f"the model of run {finetuned.run_id} couldn't be sent to the tracking store, where evaluate and "
-                f"register look for it: `python -m pipelines.sync` sends it; it stands in {finetuned.model} until then"
-            )
-        made["finetune"] = finetuned.model_uri  # what MLflow holds already, so that register logs no second copy
-        made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
-        evaluated = evaluate(wire(config.evaluate, made))
-        registered = register(wire(config.register, made))
-        assert registered is not None
+            return None
+        evaluated, registered = made["evaluate"], made["register"]
         show_whole_way(config, connect(config.tracking), evaluated, registered)
+        return evaluated
+
+
+def stages(config: MainConfig, once: Once) -> dict[str, Any]:
+    """What each stage made; of a dry run those before the first that would be done."""
+    preparing = partial(prepare, recorded=not config.dry_run)
+    functions: tuple[Callable[[Any], Any], ...] = (preparing, pretrain, finetune, evaluate, register)
+    found: dict[str, Any] = {}
+    made = {"start": EMBEDDED}
+    for stage, function in zip(STAGES_OF_MAIN, functions, strict=True):
+        if stage == "pretrain" and not config.from_scratch:
+            continue
+        if not (facts := once(stage, wire(getattr(config, stage), made), function)):
+            break
+        found[stage] = facts
+        if stage == "prepare":
+            made["prepare"] = facts["folder"]
+        elif stage == "pretrain":
+            made["start"] = facts["folder"]
+        elif stage == "finetune":
+            require_sent(facts)
+            made["finetune"] = facts["model_uri"]  # what MLflow holds already, so that register logs no second copy
+            made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
+    return found
 
 
 def check_unused(config: MainConfig) -> None:
     """ValueError for what is said of a pretraining that there won't be."""
     usual = load_config("main")
     shared = {"seed": usual.pretrain.seed, "tracking": usual.pretrain.tracking, "model": usual.pretrain.model}
-    unused = {
-        "model": config.model != usual.model,
-        "pretrain": dataclasses.replace(config.pretrain, **shared) != usual.pretrain,
-    }
+    pretraining = dataclasses.replace(config.pretrain, **shared) != usual.pretrain
+    unused = {"model": config.model != usual.model, "pretrain": pretraining}
     for key in (key for key, given in unused.items() if given and not config.from_scratch):
         raise ValueError(
             f"{key}: what is given there is for a model that is pretrained first: give from_scratch=true with it; "
             "without it nothing is pretrained"
         )
-
-
-def wire(config: Any, made: dict[str, str]) -> Any:
-    """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            wire(value, made)
-        elif field.name in PLACES and value and (match := MADE_BY_STAGE.fullmatch(value)):
-            inside = Path(made[match[1]], match[2])
-            setattr(config, field.name, str(inside) if match[2] and inside.exists() else made[match[1]])
-    return config
 
 
 if __name__ == "__main__":

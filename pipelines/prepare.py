@@ -15,38 +15,44 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
-from modules.data.splits import kind_of_rows
-from modules.tracking.stage_run import stage_run
+from modules.tracking.stage_run import checking, spelled
 
-from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show
+from .cli.summaries import row_counts, show_prepared
 
 
 @dataclass(frozen=True)
 class PrepareResult:
     run_id: str
+    """Empty where it is no run."""
     folder: Path
     manifest: dict[str, Any]
 
 
-def prepare(config: PrepareConfig) -> PrepareResult:
-    """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one."""
-    with stage_run("prepare", config) as run:
+def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
+    """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one.
+
+    recorded: Whether it is a run in MLflow; a dry run of main needs the rows alone.
+    """
+    with checking("prepare", config) as begin_run:
         name = re.sub(r"[*?\[\],]", "", Path(config.source).name.partition(".")[0])  # of a pattern, what can be a name
         folder = Path(config.output_dir or Path("prepared") / (name or "rows"))
         if config.dry_run:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
-            return PrepareResult(run.info.run_id, folder, {})
+            return PrepareResult("", folder, {})
         quarantine = start_quarantine(config)
         manifest = make(config, folder, quarantine)
+        show_quarantine(quarantine)
+        show_prepared(folder, manifest, spelled("prepare", "near_copies"))
+        if not recorded:
+            return PrepareResult("", folder, manifest)
+        run = begin_run()
         run.log_dict(manifest, "manifest.json")
-        report_quarantine(run, quarantine)
-        counts = row_counts(manifest)
-        run.log_metrics({f"rows/{name}": count for name, count in counts.items()})
-        kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
-        show(f"prepare: {kind} in {folder}", {name: f"{count:,}" for name, count in counts.items()})
+        log_quarantine(run, quarantine)
+        run.log_metrics({f"rows/{name}": count for name, count in row_counts(manifest).items()})
         return PrepareResult(run.info.run_id, folder, manifest)
 
 
@@ -64,16 +70,10 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> 
         else:
             report("rows", 0)
             fractions = config.validation_fraction, config.test_fraction
-            manifest = prepare_rows(folder, config.source, config.columns, *fractions, quarantine)
+            own = folder, config.source, config.columns, *fractions, quarantine, spelled("prepare", "")
+            manifest = prepare_rows(*own, config.near_copies)
             report("rows", 1)
     return manifest
-
-
-def row_counts(manifest: dict[str, Any]) -> dict[str, int]:
-    """File without its suffix → rows, from either kind of manifest."""
-    stages = manifest.get("stages", {"": manifest})
-    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
-    return {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
 
 
 if __name__ == "__main__":

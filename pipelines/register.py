@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.checkpoint.loading import open_model, open_tokenizer, require_finite, verify_model
+from modules.checkpoint.loading import require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
-from modules.evaluation.likelihood import Likelihoods, lost_of_rows, score_folder
-from modules.evaluation.logged_results import doubts
-from modules.evaluation.promotion import Promotion, decide
-from modules.evaluation.statistics import Metric
-from modules.evaluation.task_evaluation import TaskRows, load_scored_rows
-from modules.evaluation.task_rows import GROUP, copies_in_training
-from modules.tracking.registry import complete_version, log_model, register_version, resolve_model, version_with_alias
-from modules.tracking.stage_run import log_rows, stage_run
+from modules.evaluation.choosing.candidate import Candidate, holder_of
+from modules.evaluation.choosing.measure import DEFAULT, settle_measure
+from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows
+from modules.evaluation.logged_results import doubts, log_scores
+from modules.evaluation.promotion import Promotion
+from modules.evaluation.task_evaluation import Evaluation
+from modules.tracking.models.known_models import log_used_model
+from modules.tracking.registry import complete_version, register_version, resolve_model, version_of
+from modules.tracking.stage_run import checking, log_rows
 
-from .cli.bad_rows import report_quarantine, start_quarantine
+from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
 from .cli.printing import progress_of, show
 from .cli.results import describe_test_rows
@@ -26,7 +27,7 @@ from .cli.results import describe_test_rows
 class RegisterResult:
     run_id: str
     version: str
-    """Number of the new version."""
+    """Number of the version that holds the model: a new one, or the one that held it before."""
     perplexity_per_char: float
     promotion: Promotion
     """Whether it carries the alias now, and why."""
@@ -34,46 +35,45 @@ class RegisterResult:
 
 def register(config: RegisterConfig) -> RegisterResult | None:
     """None after a dry run. Raises CheckpointError for a damaged folder, ValueError for non-finite weights."""
-    with stage_run("register", config) as run:
-        folder = resolve_model(config.model)
-        verify_model(folder)
+    with checking("register", config) as begin_run:
+        verify_model(folder := resolve_model(config.model))
         require_finite(folder)
+        config, chosen = choose_rows(settle_measure(config), config.model, folder)
         quarantine = start_quarantine(config.data)
-        rows = load_scored_rows(config.data, {GROUP} - set(config.data.columns), quarantine)
-        report_quarantine(run, quarantine)
-        copies = copies_in_training(rows.test, folder, config.data.cache_dir)
+        rows = load_task_rows(config, chosen, quarantine)
+        show_quarantine(quarantine)
+        candidate = Candidate(config, folder, rows, holder_of(config))
+        copies = candidate.task.copies
         if config.dry_run:
-            lost = lost_of_rows(rows.test, open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
-            plan = {"model": str(folder), "name": config.model_name} | describe_test_rows(rows, copies, lost)
-            show("register: what will be done", plan)
+            plan = {"model": str(folder), "name": config.model_name} | candidate.plan()
+            show("register: what will be done", plan | describe_test_rows(rows, copies, candidate.lost()))
             return None
+        run = begin_run()
+        log_quarantine(run, quarantine)
         digest = log_rows(run, rows.test, rows.place.name, "test")
-        score = scored("the new model", folder, rows, config)
-        found = score.perplexity_per_char
-        promotion = promote(found, rows, config)
-        by_training_run = config.model.startswith("models:/m-")  # not a version that has a name already
-        model_uri = config.model if by_training_run else log_model(folder)
-        tags = {"test_perplexity_per_char": f"{found.value:.4f}", "test_rows_sha256": digest}
-        number = register_version(model_uri, config.model_name, folder, tags | {"promotion": promotion.reason})
+        new = scored("the new model", candidate, folder)
+        log_scores(run, candidate.scores(new) | doubts(new.lost, copies), log_used_model(run, config.model, folder))
+        before, holder, held = version_of(config.model_name, config.model, folder), candidate.holder, None
+        if holder and holder.number != before:
+            held = scored(f"version {holder.number}", candidate, holder.folder)
+            log_scores(run, candidate.scores(held, config.alias), log_used_model(run, holder.uri, holder.folder))
+        outcome = candidate.outcome(new, held, before)
+        promotion = outcome.promotion
+        tags = outcome.tags() | {"test_rows": str(rows.place), "test_rows_sha256": digest}
+        kept = {} if promotion.verdict == "held" else tags
+        number = register_version(config.model_name, config.model, folder, run.info.run_id, kept, before)
         complete_version(config.model_name, number, config.alias if promotion.promoted else None)
-        run.log_metrics({"test/perplexity_per_char": found.value, **promotion.metrics(), **doubts(score.lost, copies)})
-        run.set_tags({"registered_version": number} | promotion.tags())
-        shown = {"version": f"{config.model_name} {number}", config.alias: promotion.reason}
-        show("registered", shown | describe_test_rows(rows, copies, score.lost))
-        return RegisterResult(run.info.run_id, number, found.value, promotion)
+        run.log_metrics(promotion.metrics())
+        run.set_tags({"registered_version": number} | tags)
+        shown = {"version": f"{config.model_name} {number}{', which has these weights already' if before else ''}"}
+        shown |= outcome.describe(config.alias) | candidate.plan()
+        show("registered", shown | describe_test_rows(rows, copies, new.lost))
+        return RegisterResult(run.info.run_id, number, new[DEFAULT].value, promotion)
 
 
-def scored(name: str, folder: Path, rows: TaskRows, config: RegisterConfig) -> Likelihoods:
+def scored(name: str, candidate: Candidate, folder: Path) -> Evaluation:
     with progress_of(name) as progress:
-        return score_folder(folder, rows.test, config.max_batch_tokens, progress=progress)
-
-
-def promote(found: Metric, rows: TaskRows, config: RegisterConfig) -> Promotion:
-    """`decide`, against whoever holds the alias, scored now on the same rows."""
-    holder = version_with_alias(config.model_name, config.alias)
-    uri = f"models:/{config.model_name}@{config.alias}"
-    against = scored(uri, resolve_model(uri), rows, config).perplexity_per_char if holder else None
-    return decide(found, against, holder.version if holder else None, config.level)
+        return candidate.score(folder, progress)
 
 
 if __name__ == "__main__":

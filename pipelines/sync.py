@@ -8,10 +8,10 @@ from pathlib import Path
 from modules.config.base import TrackingConfig
 from modules.config.commands import SyncConfig
 from modules.system.redaction import redact_text
+from modules.tracking.models.exported_model import log_model_once
 from modules.tracking.outbox.resend import Sent, send_rest, waits
 from modules.tracking.outbox.store import is_there
 from modules.tracking.outbox.store_check import require_store
-from modules.tracking.registry import log_model_once
 from modules.tracking.stage_run import connected
 
 from .cli.command_line import run_stage

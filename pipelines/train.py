@@ -13,25 +13,27 @@ import mlflow
 from modules.checkpoint.model_folder import write_model
 from modules.config.training import TrainingConfig
 from modules.data.sources import RowSource
+from modules.evaluation.choosing.checkpoint_choice import extras, with_selection
 from modules.evaluation.report.figures import loss_curve
 from modules.system.signals import is_main_process
 from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.run_selection import given_run_id
-from modules.tracking.stage_run import connect, connected, log_rows, open_runs, stage_run
+from modules.tracking.stage_run import checking, commands, connect, connected, log_rows, spelled
+from modules.tracking.summary.training_facts import CostMeter, log_changes, log_plan
 from modules.tracking.tracked_run import TrackedRun
 from modules.training.callbacks import Samples
 from modules.training.checkpoints import resume
 from modules.training.checkpoints.outcome import final_weights, parent_of, require_finished, result_facts
-from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, manifest_differences, write_run_manifest
+from modules.training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, write_run_manifest
 from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
 from modules.training.planning.memory_limit import require_memory
 from modules.training.planning.plan import TrainingPlan
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up, without_path
 
-from .cli.bad_rows import keep_quarantine, report_rows, start_quarantine
+from .cli.bad_rows import keep_quarantine, log_quarantine, show_quarantine, start_quarantine
 from .cli.printing import show
 from .cli.summaries import show_trained
 
@@ -45,16 +47,10 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
     return f"outputs/{stage}-{given}" if given else None
 
 
-def tell_changes(run: TrackedRun, before: RunManifest | None, now: RunManifest, start: Path | None) -> None:
-    """Tag: what is otherwise from which step on. Steps that come again keep the values of the first time in MLflow."""
-    if before and (changes := manifest_differences(before, now)):
-        step = read_progress(start)["global_step"] if start else 0
-        run.set_tags({f"moyun.changed-{run.resumed}": f"after step {step}: {'; '.join(changes.values())}"})
-
-
 @dataclass(frozen=True)
 class TrainResult:
     run_id: str
+    """Empty after a dry run, and on all processes but the first."""
     plan: TrainingPlan
     model: Path | None = None
     """The model folder; None after a dry run, and on all processes but the first."""
@@ -71,31 +67,34 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
     config = without_path(config, rows)
     if not is_main_process():
         return follow(stage, config, rows)
-    with resume.claimed(known_folder(stage, config), config.train.resume_from) as before, ExitStack() as stack:
-        resume.settle_format(config, known_folder(stage, config), before)
+    known = known_folder(stage, config)
+    with resume.claimed(known, config.train.resume_from) as before, ExitStack() as stack:
+        resume.settle_format(config, known, before)
         if before and before.finished:
             return done_before(stage, config, rows, before)
-        run = stack.enter_context(stage_run(stage, config, before.run_id if before else None))
+        begin_run = stack.enter_context(checking(stage, config, before.run_id if before else None))
         training = set_up_training(config, rows, before)
-        report_rows(run, training)
+        show_quarantine(training.quarantine)
         parent = parent_of(config, training.start)
-        made_from = run_manifest_of(stage, run.info.run_id, config, training, parent)
-        start, origin, training = resume.where_to_start(
-            config, known_folder(stage, config), before, made_from, training
-        )
+        made_from = run_manifest_of(stage, before.run_id if before else "", config, training, parent)
+        start, origin, training = resume.where_to_start(config, known, before, made_from, training)
         show(f"{stage}: what will be done", training.plan.describe())
         require_memory(training.plan.demand)
         if origin.resumed_from or before:
             show(f"{stage}: goes on", resume.describe_start(start, training.data))
         if config.dry_run:
-            return TrainResult(run.info.run_id, training.plan)
-        tell_changes(run, before, made_from, start)
-        if not known_folder(stage, config):
+            return TrainResult("", training.plan)
+        run = begin_run()
+        origin = dataclasses.replace(origin, run_id=run.info.run_id)
+        log_plan(run, training.plan)
+        log_quarantine(run, training.quarantine)
+        log_changes(run, before, made_from, start)
+        if not known:
             stack.enter_context(resume.claimed(f"outputs/{stage}-{run.info.run_id}", None))
         for name, digest in origin.data.items():
             log_rows(run, training.splits[name], training.places[name].name, name, digest)
         run.set_tags(origin.fingerprints)
-        folder = Path(config.output_dir or f"outputs/{stage}-{run.info.run_id}")
+        folder = Path(known or f"outputs/{stage}-{run.info.run_id}")
         resume.describe_checkpoints(folder / CHECKPOINTS, training, origin)
         keep_quarantine(training.quarantine, folder)
         checkpoint, metrics = tracked_fit(run, stage, config, training, folder, start)
@@ -117,15 +116,16 @@ def finish(
     weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
     run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
-    uri = run.log_model(model)
+    step = read_progress(checkpoint)["global_step"]
+    uri = run.log_model(model, step) if config.tracking.log_model else None
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
-    show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, len(open_runs) < 2, made)
+    show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, not commands, made)
     return TrainResult(run.info.run_id, training.plan, model, uri, metrics)
 
 
 def set_up_training(config: TrainingConfig, rows: RowSource | None, before: RunManifest | None = None) -> TrainingSetup:
     start = resolve_model(config.train.init_from) if config.train.init_from else None
-    return set_up(config, start, rows, start_quarantine(config.data), before)
+    return with_selection(config, set_up(config, start, rows, start_quarantine(config.data), before, extras(config)))
 
 
 def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, before: RunManifest) -> TrainResult:
@@ -134,7 +134,7 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
         training = set_up_training(config, rows, before)
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
     require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
-    show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not open_runs)
+    show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not commands)
     return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
 
 
@@ -149,21 +149,18 @@ def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainR
     return TrainResult("", training.plan)
 
 
-def spelled(stage: str, key: str) -> str:
-    """A key as the command line has it: in main it stands under the stage's name."""
-    return f"{stage}.{key}" if len(open_runs) > 1 else key
-
-
 def tracked_fit(
     run: TrackedRun, stage: str, config: TrainingConfig, training: TrainingSetup, folder: Path, start: Path | None
 ) -> tuple[Path, dict[str, float]]:
     """`fit`, with metrics, curve and samples in the run, also where it is broken off."""
     logger = RunLogger(run)
     samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
+    costs = CostMeter(run, config, training)
     try:
         return fit(stage, config, training, folder, logger, samples, start, spelled(stage, "output_dir"))
     finally:
         with suppress(OSError) if sys.exc_info()[0] else nullcontext():  # or a full disk would hide why
+            costs.log(folder / CHECKPOINTS / "last.ckpt", logger.history)
             run.log_figure(loss_curve(logger.history, stage), "loss_curve.png")
             if samples.table:
                 run.log_table({name: [row[name] for row in samples.table] for name in samples.table[0]}, "samples.json")

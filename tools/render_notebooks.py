@@ -1,5 +1,6 @@
-"""`python -m tools.render_notebooks [NAME …]`: runs notebooks, writes their pictures to docs/pictures/NAME-1.png, ….
+"""`python -m tools.render_notebooks [NAME …]`: runs notebooks, and writes their pictures that docs/notebooks.md shows.
 
+They are docs/pictures/NAME-1.png, …, by their order in the notebook.
 On the models and runs of this folder's tracking store (`make demo` makes some), or of MLFLOW_TRACKING_URI.
 """
 
@@ -14,7 +15,8 @@ import nbclient
 import nbformat
 
 ROOT = Path(__file__).parents[1]
-PICTURES = ROOT / "docs" / "pictures"
+PAGE = ROOT / "docs" / "notebooks.md"
+PICTURES = PAGE.parent / "pictures"
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
@@ -31,11 +33,13 @@ def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
 
 
 def render(names: Sequence[str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if names and path.stem not in names:
             continue
         for number, picture in enumerate(pictures(executed(path)), 1):
-            (PICTURES / f"{path.stem}-{number}.png").write_bytes(picture)
+            if f"({PICTURES.name}/{path.stem}-{number}.png)" in page:
+                (PICTURES / f"{path.stem}-{number}.png").write_bytes(picture)
 
 
 if __name__ == "__main__":

@@ -151,3 +151,11 @@ def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: s
             yield from leaves(value, f"{prefix}{name}.", sections, where)
         else:
             yield f"{prefix}{name}", value, where
+
+
+def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted_items(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..system.paths import expanded
+
+logger = logging.getLogger("moyun.models")
 
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
 
@@ -90,8 +95,12 @@ class TrackingConfig:
     tracking_uri: str | None = field(default=None, metadata=STORE)
     """Tracking store or server; unset: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
     experiment_name: str | None = None
-    """Experiment that new runs go to (under `mlflow run`: its own); unset: that of MLFLOW_EXPERIMENT_NAME,
-    MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
+    """Experiment that new runs go to (that of `mlflow run --experiment-name` comes first); unset: that of
+    MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or mlflow.set_experiment, else moyun."""
+    run_name: str | None = None
+    """Of the stage's run in MLflow; unset: its stage and what was given, as `finetune lr=1e-3 rank=8`."""
+    log_model: bool = True
+    """Copy the model that training ends with into the store, for models:/ URIs; false: it stays in its folder alone."""
     log_system_metrics: bool = True
     """CPU, memory and disk use every few seconds."""
     spool_dir: str = field(default="outputs/tracking", metadata=PATH)
@@ -104,6 +113,9 @@ class TrackingConfig:
         yield from too_large(self, 1_000_000, "flush_timeout")
         if not self.spool_dir:
             yield "spool_dir must name a folder"
+        name = self.run_name
+        if name is not None and (not name.isprintable() or not name.strip() or len(name) > 250):
+            yield f"run_name ({shown(self.run_name)}) must be one line of at most 250 characters"
 
 
 @dataclass
@@ -111,6 +123,11 @@ class CommandConfig:
     """What every command has."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @classmethod
+    def own_arguments(cls, arguments: Sequence[str]) -> Sequence[str]:
+        """The arguments as load_config takes them; a command may be given those of another."""
+        return arguments
 
 
 @dataclass
@@ -148,21 +165,50 @@ def is_registered(place: str) -> bool:
     return place.startswith(("models:/", "runs:/"))
 
 
+def modelscope_cache() -> Path:
+    """Where ModelScope's client keeps what it downloads."""
+    return Path(expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope"))
+
+
+def downloaded(name: str) -> Path | None:
+    """The folder of a model that ModelScope's client has downloaded, in any of the layouts that it has had."""
+    owner, _, model = name.partition("/")
+    cache = modelscope_cache()
+    roots = [cache / "hub" / "models", cache / "hub", cache / "models", cache]
+    places = [root / owner / spelt for root in roots for spelt in (model, model.replace(".", "___"))]
+    for root in roots:
+        snapshots = (root / f"models--{owner}--{model}" / "snapshots").glob("*")
+        places += sorted(snapshots, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return next((place for place in places if place.is_dir()), None)
+
+
+@functools.cache
+def say_found(name: str, folder: Path) -> None:
+    """Once a process."""
+    logger.warning("%s is read from %s, where ModelScope's client put it; nothing is downloaded", name, folder)
+
+
 def no_such_model(place: str | Path) -> str:
     """What to say of a model folder that isn't there."""
     if HUB_NAME.fullmatch(str(place)):
         return (
-            f"{place}: no such model folder, and none is fetched from a hub: download it first, then give its folder "
-            "(docs/modelscope.md has the command)"
+            f"{place}: no such model folder, nor has ModelScope's client put one into {modelscope_cache()} (which "
+            f"MODELSCOPE_CACHE sets); none is fetched from a hub: download it first (modelscope download --model "
+            f"{place}), or give its folder"
         )
     return f"{place}: no such model folder; a registered model is models:/NAME@ALIAS"
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder itself, or the model in a training stage's output folder. Raises ValueError for a URL."""
+    """The folder itself, the model in a training stage's output folder, or what ModelScope's client downloaded under
+    this name. Raises ValueError for a URL.
+    """
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(expanded(str(path)))
     if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
         folder = Path(__file__).parents[2] / EMBEDDED
+    elif HUB_NAME.fullmatch(str(path)) and not folder.exists() and (found := downloaded(str(path))):
+        say_found(str(path), found)
+        folder = found
     return folder / "model" if (folder / "model" / "model.yaml").is_file() else folder

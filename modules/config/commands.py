@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from ..system.bounded_read import read_plain_yaml
+from ..system.paths import expanded
+from .assignments import COMMAND_LINE, Assignment
 from .base import MISSING, PATH, CommandConfig, StageConfig, too_small
-from .data import PrepareConfig
+from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
+from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
 
@@ -71,11 +77,24 @@ class MainConfig(StageConfig):
     """Size to pretrain, with from_scratch."""
     model_name: str = "moyun"
     """Name in the registry."""
+    force: Any = field(default_factory=list)
+    """Stages to do anew that a run has done before ([finetune, evaluate]; true: all). Without it what was made of the
+    same configuration, rows, weights and code is used again, if it is still there and whole."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     pretrain: TrainingConfig = field(default_factory=TrainingConfig)
     finetune: TrainingConfig = field(default_factory=TrainingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+
+    @property
+    def forced(self) -> frozenset[str]:
+        """The stages that `force` names."""
+        given = self.force
+        if isinstance(given, str):
+            given = {"true": True, "false": []}.get(given.strip().lower(), given)
+        if isinstance(given, str):  # as the command line has it: [finetune,evaluate], or one alone
+            given = [name.strip().strip("'\"") for name in given.strip("[]").split(",") if name.strip()]
+        return frozenset(STAGES_OF_MAIN if given is True else given or ())
 
     @property
     def outputs(self) -> list[str]:
@@ -92,13 +111,20 @@ class MainConfig(StageConfig):
             yield "finetune.train.init_from must name a model; from_scratch=true makes one"
         if self.from_scratch and length > (limit := self.model.max_position_embeddings):
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
-        for name in ("prepare", "pretrain", "finetune", "evaluate", "register"):
+        unknown = sorted(str(name) for name in self.forced if name not in STAGES_OF_MAIN)
+        if unknown:
+            yield f"force={','.join(unknown)}: must be true, or some of [{', '.join(STAGES_OF_MAIN)}]"
+        for name in STAGES_OF_MAIN:
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
         for name in ("pretrain", "finetune"):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
+        rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
+        made_by = (rows,) if rows in TASK_DATA else POEM_DATA if rows == "couplets" else (source,)
+        if source in (*POEM_DATA, *TASK_DATA) and source not in made_by:
+            yield f"finetune.data={rows}: prepare.source={source} makes no such rows; give prepare.source={made_by[0]}"
         for name in PLACES:
             value = attrgetter(name)(self)
             if value and value.startswith("<") and not MADE_BY_STAGE.fullmatch(value):
@@ -110,6 +136,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "prepare": PrepareConfig,
     "pretrain": TrainingConfig,
     "finetune": TrainingConfig,
+    "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
@@ -119,11 +146,50 @@ STAGES: dict[str, type[CommandConfig]] = {
     "sync": SyncConfig,
 }
 
+STAGES_OF_MAIN = ("prepare", "pretrain", "finetune", "evaluate", "register")
+
 PLACES = (
     "pretrain.data.path", "finetune.data.path", "finetune.train.init_from", "evaluate.model", "evaluate.baseline",
     "evaluate.data.path", "register.model", "register.data.path",
 )  # fmt: skip
 """Keys of main that may name what a stage before made."""
 
+WIRED = {place.rpartition(".")[2] for place in PLACES}
+
 MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""
+
+
+def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Paths of rows that follow from what is said; those that the user names stand."""
+    given = {name for name, value, _ in users if value not in (None, "", "null")}
+    # Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on.
+    for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
+        if f"{prefix}data.test_path" in given and not given & {f"{prefix}data", f"{prefix}data.path"}:
+            yield f"{prefix}data.path", None, COMMAND_LINE
+    # In main a data set by name is the one that prepare makes there.
+    sections = {f"{name}.path": value for name, value, _ in leaves if stage == "main" and isinstance(value, str)}
+    for path in (path for path in PLACES if path in sections and path not in given):
+        is_file = sections[path].endswith((".yaml", ".yml"))
+        if found := path_in(sections[path]) if is_file else f"<prepare>/{sections[path]}":
+            yield path, found, COMMAND_LINE
+
+
+def path_in(file: str) -> str | None:
+    """What a section's own file says of its path; whoever reads the section says what is wrong with the file."""
+    with suppress(OSError, ValueError):
+        content = read_plain_yaml(Path(expanded(file)))
+        return content.get("path") if isinstance(content, dict) else None
+    return None
+
+
+def wire(config: Any, made: dict[str, str]) -> Any:
+    """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            wire(value, made)
+        elif entry.name in WIRED and value and (match := MADE_BY_STAGE.fullmatch(value)):
+            inside = Path(made[match[1]], match[2])
+            setattr(config, entry.name, str(inside) if match[2] and inside.exists() else made[match[1]])
+    return config

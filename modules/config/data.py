@@ -19,7 +19,8 @@ class DataConfig:
     """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a
     hub name."""
     columns: dict[str, str] = field(default_factory=dict)
-    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt}."""
+    """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt};
+    or → references, slots, choices, answer, group, which stand beside the texts."""
     validation_path: str | None = field(default=None, metadata=PATH)
     """Rows for validation: a file, or a folder with a validation file; unset: that of data.path, else
     validation_fraction of the training rows."""
@@ -28,7 +29,7 @@ class DataConfig:
     validation_fraction: float = 0.02
     """Share of training rows held out when there are no validation rows of their own."""
     max_rows: int | None = None
-    """Only the first so many rows of each split."""
+    """Only the first so many rows of each split; n-grams and nearest rows of an evaluation are of all training rows."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
     """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
     max_bad_rows: float = 0.01
@@ -75,8 +76,9 @@ class TokenizerConfig:
                 yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
+POEM_DATA = ("sample", "full")
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
-"""Of prepare: the sources that modules.data.corpora reads."""
+"""Sources of prepare that modules.data.corpora reads: poems, each cut into three sets, and one set of a task."""
 
 
 @dataclass
@@ -93,7 +95,11 @@ class PrepareConfig(StageConfig):
     output_dir: str | None = field(default=None, metadata=PATH)
     """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
-    """For rows of your own: your column names → src_txt or tgt_txt."""
+    """For rows of your own: your column names → src_txt or tgt_txt, or what is kept beside them: references, slots,
+    choices, answer, group."""
+    near_copies: Literal["report", "drop", "ignore"] = "report"
+    """For rows of your own, what becomes of those that share half of their text with another: report keeps them in one
+    split where prepare splits the rows, and counts them; drop leaves all but one of them out; ignore doesn't look."""
     validation_fraction: float = 0.02
     """For rows of your own without splits: share held out for validation."""
     test_fraction: float = 0.02
@@ -108,7 +114,9 @@ class PrepareConfig(StageConfig):
         yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
         if self.archive and self.source not in ("full", *TASK_DATA):
             yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
-        near = difflib.get_close_matches(self.source, ("sample", "full", *TASK_DATA), 1, 0.8)
+        if self.near_copies != "report" and self.source in (*POEM_DATA, *TASK_DATA):
+            yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
+        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA), 1, 0.8)
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:

@@ -29,7 +29,7 @@ from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
-from .commands import STAGES
+from .commands import STAGES, implied_paths
 from .evaluation import TaskConfig
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted
@@ -62,6 +62,7 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     """
     config_class = STAGES[stage]
     complaints: list[str] = []
+    arguments = config_class.own_arguments(arguments)
     given = [(full_name(config_class, k), v, where) for k, v, where in parse_arguments(arguments, complaints)]
     files = list(stage_files(stage, config_class, complaints))
     users = [
@@ -71,17 +72,9 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
         for leaf in read_yaml(Path(expanded(v)), config_class, "", complaints)
     ]
     users += [(k, v, where) for k, v, where in given if k != "config"]
-    users += unset_paths(stage, users)
-    config = assign(config_class, with_tasks(config_class, files, users, complaints), complaints)
+    said = with_tasks(config_class, files, users, complaints)
+    config = assign(config_class, [*said, *implied_paths(stage, said, users)], complaints)
     return to_dataclass(config, complaints)
-
-
-def unset_paths(stage: str, users: Sequence[Assignment]) -> Iterator[Assignment]:
-    """Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on."""
-    names = {name for name, value, _ in users if value not in (None, "", "null")}
-    for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
-        if f"{prefix}data.test_path" in names and not names & {f"{prefix}data", f"{prefix}data.path"}:
-            yield f"{prefix}data.path", None, COMMAND_LINE
 
 
 def to_dataclass(config: DictConfig, complaints: list[str]) -> Any:
@@ -110,11 +103,12 @@ def missing(config: DictConfig) -> Iterator[str]:
         yield usage
 
 
-def stage_defaults(stage: str) -> dict[str, Any]:
-    """What a stage's keys are when nothing is given, as plain nested dicts; MISSING where something must be."""
+def stage_defaults(stage: str, named: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """What a stage's keys are when only `named` sections are given, as nested dicts; MISSING where one must be."""
     complaints: list[str] = []
     files = list(stage_files(stage, STAGES[stage], complaints))
-    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, [], complaints), complaints)
+    users = [(key, name, COMMAND_LINE) for key, name in named]
+    config = assign(STAGES[stage], with_tasks(STAGES[stage], files, users, complaints), complaints)
     assert not complaints, complaints
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -170,13 +164,18 @@ def with_tasks(
     config_class: type[CommandConfig], files: list[Assignment], users: list[Assignment], complaints: list[str]
 ) -> list[Assignment]:
     """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
-    tasks = {key.name: key for key in keys(config_class) if key.section is TaskConfig}
+    known = {key.name: key for key in keys(config_class)}
+    tasks = {name: key for name, key in known.items() if key.section is TaskConfig}
     names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
         if path := group_file(tasks[name], value, where, complaints):
-            between += read_yaml(path, config_class, name.removesuffix("task"), complaints)
+            prefix = name.removesuffix("task")
+            others = {key.name for key in keys(STAGES["evaluate"], prefix)} - {key.name for key in keys(config_class)}
+            between += [leaf for leaf in read_yaml(path, config_class, prefix, complaints) if leaf[0] not in others]
             between.append((f"{name}.name", path.stem, path.name))
+            if f"{prefix}train" in known:  # evaluate and register may take the model's own rows instead
+                between += [(f"{prefix}data", *leaf[1:]) for leaf in between if leaf[0] == f"{name}.data"]
     return [leaf for leaf in (*files, *between, *users) if leaf not in names]
 
 
@@ -288,11 +287,3 @@ def set_leaf(
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")
-
-
-def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from dotted_items(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .base import MODEL, PATH, StageConfig, changed, not_positive, out_of_range, too_large, too_small
 from .data import DataConfig, TokenizerConfig
+from .evaluation import MEASURES, TaskConfig
 from .generation import GenerationConfig
 from .model import LoraConfig, SizeConfig
+
+LOSS = "val/loss"
+
+VALIDATED = (
+    "loss", "perplexity", "perplexity_per_char", "end_of_text_nll", "end_of_text_found", "end_of_text_early",
+)  # fmt: skip
+"""What each validation measures, whatever checkpoints are chosen by, by the names after val/."""
 
 
 @dataclass
@@ -61,12 +70,15 @@ class TrainConfig:
     """Largest global gradient norm; 0: unclipped."""
     validate_every_n_steps: int | None = None
     """Steps between validations; unset: once an epoch."""
+    select_by: str = LOSS
+    """What the best checkpoint is chosen by, and early stopping watches: val/loss, or a measure of texts written
+    greedily for task.rows validation rows at each validation, by the name that evaluate logs: rougeL, bleu, …"""
     early_stopping_patience: int | None = None
-    """Validations without a better val/loss before training stops; unset: never."""
+    """Validations without a better value of train.select_by before training stops; unset: never."""
     save_every_n_steps: int | None = None
     """Steps between checkpoints; there is one before each validation anyway, at the end, and when a run is stopped."""
     save_top_k: int = 1
-    """Checkpoints kept by val/loss, beside the last one; -1: all."""
+    """Checkpoints kept, the best by train.select_by, beside the last one; -1: all."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is NaN or infinite ends the run, or is left out and counted."""
     log_every_n_steps: int = 1
@@ -74,7 +86,26 @@ class TrainConfig:
     sample_prompts: list[str] = field(default_factory=list)
     """Prompts continued at every validation; they end up in the run's sample table."""
 
+    @property
+    def measure(self) -> str:
+        """select_by without what stands before it where it is logged, e.g. rougeL."""
+        return self.select_by.removeprefix("val/").removeprefix("test/")
+
+    @property
+    def text_metric(self) -> str | None:
+        """The metric of generated texts (task.metrics) that select_by is a measure of; None: it is val/loss."""
+        return next((metric for metric, measures in MEASURES.items() if self.measure in measures), None)
+
+    def select_complaints(self) -> Iterator[str]:
+        if self.select_by == LOSS or self.text_metric:
+            return
+        known = [LOSS, *(name for measures in MEASURES.values() for name in measures)]
+        near = MEASURES.get(self.measure) or difflib.get_close_matches(self.measure, known, 1)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known)}"
+        yield f"select_by={self.select_by}: nothing of that name can be chosen by; {meant}"
+
     def complaints(self) -> Iterator[str]:
+        yield from self.select_complaints()
         if self.batch_size and self.batch_tokens:
             yield f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens} exclude each other: set one null"
         if self.max_epochs is None and self.max_steps is None:
@@ -153,7 +184,11 @@ class TrainingConfig(StageConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What the model is for: task=NAME says which data set and how much text it takes, where the command doesn't, and
+    how train.select_by scores it."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Of train.sample_prompts; and of what train.select_by scores, but that this is written greedily."""
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
@@ -178,6 +213,9 @@ class TrainingConfig(StageConfig):
                 f"lora.rank={rank} and trainer.tensor_parallel={self.trainer.tensor_parallel} exclude each "
                 "other: adapters aren't cut; trainer.strategy=fsdp alone spreads the frozen weights"
             )
+        if not self.task.name and not self.train.text_metric:
+            for name in changed(self.task, TaskConfig()):
+                yield f"task.{name} has no effect with train.select_by={LOSS}; drop it, or give train.select_by=rougeL"
         if self.train.optimizer == "adafactor":
             yield from self.adafactor_complaints()
         if not self.model:

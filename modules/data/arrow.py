@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ TEXTS = ("src_txt", "tgt_txt")
 BATCH_BYTES = 4_000_000
 """Of the rows of a batch: a few thousand rows may be a megabyte or a gigabyte."""
 
-_digests: weakref.WeakKeyDictionary[datasets.Dataset, str] = weakref.WeakKeyDictionary()
+_digests: weakref.WeakKeyDictionary[datasets.Dataset, dict[tuple[str, ...], str]] = weakref.WeakKeyDictionary()
 
 
 def write_arrow(path: Path, batches: Iterable[Mapping[str, list[str]]]) -> None:
@@ -138,16 +138,18 @@ def count_copies(rows: datasets.Dataset, others: datasets.Dataset) -> int:
     return sum(texts in found for texts in zip(*(wanted[name].to_pylist() for name in columns), strict=True))
 
 
-def fingerprint(dataset: datasets.Dataset) -> str:
-    """SHA-256, in hex, over what load_rows returned: the same for the same rows whatever file they came from.
+def fingerprint(dataset: datasets.Dataset, columns: Sequence[str] = TEXTS) -> str:
+    """SHA-256, in hex, over these columns of what load_rows returned: the same for the same rows whatever file they
+    came from.
 
     Hashed column by column: name, row count, UTF-8 lengths (int64, little-endian), then the bytes; no two
     different tables give the same input. Raises ValueError for null values or no src_txt.
     """
-    if dataset in _digests:
-        return _digests[dataset]
+    known = _digests.setdefault(dataset, {})
+    names = [name for name in columns if name in dataset.column_names]
+    if tuple(names) in known:
+        return known[tuple(names)]
     digest = hashlib.sha256(b"moyun rows 1\n")
-    names = [name for name in TEXTS if name in dataset.column_names]
     if "src_txt" not in names:
         raise ValueError(f"fingerprint: no column src_txt in {dataset.column_names}; take a dataset from load_rows")
     for name in names:
@@ -158,7 +160,7 @@ def fingerprint(dataset: datasets.Dataset) -> str:
             bounds = _offsets(column)
             if bounds[-1] > bounds[0]:
                 digest.update(memoryview(column.buffers()[2])[bounds[0] : bounds[-1]])
-    return _digests.setdefault(dataset, digest.hexdigest())
+    return known.setdefault(tuple(names), digest.hexdigest())
 
 
 def _columns(dataset: datasets.Dataset, name: str) -> Iterator[pa.LargeStringArray]:

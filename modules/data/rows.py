@@ -21,7 +21,7 @@ from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
 from .quarantine import BadRow, DataError, Findings, Quarantine, beginning
-from .reading.column_names import NEAR, check_mapping, check_present, nearest
+from .reading.column_names import NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
@@ -47,6 +47,7 @@ def load_rows(
     quarantine: Quarantine | None = None,
     extras: Collection[str] = (),
     section: str = "data.",
+    seen: dict[str, None] | None = None,
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
@@ -54,7 +55,8 @@ def load_rows(
         "data/*.csv", a folder of split files such as train.csv or of files alone, a folder written by
         `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a list of dicts or of texts, or, where no such
         path exists, the name of a Hugging Face hub dataset.
-    columns: the user's name → src_txt or tgt_txt, as ModelScope's `remap_columns` takes it.
+    columns: the user's name → src_txt or tgt_txt, as ModelScope's `remap_columns` takes it, or one of OTHER_COLUMNS,
+        which is then kept as an extra.
     split: which file of a folder or split of a hub dataset; "train" by default. Refused other than as "train"
         where the source has no splits, so that training rows never pass for validation rows.
     max_rows: read no further than that many rows; what follows is not checked.
@@ -63,6 +65,7 @@ def load_rows(
     quarantine: takes the bad rows, if they are few enough for it. None: one bad row is refused like all.
     extras: further columns to keep where there are such, as text (`as_text`): nothing in them makes a row bad.
     section: what stands before the key `columns` where it is typed, for messages.
+    seen: takes the names of all columns that there are, unless the rows come from the cache.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
@@ -70,7 +73,10 @@ def load_rows(
     origin = check_mapping(columns, section)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
-    request = _Request(source, columns, origin, split, max_rows, quarantine is not None, tuple(sorted(extras)), section)
+    beside = {name: name for name in sorted(extras) if name not in columns}
+    beside |= {target: name for target, name in origin.items() if target not in TEXT_COLUMNS}
+    texts = {target: name for target, name in origin.items() if target in TEXT_COLUMNS}
+    request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section)
     files = files_of(source, split) if cache else None
     if cache and files:
         rows, findings = _cached(request, files, cache)
@@ -80,6 +86,8 @@ def load_rows(
         rows, findings = request.read(_in_memory)
     if quarantine:
         quarantine.admit(findings, good=len(rows))
+    if seen is not None:
+        seen.update(findings.columns)
     return rows
 
 
@@ -97,12 +105,13 @@ class _Request:
     split: str | None
     max_rows: int | None
     tolerant: bool
-    extras: tuple[str, ...]
+    extras: Mapping[str, str]
+    """Name in the Dataset → the user's name."""
     section: str
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras)
+        findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras.values())
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
@@ -122,10 +131,12 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     content = _content(files)
     columns = sorted(request.columns.items())
     key: dict[str, Any] = {"rules": RULES, "files": content, "columns": columns, "max_rows": request.max_rows}
+    columns_seen: dict[str, None] = {}
 
     def build(folder: Path) -> None:
         try:
             _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
+            columns_seen.update(findings.columns)
         except DataError:
             _check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
             raise
@@ -137,7 +148,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
     key |= {"tolerant": True} if request.tolerant else {}
     entry = cached(cache, "rows", key, build)
-    findings, _ = request.opened()
+    findings, _ = request.opened(columns_seen)
     if request.tolerant:
         kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
         findings.bad = [BadRow(**row) for row in kept]
@@ -181,14 +192,14 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     """
     present: dict[str, str] | None = None
     any_good = False
-    wanted = {**request.origin, **{name: name for name in request.extras}}
+    wanted = {**request.origin, **request.extras}
     for batch in _in_batches(rows, findings):
         before = present
         present = {target: name for target, name in wanted.items() if name in findings.columns}
         if before not in (None, present):
             raise _LateColumnError(*present.values())
         values = {target: [row.get(name, _ABSENT) for _, (_, row) in batch] for target, name in present.items()}
-        for name in set(request.extras) & set(values):
+        for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, wanted)

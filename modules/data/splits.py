@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,13 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..system.cache import cache_folder
+from ..system.paths import expanded
 from ..system.redaction import redact_text
+from .arrow import TEXTS
+from .corpora.manifest import read_manifest
+from .groups import GROUP, count_of_other_groups, fill, serving_groups
 from .quarantine import DataError, Quarantine
+from .reading.column_names import require_mapped
 from .reading.finding import check_prepared, find_files
 from .rows import load_rows
 from .sources import RowSource, has_split, has_splits
@@ -90,13 +95,33 @@ def load_splits(
     splits have answers and others haven't.
     """
     places = choose_places(config, source)
-    read = reader(config, quarantine, extras)
+    read = reader(config, quarantine, {*extras, GROUP})
     splits = {name: read(place.source, split=place.split) for name, place in places.items() if not place.held_out}
     for name in splits:
         require_same_kind(splits["train"], splits[name], places["train"], places[name])
+    require_mapped((rows.column_names for rows in splits.values()), config.columns)
     if places["validation"].held_out:
         splits["train"], splits["validation"] = hold_out(splits["train"], config.validation_fraction, seed)
-    return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
+    names = [name for name in ("train", "validation", "test") if name in splits]
+    return {name: texts_alone(splits[name], extras) for name in names}
+
+
+def texts_alone(rows: datasets.Dataset, extras: Collection[str] = ()) -> datasets.Dataset:
+    """Without other columns than the texts and these."""
+    kept = [name for name in rows.column_names if name in TEXTS or name in extras]
+    return rows if kept == rows.column_names else rows.select_columns(kept)
+
+
+def related_rows(splits: Mapping[str, datasets.Dataset], places: Mapping[str, Place]) -> dict[str, int]:
+    """Split → its rows of a group that training rows are of, too; only where both have groups, by labels that can be
+    compared."""
+    return {
+        name: count_of_other_groups(rows, splits["train"])
+        for name, rows in splits.items()
+        if name != "train"
+        and all(GROUP in split.column_names for split in (rows, splits["train"]))
+        and all(groups_are_named(places[each].source) for each in ("train", name))
+    }
 
 
 def load_training_rows(
@@ -104,7 +129,8 @@ def load_training_rows(
 ) -> datasets.Dataset:
     """The training rows of load_splits, without reading the others."""
     places = choose_places(config)
-    rows = reader(config, quarantine, extras)(places["train"].source, split=places["train"].split)
+    read = reader(config, quarantine, {*extras, GROUP} if places["validation"].held_out else extras)
+    rows = read(places["train"].source, split=places["train"].split)
     return hold_out(rows, config.validation_fraction, seed)[0] if places["validation"].held_out else rows
 
 
@@ -142,6 +168,15 @@ def reader(
     )
 
 
+def groups_are_named(source: RowSource) -> bool:
+    """Whether a group's label means the same in all splits: some of prepare's own sets number theirs in each."""
+    if not isinstance(source, (str, Path)):
+        return True
+    place = Path(expanded(str(source)))
+    manifest = next(filter(None, map(read_manifest, (place, *list(place.parents)[:2]))), {})
+    return "recipe" not in manifest or "groups" in manifest
+
+
 def evaluation_place(config: DataConfig) -> Place:
     """The rows to evaluate on: test_path, else the test split beside the training rows, else the validation split."""
     if config.test_path:
@@ -162,16 +197,28 @@ def load_test_rows(
 ) -> datasets.Dataset:
     """The rows of `evaluation_place`."""
     place = evaluation_place(config)
-    return reader(config, quarantine, extras)(place.source, split=place.split)
+    rows = reader(config, quarantine, extras)(place.source, split=place.split)
+    require_mapped([rows.column_names], config.columns)
+    return rows
 
 
 def hold_out(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(the rest, a share of the rows drawn by seed), both in the order of the rows; at least one row each."""
+    """(the rest, a share of the rows drawn by seed), both in the order of the rows; at least one row each.
+
+    Where rows have groups that can serve, whole groups are drawn.
+    """
     count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
     if count < 1 or not fraction:
         raise DataError(
             f"{len(rows)} rows and data.validation_fraction={fraction} leave none for validation: "
             "give more rows, a fraction above 0, or data.validation_path=FILE"
         )
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+    held_out = np.zeros(len(rows), bool)
+    groups = serving_groups(rows)
+    if groups is None:
+        held_out[np.random.default_rng(seed).permutation(len(rows))[:count]] = True
+    else:
+        labels, sizes = np.unique(groups, return_counts=True)
+        drawn = np.random.default_rng(seed).permutation(len(labels))
+        held_out = np.isin(groups, labels[drawn[fill(sizes[drawn].tolist(), count)]])
+    return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))

@@ -12,34 +12,67 @@ from ..tokenizer.lost_text import LostText
 from ..tracking.provenance import git_state
 from ..tracking.tracked_run import TrackedRun
 from .baselines import NAMES
-from .report.figures import perplexity_bars
+from .report.figures import interval_bars
 from .task_evaluation import Evaluation
 
 
 def log_results(
-    run: TrackedRun, evaluations: Mapping[str, Evaluation], samples: list[dict[str, Any]], copies: int | None = None
+    run: TrackedRun,
+    evaluations: Mapping[str, Evaluation],
+    samples: list[dict[str, Any]],
+    copies: int | None = None,
+    models: Mapping[str, str | None] | None = None,
 ) -> None:
     """Metrics test/NAME of the model and test/WHO_NAME of the others, each with _low and _high; tables of rows.
 
-    copies: how many of the test rows are training rows too, where it is known.
+    copies: how many of the test rows are training rows too, where it is known. models: who → id of the LoggedModel.
     """
     model = evaluations["model"]
     metrics: dict[str, float] = {"test/rows": len(model.metrics[0].statistics)}
     metrics |= {f"test/{name}": count for name, count in model.counts.items()}
     metrics |= doubts(model.lost, copies)
+    log_scores(run, metrics, (models or {}).get("model"))
     for who, found in evaluations.items():
+        metrics = {}
         for metric, (low, high) in zip(found.metrics, found.intervals, strict=True):
             name = metric_key(who, metric.name)
             metrics |= {name: metric.value, f"{name}_low": low, f"{name}_high": high}
-    run.log_metrics({name: value for name, value in metrics.items() if not math.isnan(value)})
-    perplexities = {who: e["perplexity_per_char"].value for who, e in evaluations.items() if "perplexity_per_char" in e}
+        log_scores(run, metrics, (models or {}).get(who))
+    perplexities = {
+        who: (metric.value, *ends)
+        for who, found in evaluations.items()
+        for metric, ends in zip(found.metrics, found.intervals, strict=True)
+        if metric.name == "perplexity_per_char"
+    }
     if perplexities:
-        run.log_figure(perplexity_bars(perplexities, "test rows"), "perplexity_per_char.png")
+        title = "perplexity per character of the test rows (lower is better)"
+        run.log_figure(interval_bars(perplexities, title, log=True), "perplexity_per_char.png")
     if samples:
         run.log_table({key: [sample[key] for sample in samples] for key in samples[0]}, "samples.json")
     for who, found in evaluations.items():
         if found.rows:
             run.log_table(row_table(found), f"rows_{who}.json")
+
+
+def scores_of(found: Evaluation) -> dict[str, float]:
+    """The model's own scores, as log_results names them."""
+    scores = {metric_key("model", metric.name): metric.value for metric in found.metrics}
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
+
+
+def intervals_of(found: Evaluation) -> dict[str, float]:
+    """The ends of their 95 % intervals."""
+    ends = {
+        metric_key("model", metric.name) + end: value
+        for metric, interval in zip(found.metrics, found.intervals, strict=True)
+        for end, value in zip(("_low", "_high"), interval, strict=True)
+    }
+    return {name: value for name, value in ends.items() if not math.isnan(value)}
+
+
+def log_scores(run: TrackedRun, metrics: Mapping[str, float], model_id: str | None) -> None:
+    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    run.log_metrics(known, model_id=model_id, dataset="test")
 
 
 def doubts(lost: LostText | None, copies: int | None) -> dict[str, float]:

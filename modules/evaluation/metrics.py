@@ -164,7 +164,7 @@ def length(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
         written = len(characters(text))
         expected = min((len(characters(reference)) for reference in row.references), key=lambda n: abs(n - written))
         statistics.append([written, expected])
-    return [Metric("length_ratio", np.array(statistics, np.float64), ratio)]
+    return [Metric("length_ratio", np.array(statistics, np.float64), ratio, best=1)]
 
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Metric]]] = {

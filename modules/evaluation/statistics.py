@@ -19,6 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ..data.groups import has_group
 from ..model.loss import LARGEST_EXPONENT
 
 CELLS = 1 << 22
@@ -41,6 +42,8 @@ class Metric:
     """(rows,): the number of each row's cluster, from 0; None: each row stands alone."""
     unread: np.ndarray | None = None
     """(rows,): whether a row holds characters that the model's tokenizer loses; None: none does."""
+    best: float | None = None
+    """The value that is best, where neither more nor less is better beyond it: 1 of a ratio of lengths."""
 
     def __post_init__(self) -> None:
         if self.statistics.ndim != 2 or not len(self.statistics):
@@ -59,6 +62,30 @@ class Metric:
     def value(self) -> float:
         return float(self.value_of(self.statistics.sum(0)))
 
+    @property
+    def direction(self) -> str:
+        """Which values are good, in words."""
+        if self.best is not None:
+            return f"best at {self.best:g}"
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Perplexities are compared by ratios, and so drawn on a logarithmic axis."""
+        return self.value_of is exp_ratio
+
+    def cost(self, value: float) -> float:
+        return cost(value, self.higher_is_better, self.best)
+
+    def distance(self) -> Metric:
+        """Of a metric with a best value: how far from it the value is. Every other metric is itself."""
+        best, value_of = self.best, self.value_of
+        if best is None:
+            return self
+        return dataclasses.replace(
+            self, value_of=lambda sums: np.abs(value_of(sums) - best), higher_is_better=False, best=None
+        )
+
     def interval(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """(low, high) by the percentile bootstrap over clusters; (nan, nan) for a single one."""
         return intervals([self], confidence, resamples, seed)[0]
@@ -71,6 +98,15 @@ class Metric:
     def of_rows(self) -> np.ndarray:
         """The value of each row alone, (rows,)."""
         return self.value_of(self.statistics)
+
+
+def cost(value: float, higher_is_better: bool, best: float | None = None) -> float:
+    """What to rank a metric's value by: the smaller the better; infinite for nan."""
+    if math.isnan(value):
+        return math.inf
+    if best is not None:
+        return abs(value - best)
+    return -value if higher_is_better else value
 
 
 def intervals(
@@ -103,7 +139,7 @@ def with_clusters(metric: Metric, labels: Sequence[str] | None) -> Metric:
 
 def cluster_labels(labels: Sequence[str]) -> list[str]:
     """With one of its own for each row that has none."""
-    return [label if label not in ("", "null") else f"row {row}" for row, label in enumerate(labels)]
+    return [label if has_group(label) else f"row {row}" for row, label in enumerate(labels)]
 
 
 def rows_in_words(metric: Metric) -> str:
@@ -161,6 +197,7 @@ class PairedComparison:
 def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000, seed: int = 0) -> PairedComparison:
     """A paired test of two models' values of one metric; level: the p-value up to which a difference counts as one.
 
+    Of a metric with a best value the distances to it are compared, and all numbers are of them.
     Where a model's tokenizer loses characters of some rows, it must also be better on the rows that it reads whole.
     Raises ValueError where the two aren't the same metric, on as many rows in the same clusters.
     """
@@ -168,6 +205,7 @@ def compare(new: Metric, old: Metric, level: float = 0.05, resamples: int = 5000
         raise ValueError(f"{new.name} {new.statistics.shape} and {old.name} {old.statistics.shape} can't be compared")
     if not np.array_equal(new.clusters, old.clusters):  # type: ignore[arg-type]  # None and None are equal
         raise ValueError(f"{new.name}: the two models' rows are in different groups and can't be compared")
+    new, old = new.distance(), old.distance()
     found = paired_test(new, old, level, resamples, seed)
     favoured = {"better": new.unread, "worse": old.unread}.get(found.verdict)
     if favoured is None:

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 
-from ..config.data import DataConfig
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.arrow import count_copies
-from ..data.quarantine import Quarantine
-from ..data.splits import (
-    Place,
-    evaluation_place,
-    load_test_rows,
-    load_training_rows,
-    place_in,
-    require_same_kind,
-)
+from ..data.splits import Place, place_in
+from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
 from ..tokenizer.lost_text import LostText, lost_named, lost_separator
 from ..tokenizer.prompt_template import split_template
@@ -34,19 +26,15 @@ from .likelihood import chance, choice_accuracy, score
 from .metrics import METRICS, bleu, verse
 from .prompts import Prompted, build_prompts, require_examples, require_lines, template_of
 from .statistics import Metric, intervals, mean, with_clusters
-from .task_rows import (
-    columns_of,
-    copies_in_training,
-    groups_of,
-    lacking,
-    read_task_rows,
-    usable_columns,
-    with_targets,
-)
+from .task_rows import TaskRow, copies_in_training, first_of_groups, groups_of, lacking, read_task_rows
 from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, the share of it that is done)."""
+
+
+SAMPLES = 3
+"""Test rows in a table of samples."""
 
 
 class TaskRows(NamedTuple):
@@ -58,30 +46,6 @@ class TaskRows(NamedTuple):
     """Of the test rows."""
     ignored: Mapping[str, str]
     """Column of the test rows that can't serve → why."""
-
-
-def load_task_rows(config: EvaluateConfig, quarantine: Quarantine | None = None) -> TaskRows:
-    """Test rows; and training rows where something is made of them and data.path names any.
-
-    Bad rows go to the quarantine; without one they are refused. DataError too where one of the two has targets alone.
-    """
-    task, columns = config.task, columns_of(config.task, config.data)
-    rows = load_scored_rows(config.data, columns, quarantine)
-    counted = config.ngram_floor and "perplexity" in task.metrics
-    compared = "verse" in task.metrics or bool(set(task.trivial) & set(NEEDS_TRAINING_ROWS))
-    if not config.data.path or not (counted or compared or task.examples):
-        return rows
-    train = usable_columns(load_training_rows(config.data, config.seed, quarantine, columns))[0]
-    train = with_targets(train)
-    require_same_kind(train, rows.test, place_in(config.data.path, "train"), rows.place)
-    return rows._replace(train=train)
-
-
-def load_scored_rows(data: DataConfig, columns: Collection[str], quarantine: Quarantine | None = None) -> TaskRows:
-    """The test rows alone, with those of these columns beside their texts that can serve."""
-    place = evaluation_place(data)
-    test, ignored = usable_columns(load_test_rows(data, quarantine, columns))
-    return TaskRows(with_targets(test), None, place, ignored)
 
 
 @dataclass(frozen=True)
@@ -185,7 +149,7 @@ class Task:
         metrics, counts, lost = self.likelihood(decoder, prompted, progress)
         if not self.chosen:
             return self.found(metrics, [], counts, lost)
-        answers = self.generate_answers(decoder, prompted, progress)
+        answers = self.generate_answers(decoder, prompted, self.chosen, self.rows, progress)
         counts["prompts_cut"] = counts.get("prompts_cut", 0) + sum(answer.cut for answer in answers)
         found = self.of_texts([answer.text for answer in answers])
         found.append(mean("end_of_text_rate", [float(answer.stopped or False) for answer in answers]))
@@ -246,23 +210,53 @@ class Task:
             metrics += accuracy
         return metrics, counts, lost
 
-    def generate_answers(self, decoder: Decoder, prompted: Prompted, progress: Progress | None) -> list[Answer]:
+    def generate_answers(
+        self,
+        decoder: Decoder,
+        prompted: Prompted,
+        chosen: Sequence[int],
+        rows: Sequence[TaskRow],
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """chosen: the numbers of these rows among the test rows."""
         generation = self.config.generation
         if self.task.examples:  # an untuned model goes on with the next question
             own = prompted.tokenizer
             separator = own.decode(own.encode(self.task.separator))  # what comes back of it
             generation = dataclasses.replace(generation, stop=[*generation.stop, separator])
-        sources = [row.source for row in self.rows]
+        sources = [row.source for row in rows]
         if "tgt_txt" in prompted.rows.column_names:
-            sources = prompted.rows.select(self.chosen)["src_txt"]
+            sources = prompted.rows.select(chosen)["src_txt"]
         most, shown = self.config.max_batch_tokens, part_of(progress, "answers")
         return write_answers(decoder, prompted.tokenizer, list(sources), generation, most, shown)
+
+    def samples(self, found: Evaluation, decoder: Decoder, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """A table of what a model writes to the prompts, else to `first_of_groups`: prompt, text, stopped."""
+        if self.config.prompts:
+            return TextGenerator(decoder, tokenizer, self.config.generation).samples(self.config.prompts)
+        if found.rows:
+            places = first_of_groups(self.test, self.chosen, SAMPLES)
+            rows = [self.rows[place] for place in places]
+            answers = [Answer(found.rows[place].text, found.rows[place].stopped) for place in places]
+        else:
+            chosen = first_of_groups(self.test, range(len(self.test)), SAMPLES)
+            rows = read_task_rows(self.test.select(chosen))
+            prompted = self.prompted(tokenizer, decoder.config.max_position_embeddings)
+            answers = self.generate_answers(decoder, prompted, chosen, rows)
+        return [
+            {"prompt": row.source, "text": row.source * row.continued + answer.text, "stopped": answer.stopped}
+            for row, answer in zip(rows, answers, strict=True)
+        ]
 
     def of_trivial(self, name: str) -> Evaluation:
         """A trivial baseline, by a name in `trivial`; its texts are scored as a model's are."""
         texts = trivial_answers(name, self.rows, self.train)
         found = self.of_texts(texts)
         return self.found(found, self.scored([Answer(text, None) for text in texts], found, {}))
+
+    def rivals(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
+        """What needs no model: trivial answers by name, chance, unigram, bigram, trigram."""
+        return {name: self.of_trivial(name) for name in self.trivial} | self.floors(tokenizer)
 
     def floors(self, tokenizer: Tokenizer) -> dict[str, Evaluation]:
         """n-gram models on the same text (in this tokenizer's prompts), and guessing among choices."""

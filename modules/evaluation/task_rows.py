@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..checkpoint.model_folder import read_provenance
+from ..config.base import ConfigError, StageConfig
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
+from ..config.loader import assign, to_dataclass
 from ..data.arrow import count_copies, fingerprint
+from ..data.groups import GROUP, MIN_GROUPS, has_group
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
@@ -29,12 +33,6 @@ COLUMNS = {
     "choices": ("choices", "answer"),
 }
 """Metric → columns that it looks for."""
-
-GROUP = "group"
-"""A column that says which rows hang together, being cut from one poem or about one passage; see statistics.py."""
-
-MIN_GROUPS = 10
-"""Of fewer, resampling draws little else than the same ones again."""
 
 REQUIRED = {
     "slots": ("slots",),
@@ -61,6 +59,18 @@ class TaskRow:
 def columns_of(task: TaskConfig, data: DataConfig) -> set[str]:
     """Columns to keep for this task's metrics; a column that the user maps to a text is that text."""
     return {GROUP, *(name for metric in task.metrics for name in COLUMNS.get(metric, ()))} - set(data.columns)
+
+
+def first_of_groups(rows: datasets.Dataset, numbers: Sequence[int], count: int) -> list[int]:
+    """So many places in `numbers` of rows: the first of each group, as one text of a passage says enough of it; where
+    there are fewer groups, also the second of each, and so on."""
+    labels, before = groups_of(rows), Counter[str | int]()
+    ranks = []
+    for place, number in enumerate(numbers):
+        label = labels[number] if labels and has_group(labels[number]) else number
+        ranks.append((before[label], place))
+        before[label] += 1
+    return sorted(place for _, place in sorted(ranks)[:count])
 
 
 def groups_of(rows: datasets.Dataset) -> list[str] | None:
@@ -160,20 +170,48 @@ COLUMN_READERS: dict[tuple[str, ...], Callable[[datasets.Dataset], object]] = {
 """Columns → what raises DataError where they can't be read."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a model's run.yaml tells of the rows that it was trained on."""
+
+    data: DataConfig
+    seed: int
+    """Of the rows that were held out for validation."""
+    digests: dict[str, str]
+    """Split → fingerprint of its rows."""
+
+
+def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
+    """None where the model folder doesn't tell, or another version of moyun wrote what can't be understood."""
+    origin = read_provenance(model)
+    config, digests = origin.get("config"), origin.get("data")
+    given = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(given, dict) or not isinstance(digests, dict):
+        return None
+    names = {key.name for key in fields(DataConfig)} - {"cache_dir"}
+    complaints: list[str] = []
+    known = [(str(key), value, "run.yaml") for key, value in given.items() if key in names and value is not None]
+    try:
+        data = to_dataclass(assign(DataConfig, known, complaints), complaints)
+    except ConfigError:
+        return None
+    seed = config.get("seed")
+    seed = seed if isinstance(seed, int) else StageConfig().seed
+    return Trained(replace(data, cache_dir=cache_dir), seed, {str(name): str(value) for name, value in digests.items()})
+
+
 def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset | None:
     """The rows that a model was trained on, where its run.yaml names files that still hold them."""
-    origin = read_provenance(model)
-    config, digest = origin.get("config") or {}, (origin.get("data") or {}).get("train")
-    given = {key.name: config.get("data", {}).get(key.name) for key in fields(DataConfig) if key.name != "cache_dir"}
-    if not digest or not given["path"] or not Path(given["path"]).exists():
+    trained = trained_on(model, cache_dir)
+    if not trained or "train" not in trained.digests or not trained.data.path or not Path(trained.data.path).exists():
         return None
+    data = trained.data
     try:
-        data = DataConfig(**{name: value for name, value in given.items() if value is not None}, cache_dir=cache_dir)
         quarantine = Quarantine(data.max_bad_rows) if data.bad_rows == "quarantine" else None
-        rows = load_training_rows(data, config["seed"], quarantine)
+        rows = load_training_rows(data, trained.seed, quarantine)
     except (ValueError, OSError, KeyError, TypeError):  # changed since then, or written by another version
         return None
-    return rows if fingerprint(rows) == digest else None
+    return rows if fingerprint(rows) == trained.digests["train"] else None
 
 
 def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> int | None:

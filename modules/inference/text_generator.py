@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..config.base import shown
 from ..config.generation import GenerationConfig
@@ -15,6 +15,12 @@ from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("moyun.generation")
+
+
+TEXT_KEYS = ("text", "src_txt")
+"""Where a dict holds its text."""
+
+Given: TypeAlias = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Continuation:
 class TextGenerator:
     """Continues texts: generator(text) gives {"text": …}, generator([text, …]) a list of them in order.
 
+    A text may also stand in a dict, under "text" or "src_txt", as rows have it.
     The text is the prompt and its continuation; of a model tuned on src_txt → tgt_txt pairs it is the answer
     alone. `return_full_text` overrides either.
     """
@@ -44,14 +51,17 @@ class TextGenerator:
         """Whether results begin with the prompt unless told otherwise."""
         return self.tokenizer.prompt_template is None
 
-    def __call__(self, text: str | Sequence[str], *, return_full_text: bool | None = None, **parameters: Any) -> Any:
+    def __call__(
+        self, text: Given | Iterable[Given], *, return_full_text: bool | None = None, **parameters: Any
+    ) -> Any:
         config = GenerationConfig.parse(parameters, self.defaults)
-        texts = [text] if isinstance(text, str) else list(text)
+        one = isinstance(text, str | Mapping)
+        texts = texts_of([text] if one else text)
         self.note_lost(texts)
         full = self.returns_full_text if return_full_text is None else return_full_text
         found = self.write(texts, config)
         results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, found, strict=True)]
-        return results[0] if isinstance(text, str) else results
+        return results[0] if one else results
 
     def write(self, texts: Sequence[str], config: GenerationConfig | None = None) -> list[Continuation]:
         """The continuation of each text, in order."""
@@ -78,10 +88,11 @@ class TextGenerator:
                 ]
             pieces[row].append(piece)
 
-    def stream(self, text: str, **parameters: Any) -> Iterator[str]:
+    def stream(self, text: Given, **parameters: Any) -> Iterator[str]:
         """The continuation of one text, piece by piece; never half a character, never part of a stop text."""
-        self.note_lost([text])
-        for _, piece in self.stream_ids(self.encode([text]), GenerationConfig.parse(parameters, self.defaults)):
+        texts = texts_of([text])
+        self.note_lost(texts)
+        for _, piece in self.stream_ids(self.encode(texts), GenerationConfig.parse(parameters, self.defaults)):
             yield piece
 
     def stream_ids(
@@ -105,10 +116,31 @@ class TextGenerator:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt of each text. Raises ValueError for what is no text."""
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"text {row} must be a text, not {text!r}")
-        return [self.tokenizer.encode_prompt(text) for text in texts]
+        return [self.tokenizer.encode_prompt(text) for text in texts_of(texts)]
+
+
+def texts_of(given: Any) -> list[str]:
+    """The texts to continue, of a list of them. ValueError for what is none."""
+    # To go through a mapping or a table gives the names of its columns.
+    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns") or not isinstance(given, Iterable):
+        raise ValueError(f"a list of texts is wanted (of a table one of its columns), not {shown(given)}")
+    return [text_in(f"text {row}", value) for row, value in enumerate(given)]
+
+
+def text_in(where: str, value: Any) -> str:
+    """A text as it is, or what stands in a dict under one of TEXT_KEYS; the answer of a row may stand beside it."""
+    if isinstance(value, Mapping):
+        named = [key for key in value if key != "tgt_txt"]
+        if len(named) != 1 or named[0] not in TEXT_KEYS:
+            wanted = " or ".join(f'{{"{key}": …}}' for key in TEXT_KEYS)
+            raise ValueError(
+                f"{where} is a dict with {', '.join(map(str, value)) or 'nothing'}: give the text itself or {wanted}; "
+                "generation parameters are arguments beside it, e.g. max_new_tokens=64"
+            )
+        value = value[named[0]]
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a text, not {shown(value)}")
+    return value
 
 
 def require_room(key: str, prompts: Sequence[str], tokenizer: Tokenizer, positions: int) -> None:

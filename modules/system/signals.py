@@ -87,7 +87,12 @@ def end_with_parent() -> None:
 
     `mlflow run` and torchrun would leave it behind, to train for nobody.
     """
-    if not (is_worker() or os.environ.get("MLFLOW_RUN_ID")) or not sys.platform.startswith("linux"):
+    if is_worker() or os.environ.get("MLFLOW_RUN_ID"):
+        stop_with_parent()
+
+
+def stop_with_parent() -> None:
+    if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):

@@ -10,6 +10,8 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ..training.callbacks import Checkpoints, checkpoints_in
+from .outbox.logged_models import VALIDATION
 from .system_metrics import PREFIX
 from .tracked_run import TrackedRun
 
@@ -49,3 +51,10 @@ class RunLogger(Logger):
     def save(self) -> None:
         """Before a checkpoint takes its name: it may not be newer than the log that tells of its steps."""
         self.run.spool.sync_to_disk()
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoints) -> None:  # type: ignore[override]
+        """Checkpoints were written, removed or validated."""
+        validated = {step for name, series in self.history.items() if name.startswith(VALIDATION) for step, _ in series}
+        steps = [step for step in checkpoints_in(checkpoint_callback.folder) if step in validated]
+        self.run.log_checkpoints(checkpoint_callback.folder, steps)

@@ -1,4 +1,4 @@
-"""Where a result comes from: configuration, code, versions and machine, as tags of a run and in a model's run.yaml."""
+"""Where a result comes from: configuration, code, versions and machine, as files of a run and in a model's run.yaml."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from typing import Any
 
 import mlflow
 import torch
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
+from ..config.assignments import dotted_items
 from ..config.base import CommandConfig, StageConfig
-from ..config.loader import dotted_items, to_yaml
+from ..config.effects.key_effects import Effect, effect_of
+from ..config.loader import to_yaml
 from ..system.hardware import describe_machine
 from ..system.redaction import redact
 from .tracked_run import TrackedRun
@@ -29,25 +32,40 @@ PARAM_NAME = re.compile(r"[^\w. -]")  # what MLflow allows beside these ("/", ":
 PARAM_NAME_LIMIT = 250
 
 CODE, ENVIRONMENT, SHA256 = ("git.",), ("version.", "machine."), ("sha256.",)
-"""Prefixes of the tags that record the code, the environment and fingerprints of files."""
+"""Prefixes of what is recorded of code, environment and fingerprints; these alone are tags, all were in older runs."""
+
+ENVIRONMENT_FILE = "environment.json"
+"""Artifact with `git_state` and `environment`."""
 
 RESUMED = "moyun.resumed"
 """Tag: how often the run went on."""
 
+REUSED_FROM = "moyun.reused_from"
+"""Tag: the earlier run that has done the same, and has its metrics."""
+
 
 def log_provenance(run: TrackedRun, stage: str, config: StageConfig) -> None:
-    """Logs a run's origin. A run that goes on keeps its first parameters, which MLflow lets nobody change."""
+    """Logs a run's origin. A run that goes on keeps its first parameters, which MLflow lets nobody change.
+
+    Versions and machine are the same in most runs: as tags or parameters they would stand in the way of what differs.
+    """
     resolved = redact(asdict(config))
-    text = to_yaml(resolved)
-    hashed = {"config.sha256": sha256(text.encode()).hexdigest()}
-    run.set_tags({"stage": stage, **git_state(), **environment_tags(environment())})
-    if run.resumed:
-        run.set_tags({RESUMED: str(run.resumed), **hashed})
-        run.log_text(text, f"config.resumed-{run.resumed}.yaml")
-        return
-    run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in dotted_items(resolved)})
-    run.log_text(text, "config.yaml")
-    run.set_tags(hashed)
+    text, code = to_yaml(resolved), git_state()
+    commit = {MLFLOW_GIT_COMMIT: code["git.commit"]} if code else {}
+    run.set_tags({"stage": stage, **commit} | ({RESUMED: str(run.resumed)} if run.resumed else {}))
+    if not run.resumed:
+        effect = effect_of(type(config))  # what changes no result is in config.yaml alone: it would head comparisons
+        said = [(key, value) for key, value in dotted_items(resolved) if effect(key) is not Effect.NOTHING]
+        run.log_params({param_name(key): str(value)[:PARAM_LIMIT] for key, value in said})
+    run.log_text(text, file_of("config.yaml", run.resumed))
+    facts = {**code, **environment(), "config.sha256": sha256(text.encode()).hexdigest()}
+    run.log_dict(facts, file_of(ENVIRONMENT_FILE, run.resumed))
+
+
+def file_of(name: str, resumed: int) -> str:
+    """What an artifact is called in a run that went on so often."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.resumed-{resumed}.{suffix}" if resumed else name
 
 
 def provenance(config: CommandConfig, **facts: Any) -> dict[str, Any]:
@@ -85,7 +103,7 @@ def environment() -> dict[str, dict[str, str]]:
     return {"versions": versions, "machine": describe_machine(torch.get_num_threads())}
 
 
-def environment_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+def flat_environment(facts: Mapping[str, Any]) -> dict[str, str]:
     """{"version.torch": …, "machine.CPU": …} of `environment`'s facts, or of what a run.yaml has of them."""
     return {
         f"{prefix}{name}": str(value)

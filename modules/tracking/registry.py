@@ -1,129 +1,69 @@
-"""Model folders ↔ MLflow's model registry: logging without pickle, registering, and who is champion."""
+"""MLflow's model registry: registering a model folder, who is champion, and the folder that a URI names."""
 
 from __future__ import annotations
 
-import ast
-import shutil
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import mlflow.pyfunc
-import pandas as pd
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ..checkpoint.loading import verified_hash
 from ..config.base import is_registered, model_folder
-from ..inference.signature import MODEL_CONFIG, SIGNATURE
 from ..system.redaction import redact_text
-from ..tokenizer.tokenizer import load_tokenizer
+from .models.exported_model import holds, identity_of, log_model
+from .models.known_models import known_model, run_behind, weights_elsewhere
+from .outbox.logged_models import CHECKPOINT
 from .outbox.store import is_there, patient, why
 from .outbox.store_check import require_store
-from .run_lifecycle import inside
+from .summary.version_notes import describe_version
 
 WHERE_MODELS_ARE = "`make demo` registers models:/moyun@champion; a model folder's path works here too"
-MODULES = Path(__file__).parents[1]
-PYFUNC = MODULES / "inference" / "pyfunc.py"
-SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "pyyaml", "numpy", "pandas")
-"""What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
-EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
-
-RECORD, WEIGHTS = "moyun.record", "sha256.weights"
-"""Tags of a logged model: which record of a run's local log it comes from, and the hash of its weights."""
 
 COMPLETE = "moyun.complete"
 """Tag of a registered version: whether the command that made it came to its end."""
 
 
-def log_model_once(folder: Path, run: Run, record: str) -> str:
-    """`log_model` to a run, which then has this model and no other.
+def version_of(name: str, place: str, folder: Path) -> str | None:
+    """Number of the version of `name` that has a folder's model: the same weights and tokenizer, or LoggedModel.
 
-    A call whose answer was lost can be made again; and a run that was killed before it could tell of its model makes it
-    anew, with another `record`.
+    Of several it is the one with an alias, else the first; also one that a killed command has begun. place: as the user
+    named the folder.
     """
     client = MlflowClient()
-    digest = verified_hash(folder)
-    made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    ours = [model for model in made if RECORD in model.tags]
-    ready = [model for model in ours if model.status == LoggedModelStatus.READY]
-    same = [m for m in ready if m.tags[RECORD] == record or m.tags.get(WEIGHTS) == digest]
-    uri = str(same[0].model_uri) if same else None
-    if uri is None:
-        with inside(run):
-            uri = log_model(folder, {RECORD: record, WEIGHTS: digest})
-    for model in ours:
-        if str(model.model_uri) != uri:
-            client.delete_logged_model(model.model_id)
-    return uri
+    identity, known = identity_of(folder), known_model(place, folder)
+    found = []
+    for version in client.search_model_versions(f"name = '{name}'"):
+        same = holds(version.tags, identity) or (known and version.source == known.model_uri)
+        if same and version.status == "READY":
+            found.append(client.get_model_version(name, version.version))  # a search tells of no aliases
+    first = min(found, key=lambda version: (not version.aliases, int(version.version)), default=None)
+    return str(first.version) if first else None
 
 
-def log_model(folder: Path, tags: dict[str, str] | None = None) -> str:
-    """Logs a model folder to the active run as a pyfunc that serves itself; returns its models:/ URI."""
-    requirements = (*SERVING_REQUIREMENTS, *(["jieba"] if load_tokenizer(folder).kind == "jieba_bpe" else []))
-    with patient(), TemporaryDirectory(prefix="moyun-code-") as code:
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(PYFUNC),
-            artifacts={"model": str(folder)},
-            code_paths=[str(serving_code(Path(code)))],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements],
-            signature=SIGNATURE,
-            model_config=dict(MODEL_CONFIG),
-            input_example=EXAMPLE,
-            tags=tags,
-        )
-    return str(info.model_uri)
+def register_version(
+    name: str, place: str, folder: Path, run_id: str, tags: Mapping[str, str], before: str | None = None
+) -> str:
+    """Makes a version of `name`, unless `before` has the model; returns its number. `complete_version` ends it.
 
-
-def serving_code(folder: Path) -> Path:
-    """Copies what a served model imports, and nothing else of moyun, to folder/modules."""
-    for file in code_behind(PYFUNC):
-        target = folder / file.relative_to(MODULES.parent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
-    return folder / MODULES.name
-
-
-def code_behind(file: Path) -> set[Path]:
-    """The files of moyun that a file's import statements reach, itself and its packages' __init__.py included."""
-    found: set[Path] = set()
-    waiting = [file]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += imported_files(file)
-            waiting += [folder / "__init__.py" for folder in file.parents if folder.is_relative_to(MODULES)]
-    return found
-
-
-def imported_files(file: Path) -> Iterator[Path]:
-    """The files of moyun named by `from … import …` in a file; imports for type checkers alone count too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("modules.")):
-            base = file.parents[node.level - 1] if node.level else MODULES.parent
-            place = base.joinpath(*(node.module or "").split("."))
-            for path in (place, *(place / alias.name for alias in node.names)):
-                yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
-
-
-def register_version(model_uri: str, name: str, folder: Path, tags: dict[str, str]) -> str:
-    """Makes a new version of `name` and returns its number; until `complete_version` it counts as begun.
-
-    A version of the same weights that a killed command has begun is taken instead of a second one.
+    It comes from the run that trained the model, where that is known here, else from `run_id`. What the store has of
+    the model already isn't copied once more.
     """
-    tags = tags | {WEIGHTS: verified_hash(folder), COMPLETE: "false"}
-    client = MlflowClient()
-    for begun in client.search_model_versions(f"name = '{name}'"):
-        if {begun.tags.get(key) for key in (WEIGHTS, COMPLETE)} == {tags[WEIGHTS], "false"}:
-            for key, value in tags.items():
-                client.set_model_version_tag(name, begun.version, key, value)
-            return str(begun.version)
-    return str(mlflow.register_model(model_uri, name, tags=tags).version)
+    told, tags = tags, {**tags, **identity_of(folder), COMPLETE: "false"}
+    if before:
+        for key, value in tags.items():
+            MlflowClient().set_model_version_tag(name, before, key, value)
+        return before
+    known = known_model(place, folder)
+    if known and CHECKPOINT not in known.tags:
+        uri = str(known.model_uri)
+    else:
+        trained = run_behind(folder)
+        uri = log_model(folder, trained.info.run_id if trained else run_id)
+    number = str(mlflow.register_model(uri, name, tags=tags).version)
+    describe_version(name, number, folder, told)
+    return number
 
 
 def complete_version(name: str, number: str, alias: str | None) -> None:
@@ -136,6 +76,8 @@ def complete_version(name: str, number: str, alias: str | None) -> None:
 
 def version_with_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that carries the alias, None where there is none."""
+    if not is_there(mlflow.get_registry_uri()):  # asking would make it
+        return None
     try:
         return MlflowClient().get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -149,7 +91,7 @@ def resolve_model(uri: str) -> Path:
 
     Args:
         uri: A path, of any format that checkpoint.loading.open_model reads, or models:/NAME@ALIAS,
-            models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/PATH.
+            models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/PATH. A checkpoint's names the folder beside its run.
 
     Raises:
         ValueError: There is no such model or no tracking store, or what the URI names isn't moyun's.
@@ -162,6 +104,8 @@ def resolve_model(uri: str) -> Path:
     if not mlflow.active_run():  # which has asked already
         require_store(mlflow.get_tracking_uri())
     try:
+        if elsewhere := weights_elsewhere(uri):
+            return elsewhere
         with patient():
             downloaded = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.checkpoints.run_manifest import CONTENT_KEYS, IGNORED_KEYS
+from ..config.commands import STAGES
+from ..config.effects.key_effects import Effect, effect_of
+from ..config.training import TrainingConfig
 from .run_facts import RunFacts
 
 SECTIONS = ("config", "data", "code", "environment")
 """What is compared, in this order: a difference in one explains differences in those after it."""
-
-NO_MATTER = ("output_dir", "dry_run", "tracking.", "train.resume_from", "train.allow_changed", "trainer.progress_bar")
-"""Beginnings of keys that change no number of any stage."""
 
 TRAINING = ("pretrain", "finetune")
 MISSING = "(not recorded)"
@@ -102,12 +101,14 @@ def unset_section(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) ->
 
 def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
     """Whether a key of the configuration can change a result; what training ignores when it resumes can't."""
-    ignored: tuple[str, ...] = NO_MATTER
+    ignored = {Effect.NOTHING}
     if one.data and other.data:  # fingerprints tell; and the vocabulary's size follows from the tokenizer
-        ignored += (*CONTENT_KEYS, "train.init_from", "model.vocab_size")
+        if key == "model.vocab_size":
+            return False
+        ignored.add(Effect.CONTENT)
     if one.stage in TRAINING and other.stage in TRAINING:
-        ignored += IGNORED_KEYS
-    return not key.startswith(ignored)
+        ignored.add(Effect.RECORD)
+    return effect_of(STAGES.get(one.stage or "", TrainingConfig))(key) not in ignored
 
 
 def find_parting(one: Mapping[int, float], other: Mapping[int, float], tolerance: float) -> Parting:

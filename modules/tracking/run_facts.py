@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,20 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..checkpoint.model_folder import read_provenance
+from ..config.assignments import dotted_items
 from ..config.base import is_registered, model_folder
-from ..config.loader import dotted_items
 from ..system.redaction import redact_text
 from ..training.checkpoints.run_manifest import CHECKPOINTS, RunManifest, read_run_manifest
-from .provenance import CODE, ENVIRONMENT, PARAM_PREFIX, RESUMED, SHA256, environment_tags
+from .provenance import (
+    CODE,
+    ENVIRONMENT,
+    ENVIRONMENT_FILE,
+    PARAM_PREFIX,
+    RESUMED,
+    SHA256,
+    file_of,
+    flat_environment,
+)
 from .registry import resolve_model
 from .run_lifecycle import metric_history
 
@@ -84,6 +94,7 @@ def run_of(run_id: str, needed: bool) -> Run | None:
 def facts_from_store(name: str, run: Run | None) -> RunFacts:
     assert run
     tags = run.data.tags
+    code, environment = surroundings_of(run)
     digests = {
         next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), entry.dataset.name): entry.dataset
         for entry in (run.inputs.dataset_inputs if run.inputs else [])
@@ -95,8 +106,8 @@ def facts_from_store(name: str, run: Run | None) -> RunFacts:
         run.info.status,
         config_of(run),
         shortened({context: rows.digest for context, rows in sorted(digests.items())} | starting(tags, SHA256)),
-        starting(tags, CODE),
-        starting(tags, ENVIRONMENT) | ({"times resumed": tags[RESUMED]} if RESUMED in tags else {}),
+        code,
+        environment | ({"times resumed": tags[RESUMED]} if RESUMED in tags else {}),
         run.data.metrics,
         dict(metric_history(run.info.run_id, ["train/loss"])["train/loss"]),
     )
@@ -112,6 +123,17 @@ def config_of(run: Run) -> dict[str, Any]:
     return dict(dotted_items(yaml.safe_load(text)))
 
 
+def surroundings_of(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """(code, environment) from environment.json, the last one of a run that went on; of an earlier version its tags."""
+    tags = run.data.tags
+    name = file_of(ENVIRONMENT_FILE, int(tags.get(RESUMED, 0)))
+    try:
+        facts = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{name}"))
+    except (MlflowException, OSError, ValueError):
+        return starting(tags, CODE), starting(tags, ENVIRONMENT)
+    return starting(facts, CODE), flat_environment(facts)
+
+
 def starting(tags: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
     return {key: str(value) for key, value in sorted(tags.items()) if key.startswith(prefixes)}
 
@@ -125,14 +147,15 @@ def facts_from_model(name: str, facts: dict[str, Any]) -> RunFacts:
     """From the run.yaml of a model folder."""
     parent = facts.get("parent") or {}
     known = {"sha256.tokenizer": facts.get("tokenizer"), "sha256.init_from": parent.get("weights_sha256")}
+    learnt = {split: digest for split, digest in (facts.get("data") or {}).items() if split != "test"}
     return RunFacts(
         name,
         facts.get("run_id"),
         facts.get("stage"),
         config=dict(dotted_items(facts.get("config") or {})),
-        data=shortened((facts.get("data") or {}) | known),
+        data=shortened(learnt | known),
         code=starting(facts, CODE),
-        environment=environment_tags(facts),
+        environment=flat_environment(facts),
         metrics=facts.get("metrics") or {},
     )
 

@@ -1,7 +1,7 @@
 """How a run of the tracking store goes on and ends, and how runs are found whose process was killed.
 
-`stage_run` calls these in that order, after run_selection.py. A run carries tags that name its process (`owner_tags`)
-and how it ended (`END`).
+`stage_run` calls these in that order, after run_selection.py. A tag of a run says how it ended (`END`); whether its
+process is there, the lock of its local log.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ RUNNING = "still running"
 GONE = "its process is gone"
 """What END says of a run whose process was killed before it could say more."""
 
-REFUSED = "refused"
-"""How END begins for a command that was wrong, and so had no results."""
-
 HOST, PID, STARTED = "moyun.host", "moyun.pid", "moyun.process_started"
-"""Tags that name the process of a run."""
+"""Tags by which earlier versions named the process of a run."""
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
 
@@ -60,23 +57,21 @@ def deactivate(run_id: str) -> None:
 
 
 @contextmanager
-def inside(run: Run) -> Iterator[ActiveRun]:
-    """`run` is MLflow's active run within the block."""
-    active = activate(run)
+def outside_of_runs() -> Iterator[None]:
+    """MLflow has no active run within the block, in this thread."""
+    stack = fluent._active_run_stack.get()
+    active = list(stack)
+    stack.clear()
     try:
-        yield active
+        yield
     finally:
-        deactivate(run.info.run_id)
+        stack[:] = active
 
 
-def reopen_run(stage: str, run: Run) -> None:
-    """Marks a run as running again; under `mlflow run` the command's own run then points to it."""
-    run_id = run.info.run_id
-    set_tags(run_id, owner_tags())
-    MlflowClient().update_run(run_id, status="RUNNING")
-    command = os.environ.pop("MLFLOW_RUN_ID", None)
-    if command and command != run_id:
-        set_tags(command, {"stage": stage, "moyun.continues": run_id, END: f"went on in run {run_id}"})
+def reopen_run(run: Run) -> None:
+    """Marks a run as running again."""
+    set_tags(run.info.run_id, {END: RUNNING})
+    MlflowClient().update_run(run.info.run_id, status="RUNNING")
 
 
 def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
@@ -87,27 +82,22 @@ def newer_in_store(run: Run, earlier: Mapping[str, Sequence[tuple[int, float]]])
 
 
 def metric_history(run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Metric → (step, value) of every step, as the store has them."""
+    """Metric → (step, value), the first value of each step: a second one is the saved model's (logged_models.py)."""
     client = MlflowClient()
-    return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
+    found = {name: sorted(client.get_metric_history(run_id, name), key=lambda m: m.timestamp) for name in names}
+    first = {name: {m.step: m.value for m in reversed(values)} for name, values in found.items()}
+    return {name: list(reversed(values.items())) for name, values in first.items()}
 
 
-def end_of(error: BaseException, began: bool) -> tuple[str, str]:
-    """(status, END) of a run that an error ends; `began`: there were results already."""
+def end_of(error: BaseException) -> tuple[str, str]:
+    """(status, END) of a run that an error ends."""
     if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT):
         return "KILLED", "interrupted (Ctrl-C)"
     if isinstance(error, SystemExit):
         return "KILLED", "terminated (SIGTERM)"
     if isinstance(error, USER_ERRORS):
-        return "FAILED", f"{'failed' if began else REFUSED}: {first_line(error)}"
+        return "FAILED", f"failed: {first_line(error)}"
     return "FAILED", f"failed: {type(error).__name__}: {first_line(error)}"
-
-
-def earlier_end(run: Run) -> tuple[str, str]:
-    """(status, END) of a run as it was found; one that still says RUNNING was killed."""
-    if run.info.status == "RUNNING":
-        return "KILLED", GONE
-    return run.info.status, run.data.tags.get(END, "")
 
 
 def mark_killed_runs(active: Run, root: Path) -> None:
@@ -132,11 +122,6 @@ def mark_killed_runs(active: Run, root: Path) -> None:
         logger.debug("tracking: runs whose process was killed weren't marked: %s", why(error))
 
 
-def owner_tags() -> dict[str, str]:
-    process = psutil.Process()
-    return {HOST: host(), PID: str(process.pid), STARTED: str(process.create_time()), END: RUNNING}
-
-
 def host() -> str:
     """This machine, and the container in it whose process numbers are meant."""
     try:
@@ -146,7 +131,10 @@ def host() -> str:
 
 
 def was_killed(tags: Mapping[str, str], folder: Path) -> bool:
-    """By the lock of its local log, which holds across containers; else by its process's number and time of start."""
+    """By the lock of its local log, which holds across containers; a run whose log isn't here is not ours to judge.
+
+    But one of an earlier version whose tags name a process of this machine.
+    """
     if (folder / LOCK).exists():
         return not is_locked(folder / LOCK)
     if tags.get(HOST) != host():

@@ -1,13 +1,18 @@
-"""The MLflow run of a stage: opened when the stage begins, handed to it as a TrackedRun, ended however the stage ends.
+"""The MLflow run of a stage: opened when all has been checked, handed to it as a TrackedRun, ended however it ends.
+
+    with checking("evaluate", config) as begin_run:
+        ...  # what is refused here is no run, nor is a dry run
+        run = begin_run()
 
 How it begins and ends in the store is in run_lifecycle.py, and what it records of its origin in provenance.py.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,22 +21,26 @@ from mlflow.tracking import fluent
 
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
+from ..data.reading.finding import SPLIT_NAMES
 from ..system.atomic import draft_of
 from ..system.paths import expanded
 from ..system.redaction import redact_text
-from .outbox.store import BRIEF
+from .outbox.store import BRIEF, is_there
 from .outbox.store_check import require_store
-from .provenance import RESUMED, log_provenance
-from .run_lifecycle import (
-    REFUSED,
-    activate,
-    earlier_end,
-    end_of,
-    mark_killed_runs,
-    newer_in_store,
-    reopen_run,
+from .provenance import RESUMED, REUSED_FROM, log_provenance
+from .run_lifecycle import activate, end_of, mark_killed_runs, newer_in_store, reopen_run
+from .run_selection import (
+    EXPERIMENT_ID,
+    experiment_for,
+    find_run,
+    give_way,
+    given_run_id,
+    open_run,
+    remove_retired_runs,
+    require_usable,
 )
-from .run_selection import EXPERIMENT_ID, find_run, open_run
+from .summary.run_names import run_name
+from .summary.run_notes import log_description
 from .system_metrics import SystemMetrics
 from .tracked_run import TrackedRun
 
@@ -61,9 +70,9 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
 def connected(config: TrackingConfig | None = None) -> Iterator[str]:
     """MLflow points at the tracking store within the block, and afterwards at what it did before, a notebook's own.
 
-    Inside a run that is that run's store already.
+    Inside a run, or a command that has stages in it, that is its store already.
     """
-    if mlflow.active_run():
+    if mlflow.active_run() or enclosing:
         yield mlflow.get_tracking_uri()
         return
     before = {name: os.environ.get(name) for name in (URI, SILENT, EXPERIMENT_ID, *BRIEF)}
@@ -86,35 +95,112 @@ open_runs: list[TrackedRun] = []
 """The runs of the stages that are at work, the innermost last."""
 
 
+class RunAround:
+    """The run of a command that has stages in it, as main has."""
+
+    def __init__(self, begin_run: Callable[[], TrackedRun]) -> None:
+        self.begin_run = begin_run
+
+    @property
+    def run(self) -> TrackedRun:
+        """Opened now if it isn't yet."""
+        if self in enclosing:
+            enclosing.remove(self)
+            self.opened = self.begin_run()
+        return self.opened
+
+
+enclosing: list[RunAround] = []
+"""Commands around the stage at work whose run isn't opened yet."""
+
+commands: list[str] = []
+"""The names of the commands that the stage at work is a part of, as main."""
+
+
+def spelled(stage: str, key: str) -> str:
+    """A key as the command line has it: in main it stands under the stage's name."""
+    return f"{stage}.{key}" if commands else key
+
+
 @contextmanager
-def stage_run(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[TrackedRun]:
-    """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
+def checking(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[Callable[[], TrackedRun]]:
+    """The block in which a stage first finds out whether it can do what it is asked to, and then does it.
 
-    Inside another stage's run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that
-    the command made, never a second one beside it.
-
-    Args:
-        continues: Id of a run to go on with instead of a new one. Under `mlflow run` the command's own run then points
-            to it. Where the stage refuses its arguments, the run stays as it had ended.
+    Yields what opens its run (`stage_run`), which ends with the block. Within it MLflow points at the tracking store.
 
     Raises:
         ValueError: The store doesn't answer or hasn't got the run that is to go on, or a model folder that a key names
-            isn't there; before any work.
+            isn't there.
+    """
+    with connected(config.tracking) as uri, ExitStack() as stack:
+        if not (mlflow.active_run() or enclosing):
+            require_ready(stage, config, uri, continues)
+        yield lambda: stack.enter_context(stage_run(stage, config, continues))
+
+
+def require_ready(stage: str, config: StageConfig, uri: str, continues: str | None) -> None:
+    if missing := list(missing_models(config)):
+        raise ValueError("; ".join(missing))
+    if config.dry_run and not is_there(uri):
+        return  # a dry run makes no store
+    require_store(uri)
+    if continues:
+        find_run(continues)
+    elif given := given_run_id():
+        require_usable(stage, given, config.tracking)
+    else:
+        experiment_for(config.tracking, make=False)
+    if not config.dry_run:
+        folder_of_logs(config.tracking)
+
+
+@contextmanager
+def run_around(stage: str, config: StageConfig) -> Iterator[RunAround]:
+    """For a command that has stages in it: its run begins with the first of theirs, so that a refusal leaves none."""
+    with checking(stage, copy.deepcopy(config)) as begin_run:  # as it is given: main fills in what its stages make
+        around = RunAround(begin_run)
+        enclosing.append(around)
+        commands.append(stage)
+        try:
+            yield around
+        finally:
+            commands.remove(stage)
+            if around in enclosing:
+                enclosing.remove(around)
+
+
+@contextmanager
+def stage_run(
+    stage: str, config: StageConfig, continues: str | None = None, reuses: str | None = None
+) -> Iterator[TrackedRun]:
+    """The MLflow run of a stage: FINISHED at the end, FAILED if it raises, KILLED if it is interrupted.
+
+    Inside another stage's run it is nested, in that run's store and experiment. Under `mlflow run` it is the run that
+    the command made, but one in Default is replaced.
+
+    Args:
+        continues: Id of a run to go on with instead of a new one, to which the one that `mlflow run` made gives way.
+        reuses: Id of an earlier run that has done the stage already: this one only says so.
+
+    Raises:
+        ValueError: The store doesn't answer, or hasn't got the run that is to go on.
         SpoolInUseError: Another process writes to that run.
     """
+    for around in list(enclosing):
+        _ = around.run
     with connected(config.tracking) as uri:
-        yield from run_of_stage(stage, config, uri, continues)
+        yield from run_of_stage(stage, config, uri, continues, reuses)
 
 
-def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | None) -> Iterator[TrackedRun]:
+def run_of_stage(
+    stage: str, config: StageConfig, uri: str, continues: str | None, reuses: str | None
+) -> Iterator[TrackedRun]:
     parent = mlflow.active_run()
-    if not parent and (missing := list(missing_models(config))):
-        raise ValueError("; ".join(missing))
     around = open_runs[-1] if parent and open_runs else None
-    root = around.root if around else folder_of_logs(config.tracking)
     if not parent:
         require_store(uri)
-    run = start_or_continue(stage, config, root, parent, continues)
+    root = around.root if around else folder_of_logs(config.tracking)
+    run = start_or_continue(stage, config, root, parent, continues, reuses)
     open_runs.append(run)
     system_metrics = None
     status, reason = "FINISHED", "finished"
@@ -122,19 +208,19 @@ def run_of_stage(stage: str, config: StageConfig, uri: str, continues: str | Non
         if config.tracking.log_system_metrics:
             system_metrics = SystemMetrics(run)
         log_provenance(run, stage, config)
+        if reuses:
+            run.set_tags({REUSED_FROM: reuses})
+        log_description(run, stage, config)
         run.spool.sync_to_disk()  # a disk that is full already is known before there is any work
         yield run
     except BaseException as error:
-        status, reason = end_of(error, run.began)
-        if continues and reason.startswith(REFUSED):
-            status, reason = earlier_end(run.run)
+        status, reason = end_of(error)
         raise
     finally:
         open_runs.remove(run)
-        if around:
-            around.began |= run.began
         if system_metrics:
             system_metrics.stop()
+        log_description(run, stage, config, reason)
         run.end(status, reason)
 
 
@@ -154,7 +240,12 @@ def folder_of_logs(config: TrackingConfig) -> Path:
 
 
 def start_or_continue(
-    stage: str, config: StageConfig, root: Path, parent: mlflow.ActiveRun | None, continues: str | None
+    stage: str,
+    config: StageConfig,
+    root: Path,
+    parent: mlflow.ActiveRun | None,
+    continues: str | None,
+    reuses: str | None = None,
 ) -> TrackedRun:
     """A new run, or the one that goes on; from here on this process alone writes to its local log."""
     seconds = config.tracking.flush_timeout
@@ -164,19 +255,24 @@ def start_or_continue(
         run = TrackedRun(found, root, seconds, goes_on=True)
         try:
             run.go_on(newer_in_store(found, run.earlier), int(found.data.tags.get(RESUMED, 0)))
-            reopen_run(stage, found)
+            reopen_run(found)
+            give_way(stage, continues)
         except BaseException:
             run.abandon()
             raise
         activate(found)
     else:
-        active = open_run(stage, config, parent)
+        around = (parent.data.tags.get("stage"), parent.info.run_name) if parent else (None, None)
+        name = run_name(stage, config, *around) + (" (reused)" if reuses else "")
+        active = open_run(stage, config, parent, name)
         try:
             run = TrackedRun(active, root, seconds)
         except BaseException as error:
-            mlflow.end_run(end_of(error, began=False)[0])
+            mlflow.end_run(end_of(error)[0])
             raise
     mark_killed_runs(run.run, root)
+    if not parent:
+        remove_retired_runs(run.info.experiment_id)
     return run
 
 
@@ -193,6 +289,13 @@ def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str,
 
     digest = digest or fingerprint(rows)
     source = redact_text(source)
-    tracked = from_huggingface(rows, path=source, name=f"{Path(source).name}-{context}", digest=digest[:32])
+    tracked = from_huggingface(rows, path=source, name=f"{name_of_rows(source)}-{context}", digest=digest[:32])
     run.log_input(tracked, context)
     return digest
+
+
+def name_of_rows(source: str) -> str:
+    """mine.csv of data/mine.csv, but quatrains of prepared/sample/quatrains/test.jsonl.gz: any folder has a test."""
+    path = Path(source)
+    a_split = any(path.name.partition(".")[0].lower() in names for names in SPLIT_NAMES.values())
+    return path.parent.name or path.name if a_split else path.name

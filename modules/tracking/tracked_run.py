@@ -13,14 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import Run, RunInfo
 
 from ..system.atomic import naming
 from ..system.redaction import first_line, hide_values, redact_text
+from .models.exported_model import log_model_once
 from .outbox.delivery import Delivery, table_tag
 from .outbox.sender import Sender
 from .outbox.spool import PRIVATE, Spool
-from .registry import log_model_once
 from .run_lifecycle import END, deactivate
 
 if TYPE_CHECKING:
@@ -60,10 +61,12 @@ class TrackedRun:
         """What earlier processes of the run logged: metric → (step, value)."""
         self.known = {name: {step for step, _ in series} for name, series in self.earlier.items()}
         self.tables: dict[str, None] = {}
+        self.datasets: dict[str, tuple[str, str]] = {}
+        """What rows are to the run (train, validation, test) → their name and digest in MLflow."""
+        self.checkpoints = self.spool.last("checkpoints") if self.spool.records else None
+        """What the log says last of which checkpoints there are; None of a run that keeps none."""
         self.resumed = 0
         """How often the run went on."""
-        self.began = False
-        """Whether there are results: a stage that fails with none was refused."""
         self.sender = Sender(Delivery(self.spool, run.info.run_id, uri, log_model_once))
         if not goes_on:
             self.sender.thread.start()
@@ -83,18 +86,25 @@ class TrackedRun:
         self.spool.append("status", status="RUNNING")
         self.sender.thread.start()  # not before: a model that the earlier process made isn't sent once it says RUNNING
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Metric → value at a step. A step that an earlier process of the run has logged isn't logged again."""
-        self.began = True
-        self.write_metrics(metrics, step)
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, *, model_id: str | None = None, dataset: str | None = None
+    ) -> None:
+        """Metric → value at a step. A step that an earlier process of the run has logged isn't logged again.
 
-    def write_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        Args:
+            model_id: The LoggedModel whose scores these are.
+            dataset: On which of the run's rows, as log_input has them: train, validation or test.
+        """
+        link = {"model": model_id, "dataset": self.datasets.get(dataset or "")} if model_id else {}
+        self.write_metrics(metrics, step, **link)
+
+    def write_metrics(self, metrics: Mapping[str, float], step: int, **link: Any) -> None:
         """The same for metrics that are no results of the stage, as the machine's."""
         values = {name: float(value) for name, value in metrics.items()}
         if self.known:
             values = {name: value for name, value in values.items() if step not in self.known.get(name, ())}
         if values:
-            self.spool.append("metrics", step=step, values=values)
+            self.spool.append("metrics", step=step, values=values, **link)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         names = sorted(params)
@@ -135,16 +145,33 @@ class TrackedRun:
         self.tables[path] = None
         self.set_tags(table_tag(self.tables))
 
-    def log_input(self, dataset: Dataset, context: str) -> None:
-        self.spool.append("input", context=context, dataset=dataset.to_dict())
+    def log_input(self, dataset: Dataset | LoggedDataset, context: str) -> None:
+        """dataset: new, or one that the store has of another run."""
+        self.datasets[context] = (dataset.name, dataset.digest)
+        fields = dict(dataset) if isinstance(dataset, LoggedDataset) else dataset.to_dict()
+        self.spool.append("input", context=context, dataset=fields)
 
-    def log_model(self, folder: Path) -> str | None:
+    def log_model_input(self, model_id: str) -> None:
+        self.spool.append("model input", model=model_id)
+
+    def log_checkpoints(self, folder: Path, steps: Sequence[int]) -> None:
+        """Says which validated checkpoints a folder holds now: each is a model, and those that are gone are none."""
+        before, place = self.checkpoints, str(folder.resolve())
+        dataset = self.datasets.get("validation")
+        self.checkpoints = {"folder": place, "steps": list(steps), "dataset": dataset, "ended": False}
+        if before != self.checkpoints:
+            self.spool.append("checkpoints", **self.checkpoints)
+
+    def log_model(self, folder: Path, step: int = 0) -> str | None:
         """Logs a model folder, once all before it has been sent; returns its models:/ URI.
+
+        The model gets the run's validation metrics of a step, that of its weights.
 
         None where the store is away: the folder must then stay until pipelines.sync has sent it. Raises whatever MLflow
         has against the model, and ValueError where the local log can't be written.
         """
-        number = self.spool.append("model", folder=str(folder.resolve()))
+        dataset = self.datasets.get("validation")
+        number = self.spool.append("model", folder=str(folder.resolve()), step=step, dataset=dataset)
         self.spool.sync_to_disk()
         self.flush()
         result = self.sender.delivery.results.get(number)
@@ -164,6 +191,8 @@ class TrackedRun:
         longest = SECONDS_WHEN_STOPPED if status == "KILLED" else float("inf")
         try:
             self.set_tags({END: reason})
+            if self.checkpoints:
+                self.spool.append("checkpoints", **self.checkpoints | {"ended": True})
             self.spool.append("status", status=status)
             try:
                 self.spool.sync_to_disk()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 
 from ..config.generation import GenerationConfig
+from ..config.training import LOSS
 from ..inference.text_generator import TextGenerator
+from ..model.decoder import Decoder
 from ..system.atomic import remove_folder, write_link
 from ..system.signals import StopRequest
 from ..tokenizer.tokenizer import Tokenizer
@@ -91,6 +95,48 @@ class Samples(pl.Callback):
             trainer.logger.log_metrics({"val/samples_stopped": share}, step=trainer.global_step)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What the best checkpoint is chosen by, and early stopping watches: one of the metrics of a validation."""
+
+    metric: str = LOSS
+    higher_is_better: bool = False
+    texts: str = ""
+    """What is written for it, in words."""
+    score: Callable[[Decoder, Callable[[], None]], dict[str, float]] | None = None
+    """Writes and scores texts: metric → value. It calls its second argument now and then, so that a stop asked for
+    meanwhile is obeyed. None: the metric takes no texts."""
+    seconds: list[float] = field(default_factory=list)
+    """What each scoring took."""
+
+    def order(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """A key to sort validations by, best first; of equals the one with the lower loss."""
+        value, loss = metrics.get(self.metric, math.nan), metrics[LOSS]
+        value = -value if self.higher_is_better else value
+        return math.inf if math.isnan(value) else value, math.inf if math.isnan(loss) else loss
+
+    def describe(self, step: int) -> str:
+        """Of the chosen checkpoint, once there is one."""
+        took = f"; {max(self.seconds):.1f} s a validation at most" if self.seconds else ""
+        texts = f" ({self.texts}{took})" if self.texts else ""
+        return f"{self.metric}, {'highest' if self.higher_is_better else 'lowest'} at step {step}{texts}"
+
+
+def score_texts(selection: Selection, module: LanguageModel) -> dict[str, float]:
+    """What texts that the model writes now are worth; all ranks write the same, and the first one's values count.
+
+    Each row's text hangs on its prompt alone, and no generator of random numbers that training uses is touched.
+    """
+    assert selection.score
+    began = time.perf_counter()
+    try:
+        found = selection.score(module.decoder, module.leave_if_asked)
+    except FloatingPointError:  # the model's probabilities aren't numbers: worse than any other
+        found = {selection.metric: math.nan}
+    selection.seconds.append(time.perf_counter() - began)
+    return dict(module.trainer.strategy.broadcast(found))
+
+
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -103,6 +149,12 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
 class QuietEarlyStopping(EarlyStopping):
     """Goes on with what it has seen, and with the patience that it has now."""
 
+    def __init__(self, selection: Selection, patience: int) -> None:
+        # A measure of texts may be undefined (no bigrams in empty texts), which is no more than not better.
+        undefined_stops = selection.score is None
+        mode = "max" if selection.higher_is_better else "min"
+        super().__init__(selection.metric, patience=patience, mode=mode, check_finite=undefined_stops)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})
 
@@ -114,10 +166,13 @@ class Checkpoints(pl.Callback):
     last.ckpt links to, and the `keep` that validated best.
     """
 
-    def __init__(self, folder: Path, course: Course, save_every: int | None, keep: int, key: str) -> None:
+    def __init__(
+        self, folder: Path, course: Course, save_every: int | None, keep: int, key: str, selection: Selection
+    ) -> None:
         """key: what the command calls the folder that `folder` lies in."""
         self.folder = folder
         self.key = key
+        self.selection = selection
         self.course = course
         self.save_every = save_every
         self.keep = keep
@@ -152,6 +207,7 @@ class Checkpoints(pl.Callback):
             self.save(trainer, step)
             self.stop.message = self.where(step)
             self.prune(trainer, pl_module.validations)
+            self.tell(trainer)
         if pl_module.stop_agreed:
             self.stop.leave()
 
@@ -161,6 +217,7 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         self.prune(trainer, pl_module.validations)
+        self.tell(trainer)
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
         path = self.folder / f"step={step}.ckpt"
@@ -174,20 +231,27 @@ class Checkpoints(pl.Callback):
         if not trainer.is_global_zero or self.keep < 0:
             return
         paths = checkpoints_in(self.folder)
-        wanted = {*by_loss(paths, validations)[: self.keep], max(paths, default=0)}
+        wanted = {*best_first(paths, validations, self.selection)[: self.keep], max(paths, default=0)}
         for step in paths.keys() - wanted:
             remove_folder(paths[step])
 
+    def tell(self, trainer: pl.Trainer) -> None:
+        """Says to the loggers that other checkpoints are there than before."""
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]
+
     def best(self, validations: Mapping[int, Mapping[str, float]]) -> int:
-        """The step of the checkpoint that validates best; of equals the later one."""
+        """The step of the checkpoint that validates best."""
         paths = checkpoints_in(self.folder)
-        return next(iter(by_loss(paths, validations)), max(paths))
+        return next(iter(best_first(paths, validations, self.selection)), max(paths))
 
     def where(self, step: int) -> str:
         return f"stopped at step {step}; the same command with {self.key}={self.folder.parent} goes on from there"
 
 
-def by_loss(paths: Mapping[int, Path], validations: Mapping[int, Mapping[str, float]]) -> list[int]:
-    """Steps with a checkpoint and a validation, best first."""
-    losses = {step: validations[step]["val/loss"] for step in paths if step in validations}
-    return sorted(losses, key=lambda step: (losses[step] if not math.isnan(losses[step]) else math.inf, -step))
+def best_first(
+    paths: Mapping[int, Path], validations: Mapping[int, Mapping[str, float]], selection: Selection
+) -> list[int]:
+    """Steps with a checkpoint and a validation, best first; of equals the later one."""
+    validated = [step for step in paths if step in validations]
+    return sorted(validated, key=lambda step: (selection.order(validations[step]), -step))

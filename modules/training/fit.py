@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +23,15 @@ from ..model.decoder import fresh_tensors, meta_decoder
 from ..model.lora import add_lora, initial_adapters
 from ..system.hardware import grow_gpu_memory_in_place, keep_freed_memory
 from ..system.signals import WorkerError, is_main_process
-from .callbacks import Checkpoints, ProgressLine, QuietEarlyStopping, SameOnAllRanks, Samples, checkpoints_in
+from .callbacks import (
+    Checkpoints,
+    ProgressLine,
+    QuietEarlyStopping,
+    SameOnAllRanks,
+    Samples,
+    checkpoints_in,
+    score_texts,
+)
 from .checkpoints.run_manifest import CHECKPOINTS
 from .checkpoints.saving import read_progress
 from .lightning_module import LanguageModel
@@ -35,6 +44,10 @@ from .utilization import Utilization
 grow_gpu_memory_in_place()  # now: even what number format pays is asked of the GPU
 
 
+also_called: list[pl.Callback] = []
+"""Callbacks of whoever trains many times and watches: a sweep."""
+
+
 def fit(
     stage: str,
     config: TrainingConfig,
@@ -45,7 +58,7 @@ def fit(
     checkpoint: Path | None = None,
     output_key: str = "output_dir",
 ) -> tuple[Path, dict[str, float]]:
-    """Trains, from `checkpoint` on if given; returns the checkpoint with the best validation loss, and its metrics.
+    """Trains, from `checkpoint` on if given; returns the best checkpoint, by training.selection, and its metrics.
 
     `output_key`: how the command line spells output_dir. Raises Stopped after a signal, with the last whole step saved.
     """
@@ -54,18 +67,23 @@ def fit(
     if checkpoint and is_main_process():  # the others take the first one's course
         plan = plan_from(train, plan, training.data, read_progress(checkpoint).get("progress"))
     course = make_course(train, plan, training.data)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, course, train.save_every_n_steps, train.save_top_k, output_key)
+    selection = training.selection
+    if selection.score:
+        module.score_texts = partial(score_texts, selection, module)
+    keep = train.save_every_n_steps, train.save_top_k
+    checkpoints = Checkpoints(folder / CHECKPOINTS, course, *keep, output_key, selection)
     samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
     same = SameOnAllRanks(
         (training.tokenizer.fingerprint, config.trainer.precision, plan.steps_per_epoch, plan.tokens_per_epoch)
     )
     callbacks: list[pl.Callback] = [same, checkpoints, samples]
     if train.early_stopping_patience:
-        callbacks.append(QuietEarlyStopping("val/loss", patience=train.early_stopping_patience))
+        callbacks.append(QuietEarlyStopping(selection, train.early_stopping_patience))
     if on_gpu(config.trainer):
         callbacks.append(Utilization(training.model, config.trainer, bool(config.lora.rank)))
     if config.trainer.progress_bar:
         callbacks.append(ProgressLine(stage))
+    callbacks += also_called
     trainer = make_trainer(config.trainer, course, folder, logger, callbacks)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -115,6 +133,7 @@ def best_checkpoint(
     """The last steps may not have been validated yet: do so, then take whichever weights validate best."""
     if trainer.global_step not in module.validations:
         trainer.validate(module, data, verbose=False)
+    checkpoints.tell(trainer)  # also where a run goes on that had no more step to take
     if not trainer.is_global_zero:
         return checkpoints.folder, {}
     step = checkpoints.best(module.validations)

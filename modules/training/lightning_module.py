@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_ent
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
 from ..tokenizer.lost_text import NATS_A_BYTE
+from .checkpoints.loop_counters import count_on
 from .determinism import deterministic_kernels
 from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import gradient_norm, learning_rate_factor, make_optimizer, scale_gradients
@@ -119,6 +120,8 @@ class LanguageModel(pl.LightningModule):
         """How far training has come."""
         self.validation_offset = 0
         """Course.offset."""
+        self.score_texts: Callable[[], dict[str, float]] | None = None
+        """Metrics of texts that the model writes at each validation."""
 
     def configure_model(self) -> None:
         if not self.decoder.word_embeddings.weight.is_meta:
@@ -248,9 +251,13 @@ class LanguageModel(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.totals = Validation()
 
-    def validation_step(self, step: StepBatch, batch_idx: int) -> None:
+    def leave_if_asked(self) -> None:
+        """Within a validation; all ranks have to call it together. The checkpoint was written before."""
         if self.stop is not None and float(self.summed(torch.tensor([float(self.stop.asked)], device=self.device))):
-            self.stop.leave()  # the checkpoint was written before
+            self.stop.leave()
+
+    def validation_step(self, step: StepBatch, batch_idx: int) -> None:
+        self.leave_if_asked()
         end = self.trainer.datamodule.tokenizer.end_of_text_id  # type: ignore[attr-defined]
         for batch in step.micro_batches:
             head = partial(stopping_cross_entropy, labels=batch.labels, trained=batch.trained, end_of_text_id=end)
@@ -259,8 +266,10 @@ class LanguageModel(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
         metrics = Validation(*self.summed(totals).tolist()).metrics()
+        if self.score_texts:
+            metrics |= self.score_texts()
         self.validations[self.trainer.global_step] = metrics
-        self.log_dict(metrics, logger=False)  # for the callbacks that watch val/loss
+        self.log_dict(metrics, logger=False)  # for early stopping
         if self.logger:
             self.logger.log_metrics(metrics, step=self.global_step)
 
@@ -282,18 +291,3 @@ class LanguageModel(pl.LightningModule):
         factor = partial(learning_rate_factor, config=self.config, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def count_on(trainer: pl.Trainer, step: int, offset: int = 0) -> None:
-    """Lightning counts on from a finished step; its loader gives the steps after it (TextDataModule).
-
-    It validates by its count of batches, to which offset is added.
-
-    All training is one epoch to Lightning: the state of its loops, with a case of its own for every moment at which a
-    checkpoint may be written, is neither saved nor restored.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    steps, batches = loop.manual_optimization.optim_step_progress.total, loop.batch_progress.total
-    for count, number in ((steps, step), (batches, step + offset)):
-        for name in vars(count):
-            setattr(count, name, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,14 +11,16 @@ import datasets
 import pytorch_lightning as pl
 
 from ..checkpoint.loading import open_model, open_tokenizer
+from ..config.base import model_folder
 from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
 from ..data.datamodule import TextDataModule
+from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
 from ..data.sources import RowSource
-from ..data.splits import Place, choose_places, load_splits
+from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
@@ -26,6 +28,7 @@ from ..system.redaction import redact
 from ..tokenizer.lost_text import kept_sign, lost_named, lost_separator
 from ..tokenizer.prompt_template import SOURCE_FIELD, split_template
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .callbacks import Selection
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
@@ -50,6 +53,9 @@ class TrainingSetup:
     """Rows that were left out."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """Where each split's rows come from."""
+    asked: datasets.Dataset | None = None
+    """The validation rows with what other columns were to be read."""
+    selection: Selection = field(default_factory=Selection)
 
 
 def without_path(config: TrainingConfig, rows: RowSource | None) -> TrainingConfig:
@@ -63,25 +69,27 @@ def set_up(
     rows: RowSource | None = None,
     quarantine: Quarantine | None = None,
     earlier: RunManifest | None = None,
+    extras: Collection[str] = (),
 ) -> TrainingSetup:
     """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with.
 
-    earlier: of the run that is gone on with.
+    earlier: of the run that is gone on with. extras: columns to keep of the validation rows, beside their texts.
     """
     require_devices(config.trainer)
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     places = choose_places(config.data, rows)
-    splits = load_splits(config.data, config.seed, rows, quarantine)
+    read = load_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
+    splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
     require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents))
+    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places)))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places)
+    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, read["validation"])
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -103,7 +111,7 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
     if start:
         tokenizer = open_tokenizer(start)
     elif config.tokenizer.path:
-        tokenizer = open_tokenizer(config.tokenizer.path)
+        tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None

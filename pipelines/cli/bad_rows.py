@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modules.config.data import DataConfig, PrepareConfig
 from modules.data.quarantine import QUARANTINE, Quarantine
 from modules.tracking.tracked_run import TrackedRun
-
-if TYPE_CHECKING:
-    from modules.training.setup import TrainingSetup
 
 from .printing import show
 
@@ -20,8 +16,15 @@ def start_quarantine(config: DataConfig | PrepareConfig) -> Quarantine | None:
     return Quarantine(config.max_bad_rows) if config.bad_rows == "quarantine" else None
 
 
-def report_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
-    """To the terminal by reason, and to the MLflow run as quarantine.jsonl, a metric and a tag."""
+def show_quarantine(quarantine: Quarantine | None) -> None:
+    """To the terminal, by reason."""
+    if quarantine and quarantine.rows:
+        counts = quarantine.counts()
+        show(f"rows left out ({QUARANTINE} has them)", {reason: f"{count:,}" for reason, count in counts.items()})
+
+
+def log_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
+    """To the MLflow run as quarantine.jsonl, a metric and a tag."""
     if quarantine is None:
         return
     run.write_metrics({"rows/quarantined": len(quarantine.rows)}, 0)
@@ -29,15 +32,6 @@ def report_quarantine(run: TrackedRun, quarantine: Quarantine | None) -> None:
         counts = quarantine.counts()
         run.set_tags({"quarantined": "; ".join(f"{count} × {reason}" for reason, count in counts.items())[:5000]})
         run.log_text(quarantine.text(), QUARANTINE)
-        show(f"rows left out ({QUARANTINE} has them)", {reason: f"{count:,}" for reason, count in counts.items()})
-
-
-def report_rows(run: TrackedRun, training: TrainingSetup) -> None:
-    """Of each split what a plan says of it, to the MLflow run; and its bad rows."""
-    report_quarantine(run, training.quarantine)
-    for name, facts in training.plan.splits.items():
-        run.write_metrics(facts.metrics(name), 0)
-    run.set_tags({f"rows.{name}": str(facts) for name, facts in training.plan.splits.items()})
 
 
 def keep_quarantine(quarantine: Quarantine | None, folder: Path) -> None:

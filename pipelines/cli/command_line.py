@@ -16,6 +16,8 @@ from typing import Any
 
 from modules.config.loader import ConfigError, load_config
 from modules.config.schema import key_of_path, names_key
+from modules.config.sweeps.command import SweepConfig
+from modules.config.sweeps.space import check_space, sweep_instead
 from modules.config.training import TrainingConfig
 from modules.data.reading.headers import check_headers
 from modules.system.atomic import OF_THE_MACHINE, error_of_the_machine
@@ -34,6 +36,7 @@ from modules.system.signals import (
 from .help import help_text
 from .launch import launch, require_processes
 from .output import lasting_output
+from .project_run import retire_project_run, settle_project_run
 from .redacted_output import redact_output
 
 KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
@@ -41,7 +44,7 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
-READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register", "compare")
+READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register", "compare", "sweep")
 """Stages that import what takes seconds."""
 
 RUNS = ("one", "other")
@@ -81,6 +84,8 @@ def run_stage(stage: str, function: Callable[[Any], Any] | None, arguments: list
         code, message = attempt(stage, function, arguments)
         if code == 1 or (code and is_main_process()):
             print(f"{stage}: {redact_text(message)}", file=sys.stderr, flush=True)
+        if code or function:
+            retire_project_run(stage, code, message)
     if code:
         leave(code)
 
@@ -95,10 +100,14 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             return 0, ""
         end_with_parent()
         with warnings_of_keys(function is not None and is_main_process()):
-            config = load_config(stage, arguments)
+            given = load_config(stage, arguments)
+            if isinstance(given, SweepConfig):
+                check_space(given)
+        config = given
         check_headers(config)
         if function is None:
             return 0, ""
+        settle_project_run(stage, config)
         if needs_launch(config):
             launch(stage, arguments, config.trainer)
         else:
@@ -107,7 +116,7 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             function(config)
     except USER_ERRORS as error:
         if isinstance(error, ConfigError) and config is None:
-            return 2, f"the configuration can't be used:\n{error}"
+            return 2, f"the configuration can't be used:\n{error}{of_a_sweep(stage, arguments, error)}"
         rank = "" if is_main_process() or isinstance(error, WorkerError) else f"rank {os.environ.get('RANK', '?')}: "
         return 1, f"{rank}{error}"
     except KeyboardInterrupt:
@@ -130,6 +139,12 @@ def attempt(stage: str, function: Callable[[Any], Any] | None, arguments: list[s
             raise
         return 1, of_the_machine(found, config)
     return 0, ""
+
+
+def of_a_sweep(stage: str, arguments: list[str], error: ConfigError) -> str:
+    """The command that tries several values, where a key was given more than one."""
+    command = sweep_instead(stage, arguments, error.complaints)
+    return f"\n    To try several values (docs/sweeps.md): {command}" if command else ""
 
 
 @contextlib.contextmanager

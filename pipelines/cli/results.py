@@ -10,7 +10,8 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from rich.table import Table
 
-from modules.data.splits import kind_of_rows
+from modules.data.groups import count_of_other_groups
+from modules.data.splits import groups_are_named, kind_of_rows
 from modules.evaluation.report.build import PER_TOKEN
 from modules.evaluation.statistics import Metric, rows_in_words
 from modules.evaluation.task_evaluation import Evaluation, Task, TaskRows
@@ -31,8 +32,8 @@ def evaluation_plan(task: Task, lost: Mapping[str, LostText]) -> dict[str, str]:
     texts = f"{len(task.chosen):,} rows" if task.chosen else "none"
     return {
         "model": config.model,
-        "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}",
-        "training rows": f"{len(task.train):,} of {task.train_place}" if task.train is not None else "none",
+        "rows": f"{counted(task.test)} of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}",
+        "training rows": training_rows(task) or "none",
         "metrics": ", ".join(task.metrics),
         "texts generated": texts,
         "beside it": ", ".join(([config.baseline] if config.baseline else []) + task.trivial) or "nothing",
@@ -45,9 +46,22 @@ def counted(rows: datasets.Dataset) -> str:
     return f"{len(rows):,} {kind_of_rows(rows.column_names)}"
 
 
+def training_rows(task: Task) -> str:
+    return f"{len(task.train):,} rows of {task.train_place}" if task.train is not None else ""
+
+
 def copies_in_words(copies: int | None) -> str:
     """Test rows that are training rows too; nothing where there are none, or where it isn't known."""
     return f"; also among the training rows: {copies:,}" if copies else ""
+
+
+def related_in_words(task: Task) -> str:
+    """Test rows of a group that training rows are of, too: about the same passage, say."""
+    if task.train is None or task.place is None or task.train_place is None:
+        return ""
+    named = all(groups_are_named(place.source) for place in (task.place, task.train_place))
+    related = count_of_other_groups(task.test, task.train) if named else 0
+    return f"; of a group that training rows are of: {related:,}" if related else ""
 
 
 def describe_test_rows(rows: TaskRows, copies: int | None, lost: LostText | None = None) -> dict[str, str]:
@@ -65,12 +79,12 @@ def show_results(task: Task, evaluations: Mapping[str, Evaluation]) -> None:
     console.print(
         f"\n[bold]{task.task.name or 'evaluation'}[/bold]: {of}; [95 % interval]", soft_wrap=True, markup=True
     )
-    say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}"))
+    say(redact_text(f"  rows of {task.place}{copies_in_words(task.copies)}{related_in_words(task)}"))
     if task.train_place:
-        say(redact_text(f"  n-grams, nearest rows and examples of {task.train_place}"))
+        say(redact_text(f"  n-grams, nearest rows and examples of {training_rows(task)}"))
     table = Table(show_header=False, box=None)
     for name in metric_names(evaluations):
-        lines = sorted(lines_of(name, evaluations), key=lambda line: math.inf if math.isnan(line[2]) else line[2])
+        lines = sorted(lines_of(name, evaluations), key=lambda line: line[2])
         for index, (who, shown, _) in enumerate(lines):
             table.add_row(f"  {name.replace('_', ' ')}" if index == 0 else "", who, shown)
     console.print(table)
@@ -99,7 +113,7 @@ def lines_of(name: str, evaluations: Mapping[str, Evaluation]) -> Iterator[tuple
     for who, found in evaluations.items():
         for metric, interval in zip(found.metrics, found.intervals, strict=True):
             if metric.name == name:
-                yield who, in_words(metric, interval), -metric.value if metric.higher_is_better else metric.value
+                yield who, in_words(metric, interval), metric.cost(metric.value)
 
 
 def in_words(metric: Metric, interval: tuple[float, float]) -> str:

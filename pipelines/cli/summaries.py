@@ -1,15 +1,18 @@
-"""What `convert` and `main` say at their end."""
+"""What `prepare`, a training, `convert` and `main` say at their end."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
 from modules.config.training import TrainingConfig
+from modules.data.corpora.verse import SPLITS
+from modules.data.reading.column_names import TEXT_COLUMNS
+from modules.data.splits import kind_of_rows
 from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
@@ -18,8 +21,7 @@ from .printing import console, show
 
 if TYPE_CHECKING:
     from ..convert import ConvertResult
-    from ..evaluate import EvaluateResult
-    from ..register import RegisterResult
+    from .once import Facts
 
 NEXT = {
     "moyun": 'python -m pipelines.generate model={target} "白日依山尽，"',
@@ -28,6 +30,12 @@ NEXT = {
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
     "gguf": "llama-server -m {target}/model.gguf",
 }
+
+
+def show_prepared(folder: Path, manifest: Mapping[str, Any], key: str) -> None:
+    """key: `near_copies`, as it is typed."""
+    kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
+    show(f"prepare: {kind} in {folder}", describe_prepared(manifest, key))
 
 
 def show_trained(
@@ -50,12 +58,14 @@ def show_trained(
 
 def next_commands(model: Path, config: TrainingConfig) -> dict[str, str]:
     """What can be done with a model folder that training made."""
-    place, rows = shlex.quote(f"model={model}"), config.data.test_path or config.data.path
-    split = not config.data.test_path and rows and Path(rows).is_dir()
-    given = shlex.quote(f"data.path={rows}" if split else f"data.test_path={config.data.test_path or 'FILE'}")
+    place, store = shlex.quote(f"model={model}"), config.tracking.tracking_uri
+    there = [place, *([shlex.quote(redact_text(f"tracking.tracking_uri={store}"))] if store else [])]
+    # Its run.yaml names the rows; those that were given from Python nothing can find again.
+    rows = [] if config.data.path or config.data.test_path else ["data.test_path=FILE"]
     return {
         "next": f'python -m pipelines.generate {place} "白日依山尽，"',
-        "  scores": f"python -m pipelines.evaluate {place} {given}",
+        "  scores": " ".join(["python -m pipelines.evaluate", *there, *rows]),
+        "  a version": " ".join(["python -m pipelines.register", *there, *rows, "model_name=NAME"]),
         "  a server": f"python -m pipelines.serve {place}",
     }
 
@@ -88,27 +98,28 @@ def conversion(
     return lines
 
 
-def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, registered: RegisterResult) -> None:
+def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: Facts) -> None:
     """At the end of `main`: scores, texts, the version, and the commands to try. uri: of the tracking store."""
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
-    found = {name: e["perplexity_per_char"] for name, e in evaluated.evaluations.items() if "perplexity_per_char" in e}
-    floor = {name: found[name].value for name in NAMES if name in found}
-    rows, after = len(found["model"].statistics), found["model"].value
+    found = evaluated["scores"]
+    floor = {name: found[name] for name in NAMES if name in found}
+    rows = evaluated["rows"]
     numbers = {
-        **{names[name]: f"{found[name].value:.1f}" for name in names if name in found},
+        **{names[name]: f"{found[name]:.1f}" for name in names if name in found},
         **{f"floor: {name}": f"{value:.1f}" for name, value in floor.items()},
     }
     show(f"Perplexity per character on {rows} test rows (lower is better)", numbers)
     if floor:
         best = min(floor, key=lambda name: floor[name])
-        side = "below" if after < floor[best] else "above"
+        side = "below" if found["model"] < floor[best] else "above"
         console.print(
             f"  The model is {side} the best floor, the {best}: it predicts these rows "
-            f"{'better' if side == 'below' else 'worse'} than n-grams of its fine-tuning rows.\n"
+            f"{'better' if side == 'below' else 'worse'} than n-grams of "
+            f"{counted_rows(config.finetune.data.max_rows)}.\n"
         )
-    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated.samples[:3]})
+    show("Sampled continuations", {sample["prompt"]: sample["text"] for sample in evaluated["samples"]})
     name, alias = config.model_name, config.register.alias
-    show("Registered", {f"{name} version {registered.version}": f"{alias} {registered.promotion.reason}"})
+    show("Registered", {f"{name} version {registered['version']}": f"{alias} {registered['reason']}"})
     uri = redact_text(uri)
     console.print("\n[bold]Try next[/bold] (after: source .venv/bin/activate)")
     console.print(f"  mlflow ui --backend-store-uri '{uri}'", soft_wrap=True)
@@ -117,3 +128,81 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: EvaluateResult, regi
         f"  MLFLOW_TRACKING_URI='{uri}' mlflow models serve -m 'models:/{name}@{alias}' --env-manager local -p 5001",
         soft_wrap=True,
     )
+
+
+def counted_rows(trained_on: int | None) -> str:
+    """Which rows n-grams are counted on: all of the set, also where fine-tuning took only so many."""
+    return f"all rows of its set, of which it saw the first {trained_on:,}" if trained_on else "its fine-tuning rows"
+
+
+NAMES_SHOWN = 10
+"""Columns that are listed by name."""
+
+
+def row_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """File without its suffix → rows, from either kind of manifest."""
+    stages = manifest.get("stages", {"": manifest})
+    files = {path: entry for stage in stages.values() for path, entry in stage["files"].items()}
+    counts = {path.partition(".")[0]: entry["rows"] for path, entry in files.items() if path != "cleaned.jsonl.gz"}
+    sets = list(dict.fromkeys(name.rpartition("/")[0] for name in counts))
+
+    def place(name: str) -> tuple[int, int]:
+        of, _, split = name.rpartition("/")
+        return sets.index(of), SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+    return {name: counts[name] for name in sorted(counts, key=place)}
+
+
+def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
+    """How many rows there are; of rows of one's own also what was found: columns, copies, groups.
+
+    key: `near_copies`, as it is typed.
+    """
+    lines = {name: f"{count:,}" for name, count in row_counts(manifest).items()}
+    kept = [name for name in manifest.get("columns", ()) if name not in TEXT_COLUMNS]
+    if kept:
+        lines["columns kept"] = f"{', '.join(kept)}, beside the texts"
+    if others := manifest.get("columns not kept"):
+        more = f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
+        lines["columns not kept"] = redact_text(", ".join(others[:NAMES_SHOWN]) + more)
+    for kind in ("exact", "near"):
+        if dropped := manifest.get(f"{kind} copies dropped"):
+            lines[f"{kind} copies left out"] = f"{dropped:,}"
+    if groups := dict(manifest.get("groups", {})):
+        shared = groups.pop("rows of a group in train")
+        lines["groups"] = ", ".join(f"{count:,} in {name}" for name, count in groups.items()) + among(shared)
+        lines["groups"] += "".join(f"; {name} rows: {reached}" for name, reached in shares_missed(manifest))
+    if "near copies" in manifest:
+        lines["near copies"] = near_copies_in_words(manifest, key)
+    return lines
+
+
+def shares_missed(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The splits whose share of the rows is a fifth or more from what was asked for, as groups stay whole."""
+    counts = {name: count for name, count in row_counts(manifest).items() if name in SPLITS}
+    for name, asked in manifest.get("fractions", {}).items():
+        found = counts.get(name, 0) / sum(counts.values())
+        if "all" in manifest["sha256"] and abs(found - asked) > 0.2 * asked:
+            yield name, f"{found:.1%} instead of {asked:.1%}, as near as whole groups allow"
+
+
+def near_copies_in_words(manifest: Mapping[str, Any], key: str) -> str:
+    """The counts, and where some would leak from training into a score the key that leaves them out.
+
+    Where most rows are near copies, that is how these data are, and the key would leave few.
+    """
+    near = manifest["near copies"]
+    if isinstance(near, str) or not near["rows"]:
+        return near if isinstance(near, str) else "none"
+    most = f" (of one text {near['most of one text']:,})"
+    found = f"{near['rows']:,} rows share half of their text with an earlier one{most}{among(near['also in train'])}"
+    if manifest["near_copies"] == "drop":
+        return f"{found}, but not their answers"
+    leaks, few = any(near["also in train"].values()), 2 * near["rows"] < sum(row_counts(manifest).values())
+    return found + (f"; {key}=drop leaves them out" if leaks and few else "")
+
+
+def among(shared: Mapping[str, int]) -> str:
+    """How many held-out rows have a relative among the training rows."""
+    counts = [f"{count:,} {name} rows" for name, count in shared.items() if count]
+    return f"; with training rows among them: {', '.join(counts)}" if counts else ""

@@ -63,6 +63,14 @@ def test_every_file_of_conf_loads(file: Path) -> None:
             assert config.task.name == file.stem
             assert config == load_config("evaluate", [f"task={CONF / file}"])
             return
+        if group == "sweep":
+            by_name, by_path = (
+                load_config("sweep", [f"sweep={file.stem}"]),
+                load_config("sweep", [f"config={CONF / file}"]),
+            )
+            assert (by_name.space, by_name.given) == (by_path.space, by_path.given)
+            assert by_name.space
+            return
         assert group in ("model", "data")
         config = load_config("pretrain", [f"{group}={file.stem}", "data.sequence_length=8"])
         by_path = load_config("pretrain", [f"{group}={CONF / file}", "data.sequence_length=8"])

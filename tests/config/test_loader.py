@@ -63,7 +63,7 @@ def test_a_group_leaves_nothing_of_the_one_before() -> None:
 
 def test_a_task_brings_its_data_and_its_length_and_what_the_user_says_wins(tmp_path: Path) -> None:
     config = load_config("evaluate", ["task=couplets"])
-    assert (config.data.path, config.generation.max_new_tokens) == ("prepared/sample/couplets", 32)
+    assert (config.data.path, config.task.data, config.generation.max_new_tokens) == (None, "couplets", 32)
     assert (config.generation.temperature, config.prompts, config.task.trivial) == (
         0,
         [],
@@ -72,7 +72,6 @@ def test_a_task_brings_its_data_and_its_length_and_what_the_user_says_wins(tmp_p
     assert config.generation.seed == 7  # the stage's file, where the task's says nothing
     own = load_config("evaluate", ["data.path=my.csv", "generation.max_new_tokens=5", "task=couplets", "task.rows=3"])
     assert (own.data.path, own.generation.max_new_tokens, own.task.rows) == ("my.csv", 5, 3)
-    assert own.data.prompt_template == "{src_txt}\n"  # still the task's
     assert load_config("evaluate", ["data=poems", "task=couplets"]).data.path == "prepared/sample/poems"
     (tmp_path / "mine.yaml").write_text("data.path: a.csv\ntask: {metrics: [rouge], examples: 2}\n")
     (tmp_path / "run.yaml").write_text(f"task: {tmp_path / 'mine.yaml'}\ntask.examples: 4\n")
@@ -86,6 +85,41 @@ def test_of_two_tasks_the_last_one_counts_alone() -> None:
     inside = load_config("main", ["evaluate.task=couplets"]).evaluate
     assert (inside.task.name, inside.generation.max_new_tokens) == ("couplets", 32)
     assert inside.data.path == "<prepare>/quatrains"  # which conf/main.yaml says leaf by leaf
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "template"),
+    [
+        ([], "<prepare>/quatrains", None),
+        (["finetune.data=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.task=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.data.path=mine.csv", "finetune.data=couplets"], "mine.csv", "{src_txt}\n"),
+        (["prepare.source=data_to_text", "finetune.task=data_to_text"], "<prepare>/data_to_text", "{src_txt}\n说法："),
+        (["prepare.source=mine.csv", "finetune.data=couplets"], "<prepare>/couplets", "{src_txt}\n"),
+        (["finetune.data=own.yaml"], "own.csv", "{src_txt}="),
+    ],
+)  # fmt: skip
+def test_a_data_set_by_name_is_in_main_the_one_that_prepare_makes(
+    arguments: list[str], path: str, template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("path: own.csv\nprompt_template: '{src_txt}='\n", encoding="utf-8")
+    config = load_config("main", arguments)
+    assert (config.finetune.data.path, config.finetune.data.prompt_template) == (path, template)
+    assert (config.evaluate.data.path, config.register.data.path) == (path, path)
+    apart = load_config("main", ["evaluate.data=couplets", "pretrain.data=quatrains", "from_scratch=true"])
+    paths = (apart.pretrain.data.path, apart.finetune.data.path, apart.evaluate.data.path)
+    assert paths == ("<prepare>/quatrains", "<prepare>/quatrains", "<prepare>/couplets")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "needed"),
+    [("summarization", "sample", "summarization"), ("couplets", "summarization", "sample"),
+     ("instructions", "summarization", "instructions")],
+)  # fmt: skip
+def test_a_data_set_that_prepare_does_not_make_there_is_refused(name: str, source: str, needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"finetune.data={name}: .*{source} makes .* give prepare.source={needed}"):
+        load_config("main", [f"finetune.data={name}", f"prepare.source={source}"])
 
 
 # --- what can be written ---

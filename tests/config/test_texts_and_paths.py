@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from modules.config.base import model_folder
 from modules.config.commands import STAGES
 from modules.config.loader import ConfigError, load_config, to_yaml
 from modules.config.schema import key_of_path, keys, missing_models
@@ -222,3 +223,33 @@ def test_generate_takes_samplings_keys_without_their_section() -> None:
     assert "temperature (command line): no such key; did you mean generation.temperature?" in complaints_of(
         "evaluate", "temperature=0.5"
     )
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "hub/models/damo/nlp_gpt3_text-generation_1.3B", "hub/models/damo/nlp_gpt3_text-generation_1___3B",
+        "hub/damo/nlp_gpt3_text-generation_1.3B", "damo/nlp_gpt3_text-generation_1___3B",
+        "models/damo/nlp_gpt3_text-generation_1___3B",
+        "hub/models--damo--nlp_gpt3_text-generation_1.3B/snapshots/master",
+    ],
+)  # fmt: skip
+def test_what_modelscope_downloaded_is_found_by_its_name(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "damo/nlp_gpt3_text-generation_1.3B"
+    for home, variable in ((tmp_path / "cache", str(tmp_path / "cache")), (tmp_path / "~/.cache/modelscope", "")):
+        monkeypatch.setenv("HOME", str(tmp_path / "~"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", variable)
+        assert model_folder(name) == Path(name)
+        (complaint,) = missing_models(load_config("finetune", [f"train.init_from={name}"]))
+        assert f"train.init_from={name}: no such model folder" in complaint
+        assert str(home) in complaint
+        assert f"modelscope download --model {name}" in complaint
+        (home / place).mkdir(parents=True)
+        assert model_folder(name) == home / place
+        assert not list(missing_models(load_config("finetune", [f"train.init_from={name}"])))
+        assert f"{name} is read from {home / place}" in caplog.text
+    (tmp_path / name).mkdir(parents=True)  # one's own comes first
+    assert model_folder(name) == Path(name)

@@ -118,6 +118,7 @@ def test_counts_by_hand() -> None:
     texts = [" 春风来\n", "山山山山山山"]
     assert exact_match(texts, rows)[0].of_rows().tolist() == [1, 0]
     assert length(texts, rows)[0].value == pytest.approx((3 + 6) / (3 + 1))
+    assert length(texts, rows)[0].best == 1
     assert values(repetition(texts, rows)) == pytest.approx({"distinct_2": (2 + 1) / (2 + 5), "repetition": 2 / 3})
 
 

@@ -84,5 +84,5 @@ def test_nothing_is_promoted_that_has_no_score() -> None:
 
 
 def test_the_first_is_given_it_and_few_rows_are_said_to_be_few() -> None:
-    assert decide(measure(), None, None).reason == f"given to it, as the first ({measure().value:.1f})"
+    assert decide(measure(), None, None).reason == f"given to it, as the first (p {measure().value:.1f})"
     assert "12 test rows alone" in decide(measure(rows=12), None, None).reason

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from modules.evaluation.statistics import compare, mean, perplexity, rows_in_words, with_clusters
+from modules.evaluation.statistics import Metric, compare, mean, perplexity, ratio, rows_in_words, with_clusters
 
 
 def losses(rng: np.random.Generator, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +112,35 @@ def test_two_rows_decide_nothing() -> None:
 def test_other_rows_are_not_compared() -> None:
     with pytest.raises(ValueError, match="can't be compared"):
         compare(mean("m", [1.0, 2.0]), mean("m", [1.0]))
+
+
+def lengths_of(written: float, rows: int = 200) -> Metric:
+    """Texts of about so many times the length that is expected."""
+    drawn = np.random.default_rng(7).poisson(20 * written, rows)
+    return Metric("length_ratio", np.stack([drawn, np.full(rows, 20)], 1).astype(float), ratio, best=1)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [(1.05, 1.6, "better"), (0.95, 1.6, "better"), (1.6, 0.95, "worse"), (0.6, 0.95, "worse")],
+)
+def test_of_a_metric_that_is_best_at_a_value_the_nearer_one_wins(new: float, old: float, expected: str) -> None:
+    found = compare(lengths_of(new), lengths_of(old))
+    assert found.verdict == expected
+    assert (found.new, found.old) == pytest.approx((abs(new - 1), abs(old - 1)), abs=0.05)
+    assert found.low <= found.difference <= found.high
+    assert (found.difference < 0) == (expected == "better")
+
+
+def test_two_models_as_far_from_the_best_value_are_not_told_apart() -> None:
+    """One writes a fifth too little, the other a fifth too much: that they differ makes neither better."""
+    assert compare(lengths_of(0.8), lengths_of(1.2)).verdict == "undecided"
+    assert compare(lengths_of(0.8).distance(), lengths_of(1.2).distance()).verdict == "undecided"
+
+
+def test_values_are_ranked_by_what_is_good() -> None:
+    up, down, at = mean("m", [0.0]), mean("m", [0.0], higher_is_better=False), lengths_of(1)
+    values = [0.2, 1.1, 3.0, math.nan]
+    assert [sorted(values, key=each.cost)[0] for each in (up, down, at)] == [3.0, 0.2, 1.1]
+    assert all(math.isnan(sorted(values, key=each.cost)[-1]) for each in (up, down, at))
+    assert [each.direction for each in (up, down, at)] == ["higher is better", "lower is better", "best at 1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from modules.evaluation.answers import batches, write_answers
 from modules.evaluation.likelihood import chance, choice_accuracy, score
 from modules.evaluation.prompts import build_prompts
 from modules.evaluation.task_evaluation import Task
-from modules.evaluation.task_rows import columns_of, read_choices, read_task_rows, with_targets
+from modules.evaluation.task_rows import GROUP, columns_of, first_of_groups, read_choices, read_task_rows, with_targets
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
@@ -294,3 +295,20 @@ def test_choices_stand_beside_guessing(decoder: Decoder, tokenizer: Tokenizer) -
     assert found.rows == []
     assert found["choice_accuracy"].value in (1 / 3, 2 / 3)
     assert task.floors(tokenizer)["chance"]["choice_accuracy"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "expected"),
+    [
+        (["a", "a", "a", "b", "", "", "c"], range(7), [0, 3, 4]),
+        (["a", "a", "a", "b"], range(4), [0, 1, 3]),
+        (["a", "a", "a", "b", "c"], [1, 2, 4], [0, 1, 2]),
+        (["a"], range(1), [0]),
+        (None, range(5), [0, 1, 2]),
+    ],
+)
+def test_samples_are_of_different_groups(labels: list[str] | None, numbers: Sequence[int], expected: list[int]) -> None:
+    """Three questions on one passage would show less of a model than one on each of three."""
+    groups = {GROUP: labels} if labels else {}
+    rows = datasets.Dataset.from_dict({"src_txt": ["春"] * len(labels or numbers), **groups})
+    assert first_of_groups(rows, numbers, 3) == expected

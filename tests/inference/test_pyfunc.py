@@ -14,7 +14,8 @@ import pytest
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
 from modules.tokenizer.tokenizer import load_tokenizer
-from modules.tracking.registry import MODULES, PYFUNC, SERVING_REQUIREMENTS, code_behind, log_model
+from modules.tracking.models.exported_model import PYFUNC, SERVING_REQUIREMENTS, log_model
+from modules.tracking.reuse.imported_code import MODULES, code_behind
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 OPTIONS = {"max_new_tokens": 8, "temperature": 0.0}
@@ -96,6 +97,7 @@ def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokeniz
     assert packages <= {"system", "config", "tokenizer", "model", "checkpoint", "inference"}
     assert {path.parts[:2] for path in carried if len(path.parts) > 3} <= {
         ("modules", "checkpoint"),
+        ("modules", "config"),
         ("modules", "model"),
     }  # no server/
     left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}

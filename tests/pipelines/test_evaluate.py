@@ -117,6 +117,15 @@ def test_rows_of_one_group_are_resampled_together(model: Path, store: Path, caps
     )
 
 
+def test_test_rows_of_a_group_that_was_trained_on_are_counted(
+    model: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"src_txt": f"问{number}", "tgt_txt": f"答{number}", "passage": number // 3} for number in range(90)]
+    data = write_rows(store / "data", train=rows[:37], validation=rows[70:], test=rows[37:70])
+    run("task=instructions", "task.rows=1", f"model={model}", f"data.path={data}", "data.columns.passage=group")
+    assert "; of a group that training rows are of: 2" in capsys.readouterr().out  # 36 to 38 are of passage 12
+
+
 def test_bad_rows_of_either_split_are_counted_shown_and_listed(
     model: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +193,7 @@ def test_a_folder_given_for_the_test_is_its_test_file_and_no_other_rows_are_fitt
     assert f"rows of {data}/test.jsonl\n" in printed
     assert re.search(r"n-grams +no training rows \(data.path\)", printed)
     (entry,) = MlflowClient().get_run(found.run_id).inputs.dataset_inputs
-    assert entry.dataset.name == "test.jsonl-test"
+    assert entry.dataset.name == "rows-test"
     again = run(f"model={model}", f"data.path={data}", "prompts=[]")
     assert f"rows of {data}/test.jsonl; also among the training rows: 2\n" in capsys.readouterr().out
     assert MlflowClient().get_run(again.run_id).data.metrics["test/rows_in_training"] == 2

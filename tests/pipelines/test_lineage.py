@@ -54,7 +54,7 @@ def test_each_split_is_logged_with_its_own_source_and_doubts(store: Path) -> Non
     train, mine = write(store / "train.csv", *OWN), write(store / "mine.csv", OWN[0], OWN[1], "夏")
     places = [f"data.path={train}", f"data.validation_path={mine}", f"data.test_path={train}"]
     made = pretrain(load_config("pretrain", ["model=tiny", *QUICK, *QUIET, *places]))
-    expected = {name: f"{path.name}-{name}" for name, path in (("train", train), ("validation", mine))}
+    expected = {"train": f"{store.name}-train", "validation": "mine.csv-validation"}  # any folder may have a train.csv
     assert {name: one for name, (one, _) in inputs(made).items()} == expected
     assert inputs(made)["validation"][1] == fingerprint(load_rows(mine))[:32]
     logged = MlflowClient().get_run(made.run_id).data
@@ -68,6 +68,20 @@ def test_each_split_is_logged_with_its_own_source_and_doubts(store: Path) -> Non
     assert copies_in_training(load_rows(mine), made.model, None) == 2
     write(train, "冬")
     assert copies_in_training(load_rows(mine), made.model, None) is None
+
+
+def test_held_out_rows_of_a_group_that_is_trained_on_are_counted(store: Path) -> None:
+    (store / "mine").mkdir()
+    for name, labels in (("train", "甲乙丙"), ("valid", "丙丁"), ("test", "戊")):
+        rows = "".join(f"{name}{number},{label}\n" for number, label in enumerate(labels))
+        (store / "mine" / f"{name}.csv").write_text(f"src_txt,passage\n{rows}", encoding="utf-8")
+    data = [f"data.path={store / 'mine'}", "data.columns.passage=group"]
+    made = pretrain(load_config("pretrain", ["model=tiny", *QUICK, *QUIET, *data]))
+    logged = MlflowClient().get_run(made.run_id).data
+    counts = {name: logged.metrics[f"rows/{name}_related_to_training"] for name in ("validation", "test")}
+    assert counts == {"validation": 1, "test": 0}
+    assert logged.tags["rows.validation"].endswith("; of a group that training rows are of: 1")
+    assert made.plan.describe()["validation rows"] == logged.tags["rows.validation"]
 
 
 def bert_vocabulary(folder: Path) -> Path:

@@ -168,10 +168,14 @@ def workplace(store: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
     decoder = make_decoder(make_config(2 * tokenizer.vocab_size, max_position_embeddings=128))
     folder = save_model(store / "nlp_gpt3_text-generation_1.3B", decoder, tokenizer, {})
     (store / "models").symlink_to(ROOT / "models")
-    for other in ("outputs/finetune-…/model", "FOLDER"):
+    for other in ("outputs/finetune-…/model", "FOLDER", "damo/nlp_gpt3_text-generation_1.3B"):
         (store / other).parent.mkdir(parents=True, exist_ok=True)
         (store / other).symlink_to(folder)
     (store / "my.csv").write_text("text1,text2\n" + "".join(f"春{i},秋{i}\n" for i in range(60)), encoding="utf-8")
+    for split, count in (("train", 40), ("test", 8)):
+        rows = store / "chinese-poetry-collection" / f"{split}.csv"
+        rows.parent.mkdir(exist_ok=True)
+        rows.write_text("text1\n" + "".join(f"{split}春{i}\n" for i in range(count)), encoding="utf-8")
     prepare_sample(store / "prepared" / "sample", ROOT / "data" / "poems-300.jsonl.gz")
     monkeypatch.setattr("pipelines.find_model", lambda *_: folder)
     for module in ("modules.tracking.registry", "pipelines.convert", "pipelines.evaluate", "pipelines.train"):

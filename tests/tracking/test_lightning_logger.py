@@ -13,16 +13,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from modules.config.base import StageConfig, TrackingConfig
 from modules.system.redaction import redact_text
-from modules.tracking import run_lifecycle as run_life
 from modules.tracking.lightning_logger import RunLogger
 from modules.tracking.outbox.spool import Spool
-from modules.tracking.run_lifecycle import END, GONE, RUNNING, end_of, owner_tags, set_tags
+from modules.tracking.run_lifecycle import END, GONE, HOST, PID, RUNNING, STARTED, end_of, host, set_tags
 from modules.tracking.stage_run import stage_run
 from tests.helpers.models import ROOT
 from tests.tracking.test_tracking import all_runs, quiet
@@ -80,6 +80,8 @@ def test_a_run_that_goes_on_repeats_nothing_and_ends_anew(store: Path) -> None:
     assert {file.path for file in MlflowClient().list_artifacts(run.info.run_id)} == {
         "config.yaml",
         "config.resumed-1.yaml",
+        "environment.json",
+        "environment.resumed-1.json",
     }
 
 
@@ -123,21 +125,21 @@ def test_under_mlflow_run_the_commands_run_points_to_the_one_that_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("error", "began", "expected"),
+    ("error", "expected"),
     [
-        (KeyboardInterrupt(), True, ("KILLED", "interrupted (Ctrl-C)")),
-        (SystemExit(143), True, ("KILLED", "terminated (SIGTERM)")),
-        (ValueError("no rows in a.csv\nmore"), False, ("FAILED", "refused: no rows in a.csv")),
-        (ValueError("at https://me:pw@host/x"), True, ("FAILED", "failed: at https://(redacted)@host/x")),
-        (FloatingPointError("the loss is nan"), False, ("FAILED", "failed: FloatingPointError: the loss is nan")),
-        (AssertionError(), True, ("FAILED", "failed: AssertionError: AssertionError")),
+        (KeyboardInterrupt(), ("KILLED", "interrupted (Ctrl-C)")),
+        (SystemExit(143), ("KILLED", "terminated (SIGTERM)")),
+        (ValueError("no rows in a.csv\nmore"), ("FAILED", "failed: no rows in a.csv")),
+        (ValueError("at https://me:pw@host/x"), ("FAILED", "failed: at https://(redacted)@host/x")),
+        (FloatingPointError("the loss is nan"), ("FAILED", "failed: FloatingPointError: the loss is nan")),
+        (AssertionError(), ("FAILED", "failed: AssertionError: AssertionError")),
     ],
 )
-def test_an_end_is_told_truthfully(error: BaseException, began: bool, expected: tuple[str, str]) -> None:
-    assert end_of(error, began) == expected
+def test_an_end_is_told_truthfully(error: BaseException, expected: tuple[str, str]) -> None:
+    assert end_of(error) == expected
 
 
-def test_a_stage_that_fails_after_others_worked_was_not_refused(store: Path) -> None:
+def test_a_command_that_fails_after_its_stages_worked_says_so(store: Path) -> None:
     with suppress(ValueError), stage_run("main", quiet()):
         with stage_run("prepare", quiet()) as inner:
             inner.log_metrics({"rows/train": 3})
@@ -182,18 +184,15 @@ def test_a_killed_runs_process_is_missed_by_the_next_stage_and_sync_sends_its_re
     assert "nothing waits (2 runs)" in capsys.readouterr().out
 
 
-def test_a_killed_run_of_a_container_that_was_made_anew_is_missed_by_its_logs_lock(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whose name and process numbers nobody here knows."""
+def test_a_killed_run_of_a_container_that_was_made_anew_is_missed_by_its_logs_lock(store: Path) -> None:
+    """Whose name and process numbers nobody here knows: an earlier version has tags of them, this one none."""
     root = Path("outputs/tracking")
-    with monkeypatch.context() as patch, stage_run("prepare", quiet()) as alive:
-        patch.setattr(run_life, "host", lambda: "another container")
+    with stage_run("prepare", quiet()) as alive:
         killed = MlflowClient().create_run(alive.info.experiment_id)
-        set_tags(killed.info.run_id, owner_tags())
-        set_tags(alive.info.run_id, owner_tags())
+        process = {HOST: "another container", PID: "1", STARTED: "1.0", END: RUNNING}
+        set_tags(killed.info.run_id, process)
+        set_tags(alive.info.run_id, process)
         Spool(root / killed.info.run_id).close()
-        patch.undo()
         with stage_run("prepare", quiet()):
             pass
         ended = MlflowClient().get_run(killed.info.run_id)
@@ -201,18 +200,32 @@ def test_a_killed_run_of_a_container_that_was_made_anew_is_missed_by_its_logs_lo
         assert MlflowClient().get_run(alive.info.run_id).data.tags[END] == RUNNING
 
 
-def test_a_process_number_that_was_given_anew_is_another_process(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_earlier_versions_are_missed_by_the_tags_that_name_their_process(store: Path) -> None:
     with stage_run("prepare", quiet()) as run:
         client = MlflowClient()
         old = client.create_run(run.info.experiment_id)
         elsewhere = client.create_run(run.info.experiment_id)
-        tags = owner_tags()
-        set_tags(old.info.run_id, tags | {run_life.STARTED: "1000000000.0"})
-        set_tags(elsewhere.info.run_id, tags | {run_life.HOST: "other", run_life.PID: "1"})
+        mine = client.create_run(run.info.experiment_id)
+        process = psutil.Process()
+        tags = {HOST: host(), PID: str(process.pid), STARTED: str(process.create_time()), END: RUNNING}
+        set_tags(old.info.run_id, tags | {STARTED: "1000000000.0"})  # its number was given anew
+        set_tags(elsewhere.info.run_id, tags | {HOST: "other", PID: "1"})
+        set_tags(mine.info.run_id, tags)
     with stage_run("prepare", quiet()):
         pass
     assert client.get_run(old.info.run_id).data.tags[END] == GONE
-    assert client.get_run(elsewhere.info.run_id).data.tags[END] == RUNNING
+    for alive in (elsewhere, mine):
+        assert client.get_run(alive.info.run_id).data.tags[END] == RUNNING
+
+
+def test_a_run_whose_log_is_elsewhere_is_nobodys_to_judge(store: Path) -> None:
+    """Of another machine, or another folder of this one: there its lock tells."""
+    with stage_run("prepare", quiet()) as run:
+        other = MlflowClient().create_run(run.info.experiment_id, tags={"stage": "pretrain", END: RUNNING})
+    with stage_run("prepare", quiet()):
+        pass
+    found = MlflowClient().get_run(other.info.run_id)
+    assert (found.info.status, found.data.tags[END]) == ("RUNNING", RUNNING)
 
 
 def test_system_metrics_go_on_counting(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_a_run_that_this_stage_cannot_write_to(store: Path, monkeypatch: pytest.
         run_name_of_experiment()
     with pytest.raises(ValueError, match=r"isn't in the store that tracking.tracking_uri names.*for `mlflow run`"):
         run_name_of_experiment(tracking_uri="sqlite:///other.db")
-    other = MlflowClient().create_run("0", tags={"stage": "evaluate", "moyun.pid": "1"})
+    other = MlflowClient().create_run("0", tags={"stage": "evaluate", "end": "finished"})
     monkeypatch.setenv("MLFLOW_RUN_ID", other.info.run_id)
     with pytest.raises(ValueError, match="is the run of another stage, evaluate: take it out"):
         run_name_of_experiment()

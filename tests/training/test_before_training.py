@@ -159,8 +159,13 @@ def test_the_end_names_run_folder_and_what_to_do_next(tmp_path: Path, capsys: py
     show_trained("finetune: done", "abc", model, {"val/loss": 1.5}, config, True)
     said = " ".join(capsys.readouterr().out.split())
     assert f"val/loss 1.5 run abc model folder {model} next python -m pipelines.generate 'model={model}'" in said
-    assert f"python -m pipelines.evaluate 'model={model}' data.path={tmp_path}" in said
+    assert f"scores python -m pipelines.evaluate 'model={model}' a version" in said  # run.yaml names the rows
+    assert f"a version python -m pipelines.register 'model={model}' model_name=NAME a server" in said
     assert f"python -m pipelines.serve 'model={model}'" in said
+    config.data.path, config.tracking.tracking_uri = None, "sqlite:////a b.db"
+    show_trained("finetune: done", "abc", model, None, config, True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"'model={model}' 'tracking.tracking_uri=sqlite:////a b.db' data.test_path=FILE a version" in said
     show_trained("finetune: done", "abc", model, None, config, False)
     assert "next" not in capsys.readouterr().out
 

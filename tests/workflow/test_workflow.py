@@ -96,27 +96,43 @@ def client(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClien
     return MlflowClient()
 
 
+def ours(client: MlflowClient) -> list[str]:
+    """The experiment that all runs are in."""
+    found = client.get_experiment_by_name("moyun")
+    assert found
+    return [str(found.experiment_id)]
+
+
 def test_stages_are_nested_runs_of_one_run(first: str, client: MlflowClient) -> None:
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (command,) = client.search_runs(["0"])
+    runs = client.search_runs(ours(client))
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_stage = {run.data.tags["stage"]: run for run in runs}
     assert len(runs) == len(STAGES) + 1 == len(by_stage)
     main = by_stage.pop("main")
     assert {run.data.tags["mlflow.parentRunId"] for run in by_stage.values()} == {main.info.run_id}
     assert sorted(by_stage) == sorted(STAGES)
+    assert command.data.tags["end"] == f"went on in run {main.info.run_id}"
+    scores = ("val/loss", "test/perplexity_per_char")
+    assert [main.data.metrics[name] for name in scores] == [
+        by_stage[stage].data.metrics[name] for stage, name in zip(("finetune", "evaluate"), scores, strict=True)
+    ]
+    assert main.data.tags["registered_version"] == "moyun 1"
 
 
 def test_training_runs_tell_where_they_come_from(first: str, client: MlflowClient) -> None:
-    (run,) = client.search_runs(["0"], "tags.stage = 'finetune'")
+    (run,) = client.search_runs(ours(client), "tags.stage = 'finetune'")
     assert run.data.params["cfg.train.max_steps"] == "4"
-    assert {"git.commit", "version.torch", "version.mlflow"} <= run.data.tags.keys()
+    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/environment.json"))
+    assert facts["git.commit"] == run.data.tags["mlflow.source.git.commit"]
+    assert {"torch", "mlflow"} <= facts["versions"].keys()
     for name in ("train/loss", "train/tokens_per_second", "lr", "grad_norm"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]
     for name in ("val/loss", "val/perplexity_per_char", "val/end_of_text_nll", "val/samples_stopped"):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [3, 4]
     assert {entry.dataset.name.rpartition("-")[2] for entry in run.inputs.dataset_inputs} == {"train", "validation"}
-    (main,) = client.search_runs(["0"], "tags.stage = 'main'")
+    (main,) = client.search_runs(ours(client), "tags.stage = 'main'")
     assert any(name.startswith("system/") for name in main.data.metrics)
     artifacts = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "loss_curve.png", "samples.json"} <= artifacts
@@ -137,7 +153,7 @@ def champion(client: MlflowClient) -> str:
 
 
 def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace, client: MlflowClient) -> None:
-    (run,) = client.search_runs(["0"], "tags.stage = 'pretrain'")
+    (run,) = client.search_runs(ours(client), "tags.stage = 'pretrain'")
     worse = resolve_model(f"{workplace.folder}/first/pretrain/model")
     assert worse.is_dir(), run
     done = workplace.python(
@@ -150,8 +166,9 @@ def test_champion_moves_only_to_what_is_better(first: str, workplace: Workplace,
         "pipelines.register", "model=models:/moyun@champion", f"data.path={workplace.folder / 'prepared'}"
     )
     assert again.returncode == 0, again.stderr
-    assert champion(client) == "1"  # equal isn't better
-    assert "undecided" in client.get_model_version("moyun", "3").tags["promotion"]
+    assert "stays with version 1, which has these weights" in again.stdout
+    assert champion(client) == "1"
+    assert {int(version.version) for version in client.search_model_versions("name = 'moyun'")} == {1, 2}
 
 
 def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, client: MlflowClient) -> None:
@@ -160,6 +177,7 @@ def test_a_failing_stage_fails_the_command_and_its_run(workplace: Workplace, cli
     assert "nowhere.csv" in done.stderr
     (run,) = client.search_runs(["0"], "attributes.status = 'FAILED'")
     assert run.data.params["data.path"] == "nowhere.csv"
+    assert run.data.tags["end"].startswith("refused: ")
 
 
 def test_a_misspelt_key_stops_everything_at_once(workplace: Workplace) -> None:
@@ -185,18 +203,25 @@ def test_notebooks_run(first: str, workplace: Workplace, client: MlflowClient, p
     assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without outputs
     executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
     assert (
-        len(pictures_of(executed)) == {"data": 3, "evaluation": 3, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
+        len(pictures_of(executed)) == {"data": 3, "evaluation": 2, "quickstart": 2, "runs": 4, "serving": 1}[path.stem]
     )
 
 
 def test_runs_are_shown_where_nothing_was_pretrained(first: str, workplace: Workplace, client: MlflowClient) -> None:
-    """What `make demo` leaves."""
+    """What `make demo` leaves, the second one too: an evaluation that wasn't done again has no scores."""
+    experiment = client.get_experiment_by_name("moyun")
+    assert experiment
+    tags = {"stage": "evaluate", "moyun.reused_from": "0" * 32}
+    reused = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    client.set_terminated(reused)
     notebook = nbformat.read(ROOT / "notebooks" / "runs.ipynb", as_version=4)
     (sweep,) = [at for at, cell in enumerate(notebook.cells) if cell.source.startswith("## A sweep")]
     without = nbformat.v4.new_code_cell('runs = runs[runs["tags.stage"] != "pretrain"]')
-    notebook.cells = [*notebook.cells[:2], without, *notebook.cells[2:sweep]]
+    scored = nbformat.v4.new_code_cell("import math\nassert all(map(math.isfinite, scores['model'])), scores")
+    notebook.cells = [*notebook.cells[:2], without, *notebook.cells[2:sweep], scored]
     executed = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(workplace.folder)}}).execute()
     assert len(pictures_of(executed)) == 2  # the fine-tuning's loss, and scores
+    client.delete_run(reused)
 
 
 @pytest.fixture(scope="module")

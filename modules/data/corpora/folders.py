@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from hashlib import blake2b, sha1
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
-from ..arrow import fingerprint, text_batches
+from ..arrow import TEXTS, fingerprint, text_batches
+from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
+from ..reading.column_names import OTHER_COLUMNS, require_mapped
 from ..rows import load_rows
 from ..sources import has_split
-from ..splits import place_in, require_same_kind
+from ..splits import groups_are_named, place_in, require_same_kind
+from .dedup import MOST_TEXTS, near_copies_of_many
 from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
 from .poems import RECIPE, rows_by_split, write_derived_sets
 from .verse import SPLITS
+
+LISTS = OTHER_COLUMNS[:3]
+"""Columns whose values are lists."""
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
 
@@ -47,34 +55,48 @@ def prepare_rows(
     test_fraction: float,
     quarantine: Quarantine | None = None,
     section: str = "",
+    near_copies: str = "report",
 ) -> dict[str, Any]:
     """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
 
     A source with splits of its own keeps them. Otherwise each row's place follows from its text alone (by SHA-1),
-    so that it stays where it is when rows are added. Bad rows go to quarantine, which becomes
-    FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
+    so that it stays where it is when rows are added; groups and near copies aren't divided (`split_by_hash`). Bad rows
+    go to quarantine, which becomes FOLDER/quarantine.jsonl; without one they are refused. Raises DataError.
 
     section: what stands before the key `columns` where it is typed, for messages.
+    near_copies: as PrepareConfig has it.
     """
     own = [name for name in SPLITS[1:] if has_split(source, name)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
+        seen: dict[str, None] = {}
         read = partial(load_rows, source, columns, cache=Path(place), quarantine=quarantine, section=section)
-        found = read_splits(read, source, own, section)
+        found = read_splits(partial(read, extras=OTHER_COLUMNS, seen=seen), source, own, section)
+        require_mapped((rows.column_names for rows in found.values()), columns, section)
         identity = {
             "source": redact_text(str(source)),
-            "sha256": {name or "all": fingerprint(rows) for name, rows in found.items()},
+            "sha256": {name or "all": fingerprint(rows, (*TEXTS, *OTHER_COLUMNS)) for name, rows in found.items()},
             "fractions": {"validation": validation_fraction, "test": test_fraction},
+            "near_copies": near_copies,
         }
         if earlier := earlier_manifest(folder, identity):
             return earlier
-        splits = divided(without_copies(found), source, validation_fraction, test_fraction)
-        copies = sum(map(len, found.values())) - sum(map(len, splits.values()))
+        unique = without_copies(found)
+        kept, alike = compared(unique, near_copies, section)
+        left_out = number_of(unique) - number_of(kept)
+        hint = f"; {section}near_copies=drop leaves {left_out:,} rows out" if left_out else ""
+        splits, together = divided(kept, source, validation_fraction, test_fraction, alike, hint)
         begin_folder(folder, identity)
-        files = write_splits(folder, {name: rows_of(splits[name]) for name in SPLITS if name in splits})
+        files = write_splits(folder, {name: written(splits[name]) for name in SPLITS if name in splits})
+        facts = {
+            **columns_found(found, columns, seen),
+            "exact copies dropped": number_of(found) - number_of(unique),
+            "near copies dropped": left_out,
+            **near_copies_found(near_copies, together),
+            **groups_found(splits, not own or groups_are_named(source)),
+        }
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
-    facts = {"columns": next(iter(found.values())).column_names, "exact copies dropped": copies}
     return finish_folder(folder, identity | facts, files)
 
 
@@ -89,22 +111,59 @@ def read_splits(
     return found
 
 
+def compared(
+    unique: dict[str, datasets.Dataset], near_copies: str, section: str
+) -> tuple[dict[str, datasets.Dataset], dict[str, Numbers] | None]:
+    """(the rows that are kept, their numbers by `near_copies_in`); None where they weren't looked at."""
+    alike = None if near_copies == "ignore" else near_copies_in(unique)
+    if near_copies != "drop":
+        return unique, alike
+    if alike is None:
+        raise DataError(f"{section}near_copies=drop: over {MOST_TEXTS:,} rows aren't compared; give fewer at once")
+    return one_of_each(unique, alike)
+
+
+def number_of(splits: Mapping[str, datasets.Dataset]) -> int:
+    return sum(map(len, splits.values()))
+
+
 def divided(
-    unique: Mapping[str, datasets.Dataset], source: str, validation_fraction: float, test_fraction: float
-) -> dict[str, datasets.Dataset]:
-    """The splits that have rows. DataError where one of the source's own has none left, or training hasn't."""
-    splits = split_by_hash(unique[""], validation_fraction, test_fraction) if "" in unique else dict(unique)
+    unique: Mapping[str, datasets.Dataset],
+    source: str,
+    validation_fraction: float,
+    test_fraction: float,
+    alike: Mapping[str, Numbers] | None = None,
+    hint: str = "",
+) -> tuple[dict[str, datasets.Dataset], dict[str, Numbers] | None]:
+    """(the splits that have rows, of each the numbers that `alike` gives its rows; None without it).
+
+    DataError where one of the source's own has none left, or training hasn't; hint: the end of its message.
+    """
     for name in unique.keys() - {""}:
         if not len(unique[name]):
-            raise DataError(f"{source}: every {name} row is a copy of a row in another split; give it rows of its own")
-    return {name: rows for name, rows in splits.items() if len(rows)}
+            what = f"{source}: every {name} row is a copy of a row in another split; give it rows of its own"
+            raise DataError(what + hint)
+    if "" not in unique:
+        return dict(unique), None if alike is None else dict(alike)
+    numbers = alike[""] if alike else None
+    try:
+        places = places_by_hash(unique[""], validation_fraction, test_fraction, numbers)
+    except DataError as error:
+        raise DataError(f"{error}{hint}") from error
+    rows_in: dict[str, Numbers] = {name: np.flatnonzero(places == name) for name in SPLITS}
+    splits = {name: unique[""].select(rows) for name, rows in rows_in.items() if len(rows)}
+    return splits, None if numbers is None else {name: numbers[rows_in[name]] for name in splits}
+
+
+def test_first(splits: Iterable[str]) -> list[str]:
+    return sorted(splits, key=("", *SPLITS[::-1]).index)
 
 
 def without_copies(found: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
-    """Each row once. Test first: a copy in two splits stays where it would otherwise leak from."""
+    """Each row once, by its texts. Test first: a copy in two splits stays where it would otherwise leak from."""
     seen: set[bytes] = set()
     unique: dict[str, datasets.Dataset] = {}
-    for name in sorted(found, key=("", *SPLITS[::-1]).index):
+    for name in test_first(found):
         numbered = enumerate(rows_of(found[name]))
         unique[name] = found[name].select([number for number, _ in unseen(numbered, lambda row: digest(row[1]), seen)])
     return unique
@@ -112,46 +171,101 @@ def without_copies(found: Mapping[str, datasets.Dataset]) -> dict[str, datasets.
 
 def digest(row: Mapping[str, str]) -> bytes:
     """As good as the texts themselves to tell rows apart by, and 16 bytes."""
-    return blake2b("\0".join(f"{len(text)} {text}" for text in row.values()).encode(), digest_size=16).digest()
+    texts = [row[name] for name in TEXTS if name in row]
+    return blake2b("\0".join(f"{len(text)} {text}" for text in texts).encode(), digest_size=16).digest()
+
+
+def near_copies_in(splits: Mapping[str, datasets.Dataset], column: str = "src_txt") -> dict[str, Numbers] | None:
+    """By split a number for each row, the same for near copies; those of pairs go by their sources.
+
+    The number is that of the first of them, counted from the first test row. None for too many rows.
+    """
+    names = test_first(splits)
+    if number_of(splits) > MOST_TEXTS:
+        return None
+    numbers = near_copies_of_many(
+        batch[column] for name in names for batch in text_batches(splits[name].select_columns([column]))
+    )
+    return dict(zip(names, np.split(numbers, np.cumsum([len(splits[name]) for name in names])[:-1]), strict=True))
+
+
+def one_of_each(
+    splits: Mapping[str, datasets.Dataset], alike: Mapping[str, Numbers]
+) -> tuple[dict[str, datasets.Dataset], dict[str, Numbers]]:
+    """(rows without near copies, their numbers): of a split none that has one in the splits before it (test first),
+    and of several in it the first. In one split, pairs are such only if their answers are near copies too, or the same.
+    """
+    answers = near_copies_in(splits, "tgt_txt") if "tgt_txt" in next(iter(splits.values())).column_names else None
+    before: set[int] = set()
+    kept: dict[str, Numbers] = {}
+    for name in test_first(splits):
+        sources, targets = alike[name].tolist(), [0] * len(splits[name])
+        if answers:
+            known: dict[str, int] = {}
+            numbered = zip(splits[name]["tgt_txt"], answers[name].tolist(), strict=True)
+            targets = [known.setdefault(text, number) for text, number in numbered]
+        rows = enumerate(zip(sources, targets, strict=True))
+        first = unseen(rows, lambda row: row[1], set())
+        kept[name] = np.array([row for row, (source, _) in first if source not in before], np.int64)
+        before.update(sources)
+    return (
+        {name: splits[name].select(rows) for name, rows in kept.items()},
+        {name: alike[name][rows] for name, rows in kept.items()},
+    )
+
+
+def columns_found(
+    found: Mapping[str, datasets.Dataset], columns: Mapping[str, str], seen: Iterable[str]
+) -> dict[str, Any]:
+    """Which columns are kept, by their new names, and which of the source's aren't."""
+    present = {column for rows in found.values() for column in rows.column_names}
+    kept = [column for column in (*TEXTS, *OTHER_COLUMNS) if column in present]
+    used = {*columns, *(column for column in kept if column not in columns.values())}
+    return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
+
+
+def near_copies_found(asked: str, alike: Mapping[str, Numbers] | None) -> dict[str, Any]:
+    """How many rows are near copies of an earlier one, and how many held-out rows of a training row."""
+    if alike is None:
+        why = "near_copies=ignore" if asked == "ignore" else f"over {MOST_TEXTS:,} rows"
+        return {"near copies": f"not looked for: {why}"}
+    sizes = Counter(number for numbers in alike.values() for number in numbers.tolist())
+    train = set(alike["train"].tolist())
+    also = {name: sum(n in train for n in numbers.tolist()) for name, numbers in alike.items() if name != "train"}
+    facts = {"rows": sizes.total() - len(sizes), "most of one text": max(sizes.values()), "also in train": also}
+    return {"near copies": facts}
+
+
+def groups_found(splits: Mapping[str, datasets.Dataset], named: bool) -> dict[str, Any]:
+    """How many groups each split has, and how many held-out rows are of a group that training rows are of, too.
+
+    named: whether a label means the same group in every split.
+    """
+    having = [name for name in SPLITS if name in splits and GROUP in splits[name].column_names]
+    labels = {name: set(group_labels(splits[name])) for name in having}
+    if not labels:
+        return {}
+    also = {name: count_of_other_groups(splits[name], splits["train"]) for name in labels if name != "train" and named}
+    counts = {name: sum(map(has_group, of_split)) for name, of_split in labels.items()}
+    return {"groups": {**counts, "rows of a group in train": also}}
+
+
+def written(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    for row in rows_of(rows):
+        yield {name: as_list(value) if name in LISTS else value for name, value in row.items()}
+
+
+def as_list(text: str) -> Any:
+    """The list that a text is in JSON, any other text as it is."""
+    try:
+        value = json.loads(text) if text.startswith("[") else text
+        json.dumps(value, ensure_ascii=False).encode()  # not half a surrogate pair
+    except (ValueError, RecursionError):
+        return text
+    return value
 
 
 def rows_of(rows: datasets.Dataset) -> Iterator[Row]:
     for batch in text_batches(rows):
         for texts in zip(*batch.values(), strict=True):
             yield dict(zip(batch, texts, strict=True))
-
-
-def split_by_hash(
-    rows: datasets.Dataset, validation_fraction: float, test_fraction: float
-) -> dict[str, datasets.Dataset]:
-    """Rows by the SHA-1 of their src_txt, a number from 0 to 1: test below one bound, validation below the next.
-
-    So the shares are met on average, rows of one src_txt stay together, and none moves when others are added.
-    Only where so few rows leave a split empty do they go by rank instead of by bounds.
-    """
-    found = [hash_share(row["src_txt"]) for row in rows_of(rows)]
-    order = sorted(set(found))
-    shares = {"test": test_fraction, "validation": validation_fraction}
-    needed = {"train"} | {name for name, share in shares.items() if share}
-    place = {share: split_by_share(share, test_fraction, validation_fraction) for share in order}
-    if not needed <= set(place.values()):
-        held_out = [name for name, share in shares.items() for _ in range(math.ceil(len(order) * share))]
-        place = dict(zip(order, held_out + ["train"] * len(order), strict=False))
-    if not needed <= set(place.values()):
-        raise DataError(
-            f"{len(order)} different texts are too few to split into training, validation and test rows: give more, "
-            "or set validation_fraction=0 or test_fraction=0"
-        )
-    return {
-        name: rows.select([number for number, share in enumerate(found) if place[share] == name]) for name in SPLITS
-    }
-
-
-def split_by_share(share: float, test: float, validation: float) -> str:
-    """The split of a text whose hash_share this is."""
-    return "test" if share < test else "validation" if share < test + validation else "train"
-
-
-def hash_share(text: str) -> float:
-    """A number from 0 to 1 that follows from the text alone, evenly spread."""
-    return int(sha1(text.encode()).hexdigest(), 16) / 2**160

@@ -16,6 +16,9 @@ MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 T = TypeVar("T")
 
+DIFFERENCES = {"sha256": "rows or columns", "fractions": "validation_fraction or test_fraction"}
+"""What of a manifest isn't called what it says."""
+
 
 def write_splits(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Manifest:
     """Name → rows as FOLDER/NAME.jsonl.gz, in this order; returns what the manifest says of the files."""
@@ -60,9 +63,20 @@ def earlier_manifest(folder: Path, identity: Manifest) -> Manifest | None:
         if files_unchanged(folder, manifest.get("files", {})):
             return manifest
     raise DataError(
-        f"{folder} holds other data than {identity['source']} gives now, and nothing is overwritten: "
-        "give output_dir=ANOTHER_FOLDER, or delete this one"
+        f"{folder} holds other data than {identity['source']} gives now ({what_differs(manifest, identity)}), and "
+        "nothing is overwritten: give output_dir=ANOTHER_FOLDER, or delete this one"
     )
+
+
+def what_differs(manifest: Manifest, identity: Manifest) -> str:
+    """In words, why a folder with this manifest isn't what would be made now."""
+    if not manifest:
+        return f"no {MANIFEST} that can be read says what it is"
+    if older := [key for key in identity if key not in manifest]:
+        return f"an earlier moyun made it, without {', '.join(older)}"
+    if differ := [DIFFERENCES.get(key, key) for key in identity if manifest[key] != identity[key]]:
+        return f"other {' and '.join(differ)}"
+    return "its files aren't as they were written"
 
 
 def begin_folder(folder: Path, identity: Manifest) -> None:

@@ -1,6 +1,7 @@
 """A corpus of task data → FOLDER/{train,validation,test}.jsonl.gz and FOLDER/manifest.json.
 
-Rows have src_txt and tgt_txt. Those of the held-out splits are one a source, with all its targets in `references`.
+Rows have src_txt, tgt_txt and as their group the number of the text that they are of. Those of the held-out splits are
+one a source, with all its targets in `references`.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...system.checksums import sha256_of
+from ..groups import hash_share, split_by_share
 from .dedup import near_copies, shingles
-from .folders import hash_share, split_by_share
 from .manifest import begin_folder, earlier_manifest, finish_folder, write_splits
 from .packages import bounded, find_or_fetch, package_digest, read_members
 from .task_sets import Corpus, TaskExample
 from .verse import SPLITS
 
-RECIPE = "v2"
+RECIPE = "v3"
 
 TEST, VALIDATION = 0.15, 0.05
 """Shares of the texts. The sets are small: fewer test rows would leave no difference between models to be seen."""
@@ -63,7 +64,8 @@ def prepare_corpus(corpus: Corpus, folder: Path, archive: Path | None, report: P
     if empty := [name for name in SPLITS if not by_split[name]]:
         raise ValueError(f"{archive}: {len(examples)} usable examples leave no {empty[0]} rows; give the whole set")
     begin_folder(folder, identity)
-    files = write_splits(folder, {name: rows_of(by_split[name], held_out=name != "train") for name in SPLITS})
+    wholes = {whole: number for number, whole in enumerate(dict.fromkeys(e.whole for e in examples), start=1)}
+    files = write_splits(folder, {name: rows_of(by_split[name], wholes, name != "train") for name in SPLITS})
     return finish_folder(folder, identity | _described(corpus, archive, counts, by_split), files)
 
 
@@ -111,11 +113,13 @@ def split(examples: Sequence[TaskExample], prose: bool, counts: Counter[str]) ->
     return by_split
 
 
-def rows_of(examples: Sequence[TaskExample], held_out: bool) -> list[dict[str, Any]]:
-    """Training rows, one an example; held-out rows, one a source, whose first target is tgt_txt."""
+def rows_of(examples: Sequence[TaskExample], wholes: Mapping[str, int], held_out: bool) -> list[dict[str, Any]]:
+    """Training rows, one an example; held-out rows, one a source, whose first target is tgt_txt.
+
+    wholes: number of each whole text, the same in all splits.
+    """
     if not held_out:
-        return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns} for e in examples]
-    wholes = {whole: number for number, whole in enumerate(dict.fromkeys(e.whole for e in examples), start=1)}
+        return [{"src_txt": e.source, "tgt_txt": e.target, **e.columns, "group": wholes[e.whole]} for e in examples]
     rows: dict[str, dict[str, Any]] = {}
     for e in examples:
         row = rows.setdefault(e.source, {"src_txt": e.source, "tgt_txt": e.target, "references": []})
@@ -135,7 +139,10 @@ def _described(
         sources = {example.source for example in by_split["test"]}
         shared = sum(not runs.isdisjoint(shingles(source, LONG_RUN)) for source in sources)
         found[f"test sources with {LONG_RUN} characters in a row that are also in train"] = shared
+    texts = {name: {example.whole for example in by_split[name]} for name in SPLITS}
+    related = {name: sum(e.whole in texts["train"] for e in by_split[name]) for name in SPLITS[1:]}
     return {
+        "groups": {**{name: len(texts[name]) for name in SPLITS}, "rows of a group in train": related},
         "package": str(package) if package and sha256_of(archive) == package.sha256 else "a copy of one's own",
         "file": archive.name,
         "members": list(corpus.members),

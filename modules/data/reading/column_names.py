@@ -13,6 +13,9 @@ from ..quarantine import DataError, Findings
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
 
+OTHER_COLUMNS = ("references", "slots", "choices", "answer", "group")
+"""What evaluation reads beside the texts, and prepare keeps; a split may be without."""
+
 SEPARATORS = ";\t|,，；、"
 """What columns may turn out to be separated by, where the whole header is one name."""
 
@@ -27,18 +30,35 @@ TARGET_NAMES = {"targettext", "targettxt", "target", "targets", "tgt", "trg", "t
 
 
 def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
-    """{"src_txt": the user's name for it, …}, without regard to what the data holds."""
+    """{"src_txt": the user's name for it, …}, without regard to what the data holds; OTHER_COLUMNS where mapped."""
     origin: dict[str, str] = {}
+    known = TEXT_COLUMNS + OTHER_COLUMNS
     for name, target in columns.items():
-        if target not in TEXT_COLUMNS:
-            near = difflib.get_close_matches(str(target), TEXT_COLUMNS, 1, 0.3)
+        if target not in known:
+            near = difflib.get_close_matches(str(target), known, 1, 0.3)
             hint = f"; did you mean {setting(name, near[0], section)}?" if near else ""
-            raise DataError(f"{section}columns.{name}={target}: the target must be src_txt or tgt_txt{hint}")
+            others = ", ".join(OTHER_COLUMNS)
+            raise DataError(
+                f"{section}columns.{name}={target}: the target must be src_txt or tgt_txt (or one of {others}){hint}"
+            )
         if target in origin:
             raise DataError(f"{section}columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one")
         origin[target] = name
     origin = {target: target for target in TEXT_COLUMNS if target not in columns} | origin
-    return {target: origin[target] for target in TEXT_COLUMNS if target in origin}
+    return {target: origin[target] for target in known if target in origin}
+
+
+def require_mapped(present: Iterable[Collection[str]], columns: Mapping[str, str], section: str = "data.") -> None:
+    """DataError where a column beside the texts was mapped, and none of the splits has it.
+
+    present: the columns of each, by the user's names or by those that they are mapped to.
+    """
+    found = set().union(*present)
+    for name, target in columns.items():
+        if target in OTHER_COLUMNS and not found & {name, target}:
+            near = nearest(name, found - set(TEXT_COLUMNS))
+            hint = f"did you mean {setting(near, target, section)}?" if near else "correct its name"
+            raise DataError(f"{section}columns.{name}={target}: no rows have a column {name!r}; {hint}")
 
 
 def setting(name: str, target: str, section: str) -> str:
@@ -79,6 +99,8 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
         _check_separated(findings, present, listed)
     for name, target in columns.items():
         if name not in findings.columns:
+            if target in OTHER_COLUMNS:
+                continue  # another split may have it: require_mapped
             near = nearest(name, (column for column in present if column not in columns))
             hint = f"did you mean {setting(near, target, findings.section)}?" if near else "name one of these"
             if target in findings.columns and target not in columns:

@@ -10,7 +10,7 @@ from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, DataConfig, PrepareConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from .column_names import check_mapping, check_present
+from .column_names import OTHER_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
     SPLIT_NAMES,
@@ -65,7 +65,10 @@ def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:
 
 def _check(sources: Iterable[tuple[str, str]], columns: Mapping[str, str], section: str, tolerant: bool) -> None:
     origin = check_mapping(columns, section)
+    others = [name for target, name in origin.items() if target in OTHER_COLUMNS]
+    texts = [name for name in origin.values() if name not in others]
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
+    headers: list[list[str]] = []
     for file in itertools.islice(dict.fromkeys(files), MOST_FILES):
         findings = findings_of([file], file)
         findings.section, findings.tolerant = section, tolerant
@@ -73,13 +76,16 @@ def _check(sources: Iterable[tuple[str, str]], columns: Mapping[str, str], secti
         if kind == ".parquet":
             from .tables import parquet_columns
 
-            parquet_columns(file, findings, origin.values(), ())
+            parquet_columns(file, findings, texts, others)
         elif kind != ".json" or file.stat().st_size <= MOST_BYTES:
-            for _ in itertools.islice(read_files([file], findings, origin.values(), ()), FIRST_ROWS):
+            for _ in itertools.islice(read_files([file], findings, texts, others), FIRST_ROWS):
                 pass
         # The first rows of JSON may be bad ones, and are left out then.
         if findings.columns and not (tolerant and kind in (".json", ".jsonl", ".ndjson")):
             check_present(findings, columns, origin)
+        headers.append([*findings.columns, *(others if "json" in str(kind) else ())])  # where it may come later
+    if headers:
+        require_mapped(headers, columns, section)
 
 
 def _files(source: str, split: str) -> list[Path]:

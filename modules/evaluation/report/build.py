@@ -16,10 +16,12 @@ from mlflow.exceptions import MlflowException
 from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.evaluation import EvaluateConfig
 from ...tracking.run_lifecycle import metric_history
-from ..statistics import Metric, PairedComparison, compare, rows_in_words
+from ..statistics import Metric, PairedComparison, rows_in_words
 from ..task_evaluation import Evaluation, ScoredRow, Task
 from ..verse.form import line_lengths
 from .contents import Column, Example, Report, Sample, Series, label
+from .naming import model_name
+from .verdict import compared, compared_by, measure_of
 
 PER_TOKEN = "perplexity"
 """The metric that a report leaves out, since models with different tokenizers can't be compared by it."""
@@ -35,45 +37,54 @@ def evaluation_report(
     task: Task,
     evaluations: Mapping[str, Evaluation],
     samples: Sequence[Mapping[str, Any]],
-    folder: Path,
+    folders: Mapping[str, Path],
     facts: Mapping[str, str] | None = None,
 ) -> Report:
     """All that the page and the card say.
 
-    evaluations: who was scored → its evaluation; "model" first. folder: the model's; the tracking store is asked for
-    the curves of the run that made it. facts: what the end of the page says beside that, e.g. the evaluation's run.
+    evaluations: who was scored → its evaluation; "model" first. folders: the models'; the tracking store is asked for
+    the curves of the run that made the first. facts: what the end of the page says beside that, e.g. the evaluation's
+    run.
     """
     config, test, model = task.config, task.test, evaluations["model"]
-    others = {name: evaluations[name] for name in ("champion", "baseline") if name in evaluations}
+    measure = measure_of(task.metrics, model)
+    tests = {who: [test] for who, test in compared_by(measure, evaluations).items()}
+    for name in folders.keys() & evaluations.keys() - {"model"}:
+        tests[name] = list(comparisons(model, evaluations[name]))
     ranked_by = next((name for name in RANKED_BY if name in model), model.metrics[0].name)
-    origin = read_provenance(folder)
+    origin = read_provenance(folders["model"])
+    names = {who: model_name(getattr(config, who), folder) for who, folder in folders.items()}
     cpu = str((origin.get("machine") or {}).get("CPU") or "")
     return Report(
-        title=f"{label(config.task.name or 'evaluation')}: {config.model}",
-        facts=facts_of(task, model),
+        title=f"{label(config.task.name or 'evaluation')}: {names['model']}",
+        facts=facts_of(task, model, names),
+        model=names["model"],
+        measure=measure.name,
         columns=[Column(name, metrics_of(found)) for name, found in evaluations.items()],
-        comparisons={name: list(comparisons(model, other)) for name, other in others.items()},
+        comparisons=tests,
         curves=training_curves(origin.get("run_id")),
         lengths=lengths(model.rows),
         form=verse_form(config, test, model.rows),
         examples=list(examples(test, model, ranked_by)),
         score_name=ranked_by,
         higher_is_better=model[ranked_by].higher_is_better,
+        best=model[ranked_by].best,
         samples=[continuation(sample) for sample in samples],
         made_by={**(facts or {}), **describe_provenance(origin, "trained")} | ({"trained on": cpu} if cpu else {}),
     )
 
 
-def facts_of(task: Task, model: Evaluation) -> dict[str, str]:
+def facts_of(task: Task, model: Evaluation, names: Mapping[str, str]) -> dict[str, str]:
     config, generation = task.config, task.config.generation
     greedy = generation.temperature == 0
     sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
     facts = {
         "model": config.model,
-        "champion": config.champion or "",
-        "baseline": config.baseline or "",
+        **{who: f"{name} ({getattr(config, who)})" for who, name in names.items() if who != "model"},
         "scored on": f"{rows_in_words(model.metrics[0])} of {task.place}",
-        "n-grams, nearest rows and examples of": str(task.train_place or ""),
+        "n-grams, nearest rows and examples of": (
+            f"{len(task.train):,} training rows of {task.train_place}" if task.train is not None else ""
+        ),
         "of these among the training rows too": f"{task.copies:,}" if task.copies else "",
         "lost by the model's tokenizer": str(model.lost) if model.lost and model.lost.counts else "",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
@@ -92,11 +103,7 @@ def metrics_of(found: Evaluation) -> list[Metric]:
 
 def comparisons(model: Evaluation, other: Evaluation) -> Iterator[PairedComparison]:
     """Paired tests, one for each metric that both have on the same rows."""
-    for metric in metrics_of(model):
-        if metric.name in other and other[metric.name].statistics.shape == metric.statistics.shape:
-            found = compare(metric, other[metric.name], resamples=2000)
-            if math.isfinite(found.difference):
-                yield found
+    return filter(None, (compared(metric, other) for metric in metrics_of(model)))
 
 
 def lengths(rows: Sequence[ScoredRow]) -> dict[str, list[int]]:

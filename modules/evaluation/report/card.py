@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from ...model.decoder import parameter_count
 from ...system.atomic import write_text
 from ...tracking.tracked_run import TrackedRun
 from ..statistics import Metric
-from .contents import Report, Series, label
+from .contents import Report, Series, label, readable
+from .verdict import verdict
 
 CARD = "README.md"
 
@@ -31,11 +33,14 @@ def model_card(
     counts = [(split, f"{count:,}", hashes.get(split, "")) for split, count in origin.get("rows", {}).items()]
     parts = [
         "---\nlanguage: zh\npipeline_tag: text-generation\nlibrary_name: moyun\n---",
-        f"# {name}",
+        f"# {report.model or name}",
+        verdict(report),
         f"A decoder-only Transformer in GPT-3's shape with {parameters / 1e6:.1f} million parameters, made by moyun's "
         f"stage `{origin.get('stage', '?')}`. What it writes is made up.",
-        f'    from pipelines import pipeline\n    pipeline("text-generation", model="{name}")("白日依山尽，")["text"]',
+        "    from pipelines import pipeline\n"
+        f'    pipeline("text-generation", model="{name}")({prompt_of(report)})["text"]',
         section("Scores", scores(report)),
+        section("Samples", samples(report)),
         section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
         section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), counts)]),
         section("Configuration", ["\n".join(f"    {line}" for line in settings(origin))]),
@@ -73,13 +78,30 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+def prompt_of(report: Report) -> str:
+    """A text of the task to try the model with, as Python and JSON write it."""
+    asked = [sample.prompt for sample in report.samples] or [example.source for example in report.examples]
+    return json.dumps(min(asked, key=len, default="白日依山尽，"), ensure_ascii=False)
+
+
 def scores(report: Report) -> Iterator[str]:
-    """Metrics beside each other, with 95 % intervals."""
+    """Metrics beside each other, the measure first, with 95 % intervals."""
     yield in_a_line(report.facts)
-    by_name = [{metric.name: metric for metric in column.metrics} for column in report.columns]
-    names = dict.fromkeys(name for metrics in by_name for name in metrics)
-    rows = [(label(name), *(score_in_words(metrics.get(name)) for metrics in by_name)) for name in names]
+    names = sorted(report.scores, key=lambda name: name != report.measure)
+    rows = []
+    for name in names:
+        found = {who: metric for who, (metric, *_) in report.scores[name].items()}
+        title = f"{label(name)} ({next(iter(found.values())).direction})"
+        rows.append((title, *(score_in_words(found.get(column.name)) for column in report.columns)))
     yield table(("", *(column.name for column in report.columns)), rows)
+
+
+def samples(report: Report, most: int = 3) -> Iterator[str]:
+    """What the model wrote, as code, so that nothing of it is read as Markdown."""
+    texts = [f"{sample.prompt}{sample.text}" for sample in report.samples]
+    texts = texts or [f"{example.source}\n→ {example.text}" for example in report.examples if example.text is not None]
+    for text in texts[:most]:
+        yield "\n".join(f"    {line}" for line in readable(text).splitlines())
 
 
 def score_in_words(metric: Metric | None) -> str:

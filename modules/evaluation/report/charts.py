@@ -26,8 +26,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from .contents import Series, readable
 from .figures import draw_series
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 22, 12, 36
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 12, 44
 BINS = 24
 
 VARIABLES = {
@@ -40,12 +40,12 @@ VARIABLES = {
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 11.5,
+    "font.size": 12.5,
     "axes.prop_cycle": cycler(color=SERIES),
     "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": RULE,
     "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "axes.xmargin": 0.02, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "axes.labelpad": 1,
+    "axes.xmargin": 0.02, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "axes.labelpad": 5,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..statistics import Metric, PairedComparison, intervals
+from ..statistics import Metric, PairedComparison, cost, intervals
 
 Series = Sequence[tuple[int, float]]
 """(step, value)"""
@@ -48,10 +48,14 @@ class Report:
     title: str
     facts: Mapping[str, str] = field(default_factory=dict)
     """What was scored on what, by name; shown on top."""
+    model: str = ""
+    """The model's name."""
+    measure: str = ""
+    """The metric that the task is about."""
     columns: Sequence[Column] = ()
     """The model first."""
     comparisons: Mapping[str, Sequence[PairedComparison]] = field(default_factory=dict)
-    """Who the model was compared with → a comparison a metric."""
+    """Who the model was compared with → a comparison a metric: by the measure, and with other models by all."""
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     """Title of a picture → its lines."""
     lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -62,6 +66,8 @@ class Report:
     score_name: str = "score"
     """Of the examples."""
     higher_is_better: bool = True
+    best: float | None = None
+    """As in Metric, like higher_is_better."""
     samples: Sequence[Sample] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
     """Run, code and versions; shown at the end."""
@@ -78,7 +84,7 @@ class Report:
     def ranked(self, count: int) -> tuple[list[Example], list[Example]]:
         """(worst, best) by score, at most `count` of each, none in both."""
         scored = [example for example in self.examples if not math.isnan(example.score)]
-        scored.sort(key=lambda example: example.score, reverse=not self.higher_is_better)
+        scored.sort(key=lambda example: cost(example.score, self.higher_is_better, self.best), reverse=True)
         count = min(count, (len(scored) + 1) // 2)
         return scored[:count], scored[max(count, len(scored) - count) :][::-1]
 
@@ -117,3 +123,16 @@ def readable(text: str) -> str:
     """A text for the page: cut where it is long, and without invisible characters."""
     clean = UNPRINTABLE.sub("�", text)
     return clean if len(clean) <= SHOWN_CHARACTERS else f"{clean[:SHOWN_CHARACTERS]}…"
+
+
+def number(value: float) -> str:
+    """Four figures at most, with a comma at thousands: 0.0123, 23.46, 239.1, 1,439."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e7 or size < 1e-4:
+        return f"{value:.2e}".replace("-", "−")
+    decimals = max(0, 3 - math.floor(math.log10(size)))
+    return f"{value:,.{min(decimals, 4)}f}".replace("-", "−")

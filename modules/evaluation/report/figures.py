@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from .contents import Series
 
@@ -24,11 +26,23 @@ def panel(height: float, **labels: str) -> tuple[Figure, Axes]:
 
 
 def loss_curve(history: Mapping[str, Series], title: str) -> Figure:
-    """Training and validation loss over optimizer steps."""
+    """Training and validation loss over optimizer steps; on a logarithmic axis where the loss spans a decade."""
     figure, axes = panel(4, title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
-    draw_series(axes, {"train": history.get("train/loss", ()), "validation": history.get("val/loss", ())})
+    train, validation = history.get("train/loss", ()), history.get("val/loss", ())
+    known = [point for point in validation if np.isfinite(point[1])]
+    step, lowest = min(known, key=lambda point: point[1], default=(0, 0.0))
+    name = f"validation, lowest {lowest:.4g} at step {step:,}" if known else "validation"
+    draw_series(axes, {"training": train, name: validation})
+    if validation and axes.lines:
+        axes.lines[-1].set(marker="o", markersize=5 if len(validation) <= 40 else 3)
     if axes.lines:
         axes.legend()
+    values = [value for _, value in (*train, *known) if np.isfinite(value)]
+    if values and 0 < 10 * min(values) < max(values):
+        axes.set_yscale("log")
+        mark_logarithmic(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return figure
 
 
@@ -51,49 +65,86 @@ def draw_series(axes: Axes, lines: Mapping[str, Series], limits: tuple[float, fl
             axes.fill_between(x, low, high, color=f"C{index}", alpha=0.18, linewidth=0)
 
 
-def perplexity_bars(scores: Mapping[str, float], title: str) -> Figure:
-    """Perplexity per character of models and baselines, in the order given, on a logarithmic axis."""
-    label = "perplexity per character (lower is better)"
-    figure, axes = panel(0.6 + 0.5 * len(scores), title=title, xlabel=label, xscale="log")
-    axes.grid(False)
-    names = list(scores)[::-1]
-    axes.bar_label(axes.barh(names, [scores[name] for name in names], color="tab:blue"), fmt="%.0f", padding=3)
-    return figure
+def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str, log: bool = False) -> Figure:
+    """Who → (value, low, high): points with their values and intervals, in the order given; the first stands out.
 
-
-def interval_bars(scores: Mapping[str, tuple[float, float, float]], xlabel: str) -> Figure:
-    """Who → (value, low, high): points with their intervals, in the order given."""
-    figure, axes = panel(0.8 + 0.4 * len(scores), xlabel=f"{xlabel}, with 95 % intervals")
+    log: on a logarithmic axis. Whoever has no value is left out; without an interval there is the point alone.
+    """
+    shown = {who: score for who, score in scores.items() if np.isfinite(score[0])}
+    scale = "log" if log else "linear"
+    figure, axes = panel(0.9 + 0.45 * len(shown), xlabel=f"{xlabel}, with 95 % intervals", xscale=scale)
     axes.grid(False, axis="y")
-    for name, (value, low, high) in reversed(list(scores.items())):
-        axes.errorbar(value, name, xerr=[[value - low], [high - value]], fmt="o", color="tab:blue", capsize=4)
-    axes.margins(y=0.3)
+    for place, (name, (value, low, high)) in enumerate(reversed(shown.items()), 1):
+        color = "tab:red" if place == len(shown) else "tab:blue"
+        ends = None if np.isnan(low) else [[value - low], [high - value]]
+        axes.errorbar(value, name, xerr=ends, fmt="o", color=color, capsize=4)
+        axes.annotate(f"{value:,.4g}", (value, name), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.margins(x=0.08)
+    axes.set_ylim(-0.5, max(len(shown), 1) - 0.3)
+    mark_logarithmic(axes)
     return figure
 
 
-def histogram(values: Mapping[str, Sequence[float] | np.ndarray], xlabel: str, title: str, log: bool = False) -> Figure:
-    """How many rows of each set have which value; log: on a logarithmic axis, for values above 0."""
-    figure, axes = panel(3.2, title=title, xlabel=xlabel, ylabel="rows", xscale="log" if log else "linear")
-    every = np.concatenate([np.asarray(row, np.float64) for row in values.values()])
-    edges = np.geomspace(every.min(), every.max(), 41) if log else np.histogram_bin_edges(every, bins=40)
-    for name, row in values.items():
-        axes.hist(row, bins=list(edges), alpha=0.55, label=name)
-    axes.legend()
-    return figure
+def mark_logarithmic(axes: Axes) -> None:
+    """Marks logarithmic axes with round numbers, written out; matplotlib would write 2 × 10², or nothing."""
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log":
+            values = ticks(*limits, logarithmic=True)
+            axis.set_ticks(values, [f"{value:,.10g}" for value in values])
+            axis.set_ticks([], minor=True)
 
 
-def points(x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log: str = "") -> Figure:
-    """A point a row or run; labels: title, xlabel, ylabel; log: which axes are logarithmic, x, y or xy."""
+def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
+    """Two to five round values within (low, high)."""
+    if logarithmic:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+            if len(found) <= 5:
+                break
+        if len(found) > 1:
+            return found[:: -(-len(found) // 5)]
+    values = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low <= value <= high]
+
+
+def points(
+    x: Sequence[float], y: Sequence[float], labels: Mapping[str, str], log: str = "", diagonal: str | None = None
+) -> Figure:
+    """A point a row or run; labels: title, xlabel, ylabel; log: which axes are logarithmic, x, y or xy.
+
+    diagonal: what to call the line on which both values are equal, drawn where it has a name.
+    """
     scales = {f"{axis}scale": "log" for axis in log}
-    figure, axes = panel(3.2, **labels, **scales)
+    figure, axes = panel(3.6, **labels, **scales)
     axes.scatter(x, y, color="tab:blue", alpha=0.6, edgecolors="none")
     axes.grid(alpha=0.3, which="both")
+    mark_logarithmic(axes)
+    if diagonal:
+        axes.axline((x[0], x[0]), (2 * x[0], 2 * x[0]), color="0.4", linestyle="--", linewidth=1, label=diagonal)
+        axes.legend()
     return figure
 
 
-def line(values: Sequence[float], labels: Mapping[str, str], log: bool = False) -> Figure:
-    """Values by their rank or number, from 1; labels: title, xlabel, ylabel."""
-    scale = "log" if log else "linear"
-    figure, axes = panel(3.2, **labels, xscale=scale, yscale=scale)
-    axes.plot(range(1, len(values) + 1), values, color="tab:blue")
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: Mapping[str, str],
+    log: str = "",
+    limits: Mapping[str, float] | None = None,
+) -> Figure:
+    """Name → (x, y), a line each; labels and log as in `points`. limits: what to call a value of x → that value."""
+    figure, axes = panel(3.6, **labels, **{f"{axis}scale": "log" for axis in log})
+    for name, (x, y) in series.items():
+        axes.plot(x, y, label=name, marker="o" if len(x) <= 40 else None, markersize=5)
+    for name, value in (limits or {}).items():
+        axes.axvline(value, color="0.4", linestyle="--", linewidth=1, label=name)
+    mark_logarithmic(axes)
+    if len(series) + len(limits or {}) > 1:
+        axes.legend()
     return figure
+
+
+def cumulative(values: Sequence[float] | np.ndarray) -> tuple[list[float], list[float]]:
+    """(x, y) for `lines`: the percentage y of the values that are at most x."""
+    found, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+    return found.repeat(2)[1:].tolist(), (100 * counts.cumsum() / counts.sum()).repeat(2)[:-1].tolist()

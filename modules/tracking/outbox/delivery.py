@@ -7,15 +7,27 @@ has (key, step, timestamp, value); a parameter, tag, input or file is the same a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    LoggedModelInput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
 
 from ...system.redaction import first_line
+from .logged_models import keep_checkpoints, metric_of
 from .spool import Record, Spool
 from .store import is_refusal
 
@@ -25,8 +37,8 @@ METRICS_AT_ONCE = 900
 READ_AT_ONCE = 1 << 16
 """Bytes of the log: some batches. They are decoded in the time of the process that trains."""
 
-LogModel = Callable[[Path, Run, str], str]
-"""(model folder, run, name of the record) → models:/ URI; called again with the same name, it finds the same model."""
+LogModel = Callable[[Path, Run, str, Mapping[str, Any]], str]
+"""(model folder, run, name of the record, its fields) → models:/ URI; called again, it finds the same model by name."""
 
 
 class Delivery:
@@ -41,6 +53,8 @@ class Delivery:
         """Record number → models:/ URI of a model that was sent, or why it was refused."""
         self.sending_model = False
         """A model is being sent, which may take long: its weights are large."""
+        self.models: set[str] = set()
+        """Ids of models that are in the store."""
         self.ahead: list[Record] = []
         """Records that were read and not sent yet."""
 
@@ -89,8 +103,7 @@ class Delivery:
         first, run_id = batch[0], self.run_id
         fields = first.fields
         if first.kind == "metrics":
-            found = ((name, value, r.fields) for r in batch for name, value in r.fields["values"].items())
-            self.client.log_batch(run_id, metrics=[Metric(name, value, f["t"], f["step"]) for name, value, f in found])
+            self.client.log_batch(run_id, metrics=[metric for record in batch for metric in self.metrics_of(record)])
         elif first.kind == "params":
             self.client.log_batch(run_id, params=[Param(*item) for item in fields["values"].items()])
         elif first.kind == "tags":
@@ -101,14 +114,40 @@ class Delivery:
         elif first.kind == "input":
             context = InputTag("mlflow.data.context", fields["context"])
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**fields["dataset"]), [context])])
+        elif first.kind == "model input":
+            if self.is_there(fields["model"]):
+                self.client.log_inputs(run_id, models=[LoggedModelInput(fields["model"])])
         elif first.kind == "model":
             self.send_model(first)
+        elif first.kind == "checkpoints":
+            if not any(later.kind == "checkpoints" for later in self.ahead[1:]):  # which says it anew
+                keep_checkpoints(self.client, run_id, fields)
         elif first.kind == "status" and fields["status"] == "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
         elif first.kind == "status":
             self.client.set_terminated(run_id, fields["status"], end_time=fields["t"])
         else:
             raise ValueError(f"line {first.number + 1} of {self.spool.folder / 'log.jsonl'} can't be read")
+
+    def metrics_of(self, record: Record) -> Iterator[Metric]:
+        fields = record.fields
+        model = fields.get("model")
+        if model and not self.is_there(model):
+            model = None
+        for name, value in fields["values"].items():
+            yield metric_of(name, value, fields["t"], fields["step"], model, fields.get("dataset"))
+
+    def is_there(self, model_id: str) -> bool:
+        """Whether the store has that model still: what belongs to one that `mlflow gc` removed would never go."""
+        if model_id not in self.models:
+            try:
+                self.client.get_logged_model(model_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
+            self.models.add(model_id)
+        return True
 
     def send_model(self, record: Record) -> None:
         if self.went_on_after(record):
@@ -117,7 +156,9 @@ class Delivery:
         run = self.client.get_run(self.run_id)  # a store that hangs shows here, before the long wait for an upload
         self.sending_model = True
         try:
-            self.results[record.number] = self.log_model(Path(folder), run, f"{self.run_id}/{record.number}")
+            self.results[record.number] = self.log_model(
+                Path(folder), run, f"{self.run_id}/{record.number}", record.fields
+            )
         finally:
             self.sending_model = False
 
@@ -138,7 +179,7 @@ def first_batch(records: list[Record]) -> list[Record]:
 
 
 def still_wanted(spool: Spool) -> list[Record]:
-    """The refused records that no later record replaces: by the same tag, a file of that path, or a status."""
+    """The refused records that no later record replaces (`replaceable`)."""
     refused = spool.refused_before()
     last: dict[tuple[str, str], int] = {}
     for record in spool.all() if refused else ():
@@ -147,10 +188,11 @@ def still_wanted(spool: Spool) -> list[Record]:
 
 
 def replaceable(record: Record) -> list[tuple[str, str]]:
-    """(kind, name) of what a later record would overwrite: tags, a file or the status."""
+    """(kind, name) of what a later record would overwrite: tags, a file, the status, or which checkpoints there are."""
     if record.kind == "tags":
         return [(record.kind, name) for name in record.fields["values"]]
-    return [(record.kind, record.fields.get("path", ""))] if record.kind in ("file", "status") else []
+    kinds = ("file", "status", "checkpoints")
+    return [(record.kind, record.fields.get("path", ""))] if record.kind in kinds else []
 
 
 def halves(batch: list[Record]) -> list[list[Record]]:

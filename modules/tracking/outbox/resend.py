@@ -47,6 +47,8 @@ def send_rest(folder: Path, uri: str, log_model: LogModel) -> Sent:
     try:
         if last_record(folder).get("kind") != "status":  # killed, or it would hold the lock
             spool.append("tags", values={END: GONE})
+            if checkpoints := spool.last("checkpoints"):
+                spool.append("checkpoints", **checkpoints | {"ended": True})
             spool.append("status", status="KILLED")
         delivery = Delivery(spool, folder.name, uri, log_model)
         taken = delivery.retry_refused()

@@ -189,6 +189,13 @@ class Spool:
             yield from records
             start, number = records[-1].end, records[-1].number + 1
 
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """What the newest record of a kind says; None where there is none."""
+        found = None
+        for record in self.all():
+            found = record.fields if record.kind == kind else found
+        return found and {name: value for name, value in found.items() if name not in ("kind", "t")}
+
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         """Metric → (step, value) of all that was ever logged."""
         found: dict[str, list[tuple[int, float]]] = {}

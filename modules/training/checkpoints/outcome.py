@@ -12,10 +12,13 @@ from ...checkpoint.adapter import adapter_hash, apply_adapter, read_adapter, sav
 from ...checkpoint.loading import open_model, verified_hash
 from ...checkpoint.training_checkpoint import check_undamaged, trained_weights
 from ...config.training import TrainingConfig
+from ...data.arrow import fingerprint
 from ..setup import TrainingSetup
 from .run_manifest import RunManifest, manifest_differences
+from .saving import read_progress
 
 ADAPTER = "adapter alone"
+CHOSEN = "chosen by"
 
 
 def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | None:
@@ -33,10 +36,11 @@ def final_weights(
     With LoRA they are the start folder's with the adapter merged in; the adapter alone is saved in folder/adapter.
 
     Returns:
-        The tensors by name, and what else was made: {"adapter alone": its folder} or nothing.
+        The tensors by name, and what else there is to say: {"chosen by": …} and perhaps {"adapter alone": its folder}.
     """
     check_undamaged(checkpoint)
-    weights, made = trained_weights(checkpoint), dict[str, str]()
+    weights = trained_weights(checkpoint)
+    made = {CHOSEN: training.selection.describe(read_progress(checkpoint)["global_step"])}
     if config.lora.rank:
         assert training.start, "TrainingConfig.complaints sees to it"
         assert parent
@@ -58,9 +62,11 @@ def result_facts(
 ) -> dict[str, Any]:
     """What the model folder's run.yaml says of the run beside its configuration."""
     rows = {name: len(split) for name, split in training.splits.items()}
-    facts = {"stage": stage, "parent": parent, "data": origin.data, "metrics": metrics, "rows": rows}
+    data = {name: origin.data.get(name) or fingerprint(split) for name, split in training.splits.items()}
+    facts = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     facts |= {"sources": {name: str(place) for name, place in training.places.items()}}
+    facts |= {"chosen_by": made[CHOSEN]}
     return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
 
 

@@ -9,29 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.weights import CheckpointError
-from ...config.assignments import as_typed
-from ...config.loader import dotted_items
-from ...config.training import TrainingConfig
+from ...config.assignments import as_typed, dotted_items
+from ...config.effects.key_effects import Effect, effect_of
+from ...config.training import LOSS, TrainingConfig
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "origin.json"
 
-IGNORED_KEYS = (
-    "output_dir", "dry_run", "tracking", "generation", "train.resume_from", "train.allow_changed",
-    "train.log_every_n_steps", "train.save_every_n_steps", "train.save_top_k", "train.sample_prompts",
-    "train.on_nonfinite", "train.micro_batch_tokens", "trainer.accelerator", "trainer.devices", "trainer.nodes",
-    "trainer.strategy", "trainer.tensor_parallel", "trainer.process_group_timeout",
-    "trainer.activation_checkpointing", "trainer.device_memory", "trainer.progress_bar", "trainer.compile",
-    "trainer.deterministic",
-)  # fmt: skip
-"""Keys that change nothing about what is learnt, but for the order in which devices add up."""
-
-CONTENT_KEYS = (
-    "data.path", "data.columns", "data.validation_path", "data.test_path", "data.cache_dir", "tokenizer.path",
-)  # fmt: skip
-"""Places: what was found there is compared instead."""
+SCORED_KEYS = ("task.", "generation.max_new_tokens", "generation.repetition_penalty", "generation.stop")
+"""Those that change what train.select_by makes of a checkpoint, where it is a measure of texts."""
 
 FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")
 """What a checkpoint can't be gone on with under another one."""
@@ -104,8 +92,11 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     old, new = (dict(dotted_items(defaults)) | dict(dotted_items(one.config)) for one in (earlier, manifest))
     # How one would be trained, where it is given: the tokenizers themselves are compared below.
     unused = ("tokenizer.",) if new.get("train.init_from") or new.get("tokenizer.path") else ()
+    scored = SCORED_KEYS if new.get("train.select_by") != LOSS else ()
+    effect = effect_of(TrainingConfig)
     for key in sorted(old.keys() | new.keys()):
-        if key.startswith((*IGNORED_KEYS, *CONTENT_KEYS, "train.init_from", *unused)) or old.get(key) == new.get(key):
+        ignored = key.startswith(unused) or (effect(key) is not Effect.RESULT and not key.startswith(scored))
+        if ignored or old.get(key) == new.get(key):
             continue
         if key != "model.vocab_size" or earlier.tokenizer == manifest.tokenizer:  # else it follows from the tokenizer
             found[key] = f"{key} was {as_typed(old.get(key))}, and is {as_typed(new.get(key))}"

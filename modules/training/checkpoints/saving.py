@@ -82,7 +82,7 @@ class PortableCheckpoints(Strategy):
             remove_abandoned(path.parent)
             shutil.rmtree(draft, ignore_errors=True)
         self.barrier()
-        del checkpoint["loops"]  # Lightning's own way to go on; lightning_module.count_on has ours
+        del checkpoint["loops"]  # Lightning's own way to go on; loop_counters.count_on has ours
         state = {"model": checkpoint.pop("state_dict"), "optimizer": checkpoint.pop("optimizer_states", [{}])[0]}
         try:
             dcp.save(state, checkpoint_id=draft, no_dist=not dist.is_initialized())

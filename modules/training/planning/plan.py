@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...config.model import ModelConfig, SizeConfig
-from ...config.training import TrainConfig, TrainingConfig
+from ...config.training import LOSS, TrainConfig, TrainingConfig
 from ...data.datamodule import TextDataModule
 from ...data.packing import Position
 from ...model.decoder import parameter_count
@@ -45,6 +45,8 @@ class TrainingPlan:
     """Documents that keep their end-of-text."""
     splits: Mapping[str, SplitFacts] = field(default_factory=dict)
     schedule: str = "cosine"
+    chosen_by: str = LOSS
+    """What the best checkpoint is chosen by, in words."""
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -60,6 +62,7 @@ class TrainingPlan:
             "tokens a step": f"{self.tokens_read / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
+            "best checkpoint": f"by {self.chosen_by}",
             "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
             "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",

@@ -23,26 +23,37 @@ class SplitFacts:
     """Of its rows those that are training rows too, word for word; None for the training rows themselves."""
     lost: LostText | None
     """Characters that the tokenizer loses; None for rows that training doesn't encode."""
+    related: int | None = None
+    """Of its rows those of a group that training rows are of, too; None where groups aren't known."""
 
     def __str__(self) -> str:
         copies = f"; also among the training rows: {self.copies:,}" if self.copies else ""
         if self.copies and self.place.held_out:
             copies += " (python -m pipelines.prepare drops copies)"
-        return f"{self.rows:,} of {self.place}{copies}"
+        related = f"; of a group that training rows are of: {self.related:,}" if self.related else ""
+        if self.place.held_out and self.related is not None:
+            related = f"{related} (too few groups to leave them whole)" if related else "; in whole groups"
+        return f"{self.rows:,} of {self.place}{copies}{related}"
 
     def metrics(self, name: str) -> dict[str, float]:
         """To log, by name."""
         found: dict[str, float] = {f"rows/{name}": self.rows}
         if self.copies is not None:
             found[f"rows/{name}_in_training"] = self.copies
+        if self.related is not None:
+            found[f"rows/{name}_related_to_training"] = self.related
         if self.lost is not None:
             found[f"rows/{name}_lost_characters"] = self.lost.share
         return found
 
 
 def facts_of_splits(
-    splits: Mapping[str, datasets.Dataset], places: Mapping[str, Place], documents: Mapping[str, Documents]
+    splits: Mapping[str, datasets.Dataset],
+    places: Mapping[str, Place],
+    documents: Mapping[str, Documents],
+    related: Mapping[str, int] | None = None,
 ) -> dict[str, SplitFacts]:
+    """related: as `related_rows` counts them."""
     train = splits["train"]
     return {
         name: SplitFacts(
@@ -51,6 +62,7 @@ def facts_of_splits(
             places[name],
             None if name == "train" else count_copies(rows, train),
             LostText(documents[name].lost, documents[name].text_characters) if name in documents else None,
+            (related or {}).get(name),
         )
         for name, rows in splits.items()
     }

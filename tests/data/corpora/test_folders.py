@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.data import DataConfig
-from modules.data.corpora.folders import hash_share, prepare_rows, prepare_sample, rows_of
-from modules.data.corpora.folders import split_by_hash as split_dataset
+from modules.data.corpora.folders import prepare_rows, prepare_sample, rows_of
 from modules.data.corpora.verse import SPLITS, split_of
+from modules.data.groups import hash_share
+from modules.data.groups import split_by_hash as split_dataset
 from modules.data.quarantine import DataError
 from modules.data.splits import load_splits
 from modules.system.checksums import sha256_of

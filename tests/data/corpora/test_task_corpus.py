@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.config.data import TASK_DATA
+from modules.config.data import TASK_DATA, DataConfig
 from modules.data.corpora import task_corpus
 from modules.data.corpora.dedup import shingles
 from modules.data.corpora.packages import Package, find_or_fetch, read_members
@@ -25,6 +25,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA, answer_span, read_templates, window
 from modules.data.corpora.verse import SPLITS
 from modules.data.quarantine import DataError
+from modules.data.splits import choose_places, groups_are_named, load_splits, related_rows
 from modules.system.checksums import sha256_of
 from modules.system.jsonl import read_jsonl
 
@@ -166,6 +167,13 @@ def test_questions_get_their_passage_around_the_marked_answer(tmp_path: Path) ->
     row = next(row for row in splits["train"] if row["tgt_txt"] == "问1？")
     assert row["src_txt"] == f"{story(1)}。［{story(1)[:3]}］【答1案】。{story(501)}。"
     assert manifest["counts"]["broken, or its answer isn't in the passage"] == 2
+    passages_of = {split: {row["group"] for row in rows} for split, rows in splits.items()}
+    assert len(set().union(*passages_of.values())) == sum(map(len, passages_of.values())) == PACKAGE_ROWS
+    counts = {split: len(groups) for split, groups in passages_of.items()}
+    assert manifest["groups"] == {**counts, "rows of a group in train": {"validation": 0, "test": 0}}
+    assert groups_are_named(tmp_path / "out")
+    loaded = load_splits(DataConfig(path=str(tmp_path / "out")), 0, extras={"group"})
+    assert related_rows(loaded, choose_places(DataConfig(path=str(tmp_path / "out")))) == {"validation": 0, "test": 0}
 
 
 @given(st.text("甲乙。？", min_size=1, max_size=80), st.data())

@@ -9,7 +9,7 @@ import pytest
 
 from modules.config.loader import load_config
 from modules.system.checksums import sha256_of
-from modules.tracking.registry import log_model
+from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate
@@ -39,7 +39,10 @@ def test_a_card_tells_how_the_model_was_made_and_what_it_scores(store: Path) -> 
         made.run_id,
         "learning_rate=",
         "| train | ",
-        "# half",
+        "# pretrain ",
+        'model="half")("白日依山尽，")',  # how the first test row begins
+        "Perplexity per character (lower is better)",
+        "By perplexity per character, the model has ",
         "| 4 |",
         "finished",
         f"source: {rows}",
@@ -68,7 +71,8 @@ def test_the_card_of_a_registered_model_goes_to_the_run_and_leaves_the_registry_
     found = evaluate(load_config("evaluate", ["model=models:/own/1", "card=true", *arguments]))
     assert {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()} == before
     card: str = mlflow.artifacts.load_text(f"runs:/{found.run_id}/README.md")
-    assert "# models:/own/1" in card
+    assert "# own version 1\n" in card
+    assert 'model="models:/own/1"' in card
     assert made.run_id in card
     assert "README.md" in next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("card"))
 
@@ -78,3 +82,19 @@ def test_a_card_of_a_model_whose_making_is_unknown(store: Path, capsys: pytest.C
     from modules.evaluation.report.contents import Report
 
     assert model_card("m", Report("t"), {}, 1_400_000).count("##") == 0  # no scores, learning, data or settings
+
+
+def test_a_card_speaks_of_its_own_task_and_reads_no_text_as_markdown() -> None:
+    from modules.evaluation.report.card import model_card
+    from modules.evaluation.report.contents import Column, Example, Report
+    from modules.evaluation.statistics import mean
+
+    texts = [Example("一段很长的文章" * 9, 0.2, text="问\n# 题", reference="题"), Example('短"文', 0.4, text="答")]
+    columns = [Column("model", [mean("distinct_2", [0.1, 0.2]), mean("rougeL", [0.2, 0.4])])]
+    card = model_card("m", Report("t", columns=columns, measure="rougeL", examples=texts, model="finetune"), {}, 10**6)
+    assert card.index("By ROUGE-L, the model has 0.3000") < card.index("## Scores")
+    assert card.index("| ROUGE-L (higher is better) |") < card.index("| Distinct 2 ")
+    assert r'model="m")("短\"文")["text"]' in card
+    assert "白日依山尽" not in card
+    assert "\n# 题" not in card
+    assert card.count("\n# ") == 1

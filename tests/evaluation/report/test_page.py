@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modules.evaluation.report.charts import BINS, bar_chart, length_chart, line_chart
-from modules.evaluation.report.contents import Column, Example, Report, Sample
-from modules.evaluation.report.figures import POINTS
-from modules.evaluation.report.page import html, number
-from modules.evaluation.statistics import compare, mean, perplexity
+from modules.evaluation.report.contents import Column, Example, Report, Sample, number
+from modules.evaluation.report.figures import POINTS, ticks
+from modules.evaluation.report.page import html
+from modules.evaluation.statistics import Metric, compare, mean, perplexity, ratio
+from tests.helpers.browser import page as browser_page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\x00\ud800"
 
@@ -97,6 +99,53 @@ def test_worst_and_best_rows_are_apart_and_in_order() -> None:
     assert ([e.score for e in worst], [e.score for e in best]) == ([5.0, 4.0, 3.0], [1.0, 2.0])
 
 
+def test_of_a_metric_that_is_best_at_a_value_the_farthest_rows_are_the_worst() -> None:
+    examples = [Example(str(i), score) for i, score in enumerate([1.0, 3.0, 0.2, 1.1])]
+    worst, best = Report("r", examples=examples, best=1).ranked(2)
+    assert ([e.score for e in worst], [e.score for e in best]) == ([3.0, 0.2], [1.0, 1.1])
+
+
+def places(page: str, tag: str) -> list[float]:
+    return [float(at) for at in re.findall(rf'<{tag} style="left: ([-\d.]+)%', page)]
+
+
+def test_every_score_has_an_axis_and_that_of_perplexity_is_logarithmic() -> None:
+    values = [perplexity("perplexity_per_char", np.log([value] * 9), np.ones(9)) for value in (10, 100, 1000)]
+    page = html(Report("r", columns=[Column(str(i), [metric]) for i, metric in enumerate(values)]))
+    low, middle, high = places(page, "b")
+    assert middle - low == pytest.approx(high - middle, abs=0.1)  # as far from 10 to 100 as from 100 to 1,000
+    marks = dict(zip(re.findall(r'<small style="left[^>]*>([^<]*)', page), places(page, "small"), strict=True))
+    assert marks["10"] == pytest.approx(low, abs=0.1)
+    assert marks["1,000"] == pytest.approx(high, abs=0.1)
+    assert "lower is better" in page
+
+
+def test_the_best_value_is_marked_where_it_is_neither_the_highest_nor_the_lowest() -> None:
+    of = {who: Metric("length_ratio", np.array([[n, 10.0]] * 9), ratio, best=1) for who, n in (("a", 8), ("b", 14))}
+    page = html(Report("r", columns=[Column(who, [metric]) for who, metric in of.items()]))
+    assert "best at 1" in page
+    marked = float(re.findall(r'class="best" style="left: ([\d.]+)%', page)[0])
+    short, long = places(page, "b")
+    assert (marked - short) / (long - short) == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "logarithmic"),
+    [(0.2, 0.37, False), (60.0, 900.0, True), (81.0, 88.0, True), (1.5, 1e9, True), (0.97, 1.0, False), (-5, 5, False)],
+)
+def test_axes_have_two_to_five_round_marks(low: float, high: float, logarithmic: bool) -> None:
+    found = ticks(low, high, logarithmic)
+    assert 2 <= len(found) <= 5
+    assert low <= found[0] < found[-1] <= high
+    assert all(len(f"{value:.10g}".strip("0").replace(".", "").strip("0")) <= 3 for value in found)
+
+
+def test_an_axis_of_zeros_goes_up_and_not_below() -> None:
+    page = html(Report("r", columns=[Column(who, [mean("repeated lines", [0.0] * 5)]) for who in ("a", "b")]))
+    assert ">0.5<" in page
+    assert "−" not in page
+
+
 def test_an_empty_report_has_no_empty_sections() -> None:
     found = Elements(html(Report("nothing yet")))
     assert not {tag for tag, _ in found.elements} & {"h2", "section", "svg", "table", "footer", "dl"}
@@ -165,3 +214,20 @@ def test_the_same_model_is_said_to_be_the_same() -> None:
     page = html(Report("r", columns=columns, comparisons={"champion": [compare(measure, measure)]}))
     assert "The same on every row, by every metric." in page
     assert "undecided</span>" not in page
+
+
+def test_on_a_phone_nothing_stands_beyond_its_edge_and_names_stay_whole(tmp_path: Path) -> None:
+    metrics = [mean(name, np.random.default_rng(0).random(20)) for name in ("rougeL", "a_metric_with_a_long_name", "m")]
+    who = ("model", "baseline", "most_frequent")
+    tests = {name: [compare(metric, metric) for metric in metrics] for name in who[1:]}
+    columns = [Column(name, metrics) for name in who]
+    long = Example("长" * 2000, 0.5, text="x" * 2000, reference="行\n" * 200, stopped=False)
+    made = Report(HOSTILE * 3, {"model": "models:/m-" + "a9" * 16}, columns=columns, comparisons=tests, examples=[long])
+    (tmp_path / "report.html").write_text(html(made), encoding="utf-8")
+    with browser_page() as tab:
+        tab.look(390, 844, mobile=True)
+        tab.open((tmp_path / "report.html").as_uri())
+        assert tab.value("document.documentElement.scrollWidth") <= 390
+        heights = tab.value("[...document.querySelectorAll('.score .name')].map(e => e.getBoundingClientRect().height)")
+        assert len(heights) == 9
+        assert max(heights) < 1.5 * min(heights)  # no name takes a second line

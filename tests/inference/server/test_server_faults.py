@@ -19,7 +19,7 @@ from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import load_config
 from modules.inference.server.lifecycle import Lifecycle
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from modules.tracking.registry import log_model
+from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines.register import register
 from tests.helpers.models import make_config, make_decoder, save_model

@@ -115,7 +115,7 @@ def test_a_run_is_not_finished_before_its_model_and_last_validation_are_in_the_l
     assert steps_of("val/loss") == [5, 10, 15, 20]
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
-    assert len(run.outputs.model_outputs) == 1
+    assert [output.step for output in run.outputs.model_outputs] == [STEPS, STEPS]  # the model, and its checkpoint
 
 
 def test_any_stage_whose_results_did_not_reach_its_log_has_failed(store: Path) -> None:

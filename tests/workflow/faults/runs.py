@@ -63,6 +63,7 @@ VARIANTS = [
     Variant("a checkpoint every step", ("train.save_every_n_steps=1", "train.save_top_k=2")),
     Variant("rows in quarantine", ("data.path=some-bad.jsonl", "data.bad_rows=quarantine", "data.max_bad_rows=0.1")),
     Variant("early stopping", ("train.early_stopping_patience=1", "train.learning_rate=0.3", "train.max_epochs=5")),
+    Variant("chosen by texts", ("train.select_by=repetition", "generation.max_new_tokens=8", "task.rows=3")),
 ]
 
 
@@ -193,7 +194,8 @@ class Outcome:
     """MLflow's: name, step, value."""
     tensors: dict[str, bytes]
     """Weights and optimizer in the last checkpoint."""
-    validations: dict[int, dict[str, float]]
+    validations: str
+    """As JSON: a measure of texts may be NaN, which isn't equal to itself."""
     status: list[str]
     """Of the run; one that was broken off before it had a folder is another."""
     weights: str
@@ -216,17 +218,20 @@ def outcome(folder: Path) -> Outcome:
         otherwise,
         metrics_in(folder / "mlflow.db"),
         dict(tensors_of(last)),
-        read_progress(last)["validations"],
+        json.dumps(read_progress(last)["validations"]),
         values(folder / "mlflow.db", "select status from runs order by start_time desc limit 1"),
         weights_hash(out / "model"),
         sorted(str(path.relative_to(folder)) for path in out.rglob(".*") if path.name not in (".lock", ".metadata")),
     )
 
 
+MEASURED = ("cost/seconds", "cost/peak_memory_gib", "cost/cpu_energy_wh", "cost/gpu_energy_wh")
+
+
 def metrics_in(store: Path) -> list[tuple[str, int, float]]:
-    """The last run's (one that was broken off before it had a folder is another), but for speeds, which differ."""
+    """The last run's (one that was broken off before it had a folder is another), but for what is measured."""
     last = "select run_uuid from runs order by start_time desc limit 1"
-    kept = f"run_uuid = ({last}) and key not like '%per_second'"
+    kept = f"run_uuid = ({last}) and key not like '%per_second' and key not in {MEASURED}"
     return values(store, f"select key, step, value from metrics where {kept} order by 1, 2, 3")
 
 

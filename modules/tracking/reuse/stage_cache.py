@@ -1,0 +1,157 @@
+"""Finds what an earlier `main` made of the same, and keeps what this one makes.
+
+The run of `main` carries a tag KEY + STAGE for each stage that it did itself, and an artifact stages/STAGE.json with
+what came of it: run_id, time, and by stage a folder with its files' checksums, a model in the store, scores, a version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import Timeout
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from ...config.base import StageConfig
+from ...system.cache import cache_folder
+from ...system.process_locks import file_lock, is_locked
+from ...training.checkpoints.resume import LOCK
+from ...training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
+from ..outbox.store import is_there
+from ..tracked_run import TrackedRun
+from .soundness import what_is_wrong, wrong_files
+
+logger = logging.getLogger("moyun.reuse")
+
+KEY = "moyun.key."
+MOST = 20
+"""Earlier runs that are looked at, the newest first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a stage from earlier runs."""
+
+    facts: dict[str, Any] | None = None
+    """Of one that is sound."""
+    wrong: str | None = None
+    """Why the newest can't be used."""
+    damaged: dict[str, Any] | None = None
+    """The facts of that one."""
+
+
+def find(stage: str, key: str) -> Found:
+    """What was made of the same before. An error of the store means that nothing is found."""
+    found = Found()
+    with contextlib.suppress(MlflowException):
+        for run in runs_with(stage, key):
+            if (facts := kept(run, stage)) is None:
+                continue
+            if (wrong := what_is_wrong(facts)) is None:
+                return Found(facts)
+            found = found if found.wrong else Found(None, wrong, facts)
+    return found
+
+
+def runs_with(stage: str, key: str) -> list[Run]:
+    """The runs of `main` that have done, or begun, the stage with this key; the newest first."""
+    if not is_there(mlflow.get_tracking_uri()):
+        return []
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    with_key = f"tags.`{KEY}{stage}` = '{key}'"
+    return list(client.search_runs(experiments, with_key, order_by=["attributes.start_time DESC"], max_results=MOST))
+
+
+def kept(run: Run, stage: str) -> dict[str, Any] | None:
+    """What a run of `main` says that the stage made; None where it was broken off, or nobody can read it any more."""
+    try:
+        facts = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{record_of(stage)}"))
+    except (MlflowException, OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def record_of(stage: str) -> str:
+    return f"stages/{stage}.json"
+
+
+def keep(run: TrackedRun, stage: str, key: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes down in main's run what a stage made, for later ones where there is a key; returns it with the time."""
+    content = {**facts, "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    run.log_dict(content, record_of(stage))
+    if key:
+        run.set_tags({KEY + stage: key})
+    return content
+
+
+def interrupted(stage: str, key: str) -> Path | None:
+    """The output folder of a training with this key that was broken off, and can be gone on with."""
+    client = MlflowClient()
+    with contextlib.suppress(MlflowException):
+        for run in runs_with(stage, key):
+            below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.stage = '{stage}'"
+            for child in client.search_runs([run.info.experiment_id], below) if kept(run, stage) is None else ():
+                folder = Path("outputs") / f"{stage}-{child.info.run_id}"
+                with contextlib.suppress(ValueError):  # a damaged manifest
+                    manifest = read_run_manifest(folder / CHECKPOINTS)
+                    # One that is finished, and whose model the store hasn't got, gives evaluate nothing to look at.
+                    going_on = manifest and (not manifest.finished or manifest.model_uri)
+                    if going_on and not ((folder / LOCK).exists() and is_locked(folder / LOCK)):
+                        return folder
+    return None
+
+
+def make_room(stage: str, config: StageConfig, found: Found, forced: bool) -> Path | None:
+    """Renames what stands where the stage will write and isn't to be used again; returns where it lies now."""
+    damaged = found.damaged or (found.facts if forced else None)
+    if not damaged or "folder" not in damaged:
+        return None
+    folder = Path(damaged["folder"])
+    if stage == "prepare":  # which finds a whole folder by itself
+        folder = folder if wrong_files(damaged) else Path()
+    else:
+        folder = folder.parent if getattr(config, "output_dir", None) else Path()
+    if not folder.name or not folder.is_dir() or ((folder / LOCK).exists() and is_locked(folder / LOCK)):
+        return None
+    aside = folder.with_name(f"{'earlier' if forced else 'damaged'}.{folder.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{'earlier' if forced else 'damaged'}.{folder.name}.{number}")
+    shutil.move(folder, aside)
+    return aside
+
+
+@contextlib.contextmanager
+def one_at_a_time(stage: str, key: str | None) -> Iterator[None]:
+    """Two commands that would make the same wait for each other: the second then finds what the first has made."""
+    name = sha256(f"{mlflow.get_tracking_uri()} {key}".encode()).hexdigest()
+    lock = file_lock(cache_folder(None) / "stages" / f"{name[:32]}.lock")
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks, or nowhere to write to
+            if key:
+                Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                acquire(stage, lock)
+        yield
+    finally:
+        lock.release()
+
+
+def acquire(stage: str, lock: Any) -> None:
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        logger.warning("%s: another command makes the same; waiting for what it makes", stage)
+        lock.acquire()

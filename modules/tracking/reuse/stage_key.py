@@ -1,0 +1,58 @@
+"""All that decides what a stage makes, as one key: configuration, contents of what it reads, code, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from ...config.assignments import dotted_items
+from ...config.base import MODEL, StageConfig
+from ...config.data import TASK_DATA
+from ...config.effects.key_effects import Effect, effect_of
+from ...config.schema import paths_in
+from ...data.corpora.folders import SAMPLE
+from ...system.hardware import default_device
+from ..provenance import PACKAGES
+from .contents import content_of
+from .imported_code import MODULES, code_digest
+
+NAMED_SOURCES = ("full", *TASK_DATA)
+"""Of prepare: packages, which the code names by their digests."""
+
+
+def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tuple[str | None, str]:
+    """(the key, "") of a stage; (None, why) where a second time may come out otherwise, and so has to be done.
+
+    known: Place → digest of what is there, of what needn't be looked for.
+    """
+    values = asdict(config)
+    train = values.get("train", {})
+    if train.get("allow_changed") or train.get("resume_from") not in (None, "auto"):
+        return None, "it goes on from another training"
+    data = values.get("data", {})
+    if data and not data["path"] and not data["test_path"]:
+        return None, "no rows are named"
+    effect = effect_of(type(config))
+    paths = {key: field.metadata == MODEL for key, _, field in paths_in(config)}
+    counted: dict[str, Any] = {}
+    for key, value in dotted_items(values):
+        if effect(key) is Effect.NOTHING:
+            continue
+        if key in paths and not (key == "source" and value in NAMED_SOURCES):
+            place = str(SAMPLE) if key == "source" and value == "sample" else value
+            value = known.get(place) or content_of(place, paths[key])
+            if value is None:
+                return None, f"{key}={place} isn't on this machine, and may be otherwise by now"
+        counted[key] = value
+    if "output_dir" in values:
+        counted["output_dir"] = os.path.abspath(values["output_dir"] or ".")
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    code = code_digest(MODULES.parent / "pipelines" / f"{stage}.py")
+    whole = {"stage": stage, "config": counted, "code": code, "versions": versions, "device": default_device().type}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest(), ""

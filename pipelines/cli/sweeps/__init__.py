@@ -1,0 +1,1 @@
+"""What a sweep shows, and how its processes call the stages."""
