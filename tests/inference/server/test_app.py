@@ -112,7 +112,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
     calls = re.findall(
         r"curl -s localhost:8000(/\S+) [^']*'Content-Type: application/json'[^']*'(.*?)'", text, re.DOTALL
     )
-    assert len(calls) == 3
+    assert len(calls) == 4
     for path, body in calls:
         assert server.post(path, json.loads(body)).status_code == 200
     lines = [line[4:] for line in re.findall(r"(    from openai import .*?)\n\n", text, re.DOTALL)[0].splitlines()]
