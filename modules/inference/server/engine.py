@@ -197,16 +197,16 @@ class Engine:
             reply = number if self.take(number, token) else None
 
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
-        """Rows of sequences that run from now on, but for those that end here, as nothing is to be written."""
+        """Rows of sequences that run from now on, but for those that end here: only their prompts are scored."""
         begun = {next(self.numbers): sequence for sequence in sequences}
         self.running.update(begun)
         self.starting = 0
-        ended = {number: sequence for number, sequence in begun.items() if not sequence.config.max_new_tokens}
-        if scored := [sequence for sequence in ended.values() if sequence.scores]:
-            prefill(self.decoder, [s.prompt for s in scored], None, [s.scores for s in scored])
-        for number in ended:
-            self.take(number, None)
-            del begun[number]
+        if scored := [number for number, sequence in begun.items() if not sequence.config.max_new_tokens]:
+            if any(begun[n].scores for n in scored):
+                prefill(self.decoder, [begun[n].prompt for n in scored], None, [begun[n].scores for n in scored])
+            for number in scored:
+                self.take(number, None)
+                del begun[number]
         left = begun.values()
         prompts, configs = [sequence.prompt for sequence in left], [sequence.config for sequence in left]
         rows = start(self.decoder, prompts, configs, [sequence.scores for sequence in left])
