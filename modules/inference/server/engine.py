@@ -105,7 +105,8 @@ class Engine:
 
     def has_room(self, rows: int = 1) -> bool:
         """Whether there are free places in batch and queue for so many."""
-        taken = len(self.waiting) + self.starting + len(self.running)
+        with self.changed:  # or a row that leaves the queue at this moment is counted twice
+            taken = len(self.waiting) + self.starting + len(self.running)
         return taken + rows <= self.limits.batch_rows + self.limits.queue_rows
 
     def submit(self, sequences: Sequence[ActiveSequence]) -> None:
@@ -186,8 +187,9 @@ class Engine:
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
         """Rows of sequences that run from now on."""
         numbers = [next(self.numbers) for _ in sequences]
-        self.running.update(zip(numbers, sequences, strict=True))
-        self.starting = 0
+        with self.changed:
+            self.running.update(zip(numbers, sequences, strict=True))
+            self.starting = 0
         prompts = [sequence.prompt for sequence in sequences]
         rows = start(self.decoder, prompts, [sequence.config for sequence in sequences])
         rows.numbers = numbers

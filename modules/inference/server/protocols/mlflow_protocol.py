@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...config.base import shown
-from ...config.generation import LimitsConfig
-from .engine import Event
-from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
+from ....config.base import shown
+from ....config.generation import LimitsConfig
+from ..engine import Event
+from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
 
 EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
 BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
@@ -38,7 +38,7 @@ def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) 
     config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
-    return CompletionRequest(texts, config, echo=full)
+    return CompletionRequest(texts, config, echo=full, new_tokens="max_new_tokens")
 
 
 def column_of(content: Any, name: str) -> list[Any]:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...config.base import shown
-from .engine import Event
-from .request_handle import ClientGoneError, RequestHandle
-from .requests import (
+from ....config.base import shown
+from ..engine import Event
+from ..request_handle import ClientGoneError, RequestHandle
+from ..requests import (
     PARAMETERS,
     CompletionRequest,
     RequestError,
@@ -34,11 +37,7 @@ from .requests import (
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
-OPENAI_NAMES = {"max_new_tokens": "max_tokens"}
-
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
     "logprobs": (None,),
     "suffix": (None, ""),
     "logit_bias": (None, {}),
@@ -47,8 +46,10 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
-FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
+COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "user")
+"""Fields of completions and of chat completions."""
+
+FIELDS = ("prompt", *COMMON, "echo", "best_of", *PARAMETERS, *WITHOUT_EFFECT)
 
 
 def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
@@ -57,23 +58,44 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     name: what clients call the served model.
     """
     check_known(body, FIELDS)
+    check_without_effect(body, WITHOUT_EFFECT)
+    request = parse_common(body, name, "max_tokens", NEW_TOKENS)
+    best_of = body.get("best_of")
+    if best_of is not None and (not is_whole(best_of) or best_of != request.n):
+        raise bad("best_of", f"isn't done here: leave it out, or give what n is, {request.n} (not {shown(best_of)})")
+    return replace(request, prompts=prompts_of(body), echo=flag(body, "echo"))
+
+
+def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int) -> CompletionRequest:
+    """What completions and chat completions have in common, still without prompts.
+
+    Args:
+        new_tokens: what the client calls max_new_tokens.
+        usual: max_new_tokens where it isn't given.
+    """
     check_model(body.get("model", name), name)
     if not isinstance(user := body.get("user"), str | None):
         raise bad("user", f"must be a text, not {shown(user)}")
-    for field, values in WITHOUT_EFFECT.items():
-        value = body.get(field)
-        if isinstance(value, bool) or value not in values:
-            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
-    given = {"max_new_tokens": body.get("max_tokens")} | {field: body.get(field) for field in PARAMETERS}
+    given = {"max_new_tokens": body.get(new_tokens)} | {field: body.get(field) for field in PARAMETERS}
     # In OpenAI's interface null is the same as leaving it out.
-    config = parse_parameters(
-        {"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, OPENAI_NAMES
-    )
+    values = {"max_new_tokens": usual} | {k: v for k, v in given.items() if v is not None}
+    config = parse_parameters(values, {"max_new_tokens": new_tokens})
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
+    n = 1 if body.get("n") is None else body["n"]
+    if not is_whole(n) or n < 1:
+        raise bad("n", f"must be a whole number of at least 1, not {shown(n)}")
     with_usage = flag(options or {}, "include_usage")
-    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), with_usage)
+    return CompletionRequest([], config, flag(body, "stream"), include_usage=with_usage, n=n, new_tokens=new_tokens)
+
+
+def check_without_effect(body: Mapping[str, Any], fields: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses what moyun lacks where its value would change something. fields: name → values that change nothing."""
+    for field, values in fields.items():
+        value = body.get(field)
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
+            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
 
 
 def check_model(given: Any, name: str) -> None:
@@ -100,9 +122,9 @@ def flag(body: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def answer_head(identity: str, created: int, name: str) -> dict[str, Any]:
+def answer_head(kind: str, prefix: str, name: str) -> dict[str, Any]:
     """What every answer and every chunk of a stream begins with."""
-    return {"id": identity, "object": "text_completion", "created": created, "model": name}
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
 
 
 def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
@@ -177,11 +199,23 @@ class EventStream(Response):
             await self.break_off(scope, send, problem)
 
     async def send_pieces(self, send: Send) -> None:
+        more = {"usage": None} if self.request.include_usage else {}  # null but in the last, as OpenAI has it
+        for choice_of_row in self.opening():
+            await self.send_chunk(send, [choice_of_row], **more)
         while event := await self.handle.next():
-            await self.send_chunk(send, [choice(event.row, event.text, event.finish)])
+            for choice_of_row in self.choices(event):
+                await self.send_chunk(send, [choice_of_row], **more)
         if self.request.include_usage:
             await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """What comes before all text."""
+        yield from ()
+
+    def choices(self, event: Event) -> Iterator[dict[str, Any]]:
+        """What an event becomes, a chunk each."""
+        yield choice(event.row, event.text, event.finish)
 
     async def send_chunk(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
         body = chunk(self.head | {"choices": choices} | others)
