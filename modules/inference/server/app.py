@@ -85,11 +85,20 @@ class Service:
         self.created = int(time.time())
 
     def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """Takes requests from here on. run: how the model was made (read_provenance), for the card."""
+        """Takes requests from here on; ValueError where no prompt could be short enough.
+
+        run: how the model was made (read_provenance), for the card.
+        """
+        positions, own = engine.decoder.config.max_position_embeddings, overhead_of(tokenizer)
+        self.prompt_tokens = most_prompt_tokens(self.limits, positions)
+        self.text_tokens = self.prompt_tokens - own
+        if self.text_tokens < 1:
+            raise ValueError(
+                f"limits.prompt_tokens={self.limits.prompt_tokens} (with the model's {positions} positions) leaves no "
+                f"room for text: start and prompt template alone take {own} tokens"
+            )
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
-        self.prompt_tokens = most_prompt_tokens(self.limits, engine.decoder.config.max_position_embeddings)
-        self.text_tokens = self.prompt_tokens - overhead_of(tokenizer)
         self.characters = characters_of(self.text_tokens, tokenizer)
         self.state = "ready"
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -185,6 +186,16 @@ def test_an_idle_server_takes_as_many_as_it_has_places_and_queue(tokenizer: Toke
         for thread in threads:
             thread.join()
         assert answers == [200, 200]
+
+
+def test_an_idle_server_takes_one_request_for_each_place(tokenizer: Tokenizer) -> None:
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server:
+        server.pace.seconds = 0.02
+        most = server.service.limits.batch_rows + server.service.limits.queue_rows
+        body = {"prompt": "春", "max_tokens": 20, "seed": 1}
+        with ThreadPoolExecutor(most) as pool:
+            statuses = list(pool.map(lambda _: server.complete(**body).status_code, range(most)))
+        assert statuses == [200] * most
 
 
 def test_headers_that_never_end_are_not_waited_for(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
