@@ -7,20 +7,40 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .base import EMBEDDED, LINES, MODEL, REMOVED, CommandConfig, ConfigError, extreme, not_positive, shown, too_small
+from .base import (
+    EMBEDDED,
+    LINES,
+    MODEL,
+    REMOVED,
+    CommandConfig,
+    ConfigError,
+    extreme,
+    not_positive,
+    shown,
+    too_small,
+    unless,
+)
 
 EXPECTED = {
     "int": "a whole number",
     "int | None": "a whole number",
     "float": "a number",
     "list[str]": "a text or a list of texts",
+    "dict[int, float]": "a mapping of token ids to numbers, e.g. {5: -100}",
 }
 """A generation parameter's type → what may be given for it, in words."""
+
+BIASED_TOKENS = 300
+"""The most token ids in logit_bias, as OpenAI has it."""
 
 
 @dataclass
 class GenerationConfig:
-    """How text is sampled."""
+    """How text is sampled.
+
+    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, temperature, top_k, top_p,
+    min_p.
+    """
 
     max_new_tokens: int = 128
     """The most tokens to generate."""
@@ -30,8 +50,16 @@ class GenerationConfig:
     """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the fewest tokens whose probabilities reach p (nucleus)."""
+    min_p: float = 0.0
+    """Sample among tokens that are at least so many times as likely as the likeliest; 0: all, 1: it alone."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that already stand in the text less likely (CTRL's formula)."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that was written (OpenAI's formula; the prompt doesn't count); -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it was written (OpenAI's formula); -2 to 2."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Token id → what is added to its logit, e.g. {5: -100}; -100: never written, 100: nothing else is."""
     seed: int | None = None
     """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
     stop: list[str] = field(default_factory=list, metadata=LINES)
@@ -60,6 +88,8 @@ class GenerationConfig:
                 raise ConfigError([f"{name} {null if value is None else expected}"])
         if "stop" in values:
             values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
+        if "logit_bias" in values:  # in JSON keys are texts
+            values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
         result = replace(defaults or cls(), **values)
         if complaints := [*result.complaints()] or [*extreme(result)]:
             raise ConfigError(complaints)
@@ -73,8 +103,18 @@ class GenerationConfig:
             yield f"top_k ({self.top_k}) must be 0 (all tokens) or positive"
         if not 0 < self.top_p <= 1:
             yield f"top_p ({self.top_p}) must be above 0 and at most 1"
+        if not 0 <= self.min_p <= 1:
+            yield f"min_p ({self.min_p}) must be from 0 (all tokens) to 1"
         if not 0.01 <= self.repetition_penalty <= 100:
             yield f"repetition_penalty ({self.repetition_penalty}) must be from 0.01 to 100 (1: none)"
+        penalties = ("presence_penalty", "frequency_penalty")
+        yield from unless(lambda value: -2 <= value <= 2, "from -2 to 2", self, penalties)
+        if len(self.logit_bias) > BIASED_TOKENS:
+            yield f"logit_bias has {len(self.logit_bias)} token ids; there may be {BIASED_TOKENS}"
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not -100 <= bias <= 100:
+                yield f"logit_bias must map token ids to numbers from -100 to 100, not {token} to {bias}"
+                break
         if self.seed is not None and not 0 <= self.seed < 2**63:
             yield f"seed ({self.seed}) must be from 0 to 2^63-1"
         if any(not text for text in self.stop):
@@ -86,6 +126,10 @@ def fits(value: Any, kind: str) -> bool:
     if kind == "list[str]":
         texts = [value] if isinstance(value, str) else value
         return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+    if kind == "dict[int, float]":
+        return isinstance(value, Mapping) and all(
+            re.fullmatch(r"[0-9]{1,12}", str(token)) and fits(bias, "float") for token, bias in value.items()
+        )
     if value is None:
         return kind == "int | None"
     return isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)

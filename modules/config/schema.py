@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator
@@ -168,7 +169,10 @@ def wanted(key: Key) -> str:
         return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
     if key.section:
         return section_keys(key)
-    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
+    from_numbers = typing.get_args(key.type)[:1] == (int,)
+    example = {list: ", e.g. [a, b]", dict: ", e.g. {5: 0.5}" if from_numbers else ", e.g. {a: b}"}.get(
+        typing.get_origin(key.type), ""
+    )
     return f"must be {type_name(key.type)}{example}"
 
 
@@ -190,9 +194,17 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def with_number_keys(value: Any, hint: Any) -> Any:
+    """A mapping from whole numbers, whose keys a command line gives as text."""
+    if typing.get_args(hint)[:1] != (int,) or not isinstance(value, dict):
+        return value
+    return {int(k) if re.fullmatch(r"[0-9]{1,12}", str(k)) else k: part for k, part in value.items()}
+
+
 def full_name(config_class: type, name: str) -> str:
     """generate takes sampling's keys without their section: temperature=0.5."""
-    short = config_class is GenerateConfig and name in {field.name for field in dataclasses.fields(GenerationConfig)}
+    own = {field.name for field in dataclasses.fields(GenerationConfig)}
+    short = config_class is GenerateConfig and name.partition(".")[0] in own
     return f"generation.{name}" if short else name
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modules.data.encoding import encode_batch
-from modules.tokenizer.conversation import Message, encode_turns, read_messages
+from modules.tokenizer.prompt_template import Message, encode_turns, read_messages
 from modules.tokenizer.tokenizer import Tokenizer
 
 TEMPLATE = "问：{src_txt}\n答："

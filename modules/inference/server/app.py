@@ -112,8 +112,8 @@ class Service:
         if request.stream:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
-            ends = await handle.ends()
-        return JSONResponse(openai.completion(head, ends, openai.token_usage(prompts, handle.tokens)))
+            choices = [openai.choice(end, handle.logprobs_of(end)) for end in await handle.ends()]
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
 
     async def chat(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
@@ -125,7 +125,8 @@ class Service:
             return chat.ChatStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
-        return JSONResponse(chat.chat_completion(head, ends, openai.token_usage(prompts, handle.tokens)))
+        choices = [chat.answered(end, chat.content_logprobs(handle.logprobs_of(end), request)) for end in ends]
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
+from ...model.sampling import check_biases
 from ...tokenizer.tokenizer import Tokenizer
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
@@ -61,6 +62,8 @@ class CompletionRequest:
     """Texts of each prompt."""
     new_tokens: str = "max_tokens"
     """What the client calls max_new_tokens."""
+    logprobs: int | None = None
+    """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
 
     @property
     def configs(self) -> list[GenerationConfig]:
@@ -190,7 +193,15 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
         if given:
             check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
         prompts.append(ids)
+    check_bias(request.config, tokenizer)
     return prompts
+
+
+def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
+    try:
+        check_biases(config, tokenizer.vocab_size)
+    except ValueError as error:
+        raise bad(*str(error).split(" ", 1)) from None
 
 
 def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:

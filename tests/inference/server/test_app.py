@@ -121,9 +121,9 @@ def test_openais_client_lists_the_model(client: openai.OpenAI) -> None:
 
 
 def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="logprobs isn't done here") as caught:
-        client.completions.create(model="small", prompt="春", logprobs=2)
-    assert caught.value.param == "logprobs"
+    with pytest.raises(openai.BadRequestError, match="suffix isn't done here") as caught:
+        client.completions.create(model="small", prompt="春", suffix="秋")
+    assert caught.value.param == "suffix"
     with pytest.raises(openai.NotFoundError, match="model 'gpt-3' isn't served here"):
         client.completions.create(model="gpt-3", prompt="春")
 
@@ -190,8 +190,16 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"best_of": 1, "n": 2}, "best_of", "best_of isn't done here"),
         ({"best_of": True}, "best_of", "best_of isn't done here"),
         ({"suffix": "x"}, "suffix", "suffix isn't done here"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias isn't done here"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty isn't done here"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not 5 to 101"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias", "logit_bias names token 100000; this model's token ids are"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be a mapping of token ids to numbers"),
+        ({"presence_penalty": -3}, "presence_penalty", "presence_penalty (-3) must be from -2 to 2"),
+        ({"min_p": 2}, "min_p", "min_p (2) must be from 0"),
+        ({"logprobs": 6}, "logprobs", "logprobs must be a whole number from 0 to 5, or null, not 6"),
+        ({"logprobs": -1}, "logprobs", "logprobs must be a whole number"),
+        ({"logprobs": True}, "logprobs", "logprobs must be a whole number"),
+        ({"logprobs": 1.0}, "logprobs", "logprobs must be a whole number"),
+        ({"max_tokens": False, "echo": True}, "max_tokens", "max_tokens must be a whole number, not False"),
         ({"max_token": 5}, "max_token", "'max_token' isn't known here; there is prompt, model, max_tokens"),
         ({"model": None}, "model", "model must be a text, not None"),
     ],

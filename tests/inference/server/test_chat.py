@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from modules.config.generation import GenerationConfig
-from modules.tokenizer.conversation import encode_turns, read_messages
+from modules.tokenizer.prompt_template import encode_turns, read_messages
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 from tests.helpers.server_tools import Served, served
@@ -93,6 +93,32 @@ def test_choices_are_the_texts_of_the_next_seeds(server: Served, client: openai.
     assert len(set(texts)) == 3
 
 
+def test_log_probabilities_are_those_of_completions(server: Served, client: openai.OpenAI) -> None:
+    sampling: dict[str, Any] = {"model": "small", "max_tokens": 12, **SAMPLING}
+    turns = encode_turns(read_messages(MESSAGES), server.generator.tokenizer)
+    ids = [token for turn in turns for part in turn for token in part]
+    expected = client.completions.create(prompt=ids, logprobs=3, **sampling).choices[0].logprobs
+    asked: dict[str, Any] = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 3, **sampling}
+    found = client.chat.completions.create(**asked).choices[0].logprobs
+    assert expected is not None
+    assert found is not None
+    assert found.content
+    assert [(each.token, each.logprob) for each in found.content] == list(
+        zip(expected.tokens or [], expected.token_logprobs or [], strict=True)
+    )
+    for each, top in zip(found.content, expected.top_logprobs or [], strict=True):
+        assert [(other.token, other.logprob) for other in each.top_logprobs] == list(top.items())[:3]
+    text = b"".join(bytes(each.bytes or []) for each in found.content).decode(errors="replace")
+    assert text == answer_of(server, MESSAGES, max_new_tokens=12, **SAMPLING)
+    streamed = [
+        entry
+        for chunk in client.chat.completions.create(stream=True, **asked)
+        if chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content or []
+    ]
+    assert streamed == found.content
+
+
 def test_without_max_tokens_an_answer_ends_by_itself_or_at_the_servers_limit(server: Served) -> None:
     body = {"messages": MESSAGES[1:2], "temperature": 0}
     answer = server.post("/v1/chat/completions", body).json()
@@ -113,6 +139,7 @@ def test_a_model_that_continues_text_does_so_here(tokenizer: Tokenizer) -> None:
     [
         {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": False, "store": False},
         {"modalities": ["text"], "metadata": {}, "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0},
+        {"logprobs": False, "top_logprobs": None, "service_tier": "auto", "parallel_tool_calls": None},
         {"max_tokens": 4, "max_completion_tokens": 4, "safety_identifier": "x", "prompt_cache_key": "y", "user": None},
     ],
 )
@@ -144,6 +171,9 @@ def test_what_changes_nothing_is_taken(server: Served, body: dict[str, Any]) -> 
         ({"n": 0}, "n", "n must be a whole number of at least 1, not 0"),
         ({"n": True}, "n", "n must be a whole number of at least 1, not True"),
         ({"user": 5}, "user", "user must be a text"),
+        ({"logprobs": 3}, "logprobs", "logprobs must be true or false, not 3"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs must be a whole number from 0 to 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is given without logprobs: true"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(

@@ -50,7 +50,7 @@ messages = st.lists(
 chats = st.fixed_dictionaries(
     {"messages": messages | values},
     optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
-    | dict.fromkeys(("max_completion_tokens", "tools", "response_format", "metadata", "store"), values),
+    | dict.fromkeys(("max_completion_tokens", "top_logprobs", "tools", "response_format", "metadata", "store"), values),
 )
 params = st.fixed_dictionaries({}, optional={k: v for k, v in parameters.items() if k != "max_tokens"})
 records = st.lists(st.fixed_dictionaries({"src_txt": texts | values}), max_size=3)

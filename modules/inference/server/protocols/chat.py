@@ -1,22 +1,23 @@
 """OpenAI's chat completions (POST /v1/chat/completions): a conversation in, its next message out.
 
 https://platform.openai.com/docs/api-reference/chat. How a conversation becomes a prompt is said in
-tokenizer/conversation.py; all the rest is as in completions (openai.py).
+tokenizer/prompt_template.py; all the rest is as in completions (openai.py).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ....config.base import shown
 from ....config.generation import LimitsConfig
-from ....tokenizer.conversation import Message, encode_turns, read_messages
+from ....tokenizer.prompt_template import Message, encode_turns, read_messages
 from ....tokenizer.tokenizer import Tokenizer
 from ..engine import Event
-from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text
-from .openai import COMMON, EventStream, check_without_effect, parse_common
+from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, is_whole
+from .openai import COMMON, EventStream, check_without_effect, flag, parse_common
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
@@ -35,18 +36,16 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "service_tier": (None, "default", "auto"),
     "store": (None, False),
     "metadata": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
 LABELS = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options")
 """Who asks, and how prompts are to be kept for the next time: whatever they say, the text is the same."""
 
-FIELDS = ("messages", *COMMON, "max_completion_tokens", *PARAMETERS, *WITHOUT_EFFECT, *LABELS)
+TOP_LOGPROBS = 20
+"""OpenAI's most of the likeliest tokens that are told beside each: in completions there are five."""
+
+FIELDS = ("messages", *COMMON, "max_completion_tokens", "top_logprobs", *PARAMETERS, *WITHOUT_EFFECT, *LABELS)
 
 
 def parse_chat(body: Mapping[str, Any], name: str, limits: LimitsConfig) -> tuple[CompletionRequest, list[Message]]:
@@ -69,7 +68,17 @@ def parse_chat(body: Mapping[str, Any], name: str, limits: LimitsConfig) -> tupl
         raise RequestError(400, str(error), "messages") from None
     if messages[-1].role != "user":
         raise bad("messages", "end with the assistant's; the last must be a user's, which is answered")
-    return request, messages
+    return replace(request, logprobs=top_of(body)), messages
+
+
+def top_of(body: Mapping[str, Any]) -> int | None:
+    """How many of the likeliest tokens are wanted beside each; None where no log-probabilities are."""
+    wanted, top = flag(body, "logprobs"), body.get("top_logprobs")
+    if top is not None and (not is_whole(top) or not 0 <= top <= TOP_LOGPROBS):
+        raise bad("top_logprobs", f"must be a whole number from 0 to {TOP_LOGPROBS}, not {shown(top)}")
+    if top is not None and not wanted:
+        raise bad("top_logprobs", "is given without logprobs: true")
+    return (top or 0) if wanted else None
 
 
 def with_conversation(
@@ -97,18 +106,10 @@ def too_long(found: str, most: int) -> RequestError:
     return RequestError(400, message, "messages", "context_length_exceeded")
 
 
-def chat_completion(head: dict[str, Any], ends: Sequence[Event], usage: dict[str, int]) -> dict[str, Any]:
-    """The whole answer; ends: each choice's last event, in order."""
-    choices = [
-        {
-            "index": end.row,
-            "message": {"role": "assistant", "content": end.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": end.finish,
-        }
-        for end in ends
-    ]
-    return head | {"choices": choices, "usage": usage}
+def answered(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    """A choice of the whole answer. event: its last."""
+    message = {"role": "assistant", "content": event.text, "refusal": None}
+    return {"index": event.row, "message": message, "logprobs": logprobs, "finish_reason": event.finish}
 
 
 class ChatStream(EventStream):
@@ -119,12 +120,33 @@ class ChatStream(EventStream):
             yield delta(row, {"role": "assistant", "content": "", "refusal": None})
 
     def choices(self, event: Event) -> Iterator[dict[str, Any]]:
-        if event.text:
-            yield delta(event.row, {"content": event.text})
+        logprobs = content_logprobs(self.handle.logprobs_of(event), self.request)
+        if event.text or (logprobs and logprobs["content"]):
+            yield delta(event.row, {"content": event.text}, logprobs)
         if event.finish:
-            yield delta(event.row, {}, event.finish)
+            yield delta(event.row, {}, finish=event.finish)
 
 
-def delta(row: int, content: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+def delta(
+    row: int, content: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+) -> dict[str, Any]:
     """What a chunk adds to a choice's message."""
-    return {"index": row, "delta": content, "logprobs": None, "finish_reason": finish}
+    return {"index": row, "delta": content, "logprobs": logprobs, "finish_reason": finish}
+
+
+def content_logprobs(found: dict[str, Any] | None, request: CompletionRequest) -> dict[str, Any] | None:
+    """Completions' `logprobs` in the form that chat completions have them in."""
+    if found is None:
+        return None
+    tokens = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
+    content = [
+        entry(token, logprob) | {"top_logprobs": [entry(*each) for each in list(top.items())[: request.logprobs]]}
+        for token, logprob, top in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def entry(token: str, logprob: float) -> dict[str, Any]:
+    spelt = re.fullmatch(r"bytes:((?:\\x[0-9a-f]{2})+)", token)
+    content = bytes.fromhex(spelt[1].replace("\\x", "")) if spelt else token.encode()
+    return {"token": token, "logprob": logprob, "bytes": list(content)}

@@ -17,6 +17,8 @@ from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_k
 EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
 BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 COLUMN = "src_txt"
+PARAMS = ("max_new_tokens", *(name for name in PARAMETERS if name != "logit_bias"))
+"""Those of signature.PARAMS; MLflow has no parameter that is a mapping."""
 
 
 def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) -> CompletionRequest:
@@ -34,7 +36,7 @@ def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) 
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
-    check_known(params or {}, ("max_new_tokens", *PARAMETERS))
+    check_known(params or {}, PARAMS)
     config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)

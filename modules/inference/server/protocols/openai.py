@@ -1,6 +1,6 @@
 """OpenAI's completions (POST /v1/completions, GET /v1/models), as its Python client sends and reads them.
 
-https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k and repetition_penalty.
+https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k, min_p and repetition_penalty.
 What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing. Streams are
 server-sent events, written by hand so that a client that hangs up is noticed at once.
 """
@@ -37,16 +37,15 @@ from ..requests import (
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
+TOP_LOGPROBS = 5
+"""OpenAI's most of the likeliest tokens that are told beside each."""
+
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None,),
     "suffix": (None, ""),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "user")
+COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "logprobs", "user")
 """Fields of completions and of chat completions."""
 
 FIELDS = ("prompt", *COMMON, "echo", "best_of", *PARAMETERS, *WITHOUT_EFFECT)
@@ -59,11 +58,22 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     """
     check_known(body, FIELDS)
     check_without_effect(body, WITHOUT_EFFECT)
-    request = parse_common(body, name, "max_tokens", NEW_TOKENS)
+    echo, most = flag(body, "echo"), body.get("max_tokens")
+    only_prompt = echo and is_whole(most) and most == 0  # which nothing else that makes text can mean
+    request = parse_common({**body, "max_tokens": None} if only_prompt else body, name, "max_tokens", NEW_TOKENS)
+    if only_prompt:
+        request.config.max_new_tokens = 0
     best_of = body.get("best_of")
     if best_of is not None and (not is_whole(best_of) or best_of != request.n):
         raise bad("best_of", f"isn't done here: leave it out, or give what n is, {request.n} (not {shown(best_of)})")
-    return replace(request, prompts=prompts_of(body), echo=flag(body, "echo"))
+    return replace(request, prompts=prompts_of(body), echo=echo, logprobs=logprobs_of(body))
+
+
+def logprobs_of(body: Mapping[str, Any]) -> int | None:
+    value = body.get("logprobs")
+    if value is not None and (not is_whole(value) or not 0 <= value <= TOP_LOGPROBS):
+        raise bad("logprobs", f"must be a whole number from 0 to {TOP_LOGPROBS}, or null, not {shown(value)}")
+    return value
 
 
 def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int) -> CompletionRequest:
@@ -111,8 +121,9 @@ def prompts_of(body: Mapping[str, Any]) -> list[str | list[int]]:
     prompt = body.get("prompt")
     if not isinstance(prompt, str | list):
         raise bad("prompt", f"must be a text or a list of texts, not {shown(prompt)}")
-    one = isinstance(prompt, str) or (prompt and all(map(is_whole, prompt)))
-    return [prompt] if one else prompt
+    if isinstance(prompt, str) or (prompt and all(map(is_whole, prompt))):
+        return [prompt]
+    return prompt
 
 
 def flag(body: Mapping[str, Any], field: str) -> bool:
@@ -127,8 +138,8 @@ def answer_head(kind: str, prefix: str, name: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
 
 
-def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": row, "text": text, "logprobs": None, "finish_reason": finish}
+def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": event.row, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}
 
 
 def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
@@ -136,9 +147,8 @@ def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def completion(head: dict[str, Any], ends: Sequence[Event], usage: dict[str, int]) -> dict[str, Any]:
-    """The whole answer; ends: each row's last event, in order."""
-    choices = [choice(end.row, end.text, end.finish) for end in ends]
+def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    """The whole answer."""
     return head | {"choices": choices, "usage": usage}
 
 
@@ -215,7 +225,9 @@ class EventStream(Response):
 
     def choices(self, event: Event) -> Iterator[dict[str, Any]]:
         """What an event becomes, a chunk each."""
-        yield choice(event.row, event.text, event.finish)
+        logprobs = self.handle.logprobs_of(event)
+        if event.text or event.finish or (logprobs and logprobs["tokens"]):
+            yield choice(event, logprobs)
 
     async def send_chunk(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
         body = chunk(self.head | {"choices": choices} | others)
