@@ -199,7 +199,7 @@ class ServeConfig(CommandConfig):
     the variable MOYUN_API_KEY of the environment holds an API key (docs/serving.md)."""
     allowed_hosts: list[str] = field(default_factory=list)
     """Names by which clients may call the server (in a request's Host) beside its address and localhost, e.g.
-    [poems.example.org]; [*]: any, for a proxy in front that checks them."""
+    [poems.example.org]; ["*"]: any, for a proxy in front that checks them."""
     port: int = 8000
     """Port to listen on; 0: any free one."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -217,5 +217,5 @@ class ServeConfig(CommandConfig):
             if not HOST_NAME.fullmatch(name) and self.allowed_hosts != ["*"]:
                 yield (
                     f"allowed_hosts has {shown(name)}: give names or addresses, [poems.example.org, 10.0.0.5], without "
-                    "http:// and port, in ASCII, or [*] alone for any"
+                    'http:// and port, in ASCII, or ["*"] alone for any'
                 )

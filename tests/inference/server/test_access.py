@@ -73,7 +73,7 @@ def test_names_that_are_given_are_known_too() -> None:
     for host in ("poems.example.org", "Poems.Example.org:443", "[2001:db8::1]:8000", "[2001:db8::2]", "localhost"):
         assert may_come(host, **config)
     assert not may_come("a.poems.example.org", **config)
-    assert may_come("anything.example", allowed_hosts='["*"]')
+    assert all(may_come("anything.example", allowed_hosts=given) for given in ('["*"]', "[*]", "[ * ]"))
 
 
 def test_the_address_that_it_listens_on_is_known_and_on_every_network_any_address() -> None:

@@ -247,6 +247,42 @@ def test_a_prompt_of_all_the_tokens_that_a_refusal_names_is_taken(server: Served
     assert server.complete(prompt="春" * 59, max_tokens=1).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("field", "taken", "refused"),
+    [
+        ("max_tokens", [1, 90], [0, 91]),
+        ("temperature", [0, 0.001, 1000], [0.0009, 1001]),
+        ("top_p", [0.001, 1], [0, 1.001]),
+        ("top_k", [0, 10**12], [-1, 10**12 + 1]),
+        ("repetition_penalty", [0.01, 100], [0.009, 101]),
+        ("presence_penalty", [-2, 2], [-2.1, 2.1]),
+        ("frequency_penalty", [-2, 2], [-2.1, 2.1]),
+        ("logit_bias", [{"5": -100}, {"5": 100}], [{"5": -101}, {"5": 101}]),
+        ("seed", [0, 2**63 - 1], [-1, 2**63]),
+        ("logprobs", [0, 5], [-1, 6]),
+        ("n", [1, 8], [0, 9]),
+        ("stop", [["a"] * 16, "a" * 256], [["a"] * 17, "a" * 257]),
+        ("prompt", [["春"] * 8, "春" * 59, [1] * 60], [["春"] * 9, "春" * 60, [1] * 61]),
+    ],
+)
+def test_the_numbers_that_a_refusal_names_are_taken(
+    server: Served, field: str, taken: list[Any], refused: list[Any]
+) -> None:
+    body = {"prompt": "春", "max_tokens": 2}
+    for value in taken:
+        answer = server.complete(**body | {field: value})
+        assert answer.status_code == 200, (value, answer.text)
+    for value in refused:
+        assert server.complete(**body | {field: value}).json()["error"]["param"] == field
+
+
+def test_a_body_of_all_the_bytes_that_a_refusal_names_is_taken(server: Served) -> None:
+    for size, status in ((20_000, 200), (20_001, 413)):
+        body = b'{"prompt": "a", "max_tokens": 1}'.ljust(size)
+        answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status
+
+
 def test_head_is_get_without_a_body_and_other_methods_are_told_which_there_are(server: Served) -> None:
     for path in ("/health", "/ready", "/ping", "/v1/models", "/metrics", "/card", "/"):
         got, head = (httpx.request(method, f"{server.url}{path}") for method in ("GET", "HEAD"))
