@@ -233,6 +233,35 @@ def test_the_page_asks_for_the_key_and_sends_it(tokenizer: Tokenizer, tab: Page)
             assert tab.value("document.querySelector('#lock').hidden")
 
 
+def test_a_model_with_a_template_is_talked_to_in_turns(tokenizer: Tokenizer, tab: Page) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer.with_prompt_template("问：{src_txt}\n")) as running:
+        tab.open(running.url)
+        tab.until("document.querySelectorAll('#examples button').length")
+        assert tab.value("document.querySelector('#anew').hidden")
+        messages: list[dict[str, str]] = []
+        for question in ("春", HOSTILE[:20], "花"):
+            ask(tab, question, max_tokens="6", seed="1", temperature="0.8")
+            tab.until("document.querySelector('#status').innerText.includes('tokens/s') && " + IDLE)
+            messages.append({"role": "user", "content": question})
+            body = {"messages": messages, "max_tokens": 6, "seed": 1, "temperature": 0.8, "top_p": 0.9}
+            said = "[...document.querySelectorAll('#talk p')].map((e) => [e.className, e.textContent])"
+            assert tab.value(said) == [[message["role"], message["content"]] for message in messages]
+            answer = running.post("/v1/chat/completions", body | {"top_k": 0}).json()["choices"][0]["message"][
+                "content"
+            ]
+            assert tab.value("document.querySelector('#written').textContent") == answer
+            messages.append({"role": "assistant", "content": answer})
+        ask(tab, "春" * 97)
+        tab.until("!document.querySelector('#error').hidden")
+        assert tab.text("#error").startswith("400 · 对话有 ")
+        assert tab.value("document.querySelector('#prompt').ariaInvalid") == "true"
+        tab.click("#anew")
+        ask(tab, "春", max_tokens="6")
+        tab.until("document.querySelector('#status').innerText.includes('tokens/s') && " + IDLE)
+        assert tab.value("document.querySelectorAll('#talk p').length") == 1
+
+
 def test_text_is_never_html(opened: Page) -> None:
     ask(opened, HOSTILE, max_tokens="4")
     opened.until(IDLE)

@@ -79,6 +79,11 @@ def predictions(ends: Sequence[Event]) -> dict[str, Any]:
 
 def mlflow_error(problem: RequestError) -> dict[str, Any]:
     """The body of an error, as MLflow's scoring server writes it."""
-    code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+    code = {
+        400: "INVALID_PARAMETER_VALUE",
+        401: "UNAUTHENTICATED",
+        503: "TEMPORARILY_UNAVAILABLE",
+        504: "DEADLINE_EXCEEDED",
+    }
     name = code.get(problem.status, "INTERNAL_ERROR" if problem.status == 500 else "BAD_REQUEST")
     return {"error_code": name, "message": str(problem)}

@@ -1,15 +1,16 @@
-// The page at /: asks /v1/completions for a stream and shows it. Whatever a model or the server says is put in as
+// The page at /: asks for a stream of text and shows it; of a model that answers, with what was said before. Whatever a model or the server says is put in as
 // text; the Content-Security-Policy (web_page.py) would stop anything else.
 
+import { at, firstLanguage, keep, say, speak } from "./language.js";
 import { inChinese } from "./refusals.js";
 
-const at = (id) => document.getElementById(id);
 const form = at("form");
 const numbers = ["max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"];
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const LOOK_SECONDS = 3; // between two looks at whether the server is there
 let card = null;
 let key = null; // the API key, where the server asks for one
+let turns = []; // what was said before, as messages; a model that continues text has none
 let writing = null; // an AbortController while an answer is coming
 
 class Refusal extends Error {
@@ -19,37 +20,13 @@ class Refusal extends Error {
   }
 }
 
-// --- the two languages ---
-
-/** Puts one text in both languages into an element. */
-function say(element, zh, en = zh) {
-  element.replaceChildren(...[["zh", zh], ["en", en]].map(([lang, text]) => {
-    const span = document.createElement("span");
-    span.lang = lang;
-    span.textContent = text;
-    return span;
-  }));
-}
-
-function speak(language) {
-  document.documentElement.lang = language;
-  keep(() => localStorage.setItem("language", language));
-}
-
-/** What the browser has stored, or undefined: private windows may forbid it. */
-function keep(action) {
-  try { return action(); } catch { return undefined; }
-}
-
-function firstLanguage() {
-  return keep(() => localStorage.getItem("language")) ?? (navigator.language.startsWith("zh") ? "zh" : "en");
-}
-
 // --- asking ---
 
 /** What the form says. What isn't a number is sent as it is written, so that it is the server that says what's wrong. */
 function request() {
-  const body = { prompt: at("prompt").value, stream: true, stream_options: { include_usage: true } };
+  const body = { stream: true, stream_options: { include_usage: true } };
+  if (card?.answers_alone) body.messages = [...turns, { role: "user", content: at("prompt").value }];
+  else body.prompt = at("prompt").value;
   for (const name of numbers) {
     const text = at(name).value.trim();
     if (text !== "") body[name] = Number.isFinite(Number(text)) ? Number(text) : text;
@@ -90,7 +67,7 @@ async function* events(body) {
 
 /** Shows an answer while it comes; returns what is to be told of it. Throws Refusal, or TypeError without a network. */
 async function complete(body, signal) {
-  const response = await ask("v1/completions", {
+  const response = await ask(body.messages ? "v1/chat/completions" : "v1/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
@@ -104,7 +81,7 @@ async function complete(body, signal) {
     if (event === "[DONE]") return { finish, tokens };
     const { error, choices, usage } = JSON.parse(event);
     if (error) throw new Refusal(error);
-    text.appendData(choices[0]?.text ?? "");
+    text.appendData(choices[0]?.text ?? choices[0]?.delta?.content ?? "");
     finish = choices[0]?.finish_reason ?? finish;
     tokens = usage?.completion_tokens ?? tokens;
   }
@@ -115,7 +92,7 @@ async function write() {
   if (writing) return;
   const body = request();
   writing = new AbortController();
-  begin(body.prompt);
+  begin(body);
   const started = performance.now();
   try {
     const { finish, tokens } = await complete(body, writing.signal);
@@ -128,6 +105,7 @@ async function write() {
     if (error.name === "AbortError") say(at("status"), `已停止 · 种子 ${body.seed}`, `Stopped · seed ${body.seed}`);
     else complain(error);
   } finally {
+    if (body.messages && at("error").hidden) turns = [...body.messages, { role: "assistant", content: at("written").textContent }];
     writing = null;
     show(false);
   }
@@ -135,8 +113,14 @@ async function write() {
 
 // --- showing ---
 
-function begin(prompt) {
-  at("given").textContent = card?.answers_alone ? "" : prompt;
+function begin(body) {
+  at("given").textContent = body.prompt ?? "";
+  at("talk").replaceChildren(...(body.messages ?? []).map(({ role, content }) => {
+    const said = document.createElement("p");
+    said.className = role;
+    said.textContent = content;
+    return said;
+  }));
   at("written").replaceChildren();
   at("answer").hidden = false;
   at("error").hidden = true;
@@ -153,6 +137,7 @@ function show(busy) {
   if (focused) on.focus();
   off.disabled = true;
   at("copy").disabled = busy || at("answer").hidden;
+  at("anew").hidden = busy || !turns.length;
   at("answer").setAttribute("aria-busy", String(busy));
 }
 
@@ -170,7 +155,7 @@ function complain(error) {
   const status = error.status ? `${error.status} · ` : "";
   say(at("error"), `${status}${error.inChinese}${wait ? ` · 请 ${wait} 秒后再试` : ""}`,
     `${status}${error.message}${wait ? ` · try again in ${wait} s` : ""}`);
-  const input = { stop: at("stop_texts") }[error.field] ?? at(error.field ?? "");
+  const input = { stop: at("stop_texts"), messages: at("prompt") }[error.field] ?? at(error.field ?? "");
   if (input && form.contains(input)) {
     input.closest("details")?.setAttribute("open", "");
     input.setAttribute("aria-invalid", "true");
@@ -264,12 +249,22 @@ async function look() {
 
 /** Shows what model it is. */
 function meet(model) {
+  if (card?.name !== model.name) forget();
   card = model;
   at("lock").hidden = true;
   say(at("state"), `${card.name} · 就绪`, `${card.name} · ready`);
   at("state").classList.add("ready");
   offer(card.examples);
   showCard();
+}
+
+/** Begins another conversation. */
+function forget() {
+  turns = [];
+  at("talk").replaceChildren();
+  at("answer").hidden = true;
+  say(at("status"), "");
+  show(false);
 }
 
 async function watch() {
@@ -281,6 +276,7 @@ async function watch() {
 
 at("language").addEventListener("click", () => speak(document.documentElement.lang === "zh" ? "en" : "zh"));
 at("copy").addEventListener("click", copy);
+at("anew").addEventListener("click", () => { forget(); at("prompt").focus(); });
 at("lock").addEventListener("submit", (event) => {
   event.preventDefault();
   key = at("key").value.trim();
