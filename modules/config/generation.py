@@ -26,9 +26,11 @@ EXPECTED = {
     "int | None": "a whole number",
     "float": "a number",
     "list[str]": "a text or a list of texts",
-    "dict[int, float]": "a mapping of token ids to numbers, e.g. {5: -100}",
+    "dict[str, float]": "a mapping of token ids to numbers, e.g. {5: -100}",
 }
 """A generation parameter's type → what may be given for it, in words."""
+
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
 
 BIASED_TOKENS = 300
 """The most token ids in logit_bias, as OpenAI has it."""
@@ -58,7 +60,7 @@ class GenerationConfig:
     """Taken off the logit of each token that was written (OpenAI's formula; the prompt doesn't count); -2 to 2."""
     frequency_penalty: float = 0.0
     """Taken off a token's logit for each time that it was written (OpenAI's formula); -2 to 2."""
-    logit_bias: dict[int, float] = field(default_factory=dict)
+    logit_bias: dict[str, float] = field(default_factory=dict)
     """Token id → what is added to its logit, e.g. {5: -100}; -100: never written, 100: nothing else is."""
     seed: int | None = None
     """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
@@ -88,12 +90,17 @@ class GenerationConfig:
                 raise ConfigError([f"{name} {null if value is None else expected}"])
         if "stop" in values:
             values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
-        if "logit_bias" in values:  # in JSON keys are texts
-            values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
+        if "logit_bias" in values:  # as JSON has it: what travels as a tree has texts as keys everywhere
+            values["logit_bias"] = {str(token): bias for token, bias in values["logit_bias"].items()}
         result = replace(defaults or cls(), **values)
         if complaints := [*result.complaints()] or [*extreme(result)]:
             raise ConfigError(complaints)
         return result
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """logit_bias by ids that are numbers."""
+        return {int(token): bias for token, bias in self.logit_bias.items()}
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "max_new_tokens")
@@ -112,8 +119,8 @@ class GenerationConfig:
         if len(self.logit_bias) > BIASED_TOKENS:
             yield f"logit_bias has {len(self.logit_bias)} token ids; there may be {BIASED_TOKENS}"
         for token, bias in self.logit_bias.items():
-            if token < 0 or not -100 <= bias <= 100:
-                yield f"logit_bias must map token ids to numbers from -100 to 100, not {token} to {bias}"
+            if not TOKEN_ID.fullmatch(str(token)) or not -100 <= bias <= 100:
+                yield f"logit_bias must map token ids to numbers from -100 to 100, not {shown(token)} to {bias}"
                 break
         if self.seed is not None and not 0 <= self.seed < 2**63:
             yield f"seed ({self.seed}) must be from 0 to 2^63-1"
@@ -126,9 +133,9 @@ def fits(value: Any, kind: str) -> bool:
     if kind == "list[str]":
         texts = [value] if isinstance(value, str) else value
         return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
-    if kind == "dict[int, float]":
+    if kind == "dict[str, float]":
         return isinstance(value, Mapping) and all(
-            re.fullmatch(r"[0-9]{1,12}", str(token)) and fits(bias, "float") for token, bias in value.items()
+            TOKEN_ID.fullmatch(str(token)) and fits(bias, "float") for token, bias in value.items()
         )
     if value is None:
         return kind == "int | None"

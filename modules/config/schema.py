@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import inspect
 import os
-import re
 import types
 import typing
 from collections.abc import Collection, Iterator
@@ -169,10 +168,9 @@ def wanted(key: Key) -> str:
         return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
     if key.section:
         return section_keys(key)
-    from_numbers = typing.get_args(key.type)[:1] == (int,)
-    example = {list: ", e.g. [a, b]", dict: ", e.g. {5: 0.5}" if from_numbers else ", e.g. {a: b}"}.get(
-        typing.get_origin(key.type), ""
-    )
+    numbers = typing.get_args(key.type)[-1:] == (float,)
+    pairs = ", e.g. {a: 0.5}" if numbers else ", e.g. {a: b}"
+    example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(key.type), "")
     return f"must be {type_name(key.type)}{example}"
 
 
@@ -194,11 +192,11 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def with_number_keys(value: Any, hint: Any) -> Any:
-    """A mapping from whole numbers, whose keys a command line gives as text."""
-    if typing.get_args(hint)[:1] != (int,) or not isinstance(value, dict):
+def with_text_keys(value: Any, hint: Any) -> Any:
+    """A mapping whose keys YAML reads as numbers in a file, though they are text: 5."""
+    if typing.get_args(hint)[:1] != (str,) or not isinstance(value, dict):
         return value
-    return {int(k) if re.fullmatch(r"[0-9]{1,12}", str(k)) else k: part for k, part in value.items()}
+    return {str(key) if type(key) is int else key: part for key, part in value.items()}
 
 
 def full_name(config_class: type, name: str) -> str:

@@ -146,7 +146,7 @@ def start(
 
 def check_biases(config: GenerationConfig, vocab_size: int) -> None:
     """ValueError for a logit_bias of what is no token."""
-    if unknown := [token for token in config.logit_bias if token >= vocab_size]:
+    if unknown := [token for token in config.biases if token >= vocab_size]:
         raise ValueError(f"logit_bias names token {unknown[0]}; this model's token ids are from 0 to {vocab_size - 1}")
 
 

@@ -30,7 +30,7 @@ class Penalties:
         self.end_of_text_id = end_of_text_id
         self.bias: Tensor | None = None
         if any(config.logit_bias for config in configs):
-            self.bias = dense([config.logit_bias for config in configs], vocab_size, device)
+            self.bias = dense([config.biases for config in configs], vocab_size, device)
         self.written: Tensor | None = None
         """The ids of prompt and text, (B, n)."""
         if any(config.repetition_penalty != 1 for config in configs):

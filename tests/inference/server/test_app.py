@@ -133,7 +133,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
     calls = re.findall(
         r"curl -s localhost:8000(/\S+) [^']*'Content-Type: application/json'[^']*'(.*?)'", text, re.DOTALL
     )
-    assert len(calls) == 3
+    assert len(calls) == 4
     for path, body in calls:
         assert server.post(path, json.loads(body)).status_code == 200
     lines = [line[4:] for line in re.findall(r"(    from openai import .*?)\n\n", text, re.DOTALL)[0].splitlines()]
@@ -190,7 +190,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"best_of": 1, "n": 2}, "best_of", "best_of isn't done here"),
         ({"best_of": True}, "best_of", "best_of isn't done here"),
         ({"suffix": "x"}, "suffix", "suffix isn't done here"),
-        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not 5 to 101"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not '5' to 101"),
         ({"logit_bias": {"100000": 1}}, "logit_bias", "logit_bias names token 100000; this model's token ids are"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be a mapping of token ids to numbers"),
         ({"presence_penalty": -3}, "presence_penalty", "presence_penalty (-3) must be from -2 to 2"),

@@ -31,13 +31,18 @@ parameters = {
     "temperature": st.floats(0, 2) | values,
     "top_k": st.integers(0, 9) | values,
     "top_p": st.floats(0, 1) | values,
+    "min_p": st.floats(0, 1) | values,
     "repetition_penalty": st.floats(0.5, 2) | values,
+    "presence_penalty": st.floats(-2, 2) | values,
+    "frequency_penalty": st.floats(-2, 2) | values,
+    "logit_bias": st.dictionaries(st.integers(-1, 2000).map(str), st.floats(-100, 100), max_size=3) | values,
     "seed": st.integers(0, 9) | values,
     "stop": st.lists(texts, max_size=3) | values,
 }
 others = {"stream": st.booleans() | values, "echo": st.booleans() | values, "model": st.just("small") | values}
-others |= dict.fromkeys(("n", "best_of", "logprobs", "suffix", "logit_bias", "user", "stream_options"), values)
-prompts = texts | st.lists(texts, max_size=4) | values
+others |= dict.fromkeys(("n", "best_of", "suffix", "user", "stream_options"), values)
+others["logprobs"] = st.integers(0, 5) | values
+prompts = texts | st.lists(texts, max_size=4) | st.lists(st.integers(-1, 1800), max_size=9) | values
 completions = st.fixed_dictionaries(
     {"prompt": prompts}, optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
 )

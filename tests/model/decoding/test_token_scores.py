@@ -20,7 +20,7 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [1, 2, 4]]
 CONFIGS = [
     GenerationConfig(temperature=0.0, max_new_tokens=9),
     GenerationConfig(seed=3, max_new_tokens=5, temperature=2.0, top_k=4),
-    GenerationConfig(seed=4, max_new_tokens=7, repetition_penalty=1.8, presence_penalty=1.0, logit_bias={3: 9.0}),
+    GenerationConfig(seed=4, max_new_tokens=7, repetition_penalty=1.8, presence_penalty=1.0, logit_bias={"3": 9.0}),
     GenerationConfig(seed=5, max_new_tokens=6, min_p=0.2),
 ]
 
