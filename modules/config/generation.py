@@ -189,6 +189,10 @@ class LimitsConfig:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"
 
 
+HOST_NAME = re.compile(r"[\w.-]+|\[?[\da-f:.]*:[\da-f:.]*:[\da-f:.]*\]?", re.ASCII | re.IGNORECASE)
+"""A name or an address, as a request's Host has them, or an IPv6 address without its brackets."""
+
+
 @dataclass
 class ServeConfig(CommandConfig):
     """A model behind HTTP: OpenAI's completions and MLflow's invocations, many requests in one running batch."""
@@ -198,7 +202,11 @@ class ServeConfig(CommandConfig):
     name: str | None = None
     """What clients call it, in OpenAI's `model`; unset: its name in the registry, or the folder's."""
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: put a reverse proxy in front before opening it to others."""
+    """Address to listen on; 0.0.0.0: every network. Nothing is encrypted, and nobody is asked who they are unless
+    the variable MOYUN_API_KEY of the environment holds an API key (docs/serving.md)."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Names by which clients may call the server (in a request's Host) beside its address and localhost, e.g.
+    [poems.example.org]; ["*"]: any, for a proxy in front that checks them."""
     port: int = 8000
     """Port to listen on; 0: any free one."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -212,3 +220,9 @@ class ServeConfig(CommandConfig):
             yield f"port ({self.port}) must be from 0 to 65535"
         if not self.host:
             yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
+        for name in self.allowed_hosts:
+            if not HOST_NAME.fullmatch(name) and self.allowed_hosts != ["*"]:
+                yield (
+                    f"allowed_hosts has {shown(name)}: give names or addresses, [poems.example.org, 10.0.0.5], without "
+                    'http:// and port, in ASCII, or ["*"] alone for any'
+                )

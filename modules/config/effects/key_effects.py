@@ -76,7 +76,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     MainConfig: {Effect.RESULT: "from_scratch model_name", Effect.NOTHING: "force"},
     GenerateConfig: {Effect.RESULT: "model prompt dtype"},
-    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host port limits"},
+    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port limits"},
     LimitsConfig: {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
         "drain_seconds",

@@ -115,7 +115,8 @@ class Engine:
 
     def has_room(self, rows: int = 1) -> bool:
         """Whether there are free places in batch and queue for so many."""
-        taken = len(self.waiting) + self.starting + len(self.running)
+        with self.changed:  # or a row that leaves the queue at this moment is counted twice
+            taken = len(self.waiting) + self.starting + len(self.running)
         return taken + rows <= self.limits.batch_rows + self.limits.queue_rows
 
     def submit(self, sequences: Sequence[ActiveSequence]) -> None:
@@ -199,8 +200,9 @@ class Engine:
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
         """Rows of sequences that run from now on, but for those that end here: only their prompts are scored."""
         begun = {next(self.numbers): sequence for sequence in sequences}
-        self.running.update(begun)
-        self.starting = 0
+        with self.changed:
+            self.running.update(begun)
+            self.starting = 0
         if scored := [number for number, sequence in begun.items() if not sequence.config.max_new_tokens]:
             if any(begun[n].scores for n in scored):
                 prefill(self.decoder, [begun[n].prompt for n in scored], None, [begun[n].scores for n in scored])

@@ -36,14 +36,14 @@ class RequestHandle:
     ) -> None:
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.engine, self.receive = engine, receive
+        texts = [(ids, config) for ids in prompts for config in request.configs]
         self.sequences = [
-            ActiveSequence(
-                row, ids, request.config, Writer(tokenizer, request.config.stop), request.stream, self.inbox.put_nowait
-            )
-            for row, ids in enumerate(prompts)
+            ActiveSequence(row, ids, config, Writer(tokenizer, config.stop), request.stream, self.inbox.put_nowait)
+            for row, (ids, config) in enumerate(texts)
         ]
         self.logprobs: list[LogprobsWriter] = []
-        for sequence, prompt in zip(self.sequences, request.prompts, strict=True):
+        for sequence in self.sequences:
+            prompt = request.prompts[sequence.row // request.n]
             echoed = (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) if request.echo else None
             if echoed:
                 sequence.pieces.append(echoed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,6 +187,25 @@ def test_a_full_queue_takes_no_more(decoder: Decoder, tokenizer: Tokenizer) -> N
     with pytest.raises(QueueFullError):
         desk.submit("水")
     assert len(desk.engine.waiting) == 2
+
+
+def test_what_leaves_the_queue_is_counted_once(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    desk = Desk(decoder, tokenizer, batch_rows=4, queue_rows=2, request_rows=2)
+    desk.engine.submit([desk.job("春") for _ in range(4)])
+    taken = desk.engine.next_sequences(4)
+    found: list[bool] = []
+    asking = threading.Thread(target=lambda: found.append(desk.engine.has_room(2)))
+
+    class Watched(dict[int, ActiveSequence]):
+        def update(self, *others: Any) -> None:  # type: ignore[override]
+            super().update(*others)
+            asking.start()
+            asking.join(0.2)  # another thread asks at just this moment
+
+    desk.engine.running = Watched()
+    desk.engine.begin(taken)
+    asking.join()
+    assert found == [True]
 
 
 def test_a_failing_model_fails_its_rows_and_not_the_next(desk: Desk) -> None:

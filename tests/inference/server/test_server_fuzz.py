@@ -46,6 +46,17 @@ prompts = texts | st.lists(texts, max_size=4) | st.lists(st.integers(-1, 1800), 
 completions = st.fixed_dictionaries(
     {"prompt": prompts}, optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
 )
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]) | values, "content": texts | values}
+    ),
+    max_size=3,
+)
+chats = st.fixed_dictionaries(
+    {"messages": messages | values},
+    optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
+    | dict.fromkeys(("max_completion_tokens", "top_logprobs", "tools", "response_format", "metadata", "store"), values),
+)
 params = st.fixed_dictionaries({}, optional={k: v for k, v in parameters.items() if k != "max_tokens"})
 records = st.lists(st.fixed_dictionaries({"src_txt": texts | values}), max_size=3)
 split = st.fixed_dictionaries(
@@ -61,7 +72,8 @@ invocations = st.one_of(
 requests = st.one_of(
     st.tuples(st.just("/v1/completions"), (completions | values).map(json.dumps).map(str.encode)),
     st.tuples(st.just("/invocations"), (invocations | values).map(json.dumps).map(str.encode)),
-    st.tuples(st.sampled_from(["/v1/completions", "/invocations"]), st.binary(max_size=40)),
+    st.tuples(st.just("/v1/chat/completions"), (chats | values).map(json.dumps).map(str.encode)),
+    st.tuples(st.sampled_from(["/v1/completions", "/v1/chat/completions", "/invocations"]), st.binary(max_size=40)),
 )
 
 
@@ -154,5 +166,7 @@ def test_the_fuzz_reaches_the_model(caller: Caller) -> None:
     """Or the test above would prove nothing."""
     body = {"prompt": ["春", "\x00"], "max_tokens": 4, "seed": 1, "stop": ["x"], "stream": True, "echo": True}
     assert b"[DONE]" in caller("/v1/completions", json.dumps(body).encode())[1]
+    body = {"messages": [{"role": "user", "content": "\x00"}], "max_tokens": 4, "stream": True, "n": 2}
+    assert b"[DONE]" in caller("/v1/chat/completions", json.dumps(body).encode())[1]
     status, answer = caller("/invocations", b'{"inputs": {"src_txt": ["x"]}, "params": {"max_new_tokens": 2}}')
     assert (status, list(json.loads(answer))) == (200, ["predictions"])

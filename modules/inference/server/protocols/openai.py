@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...config.base import shown
-from .engine import Event
-from .request_handle import ClientGoneError, RequestHandle
-from .requests import (
+from ....config.base import shown
+from ..engine import Event
+from ..request_handle import ClientGoneError, RequestHandle
+from ..requests import (
     PARAMETERS,
     CompletionRequest,
     RequestError,
@@ -37,17 +40,15 @@ NEW_TOKENS = 16
 TOP_LOGPROBS = 5
 """OpenAI's most of the likeliest tokens that are told beside each."""
 
-OPENAI_NAMES = {"max_new_tokens": "max_tokens"}
-
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
     "suffix": (None, ""),
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "logprobs", "user")
-FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
+COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "logprobs", "user")
+"""Fields of completions and of chat completions."""
+
+FIELDS = ("prompt", *COMMON, "echo", "best_of", *PARAMETERS, *WITHOUT_EFFECT)
 
 
 def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
@@ -56,28 +57,16 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     name: what clients call the served model.
     """
     check_known(body, FIELDS)
-    check_model(body.get("model", name), name)
-    if not isinstance(user := body.get("user"), str | None):
-        raise bad("user", f"must be a text, not {shown(user)}")
-    for field, values in WITHOUT_EFFECT.items():
-        value = body.get(field)
-        if isinstance(value, bool) or value not in values:
-            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
+    check_without_effect(body, WITHOUT_EFFECT)
     echo, most = flag(body, "echo"), body.get("max_tokens")
-    given = {"max_new_tokens": most} | {field: body.get(field) for field in PARAMETERS}
-    if only_prompt := echo and is_whole(most) and most == 0:  # which nothing else that makes text can mean
-        del given["max_new_tokens"]
-    # In OpenAI's interface null is the same as leaving it out.
-    config = parse_parameters(
-        {"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, OPENAI_NAMES
-    )
-    options = body.get("stream_options")
-    if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
-        raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
-    with_usage = flag(options or {}, "include_usage")
+    only_prompt = echo and is_whole(most) and most == 0  # which nothing else that makes text can mean
+    request = parse_common({**body, "max_tokens": None} if only_prompt else body, name, "max_tokens", NEW_TOKENS)
     if only_prompt:
-        config.max_new_tokens = 0
-    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), echo, with_usage, logprobs_of(body))
+        request.config.max_new_tokens = 0
+    best_of = body.get("best_of")
+    if best_of is not None and (not is_whole(best_of) or best_of != request.n):
+        raise bad("best_of", f"isn't done here: leave it out, or give what n is, {request.n} (not {shown(best_of)})")
+    return replace(request, prompts=prompts_of(body), echo=echo, logprobs=logprobs_of(body))
 
 
 def logprobs_of(body: Mapping[str, Any]) -> int | None:
@@ -85,6 +74,38 @@ def logprobs_of(body: Mapping[str, Any]) -> int | None:
     if value is not None and (not is_whole(value) or not 0 <= value <= TOP_LOGPROBS):
         raise bad("logprobs", f"must be a whole number from 0 to {TOP_LOGPROBS}, or null, not {shown(value)}")
     return value
+
+
+def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int) -> CompletionRequest:
+    """What completions and chat completions have in common, still without prompts.
+
+    Args:
+        new_tokens: what the client calls max_new_tokens.
+        usual: max_new_tokens where it isn't given.
+    """
+    check_model(body.get("model", name), name)
+    if not isinstance(user := body.get("user"), str | None):
+        raise bad("user", f"must be a text, not {shown(user)}")
+    given = {"max_new_tokens": body.get(new_tokens)} | {field: body.get(field) for field in PARAMETERS}
+    # In OpenAI's interface null is the same as leaving it out.
+    values = {"max_new_tokens": usual} | {k: v for k, v in given.items() if v is not None}
+    config = parse_parameters(values, {"max_new_tokens": new_tokens})
+    options = body.get("stream_options")
+    if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
+        raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
+    n = 1 if body.get("n") is None else body["n"]
+    if not is_whole(n) or n < 1:
+        raise bad("n", f"must be a whole number of at least 1, not {shown(n)}")
+    with_usage = flag(options or {}, "include_usage")
+    return CompletionRequest([], config, flag(body, "stream"), include_usage=with_usage, n=n, new_tokens=new_tokens)
+
+
+def check_without_effect(body: Mapping[str, Any], fields: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses what moyun lacks where its value would change something. fields: name → values that change nothing."""
+    for field, values in fields.items():
+        value = body.get(field)
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
+            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
 
 
 def check_model(given: Any, name: str) -> None:
@@ -112,9 +133,9 @@ def flag(body: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def answer_head(identity: str, created: int, name: str) -> dict[str, Any]:
+def answer_head(kind: str, prefix: str, name: str) -> dict[str, Any]:
     """What every answer and every chunk of a stream begins with."""
-    return {"id": identity, "object": "text_completion", "created": created, "model": name}
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
 
 
 def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -188,13 +209,25 @@ class EventStream(Response):
             await self.break_off(scope, send, problem)
 
     async def send_pieces(self, send: Send) -> None:
+        more = {"usage": None} if self.request.include_usage else {}  # null but in the last, as OpenAI has it
+        for choice_of_row in self.opening():
+            await self.send_chunk(send, [choice_of_row], **more)
         while event := await self.handle.next():
-            logprobs = self.handle.logprobs_of(event)
-            if event.text or event.finish or (logprobs and logprobs["tokens"]):
-                await self.send_chunk(send, [choice(event, logprobs)])
+            for choice_of_row in self.choices(event):
+                await self.send_chunk(send, [choice_of_row], **more)
         if self.request.include_usage:
             await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """What comes before all text."""
+        yield from ()
+
+    def choices(self, event: Event) -> Iterator[dict[str, Any]]:
+        """What an event becomes, a chunk each."""
+        logprobs = self.handle.logprobs_of(event)
+        if event.text or event.finish or (logprobs and logprobs["tokens"]):
+            yield choice(event, logprobs)
 
     async def send_chunk(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
         body = chunk(self.head | {"choices": choices} | others)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...config.base import shown
-from ...config.generation import LimitsConfig
-from .engine import Event
-from .requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
+from ....config.base import shown
+from ....config.generation import LimitsConfig
+from ..engine import Event
+from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
 
 EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
 BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
@@ -40,7 +40,7 @@ def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) 
     config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
-    return CompletionRequest(texts, config, echo=full)
+    return CompletionRequest(texts, config, echo=full, new_tokens="max_new_tokens")
 
 
 def column_of(content: Any, name: str) -> list[Any]:
@@ -79,6 +79,11 @@ def predictions(ends: Sequence[Event]) -> dict[str, Any]:
 
 def mlflow_error(problem: RequestError) -> dict[str, Any]:
     """The body of an error, as MLflow's scoring server writes it."""
-    code = {400: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+    code = {
+        400: "INVALID_PARAMETER_VALUE",
+        401: "UNAUTHENTICATED",
+        503: "TEMPORARILY_UNAVAILABLE",
+        504: "DEADLINE_EXCEEDED",
+    }
     name = code.get(problem.status, "INTERNAL_ERROR" if problem.status == 500 else "BAD_REQUEST")
     return {"error_code": name, "message": str(problem)}
