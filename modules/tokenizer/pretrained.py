@@ -16,6 +16,11 @@ NOWHERE = "\U0010fffe"
 """A character that no vocabulary knows: some can be read, and fail only when they have to encode one."""
 
 
+SEAM = "\U0010ffff"
+"""Where encoding begins anew in an exported tokenizer; a code point that is never assigned."""
+AT_SEAMS = {"type": "Split", "pattern": {"String": SEAM}, "behavior": "Removed", "invert": False}
+
+
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
     """The folder's tokenizer.json. Raises ValueError naming it where it is missing or the library can't read it."""
     require_file(folder, "tokenizer.json")
@@ -32,6 +37,24 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def with_seams(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that cuts texts at SEAM first, leaves it out, and merges nothing across it."""
+    content = json.loads(backend.to_str())
+    parts = [AT_SEAMS, *([content["pre_tokenizer"]] if content["pre_tokenizer"] else [])]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def without_seams(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """What `with_seams` was given."""
+    content = json.loads(backend.to_str())
+    first, *rest = (content["pre_tokenizer"] or {}).get("pretokenizers", [None])
+    if first != AT_SEAMS:
+        return backend
+    content["pre_tokenizer"] = rest[0] if rest else None
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -100,7 +123,7 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
         own = config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
-        return FoundTokenizer(read_backend(folder), *own)
+        return FoundTokenizer(without_seams(read_backend(folder)), *own)
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
     if "megatron" in read_json_object(folder / "configuration.json"):

@@ -14,10 +14,11 @@ import pytest
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
 from modules.tokenizer.tokenizer import load_tokenizer
-from modules.tracking.models.exported_model import PYFUNC, SERVING_REQUIREMENTS, log_model
+from modules.tracking.models.exported_model import PYFUNC, log_model
 from modules.tracking.reuse.imported_code import MODULES, code_behind
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
+REQUIREMENTS = {"mlflow", "numpy", "omegaconf", "pandas", "pyyaml", "safetensors", "tokenizers", "torch"}
 OPTIONS = {"max_new_tokens": 8, "temperature": 0.0}
 
 ALONE = """
@@ -63,7 +64,7 @@ import modules
 assert modules.__file__.startswith(folder), modules.__file__
 for name in ("lightning_fabric", "pytorch_lightning", "datasets", "psutil", "rich"):
     assert name not in sys.modules, name
-print(json.dumps(model.predict({"src_txt": ["白日依山尽，"]}, params=json.loads(sys.argv[3]))))
+print(json.dumps(model.predict({"src_txt": ["白日依山尽，"]}, params=json.loads(sys.argv[3])).to_dict("records")))
 """
 
 
@@ -81,7 +82,7 @@ def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, to
         tokenizer = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "megatron_tp1")
     folder = logged(store, tokenizer)
     named = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
-    assert set(named) == {*SERVING_REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
+    assert set(named) == {*REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
     command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(OPTIONS)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
