@@ -85,7 +85,12 @@ def test_peft_loads_an_adapter_of_moyuns(base: Path, targets: list[str], capsys:
 def made_by_peft(**options: Any) -> torch.Tensor:
     """Saves an adapter on the export; returns the logits with it."""
     torch.manual_seed(2)
-    options = {"r": 4, "lora_alpha": 10, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True} | options
+    options = {
+        "r": 4,
+        "lora_alpha": 10,
+        "target_modules": ["c_attn", "c_proj", "c_fc"],
+        "fan_in_fan_out": True,
+    } | options
     model = peft.get_peft_model(theirs(), peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -97,7 +102,12 @@ def made_by_peft(**options: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"target_modules": "all-linear"}, {"target_modules": r".*\.(c_attn|mlp\.c_proj)"}, {"use_rslora": True, "r": 3}],
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.(c_attn|mlp\.c_proj)"},
+        {"use_rslora": True, "r": 3},
+    ],
     ids=str,
 )
 def test_moyun_loads_an_adapter_of_pefts(

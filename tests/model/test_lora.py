@@ -178,9 +178,7 @@ def test_dropout_is_for_training_alone(decoder: Decoder) -> None:
 
 
 def saved(folder: Path, decoder: Decoder, config: LoraConfig, base: Path) -> Path:
-    return save_adapter(
-        folder, decoder.state_dict(), decoder.config, config, weights_hash(base), load_tokenizer(base)
-    )
+    return save_adapter(folder, decoder.state_dict(), decoder.config, config, weights_hash(base), load_tokenizer(base))
 
 
 def applied(base: Path, adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -247,9 +245,7 @@ def saved_with_template(store: Path, tokenizer: Tokenizer) -> Path:
     base = save_model(store / "base", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
     decoder = load_model(base)
     config, tuned = with_random_adapters(decoder), tokenizer.with_prompt_template(TEMPLATE)
-    return save_adapter(
-        store / "adapter", decoder.state_dict(), decoder.config, config, weights_hash(base), tuned
-    )
+    return save_adapter(store / "adapter", decoder.state_dict(), decoder.config, config, weights_hash(base), tuned)
 
 
 def forget(folder: Path, *keys: str) -> None:

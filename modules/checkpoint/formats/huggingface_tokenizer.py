@@ -11,16 +11,17 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, processors
 
+from ...config.model import ModelConfig
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
-from ...tokenizer.pretrained import OWN_FOLDER, SEAM, read_backend, with_seams
+from ...tokenizer.pretrained import OWN_FOLDER, SEAM, for_export, read_backend
 from ...tokenizer.streaming import NO_SPACE_AFTER, NO_SPACE_BEFORE, is_wide
 from ...tokenizer.tokenizer import Tokenizer
 from .chat_template import chat_template
 
 
 def write_huggingface_tokenizer(
-    folder: Path, tokenizer: Tokenizer, max_length: int
+    folder: Path, tokenizer: Tokenizer, model: ModelConfig
 ) -> tuple[dict[str, int | None], list[str]]:
     """Returns the ids of bos, eos and pad for config.json, and notes for whoever exports.
 
@@ -31,7 +32,7 @@ def write_huggingface_tokenizer(
     if tokenizer.kind == "jieba_bpe":
         tokenizer.save(folder / OWN_FOLDER)
         # A class that doesn't exist: for a folder without one AutoTokenizer makes an empty GPT-2 tokenizer.
-        options = {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length}
+        options = {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": model.max_position_embeddings}
         write_json(folder / "tokenizer_config.json", options)
         notes = told_of_template(tokenizer, "transformers and vLLM don't apply it: write prompts out with it there")
         notes.append(
@@ -45,15 +46,13 @@ def write_huggingface_tokenizer(
     add_start(backend, own["start"])
     if tokenizer.kind == "bert":
         backend.decoder = wordpiece_decoder()
-    tokens, options = special_tokens(backend, own), OPTIONS | {"model_max_length": max_length}
-    if tokenizer.prompt_template is not None:
-        if SEAMS.get(tokenizer.kind) == SEAM:
-            backend = with_seams(backend)
+    tokens, options = special_tokens(backend, own), OPTIONS | {"model_max_length": model.max_position_embeddings}
+    templated, seam = tokenizer.prompt_template is not None, SEAMS.get(tokenizer.kind, "")
+    backend = for_export(backend, model.vocab_size or 0, templated and seam == SEAM)
+    if templated:
         # A chat template can write the start and end of texts only as text that is read as tokens.
-        options |= {"split_special_tokens": False}
-        options["chat_template"] = chat_template(
-            tokenizer.prompt_template, "".join(own["start"]), own["end_of_text"], SEAMS.get(tokenizer.kind, "")
-        )
+        template = chat_template(tokenizer.prompt_template, "".join(own["start"]), own["end_of_text"], seam)
+        options |= {"split_special_tokens": False, "chat_template": template}
     (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     write_json(folder / "tokenizer_config.json", own | tokens | options)
     applied = "tokenizer.apply_chat_template applies it in transformers and vLLM, tokenizer(text) doesn't"
