@@ -22,10 +22,11 @@ from modules.config.base import ConfigError, shown
 from modules.config.generation import GenerationConfig
 from modules.inference.given_to_mlflow import frame_of, hand_over_as_given
 from modules.inference.mlflow_input import COLUMN
-from modules.inference.signature import MODEL_CONFIG
+from modules.inference.signature import MODEL_CONFIG, PARAMS
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import load_tokenizer
 
+KNOWN = [param.name for param in PARAMS.params]
 BATCH_ROWS = 32
 """Texts that are continued at once: a table may have thousands of rows, and memory is taken by each."""
 
@@ -39,9 +40,7 @@ class ServedModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         try:
-            if not isinstance(params, Mapping | None):
-                raise ValueError(f"params must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
-            config = GenerationConfig.parse(params or {})
+            config = config_of(params)
             frame = frame_of(model_input)
             texts = texts_of(frame)
             batches = [texts[start : start + BATCH_ROWS] for start in range(0, len(texts), BATCH_ROWS)]
@@ -50,6 +49,16 @@ class ServedModel(PythonModel):
             message = "; ".join(error.complaints) if isinstance(error, ConfigError) else str(error)
             raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE) from None
         return pd.DataFrame({"text": [row["text"] for row in rows]}, index=frame.index, dtype=object)
+
+
+def config_of(params: Any) -> GenerationConfig:
+    """Raises ValueError for what the server refuses as well."""
+    if not isinstance(params, Mapping | None):
+        raise ValueError(f"params must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
+    for name in params or {}:
+        if name not in KNOWN:
+            raise ValueError(f"{shown(name)} isn't known here; there is {', '.join(KNOWN)}")
+    return GenerationConfig.parse(params or {})
 
 
 def texts_of(frame: pd.DataFrame) -> list[str]:

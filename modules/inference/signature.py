@@ -21,7 +21,7 @@ PARAMS = ParamSchema(
             shape=(-1,) if entry.type == "list[str]" else None,
         )
         for entry in fields(GenerationConfig)
-        if str(entry.type) in TYPES  # what MLflow has no type for is taken too
+        if str(entry.type) in TYPES
     ]
 )
 

@@ -157,7 +157,7 @@ def test_parameters_reach_the_model_as_they_are(model: PyFuncModel, generator: T
         answer = model.predict("白日", params={"max_new_tokens": 8, "temperature": 0, "stop": stop})
         assert answer["text"][0] == whole[: whole.index(whole[4], 2)]
     for params, message in (
-        ({"max_tokens": 4}, "^max_tokens is no generation parameter; there is max_new_tokens, "),
+        ({"max_tokens": 4}, "^'max_tokens' isn't known here; there is max_new_tokens, "),
         ({"max_new_tokens": "4"}, "^max_new_tokens must be a whole number, not '4'"),
         ({"max_new_tokens": 2.0}, "^max_new_tokens must be a whole number, not 2.0"),
         ({"top_p": None}, "^top_p must not be null"),

@@ -10,7 +10,7 @@ import json
 
 from ...tokenizer.prompt_template import split_template
 
-ROLES = "messages must be of user and assistant; one of system may come first"
+ROLES = "user and assistant take turns, after one system message at most"
 SYSTEM, CONTENT = "ns.system", "message['content']"
 
 
@@ -21,14 +21,16 @@ def chat_template(template: str | None, start: str, end: str, seam: str = "") ->
     return "".join(
         [
             shown(literal(start)),
-            "{%- set ns = namespace(system='') -%}",
+            "{%- set ns = namespace(system='', last='assistant') -%}",
             "{%- for message in messages -%}",
-            "{%- if message['role'] == 'user' -%}",
+            "{%- if message['role'] == 'user' and ns.last == 'assistant' -%}",
             shown(before, part, SYSTEM, CONTENT, part, after),
             "{%- set ns.system = '' -%}",
-            "{%- elif message['role'] == 'assistant' -%}",
+            "{%- set ns.last = 'user' -%}",
+            "{%- elif message['role'] == 'assistant' and ns.last == 'user' -%}",
             shown(part, CONTENT, literal(end)),
-            "{%- elif message['role'] == 'system' and loop.first -%}",
+            "{%- set ns.last = 'assistant' -%}",
+            "{%- elif message['role'] in ['system', 'developer'] and loop.first -%}",
             "{%- set ns.system = " + CONTENT + " + '\\n' -%}",
             "{%- else -%}",
             "{{ raise_exception(" + literal(ROLES) + ") }}",

@@ -185,8 +185,9 @@ def test_the_chat_template_makes_moyuns_prompts(
     expected = [*start, *before, *tokenizer.encode(f"请答\n{one}"), *after, *tokenizer.encode(answer), end]
     expected += [*before, *tokenizer.encode(two), *after]
     assert ids(("system", "请答"), ("user", one), ("assistant", answer), ("user", two)) == expected
-    for wrong in ([("tool", one)], [("user", one), ("system", two)]):
-        with pytest.raises(Exception, match="messages must be of user and assistant; one of system may come first"):
+    wrong_ones = [[("tool", one)], [("user", one), ("system", two)], [("user", one)] * 2, [("assistant", one)]]
+    for wrong in wrong_ones:
+        with pytest.raises(Exception, match="user and assistant take turns, after one system message at most"):
             ids(*wrong)
 
 
