@@ -94,7 +94,8 @@ def conversion(
     read_there = READ_THERE.get(config.format, tokenizer.kind)
     if read_there != tokenizer.kind:
         lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
-        lines["next"] = NEXT["moyun"].format(target=result.folder) + " (ModelScope's own classes read the weights alone)"
+        ours = NEXT["moyun"].format(target=result.folder)
+        lines["next"] = f"{ours} (ModelScope's own classes read the weights alone)"
     if notes:
         lines["mind"] = "; ".join(notes)
     return lines
