@@ -11,14 +11,9 @@ from typing import Any
 
 from ....config.base import shown
 from ....config.generation import LimitsConfig
+from ...mlflow_input import BODY_FORMATS, COLUMN, EXAMPLE_BODY, column_of
 from ..engine import Event
 from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
-
-EXAMPLE_BODY = '{"inputs": {"src_txt": ["白日依山尽，"]}}'
-BODY_FORMATS = ("inputs", "instances", "dataframe_split", "dataframe_records")
-COLUMN = "src_txt"
-PARAMS = ("max_new_tokens", *(name for name in PARAMETERS if name != "logit_bias"))
-"""Those of signature.PARAMS; MLflow has no parameter that is a mapping."""
 
 
 def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) -> CompletionRequest:
@@ -30,46 +25,21 @@ def parse_invocation(body: Mapping[str, Any], limits: LimitsConfig, full: bool) 
     given = [name for name in BODY_FORMATS if name in body]
     if len(given) != 1:
         raise bad("body", f"must have one of {', '.join(BODY_FORMATS)}, e.g. {EXAMPLE_BODY}")
-    texts = column_of(body[given[0]], given[0])
+    try:
+        texts = column_of(body[given[0]], given[0])
+    except ValueError as error:
+        field, _, what = str(error).partition(" ")
+        raise bad(field, what) from None
     for row, text in enumerate(texts):
         check_text(f"{COLUMN} {row}", text)
     params = body.get("params")
     if params is not None and not isinstance(params, dict):
         raise bad("params", f"must be an object, e.g. {{'max_new_tokens': 32}}, not {shown(params)}")
-    check_known(params or {}, PARAMS)
+    check_known(params or {}, ("max_new_tokens", *PARAMETERS))
     config = parse_parameters(params or {}, {})
     if "max_new_tokens" not in (params or {}):  # a default of nobody's choosing isn't over the limit
         config.max_new_tokens = min(config.max_new_tokens, limits.max_new_tokens)
     return CompletionRequest(texts, config, echo=full, new_tokens="max_new_tokens")
-
-
-def column_of(content: Any, name: str) -> list[Any]:
-    """The values of src_txt, unchecked, in any of the four forms; other columns are ignored, as MLflow does."""
-    if name == "dataframe_split":
-        return column_of_split(content)
-    if isinstance(content, dict) and name != "dataframe_records":
-        texts = content.get(COLUMN)
-        if isinstance(texts, str | list):
-            return [texts] if isinstance(texts, str) else texts
-    elif isinstance(content, list):
-        if all(isinstance(row, dict) and COLUMN in row for row in content):
-            return [row[COLUMN] for row in content]
-        if name != "dataframe_records" and not any(isinstance(row, dict | list) for row in content):
-            return content  # the one column, without its name
-    raise bad(name, f"must have the column {COLUMN}, e.g. {EXAMPLE_BODY}, not {shown(content)}")
-
-
-def column_of_split(content: Any) -> list[Any]:
-    """{"columns": ["src_txt", …], "data": [["春", …], …]}, with pandas's "index" or without."""
-    if not isinstance(content, dict) or set(content) - {"columns", "data", "index"}:
-        raise bad("dataframe_split", f"must have columns and data, not {shown(content)}")
-    names, data = content.get("columns"), content.get("data")
-    if not isinstance(names, list) or COLUMN not in names:
-        raise bad("dataframe_split", f"must have columns with '{COLUMN}' among them, not {shown(names)}")
-    if not isinstance(data, list) or not all(isinstance(row, list) and len(row) == len(names) for row in data):
-        raise bad("dataframe_split", f"must have data of {len(names)} values a row, [['春'], …], not {shown(data)}")
-    place = names.index(COLUMN)
-    return [row[place] for row in data]
 
 
 def predictions(ends: Sequence[Event]) -> dict[str, Any]:
