@@ -81,7 +81,10 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
         "drain_seconds",
     },
-    ConvertConfig: {Effect.RESULT: "source adapter format tensor_parallel dtype", Effect.NOTHING: "target"},
+    ConvertConfig: {
+        Effect.RESULT: "source adapter prompt_template format tensor_parallel dtype",
+        Effect.NOTHING: "target",
+    },
     CompareConfig: {Effect.RESULT: "one other tolerance"},
 }
 """Class → effect → its fields. What is said of a section holds for all in it; a subclass's word is the last."""
