@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..quarantine import DataError, Findings
 
@@ -27,6 +27,27 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 TARGET_NAMES = {"targettext", "targettxt", "target", "targets", "tgt", "trg", "trgtxt", "trgtext"}
 """Plain names of a target that are spelt out, or cut short, and so match too few letters."""
+
+
+class EveryColumn(Collection[str]):
+    """Stands for the names of all columns, where they aren't known as yet."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+EVERY_COLUMN = EveryColumn()
+
+
+def used_columns(texts: Collection[str], extras: Collection[str]) -> Collection[str]:
+    """Names of the columns that are read."""
+    return EVERY_COLUMN if extras is EVERY_COLUMN else {*texts, *extras}
 
 
 def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
