@@ -34,7 +34,7 @@ class PredictResult:
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """Raises ValueError for rows, a model or a target that can't be used, or where another attempt was made otherwise."""
+    """Raises ValueError for rows, a model or a target that can't be used, or a target that was begun otherwise."""
     journal, source = Journal(config.place), Source(config)
     require_another_place(config, source.files)
     journal.require_free(config.force)

@@ -27,6 +27,7 @@ from modules.inference.text_generator import TextGenerator
 from modules.system.process_locks import take_lock
 from modules.system.signals import Stopped
 from modules.tokenizer.tokenizer import Tokenizer
+from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines import pipeline
 from pipelines.predict import PredictResult, predict
@@ -274,7 +275,7 @@ def test_a_split_is_named_where_there_are_several(model: Path, store: Path) -> N
     [
         (["source=nowhere.csv"], "nowhere.csv"),
         (["source=rows.csv", "columns.a=src_txt"], "has no column 'a'"),
-        (["source=other.csv"], "say which one holds the text with columns.question=src_txt"),
+        (["source=other.csv"], "say which one holds the text with columns.YOUR_COLUMN=src_txt"),
         (["source=rows.csv", "column=n"], "has a column 'n' already.* give column=NAME"),
         (["source=rows.csv", "error_column=n"], "give error_column=NAME"),
         (["source=rows.csv", "model=nowhere"], "model=nowhere: no such model folder"),
@@ -590,8 +591,8 @@ def test_the_run_has_the_model_the_rows_and_where_the_answers_are(model: Path, s
     connect()
     mlflow.set_experiment("moyun")
     with mlflow.start_run():
-        logged = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input)
-    found = run("source=rows.jsonl", "target=out.csv", "log_file=true", f"model={store / 'model'}")
+        uri = log_model(model)
+    found = run("source=rows.jsonl", "target=out.csv", "log_file=true", f"model={uri}")
     client = MlflowClient()
     record = client.get_run(found.run_id)
     assert record.data.tags["stage"] == "predict"
@@ -610,7 +611,7 @@ def test_the_run_has_the_model_the_rows_and_where_the_answers_are(model: Path, s
     assert table["prompt"].tolist() == TEXTS[:3]
     copy = mlflow.artifacts.download_artifacts(f"runs:/{found.run_id}/out.csv")
     assert Path(copy).read_bytes() == (store / "out.csv").read_bytes()
-    assert logged.model_id
+    assert [used.model_id for used in record.inputs.model_inputs] == [uri.removeprefix("models:/")]
 
 
 def test_the_same_rows_have_one_fingerprint_whatever_was_done_with_them(model: Path, store: Path) -> None:

@@ -77,7 +77,7 @@ def answer_window(
 ) -> Iterator[dict[int, RowAnswer]]:
     """Row number → answer, as they come: first those without one, then batch by batch.
 
-    Batches are the same whichever rows are `done` already, so that the others are computed just as they would have been.
+    Batches are the same whichever rows are `done` already, so that the others are computed as they would have been.
     """
     prompts: dict[int, list[int]] = {}
     refused: dict[int, RowAnswer] = {}

@@ -1,6 +1,6 @@
 """What is answered already, in a folder beside the target: `.TARGET.predict`, until the target is whole.
 
-about.json says of what model, rows and parameters the answers are, and answers.jsonl has a line for each, synced to disk
+about.json says of what model, rows and parameters the answers are; answers.jsonl has a line for each, synced to disk
 batch by batch, window after window. Whatever ends the process, the same command goes on behind the last whole line.
 """
 
@@ -63,7 +63,7 @@ class Journal:
         return output is not None and self.target.is_file() and sha256_of(self.target) == output
 
     def require_same(self, made_of: Mapping[str, Any], force: bool) -> bool:
-        """Whether there are answers to go on from. ValueError where they are of something else and `force` isn't set."""
+        """Whether there are answers to go on from. ValueError where they are of something else, unless by `force`."""
         if not (about := self.about):
             return False
         before = about["made_of"]
@@ -77,7 +77,7 @@ class Journal:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Locks the folder for this process; it is removed when the target is finished, or while there are no answers."""
+        """Locks the folder for this process; it is removed in the end if the target is whole, or nothing answered."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = take_lock(self.folder / LOCK, f"process {os.getpid()} on {os.uname().nodename}")
@@ -116,9 +116,7 @@ class Journal:
     @contextmanager
     def appending(self) -> Iterator[Callable[[Mapping[int, RowAnswer]], None]]:
         """Yields what adds answers, which are on the disk when it returns."""
-        end = 0
-        for _, _, end in self.lines():
-            pass
+        end = max((end for _, _, end in self.lines()), default=0)
         with naming(self.answers), self.answers.open("ab", buffering=0) as stream:
             stream.truncate(end)
 

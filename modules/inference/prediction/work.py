@@ -147,8 +147,8 @@ def require_new_columns(config: PredictConfig, survey: Survey) -> None:
     for key, name in config.new_columns.items():
         if name in survey.columns:
             raise DataError(
-                f"source={config.source} has a column {name!r} already, which would be overwritten: give {key}=NAME for "
-                f"the new one; the source's columns are {', '.join(survey.columns)}"
+                f"source={config.source} has a column {name!r} already: give {key}=NAME for the new one; the source's "
+                f"columns are {', '.join(survey.columns)}"
             )
 
 
