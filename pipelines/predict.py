@@ -29,8 +29,7 @@ class PredictResult:
     run_id: str
     """Empty after a dry run."""
     target: Path
-    written: Written
-    """How many rows, errors and tokens; samples."""
+    written: Written  # how many rows, errors and tokens; samples
 
 
 def predict(config: PredictConfig) -> PredictResult:

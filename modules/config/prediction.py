@@ -16,7 +16,7 @@ WRITTEN = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", 
 """Ending of a target → its format."""
 
 OF_SOURCES = {**WRITTEN, ".json": "jsonl", ".txt": "jsonl"}
-"""Ending of a source → the format of its target, where that has no ending of its own."""
+"""Ending of a source → the format of a target without an ending; of any other source, as a folder, jsonl."""
 
 
 @dataclass
@@ -58,9 +58,9 @@ class PredictConfig(StageConfig):
 
     @property
     def format(self) -> str | None:
-        """Of the target: csv, tsv, jsonl or parquet; None where neither target nor source tells."""
+        """Of the target: csv, tsv, jsonl or parquet; None where it has another ending."""
         given = Path(self.target or "").suffix.lower()
-        return WRITTEN.get(given) if given else OF_SOURCES.get(self.source_ending)
+        return WRITTEN.get(given) if given else OF_SOURCES.get(self.source_ending, "jsonl")
 
     @property
     def source_ending(self) -> str:
@@ -72,8 +72,8 @@ class PredictConfig(StageConfig):
         """The file to write."""
         if self.target:
             return Path(self.target)
-        name = Path(self.source).name
-        stem = name[: name.lower().rindex(self.source_ending)]
+        name, known = Path(self.source).name, self.source_ending in OF_SOURCES
+        stem = name[: name.lower().rindex(self.source_ending)] if known else name
         return Path(self.source).with_name(f"{stem}.answers.{self.format}")
 
     @property
@@ -84,10 +84,9 @@ class PredictConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
-        several = any(sign in self.source for sign in "[]*?")
-        if self.target and self.format is None:
+        if self.format is None:
             yield f"target={self.target}: must end in one of {', '.join(WRITTEN)}, which say the format"
-        elif not self.target and (several or self.format is None):
+        if not self.target and any(sign in self.source for sign in "[]*?"):
             yield f"target must be given with source={self.source}: a file that ends in one of {', '.join(WRITTEN)}"
         for name, text in self.columns.items():
             if text != "src_txt":

@@ -1,14 +1,11 @@
-"""A file of rows in, a file with answers out: what is kept, what is refused, and how it goes on."""
+"""A file of rows in, a file with answers out: what stands in it, and what the run has of it."""
 
 from __future__ import annotations
 
 import csv
 import datetime
 import gzip
-import io
 import json
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from modules.config.loader import ConfigError, load_config
 from modules.data.quarantine import DataError
 from modules.inference.prediction import answering
-from modules.inference.prediction.journal import Journal
-from modules.inference.text_generator import TextGenerator
-from modules.system.process_locks import take_lock
-from modules.system.signals import Stopped
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines import pipeline
-from pipelines.predict import PredictResult, predict
-from tests.helpers.models import make_config, make_decoder, save_model
-from tests.tracking.test_tracking import all_runs
-
-QUIET = ["tracking.log_system_metrics=false", "max_new_tokens=6", "model=model"]
-TEXTS = ["白日依山尽", "春", "床前明月光，疑是地上霜。", "山", "处处闻啼鸟", "花落知多少，", "水", "夜来风雨声"]
+from tests.helpers.predictions import TEXTS, alone, jsonl, read, run, small_model
 
 
 @pytest.fixture
 def model(store: Path, tokenizer: Tokenizer) -> Path:
-    return save_model(store / "model", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
+    return small_model(store / "model", tokenizer)
 
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "WINDOW_ROWS", 3)
-
-
-def run(*arguments: object) -> PredictResult:
-    return predict(load_config("predict", [*QUIET, *map(str, arguments)]))
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        return found
-    text = path.read_bytes().decode()
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines()]
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def alone(text: str, **parameters: Any) -> str:
-    answer: str = pipeline(model="model")(text, max_new_tokens=6, top_p=0.9, seed=42, **parameters)["text"]
-    return answer
 
 
 # --- what stands in the target ---
@@ -95,7 +58,7 @@ def test_a_model_with_a_template_answers_and_full_text_can_be_asked_for(
     model: Path, store: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = tokenizer.with_prompt_template("问{src_txt}答")
-    save_model(store / "tuned", make_decoder(make_config(tokenizer.vocab_size)), asked, {})
+    small_model(store / "tuned", asked)
     jsonl(store / "rows.jsonl", [{"src_txt": "春"}])
     greedy = ["source=rows.jsonl", "model=tuned", "temperature=0"]
     run(*greedy, "target=a.jsonl")
@@ -136,7 +99,7 @@ def as_in_csv(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
 def test_every_column_is_kept_from_every_format_to_every_other(
     model: Path, store: Path, sources: dict[str, Path], given: str, ending: str
@@ -145,7 +108,7 @@ def test_every_column_is_kept_from_every_format_to_every_other(
     before, after = read(sources[given]), read(store / f"out.{ending}")
     texts = [alone(text) for text in TEXTS]
     assert [row.pop("text") for row in after] == texts
-    if ending in ("csv", "tsv"):
+    if ending == "csv":
         assert {row.pop("stopped") for row in after} <= {"true", "false"}
         assert {row.pop("error") for row in after} == {""}
         before = [{name: as_in_csv(value) for name, value in row.items()} for row in before]
@@ -241,8 +204,8 @@ def test_what_moyuns_own_readers_take(model: Path, store: Path, name: str) -> No
     else:
         given = content[name]
         (store / name).write_bytes(given if isinstance(given, bytes) else given.encode())
-    target = {"rows.tsv": "rows.answers.tsv", "rows.csv.gz": "rows.answers.csv", "folder": "out.csv"}
-    run(f"source={name}", *(["target=out.csv"] if name == "folder" else []))
+    target = {"rows.tsv": "rows.answers.tsv", "rows.csv.gz": "rows.answers.csv", "folder": "folder.answers.jsonl"}
+    run(f"source={name}")
     rows = read(store / target.get(name, "rows.answers.jsonl"))
     assert [row["src_txt"] for row in rows] == ["春", "秋"]
     assert [row["text"] for row in rows] == [alone("春"), alone("秋")]
@@ -265,322 +228,6 @@ def test_a_split_is_named_where_there_are_several(model: Path, store: Path) -> N
     datasets.Dataset.from_dict({"src_txt": ["春"], "n": [3]}).save_to_disk(str(store / "saved"))
     run("source=saved", "target=saved.parquet")
     assert [row["n"] for row in read(store / "saved.parquet")] == [3]
-
-
-# --- what is refused, before there is a run or a file ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["source=nowhere.csv"], "nowhere.csv"),
-        (["source=rows.csv", "columns.a=src_txt"], "has no column 'a'"),
-        (["source=other.csv"], "say which one holds the text with columns.YOUR_COLUMN=src_txt"),
-        (["source=rows.csv", "column=n"], "has a column 'n' already.* give column=NAME"),
-        (["source=rows.csv", "error_column=n"], "give error_column=NAME"),
-        (["source=rows.csv", "model=nowhere"], "model=nowhere: no such model folder"),
-        (["source=rows.csv", "target=rows.csv", "force=true"], "target=rows.csv is read as source"),
-        (["source=rows.csv", "target=model"], "target=model is a folder"),
-        (["source=broken.jsonl"], "(?s)1 bad row.*broken.jsonl:2: invalid JSON.*Correct or delete"),
-        (["source=ragged.csv"], "ragged.csv:3: 3 values for 2 columns"),
-        (["source=twice.csv"], r"duplicate columns \['n'\]"),
-        (["source=empty.csv"], "has no rows"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_before_work(
-    arguments: list[str], message: str, model: Path, store: Path
-) -> None:
-    contents = {
-        "rows.csv": "src_txt,n\n春,1\n",
-        "other.csv": "question,n\n春,1\n",
-        "broken.jsonl": '{"src_txt": "春"}\n{"src_txt"\n',
-        "ragged.csv": "src_txt,n\n春,1\n春,1,2\n",
-        "twice.csv": "src_txt,n,n\n春,1,2\n",
-        "empty.csv": "src_txt,n\n",
-    }
-    for name, content in contents.items():
-        (store / name).write_text(content)
-    before = sorted(store.rglob("*"))
-    with pytest.raises(ValueError, match=message):
-        run(*arguments)
-    assert all_runs() == []
-    assert [path for path in sorted(store.rglob("*")) if path not in before and "outputs" not in path.parts] == []
-
-
-def test_a_source_may_have_a_column_that_training_would_take_for_the_target(model: Path, store: Path) -> None:
-    jsonl(store / "rows.jsonl", [{"src_txt": "春", "target": "x", "Tgt_Txt": "y"}])
-    run("source=rows.jsonl")
-    assert [(row["target"], row["Tgt_Txt"]) for row in read(store / "rows.answers.jsonl")] == [("x", "y")]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["source=a.csv", "target=b.xlsx"], "target=b.xlsx: must end in one of .csv, .tsv, .jsonl, .ndjson, .parquet"),
-        (["source=[a.csv,b.csv]"], "target must be given with source=[a.csv,b.csv]"),
-        (["source=folder"], "target must be given with source=folder"),
-        (["source=a.csv", "columns.b=tgt_txt"], "columns.b=tgt_txt: must be src_txt"),
-        (["source=a.csv", "column="], None),
-        (["source=a.csv", "column=error"], "column=error: column, stopped_column, error_column must be three"),
-        (["source=a.csv", "max_batch_tokens=0"], "max_batch_tokens (0) must be at least 1"),
-        (["source=a.csv", "generation.top_p=2"], "generation.top_p (2.0) must be"),
-        ([], "source must be given"),
-    ],
-)
-def test_what_contradicts_itself_is_refused(arguments: list[str], complaint: str | None) -> None:
-    if complaint is None:
-        load_config("predict", arguments)  # an empty value counts as not given
-        return
-    with pytest.raises(ConfigError) as caught:
-        load_config("predict", arguments)
-    assert any(complaint in said for said in caught.value.complaints), caught.value.complaints
-
-
-def test_the_seed_is_the_one_that_texts_are_drawn_with() -> None:
-    assert load_config("predict", ["source=a.csv", "seed=7"]).generation.seed == 7
-    assert load_config("predict", ["source=a.csv", "generation.seed=5", "temperature=0"]).generation.seed == 5
-
-
-def test_a_dry_run_leaves_nothing(model: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jsonl(store / "rows.jsonl", [{"src_txt": "春"}])
-    before = sorted(store.rglob("*"))
-    assert run("source=rows.jsonl", "dry_run=true").run_id == ""
-    assert sorted(store.rglob("*")) == before
-    assert "1 of rows.jsonl" in capsys.readouterr().out
-
-
-# --- interrupted, and gone on ---
-
-
-class Killed(BaseException):
-    """Ends the process in a test as SIGKILL would, with nothing cleaned up but locks."""
-
-
-@pytest.fixture
-def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """The next attempt ends after so many batches; 0: none more does."""
-    original = TextGenerator.write_ids
-
-    def set_limit(batches: int) -> None:
-        calls = iter(range(batches))
-
-        def write_ids(self: TextGenerator, *arguments: Any) -> Any:
-            if batches and next(calls, None) is None:
-                raise Killed
-            return original(self, *arguments)
-
-        monkeypatch.setattr(TextGenerator, "write_ids", write_ids)
-
-    return set_limit
-
-
-@pytest.fixture
-def rows(model: Path, store: Path, small_windows: None) -> Path:
-    return jsonl(store / "rows.jsonl", [{"src_txt": text, "n": n} for n, text in enumerate([*TEXTS, ""] * 2)])
-
-
-FEW = ["source=rows.jsonl", "max_batch_tokens=30"]
-
-
-@pytest.mark.parametrize("batches", [1, 2, 3, 5, 7])
-@pytest.mark.parametrize("torn", [b"", b'[17, "half of a li', b"\0\0\0\0"])
-def test_an_interrupted_attempt_is_gone_on_with_and_the_file_is_the_same(
-    rows: Path, store: Path, killed_after: Callable[[int], None], batches: int, torn: bytes
-) -> None:
-    run(*FEW, "target=whole.jsonl")
-    killed_after(batches)
-    with pytest.raises(Killed):
-        run(*FEW, "target=out.jsonl")
-    assert not (store / "out.jsonl").exists()
-    journal = Journal(store / "out.jsonl")
-    with journal.answers.open("ab") as stream:
-        stream.write(torn)
-    answered = {row for row, _, _ in journal.lines()}
-    asked: list[int] = []
-    killed_after(0)
-    original = TextGenerator.write_ids
-
-    def counting(self: TextGenerator, prompts: Any, config: Any) -> Any:
-        asked.extend([0] * len(prompts))
-        return original(self, prompts, config)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TextGenerator, "write_ids", counting)
-        found = run(*FEW, "target=out.jsonl")
-    assert (store / "out.jsonl").read_bytes() == (store / "whole.jsonl").read_bytes()
-    with_text = {row for row in range(18) if row % 9 != 8}
-    assert len(asked) == len(with_text - answered)  # nothing is answered twice
-    assert found.written.rows == 18
-    assert not list(store.glob(".out*"))
-
-
-def test_what_is_gone_on_with_is_one_run(rows: Path, store: Path, killed_after: Callable[[int], None]) -> None:
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*FEW, "target=out.jsonl")
-    (before,) = all_runs()
-    killed_after(0)
-    found = run(*FEW, "target=out.jsonl")
-    (after,) = all_runs()
-    assert before.info.run_id == after.info.run_id == found.run_id
-    assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
-    MlflowClient().delete_run(found.run_id)
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*FEW, "target=other.jsonl")
-    (other,) = all_runs()
-    MlflowClient().delete_run(other.info.run_id)
-    killed_after(0)
-    assert run(*FEW, "target=other.jsonl").run_id not in (found.run_id, other.info.run_id)  # its run is gone
-    assert (store / "other.jsonl").read_bytes() == (store / "out.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("top_p=0.5", "generation.top_p was 0.9, and is 0.5"),
-        ("seed=7", "generation.seed was 42, and is 7"),
-        ("column=answer", 'column was "text", and is "answer"'),
-        ("model", "the model's weights changed"),
-        ("template", "the model's tokenizer or prompt template changed"),
-        ("rows", "the source's rows changed"),
-    ],
-)
-def test_what_was_begun_otherwise_is_refused_and_begun_anew_by_force(
-    rows: Path, store: Path, tokenizer: Tokenizer, killed_after: Callable[[int], None], change: str, said: str
-) -> None:
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*FEW, "target=out.jsonl")
-    killed_after(0)
-    arguments = [*FEW, "target=out.jsonl"]
-    if change in ("model", "template"):
-        asked = tokenizer.with_prompt_template("{src_txt}：" if change == "template" else None)
-        decoder = make_decoder(make_config(tokenizer.vocab_size), seed=9 if change == "model" else 0)
-        save_model(store / "another", decoder, asked, {})
-        arguments += ["model=another"]
-    elif change == "rows":
-        with rows.open("a", encoding="utf-8") as stream:
-            stream.write('{"src_txt": "新"}\n')
-    else:
-        arguments += [change]
-    with pytest.raises(ValueError, match="target=out.jsonl was begun otherwise: ") as caught:
-        run(*arguments)
-    assert said in str(caught.value)
-    assert "another target, or force=true" in str(caught.value)
-    assert len(all_runs()) == 1
-    run(*arguments, "force=true")
-    run(*arguments, "target=fresh.jsonl")
-    assert (store / "out.jsonl").read_bytes() == (store / "fresh.jsonl").read_bytes()
-
-
-def test_smaller_batches_may_go_on(rows: Path, store: Path, killed_after: Callable[[int], None]) -> None:
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*FEW, "target=out.jsonl")
-    killed_after(0)
-    run(*FEW, "target=out.jsonl", "max_batch_tokens=1")
-    run(*FEW, "target=whole.jsonl")
-    assert read(store / "out.jsonl") == read(store / "whole.jsonl")
-
-
-def test_a_finished_target_is_replaced_by_force_alone(rows: Path, store: Path) -> None:
-    (store / "out.jsonl").write_text("somebody's\n")
-    with pytest.raises(ValueError, match="target=out.jsonl exists already, and nothing is overwritten.*force=true"):
-        run(*FEW, "target=out.jsonl")
-    assert (store / "out.jsonl").read_text() == "somebody's\n"
-    run(*FEW, "target=out.jsonl", "force=true")
-    assert len(read(store / "out.jsonl")) == 18
-
-
-def test_a_forced_attempt_that_was_killed_goes_on_and_leaves_the_old_target_until_then(
-    rows: Path, store: Path, killed_after: Callable[[int], None]
-) -> None:
-    (store / "out.jsonl").write_text("somebody's\n")
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*FEW, "target=out.jsonl", "force=true")
-    assert (store / "out.jsonl").read_text() == "somebody's\n"
-    killed_after(0)
-    with pytest.raises(ValueError, match="exists already"):
-        run(*FEW, "target=out.jsonl")
-    run(*FEW, "target=out.jsonl", "force=true")
-    assert len(all_runs()) == 1
-    assert len(read(store / "out.jsonl")) == 18
-
-
-def test_a_kill_after_the_target_is_written_is_no_finished_target_of_somebody_else(
-    rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr("pipelines.predict.log_written", killed)
-        with pytest.raises(Killed):
-            run(*FEW, "target=out.jsonl")
-    written = (store / "out.jsonl").read_bytes()
-    found = run(*FEW, "target=out.jsonl")
-    assert (store / "out.jsonl").read_bytes() == written
-    assert MlflowClient().get_run(found.run_id).data.metrics["predict/rows"] == 18
-    assert not list(store.glob(".out*"))
-
-
-def test_two_processes_cannot_have_one_target(rows: Path, store: Path) -> None:
-    folder = Journal(store / "out.jsonl").folder
-    folder.mkdir()
-    lock = take_lock(folder / ".lock", "process 1 on another")
-    with pytest.raises(ValueError, match="target=out.jsonl is in use by process 1 on another: choose another, or wait"):
-        run(*FEW, "target=out.jsonl")
-    lock.release()
-    run(*FEW, "target=out.jsonl")
-
-
-def test_a_full_disk_is_said_and_gone_on_from(rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the answers find no room, in the middle of a line, or the target."""
-    for where in ("write_all", "sha256_of"):
-        with monkeypatch.context() as patched:
-
-            def full(stream: Any, content: bytes = b"") -> None:
-                if content:
-                    stream.write(content[: len(content) // 2])
-                raise OSError(28, "No space left on device", str(store / "out.jsonl"))
-
-            patched.setattr(f"modules.inference.prediction.journal.{where}", full)
-            with pytest.raises(OSError, match="No space left"):
-                run(*FEW, "target=out.jsonl")
-        assert not (store / "out.jsonl").exists()
-    run(*FEW, "target=out.jsonl")
-    run(*FEW, "target=whole.jsonl")
-    assert (store / "out.jsonl").read_bytes() == (store / "whole.jsonl").read_bytes()
-
-
-def test_a_signal_says_that_the_same_command_goes_on(rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: Any) -> None:
-        raise Stopped(15)
-
-    monkeypatch.setattr(TextGenerator, "write_ids", stopped)
-    with pytest.raises(Stopped) as caught:
-        run(*FEW, "target=out.jsonl")
-    assert caught.value.code == 143
-    assert caught.value.message == "stopped; what is answered stays, and the same command goes on with out.jsonl"
-    assert [run.info.status for run in all_runs()] == ["KILLED"]
-
-
-def test_a_source_that_changes_meanwhile_makes_no_target(
-    rows: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = TextGenerator.write_ids
-
-    def write_ids(self: TextGenerator, *arguments: Any) -> Any:
-        with rows.open("a", encoding="utf-8") as stream:
-            stream.write('{"src_txt": "新"}\n')
-        return original(self, *arguments)
-
-    monkeypatch.setattr(TextGenerator, "write_ids", write_ids)
-    with pytest.raises(DataError, match="source=rows.jsonl changed while it was read: nothing was written"):
-        run(*FEW, "target=out.jsonl")
-    assert not (store / "out.jsonl").exists()
 
 
 # --- in MLflow ---
@@ -622,55 +269,3 @@ def test_the_same_rows_have_one_fingerprint_whatever_was_done_with_them(model: P
         (rows,) = MlflowClient().get_run(run("source=rows.jsonl", f"target={target}").run_id).inputs.dataset_inputs
         digests.append(rows.dataset.digest)
     assert digests[0] == digests[1] != digests[2]
-
-
-# --- memory, and Python ---
-
-
-def test_no_more_than_a_window_of_rows_is_held(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pulled = 0
-
-    def endless() -> Iterator[dict[str, str]]:
-        nonlocal pulled
-        for number in range(100_000):
-            pulled += 1
-            yield {"src_txt": TEXTS[number % len(TEXTS)]}
-
-    monkeypatch.setattr(answering, "WINDOW_ROWS", 8)
-    found = pipeline(model="model").map(endless(), max_new_tokens=1, seed=1)
-    for given in range(1, 50):
-        next(found)
-        assert given <= pulled <= given + 8
-
-
-def test_a_window_of_long_rows_holds_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "WINDOW_CHARACTERS", 10)
-    assert [len(window) for window in answering.windows([{"a": "12345"}] * 5)] == [2, 2, 1]
-
-
-def test_a_pipeline_maps_any_rows_as_predict_does(model: Path, store: Path, small_windows: None) -> None:
-    jsonl(store / "rows.jsonl", [{"src_txt": text, "n": 1} for text in [*TEXTS, ""]])
-    run("source=rows.jsonl", "target=out.jsonl", "return_full_text=false")
-    wanted = [{key: row[key] for key in ("text", "stopped")} for row in read(store / "out.jsonl")]
-    pipe = pipeline(model="model", max_new_tokens=6, top_p=0.9, seed=42)
-    given = datasets.Dataset.from_json(str(store / "rows.jsonl"), cache_dir=str(store / "cache"))
-    for rows in (given, ({"text": text} for text in [*TEXTS, ""]), iter([*TEXTS, ""])):
-        found = list(pipe.map(rows, return_full_text=False))
-        assert [{key: row[key] for key in ("text", "stopped")} for row in found] == wanted
-        assert [row["error"] for row in found] == [*[None] * len(TEXTS), "the text is empty"]
-    with pytest.raises(ConfigError, match="temperature"):
-        pipe.map(TEXTS, temperature=-1)  # at once, not when the first row is asked for
-
-
-def test_batches_fill_the_budget_with_rows_of_like_length() -> None:
-    found = list(answering.batches([1, 9, 2, 8, 30], 2, 22))
-    assert found == [[4], [1, 3], [2, 0]]
-    assert list(answering.batches([], 2, 22)) == []
-
-
-def test_a_link_stays_a_link(rows: Path, store: Path) -> None:
-    (store / "elsewhere").mkdir()
-    (store / "out.jsonl").symlink_to("elsewhere/answers.jsonl")
-    run(*FEW, "target=out.jsonl")
-    assert os.readlink(store / "out.jsonl") == "elsewhere/answers.jsonl"
-    assert len(read(store / "elsewhere" / "answers.jsonl")) == 18
