@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from modules.config.base import EMBEDDED
@@ -15,11 +15,6 @@ from modules.tracking.stage_run import connect, run_around
 from .cli.command_line import run_stage
 from .cli.once import Once, require_sent
 from .cli.summaries import show_whole_way
-from .evaluate import evaluate
-from .finetune import finetune
-from .prepare import prepare
-from .pretrain import pretrain
-from .register import register
 
 
 def main(config: MainConfig) -> dict[str, Any] | None:
@@ -36,14 +31,13 @@ def main(config: MainConfig) -> dict[str, Any] | None:
 
 def stages(config: MainConfig, once: Once) -> dict[str, Any]:
     """What each stage made; of a dry run those before the first that would be done."""
-    preparing = partial(prepare, recorded=not config.dry_run)
-    functions: tuple[Callable[[Any], Any], ...] = (preparing, pretrain, finetune, evaluate, register)
     found: dict[str, Any] = {}
     made = {"start": EMBEDDED}
-    for stage, function in zip(STAGES_OF_MAIN, functions, strict=True):
+    for stage in STAGES_OF_MAIN:
         if stage == "pretrain" and not config.from_scratch:
             continue
-        if not (facts := once(stage, wire(getattr(config, stage), made), function)):
+        options = {"recorded": not config.dry_run} if stage == "prepare" else {}
+        if not (facts := once(stage, wire(getattr(config, stage), made), partial(done, stage, **options))):
             break
         found[stage] = facts
         if stage == "prepare":
@@ -55,6 +49,11 @@ def stages(config: MainConfig, once: Once) -> dict[str, Any]:
             made["finetune"] = facts["model_uri"]  # what MLflow holds already, so that register logs no second copy
             made["start"] = str(config.finetune.train.init_from)  # may be another than was meant for it
     return found
+
+
+def done(stage: str, config: Any, **options: Any) -> Any:
+    """The stage's result. What it needs is imported now: that alone takes longer than to find that all is done."""
+    return getattr(import_module(f"pipelines.{stage}"), stage)(config, **options)
 
 
 def check_unused(config: MainConfig) -> None:

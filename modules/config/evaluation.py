@@ -152,4 +152,6 @@ MAIN_MEASURE = {
 """Metric that compares with the rows' answers → the measure of it that a model is judged by; all other metrics say what
 form texts have."""
 
+NGRAMS = ("unigram", "bigram", "trigram")
+
 TRIVIAL = ("reference", "lead", "copy", "most_frequent", "nearest")

@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.evaluation import NGRAMS
 from ..tokenizer.lookup import CODE_POINTS, code_points
 from ..tokenizer.lost_text import NATS_A_BYTE
 from ..tokenizer.prompt_template import fill_template
@@ -47,8 +48,7 @@ def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple
 
 
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
-NAMES = ("unigram", "bigram", "trigram")
-HIGHEST_ORDER = len(NAMES)
+HIGHEST_ORDER = len(NGRAMS)
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -165,8 +165,8 @@ def ngram_floors(
     train, test = list(train_texts), list(test_texts)
     begin = [0] * len(test) if starts is None else list(starts)
     predictions = np.array([len(text) - start + 1 for text, start in zip(test, begin, strict=True)])
-    models = {name: NgramModel(order).fit(train) for order, name in enumerate(NAMES, start=1)}
-    charged = models[NAMES[0]].unseen_bytes(test, begin) * NATS_A_BYTE
+    models = {name: NgramModel(order).fit(train) for order, name in enumerate(NGRAMS, start=1)}
+    charged = models[NGRAMS[0]].unseen_bytes(test, begin) * NATS_A_BYTE
     return {
         name: perplexity("perplexity_per_char", model.row_losses(test, begin) + charged, predictions)
         for name, model in models.items()

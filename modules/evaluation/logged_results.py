@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..checkpoint.model_folder import describe_provenance
+from ..config.evaluation import NGRAMS
 from ..tokenizer.lost_text import LostText
 from ..tracking.provenance import git_state
 from ..tracking.tracked_run import TrackedRun
-from .baselines import NAMES
 from .report.figures import interval_bars
 from .task_evaluation import Evaluation
 
@@ -82,7 +82,7 @@ def doubts(lost: LostText | None, copies: int | None) -> dict[str, float]:
 
 
 def metric_key(who: str, metric: str) -> str:
-    if who in NAMES:
+    if who in NGRAMS:
         return f"test/floor_{who}"
     name = metric.replace(" ", "_")
     return f"test/{name}" if who == "model" else f"test/{who}_{name}"

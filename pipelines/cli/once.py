@@ -9,7 +9,6 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from modules.config.base import StageConfig
-from modules.evaluation.logged_results import intervals_of, scores_of
 from modules.tracking.reuse.contents import checksums, content_digest, content_of
 from modules.tracking.reuse.soundness import artifact_sizes, holder_of
 from modules.tracking.reuse.stage_cache import (
@@ -23,11 +22,10 @@ from modules.tracking.reuse.stage_cache import (
 )
 from modules.tracking.reuse.stage_key import stage_key
 from modules.tracking.stage_run import stage_run
-from modules.tracking.summary.training_facts import costs_of, together
+from modules.tracking.summary.costs import costs_of, together
 from modules.tracking.tracked_run import TrackedRun
 
 from .printing import say
-from .results import REPORT
 
 TRAININGS = ("pretrain", "finetune")
 
@@ -150,6 +148,10 @@ def of_training(result: Any, _: Any) -> Facts:
 
 
 def of_evaluation(result: Any, _: Any) -> Facts:
+    from modules.evaluation.logged_results import intervals_of, scores_of
+
+    from .results import REPORT
+
     found = result.evaluations
     perplexities = {who: e["perplexity_per_char"] for who, e in found.items() if "perplexity_per_char" in e}
     try:

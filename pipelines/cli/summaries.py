@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
+from modules.config.evaluation import NGRAMS
 from modules.config.training import TrainingConfig
 from modules.data.corpora.verse import SPLITS
 from modules.data.reading.column_names import TEXT_COLUMNS
 from modules.data.splits import kind_of_rows
-from modules.evaluation.baselines import NAMES
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def show_whole_way(config: MainConfig, uri: str, evaluated: Facts, registered: F
     """At the end of `main`: scores, texts, the version, and the commands to try. uri: of the tracking store."""
     names = {"baseline": "before fine-tuning", "model": "after fine-tuning"}
     found = evaluated["scores"]
-    floor = {name: found[name] for name in NAMES if name in found}
+    floor = {name: found[name] for name in NGRAMS if name in found}
     rows = evaluated["rows"]
     numbers = {
         **{names[name]: f"{found[name]:.1f}" for name in names if name in found},

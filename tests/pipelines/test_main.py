@@ -58,7 +58,7 @@ def test_the_same_model_is_fine_tuned_and_compared_with(
     }
     stages = {name: Mock(return_value=made.get(name)) for name in (*made, "show_whole_way")}
     for name, stage in stages.items():
-        monkeypatch.setattr(f"pipelines.main.{name}", stage)
+        monkeypatch.setattr(f"pipelines.{'main' if name == 'show_whole_way' else name}.{name}", stage)
     monkeypatch.setattr("pipelines.main.Once", Always)
     main(load_config("main", [*arguments, "tracking.log_system_metrics=false"]))
     (tuned,), (evaluated,) = stages["finetune"].call_args.args, stages["evaluate"].call_args.args

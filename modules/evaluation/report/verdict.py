@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from ...config.evaluation import MAIN_MEASURE
-from ..baselines import NAMES
+from ...config.evaluation import MAIN_MEASURE, NGRAMS
 from ..statistics import Metric, PairedComparison, compare
 from ..task_evaluation import Evaluation
 from .contents import Report, label, number
@@ -41,7 +40,7 @@ def compared_by(measure: Metric, evaluations: Mapping[str, Evaluation]) -> dict[
     """The model against everyone who has the measure on the same rows; against n-grams by their likelihood."""
     model, found = evaluations["model"], {}
     for who, other in evaluations.items():
-        own = model[PER_CHARACTER] if who in NAMES and PER_CHARACTER in model else measure
+        own = model[PER_CHARACTER] if who in NGRAMS and PER_CHARACTER in model else measure
         if who not in ("model", PEOPLE) and (test := compared(own, other)):
             found[who] = test
     return found
@@ -84,8 +83,8 @@ def verdict_parts(report: Report) -> Iterator[tuple[str, str]]:
 def tests_of(report: Report, name: str, ngrams_alone: bool) -> dict[str, PairedComparison]:
     """Who → the test by a metric; of n-grams only the best."""
     tests = {who: test for who, found in report.comparisons.items() for test in found if test.name == name}
-    tests = {who: test for who, test in tests.items() if who in NAMES or not ngrams_alone}
-    counted = sorted((who for who in tests if who in NAMES), key=lambda who: tests[who].old)
+    tests = {who: test for who, test in tests.items() if who in NGRAMS or not ngrams_alone}
+    counted = sorted((who for who in tests if who in NGRAMS), key=lambda who: tests[who].old)
     return {who: test for who, test in tests.items() if who not in counted[1:]}
 
 
@@ -107,7 +106,7 @@ def opponent(who: str, test: PairedComparison, value: float) -> str:
         facts.append(f"{test.unread:,} rows hold characters that the tokenizer of the one ahead loses")
     elif outcome(test) == "undecided" and math.isfinite(test.low):
         facts.append(f"so many rows show a difference of {number(test.detectable)}")
-    return f"{f'the best n-grams, {who}' if who in NAMES else who} ({'; '.join(facts)})"
+    return f"{f'the best n-grams, {who}' if who in NGRAMS else who} ({'; '.join(facts)})"
 
 
 def in_sentence(title: str) -> str:

@@ -27,8 +27,7 @@ from mlflow.exceptions import MlflowException
 from ...config.base import StageConfig
 from ...system.cache import cache_folder
 from ...system.process_locks import file_lock, is_locked
-from ...training.checkpoints.resume import LOCK
-from ...training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
+from ...training.checkpoints.run_manifest import CHECKPOINTS, LOCK, read_run_manifest
 from ..outbox.store import is_there
 from ..tracked_run import TrackedRun
 from .soundness import what_is_wrong, wrong_files

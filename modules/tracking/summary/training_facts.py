@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from ...config.training import TrainingConfig
 from ...data.datamodule import TextDataModule
@@ -79,21 +77,6 @@ class CostMeter:
             values = [value for _, value in history.get("train/peak_memory_gib", ())]
             return {"cost/peak_memory_gib": max(values)} if values else {}
         return {"cost/peak_memory_gib": peak_resident() / GIB} if self.resident else {}
-
-
-def costs_of(run_id: str) -> dict[str, float]:
-    """What the store has of a training's costs; nothing where it is away."""
-    with suppress(MlflowException):
-        metrics = MlflowClient().get_run(run_id).data.metrics
-        return {name: value for name, value in metrics.items() if name.startswith("cost/")}
-    return {}
-
-
-def together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """The costs of two trainings, one after the other: sizes don't add up."""
-    names = [*one, *(name for name in other if name not in one)]
-    sizes = [name for name in names if "memory" in name or name == "cost/parameters"]
-    return {n: (max if n in sizes else sum)((one.get(n, 0.0), other.get(n, 0.0))) for n in names}
 
 
 def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:

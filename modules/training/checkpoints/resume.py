@@ -24,6 +24,7 @@ from ..precision import settle_precision
 from ..setup import TrainingSetup
 from .run_manifest import (
     CHECKPOINTS,
+    LOCK,
     RunManifest,
     manifest_differences,
     read_run_manifest,
@@ -33,7 +34,6 @@ from .run_manifest import (
 from .saving import PROGRESS, read_progress
 
 logger = logging.getLogger("moyun.resume")
-LOCK = ".lock"
 
 COUNTED_KEYS = ("train.batch_size", "train.batch_tokens", "seed", "data", "data.sequence_length", "data.over_long")
 """What decides which rows a step takes."""

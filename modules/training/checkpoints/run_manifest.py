@@ -17,6 +17,8 @@ from ...system.bounded_read import read_json
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "origin.json"
+LOCK = ".lock"
+"""Of an output folder: held by the process that writes to it."""
 
 SCORED_KEYS = ("task.", "generation.max_new_tokens", "generation.repetition_penalty", "generation.stop")
 """Those that change what train.select_by makes of a checkpoint, where it is a measure of texts."""
