@@ -51,7 +51,7 @@ def predict(config: PredictConfig) -> PredictResult:
         goes_on = journal.require_same(facts, config.force)  # another process may have had it until now
         run = begin_run(run_to_continue(journal.about["run_id"]) if goes_on else None)
         journal.begin(facts, run.info.run_id)
-        log_source(run, config, survey)
+        log_source(run, config, survey, tokenizer)
         log_used_model(run, config.model, folder)
         with telling_how_to_go_on(config):
             generator = TextGenerator(*load_verified(folder, config.dtype), config.generation)

@@ -242,7 +242,7 @@ def test_the_run_has_the_model_the_rows_and_where_the_answers_are(model: Path, s
     found = run("source=rows.jsonl", "target=out.csv", "log_file=true", f"model={uri}")
     client = MlflowClient()
     record = client.get_run(found.run_id)
-    assert record.data.tags["stage"] == "predict"
+    assert (record.data.tags["stage"], record.data.tags["mode"]) == ("predict", "continues texts")
     assert record.data.tags["output"] == str(store / "out.csv")
     assert record.data.tags["sha256.output"] == found.written.digest
     assert "| predict/rows | 8 |" in record.data.tags["mlflow.note.content"]

@@ -104,6 +104,7 @@ def test_what_is_gone_on_with_is_one_run(rows: Path, store: Path, killed_after: 
     (after,) = all_runs()
     assert before.info.run_id == after.info.run_id == found.run_id
     assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
+    assert len(MlflowClient().get_run(found.run_id).inputs.dataset_inputs) == 1
     MlflowClient().delete_run(found.run_id)
     killed_after(2)
     with pytest.raises(Killed):
@@ -151,6 +152,18 @@ def test_what_was_begun_otherwise_is_refused_and_begun_anew_by_force(
     run(*arguments, "force=true")
     run(*arguments, "target=fresh.jsonl")
     assert (store / "out.jsonl").read_bytes() == (store / "fresh.jsonl").read_bytes()
+
+
+def test_parameters_may_change_as_long_as_nothing_is_answered(rows: Path, store: Path) -> None:
+    journal = Journal(store / "out.jsonl")
+    with journal.claimed():
+        journal.begin({"seed": 7}, "0" * 32)
+        (store / "kept").write_bytes((journal.folder / "about.json").read_bytes())
+    assert not journal.folder.exists()
+    journal.folder.mkdir()  # as a kill leaves it
+    (store / "kept").rename(journal.folder / "about.json")
+    run(*FEW, "target=out.jsonl")
+    assert len(read(store / "out.jsonl")) == 18
 
 
 def test_smaller_batches_may_go_on(rows: Path, store: Path, killed_after: Callable[[int], None]) -> None:

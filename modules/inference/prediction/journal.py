@@ -39,6 +39,10 @@ class Journal:
         """made_of and run_id, and `output`, the SHA-256 of what the target is to be; {} where nothing is begun."""
         return read_json_object(self.folder / ABOUT)
 
+    @property
+    def has_answers(self) -> bool:
+        return self.answers.exists() and self.answers.stat().st_size > 0
+
     def write_about(self, **facts: Any) -> None:
         write_json(self.folder / ABOUT, {**self.about, **facts})
 
@@ -68,7 +72,7 @@ class Journal:
             return False
         before = about["made_of"]
         changed = [name for name in {**before, **made_of} if before.get(name) != made_of.get(name)]
-        if changed and not force:
+        if changed and not force and self.has_answers:
             raise ValueError(
                 f"target={self.named} was begun otherwise: {'; '.join(change(n, before, made_of) for n in changed)}. "
                 "Give what was given then, another target, or force=true to begin anew"
@@ -86,7 +90,7 @@ class Journal:
         try:
             yield
         finally:
-            if self.finished or not self.answers.exists() or not self.answers.stat().st_size:
+            if self.finished or not self.has_answers:
                 shutil.rmtree(self.folder)
             lock.release()
 

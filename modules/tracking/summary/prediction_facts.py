@@ -13,6 +13,7 @@ from ...config.prediction import PredictConfig
 from ...inference.prediction.source_rows import Survey
 from ...inference.prediction.work import Written
 from ...system.redaction import redact_text
+from ...tokenizer.tokenizer import Tokenizer
 from ..run_selection import find_run
 from ..stage_run import name_of_rows
 from ..tracked_run import TrackedRun
@@ -20,8 +21,8 @@ from ..tracked_run import TrackedRun
 CONTEXT = "predict"
 """What the rows are to the run."""
 
-OUTPUT, OUTPUT_HASH = "output", "sha256.output"
-"""Tags: the file with the answers, and its SHA-256."""
+MODE, OUTPUT, OUTPUT_HASH = "mode", "output", "sha256.output"
+"""Tags: whether the model answers or continues, the file with the answers, and its SHA-256."""
 
 logger = logging.getLogger("moyun.tracking")
 
@@ -38,8 +39,9 @@ def run_to_continue(run_id: str | None) -> str | None:
     return run_id
 
 
-def log_source(run: TrackedRun, config: PredictConfig, survey: Survey) -> None:
-    """The rows by their fingerprint; they themselves stay where they are."""
+def log_source(run: TrackedRun, config: PredictConfig, survey: Survey, tokenizer: Tokenizer) -> None:
+    """The rows by their fingerprint, and what is done with them; they themselves stay where they are."""
+    run.set_tags({MODE: "continues texts" if tokenizer.prompt_template is None else "answers"})
     place = redact_text(config.source)
     columns = [
         {"name": name, "type": "string" if kinds <= {"text"} else "any"} for name, kinds in survey.columns.items()
