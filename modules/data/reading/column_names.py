@@ -108,7 +108,8 @@ def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | Non
 def check_distinct(names: Sequence[str], used: Collection[str], place: str) -> None:
     """DataError where a column that is used stands twice; any other may."""
     if repeated := sorted({name for name in names if name in used and names.count(name) > 1}):
-        raise DataError(f"{place}: duplicate columns {repeated}; rename or remove all but one")
+        unnamed = " (these have no name, as commas at a line's end make them)" if "" in repeated else ""
+        raise DataError(f"{place}: duplicate columns {repeated}; rename or remove all but one{unnamed}")
 
 
 def check_present(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str]) -> None:
