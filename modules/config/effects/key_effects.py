@@ -58,7 +58,10 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     SizeConfig: {Effect.RESULT: "learning_rate batch_tokens"},
     LoraConfig: {Effect.RESULT: "rank alpha dropout target_modules"},
-    GenerationConfig: {Effect.RESULT: "max_new_tokens temperature top_k top_p repetition_penalty seed stop"},
+    GenerationConfig: {
+        Effect.RESULT: "max_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
+        "frequency_penalty logit_bias seed stop"
+    },
     PrepareConfig: {
         Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
@@ -80,7 +83,7 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.CONTENT: "model source",
         Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
     },
-    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host port limits"},
+    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port limits"},
     LimitsConfig: {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
         "drain_seconds",
