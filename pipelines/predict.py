@@ -11,7 +11,7 @@ from modules.checkpoint.loading import load_verified, model_hash, open_tokenizer
 from modules.config.prediction import PredictConfig
 from modules.inference.prediction.journal import Journal
 from modules.inference.prediction.source_rows import Source
-from modules.inference.prediction.work import Prediction, Written, made_of, require_another_place, require_new_columns
+from modules.inference.prediction.work import Prediction, Written, made_of, require_another_place, require_usable
 from modules.inference.text_generator import TextGenerator
 from modules.system.signals import Stopped
 from modules.tracking.models.known_models import log_used_model
@@ -41,7 +41,7 @@ def predict(config: PredictConfig) -> PredictResult:
         folder = resolve_model(config.model)
         tokenizer = open_tokenizer(folder)
         survey = source.survey()
-        require_new_columns(config, survey)
+        require_usable(config, survey, tokenizer)
         facts = made_of(config, survey, model_hash(folder), tokenizer)
         goes_on = journal.require_same(facts, config.force)
         show("predict: what will be done", prediction_plan(config, survey, tokenizer, goes_on))

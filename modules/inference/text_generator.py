@@ -11,7 +11,6 @@ import torch
 
 from ..config.base import shown
 from ..config.generation import GenerationConfig
-from ..config.prediction import MAX_BATCH_TOKENS
 from ..model.decoder import Decoder
 from ..model.decoding.token_scores import Scores, TokenScore
 from ..model.sampling import check_biases, generate, prefill
@@ -69,25 +68,6 @@ class TextGenerator:
         found = self.write(texts, config)
         results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, found, strict=True)]
         return results[0] if one else results
-
-    def map(
-        self,
-        rows: Iterable[Any],
-        *,
-        return_full_text: bool | None = None,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
-        **parameters: Any,
-    ) -> Iterator[dict[str, Any]]:
-        """The same for any number of texts, or of rows with a column src_txt or text: {"text", "stopped", "error"} of
-        each, in order, while no more than a window of them is in memory.
-
-        A row that can't be answered has an `error` and text None. max_batch_tokens: the most that are computed at once.
-        """
-        from .prediction.answering import answers_in_order
-
-        full = self.returns_full_text if return_full_text is None else return_full_text
-        config = GenerationConfig.parse(parameters, self.defaults)
-        return answers_in_order(self, rows, config, full, max_batch_tokens)
 
     def write(self, texts: Sequence[str], config: GenerationConfig | None = None) -> list[Continuation]:
         """The continuation of each text, in order."""

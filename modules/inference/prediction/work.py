@@ -14,6 +14,7 @@ from ...config.effects.key_effects import Effect, effect_of
 from ...config.prediction import PredictConfig
 from ...data.quarantine import DataError
 from ...data.rows import ABSENT
+from ...model.sampling import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import TextGenerator
@@ -142,8 +143,9 @@ def made_of(config: PredictConfig, survey: Survey, weights: str, tokenizer: Toke
     }
 
 
-def require_new_columns(config: PredictConfig, survey: Survey) -> None:
-    """DataError where a column that is to be added is in the source already."""
+def require_usable(config: PredictConfig, survey: Survey, tokenizer: Tokenizer) -> None:
+    """ValueError where a column that is to be added is in the source already, or a bias is of no token of the model."""
+    check_biases(config.generation, tokenizer.vocab_size)
     for key, name in config.new_columns.items():
         if name in survey.columns:
             raise DataError(
