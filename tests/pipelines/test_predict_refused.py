@@ -33,6 +33,8 @@ def model(store: Path, tokenizer: Tokenizer) -> Path:
         (["source=rows.csv", "target=model"], "target=model is a folder"),
         (["source=broken.jsonl"], "(?s)1 bad row.*broken.jsonl:2: invalid JSON.*Correct or delete"),
         (["source=ragged.csv"], "ragged.csv:3: 3 values for 2 columns"),
+        (["source=rows.csv", "logit_bias.999999=1"], "logit_bias names token 999999"),
+        (["source=commas.csv"], "duplicate columns .*these have no name"),
         (["source=twice.csv"], r"duplicate columns \['n'\]"),
         (["source=empty.csv"], "has no rows"),
     ],
@@ -45,6 +47,7 @@ def test_what_cannot_be_done_is_refused_before_work(
         "other.csv": "question,n\n春,1\n",
         "broken.jsonl": '{"src_txt": "春"}\n{"src_txt"\n',
         "ragged.csv": "src_txt,n\n春,1\n春,1,2\n",
+        "commas.csv": "src_txt,n,,\n春,1,,\n",
         "twice.csv": "src_txt,n,n\n春,1,2\n",
         "empty.csv": "src_txt,n\n",
     }
