@@ -22,6 +22,7 @@ from .data import DataConfig
 from .evaluation import TaskConfig
 from .generation import GenerateConfig, GenerationConfig
 from .model import SizeConfig
+from .prediction import PredictConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -200,9 +201,9 @@ def with_text_keys(value: Any, hint: Any) -> Any:
 
 
 def full_name(config_class: type, name: str) -> str:
-    """generate takes sampling's keys without their section: temperature=0.5."""
-    own = {field.name for field in dataclasses.fields(GenerationConfig)}
-    short = config_class is GenerateConfig and name.partition(".")[0] in own
+    """generate and predict take sampling's keys without their section: temperature=0.5. predict's own seed is one."""
+    sampling, own = ({field.name for field in dataclasses.fields(each)} for each in (GenerationConfig, config_class))
+    short = config_class in (GenerateConfig, PredictConfig) and name.partition(".")[0] in sampling - own
     return f"generation.{name}" if short else name
 
 

@@ -15,6 +15,7 @@ from ..data import DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
+from ..prediction import PredictConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
@@ -76,6 +77,12 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     MainConfig: {Effect.RESULT: "from_scratch model_name", Effect.NOTHING: "force"},
     GenerateConfig: {Effect.RESULT: "model prompt dtype"},
+    PredictConfig: {
+        Effect.RESULT: "split columns column stopped_column error_column return_full_text dtype",
+        Effect.RECORD: "max_batch_tokens log_file",
+        Effect.CONTENT: "model source",
+        Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
+    },
     ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port limits"},
     LimitsConfig: {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
