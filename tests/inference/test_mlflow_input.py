@@ -18,9 +18,9 @@ from fastapi.testclient import TestClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
 from mlflow.pyfunc import PyFuncModel, scoring_server
-from modules.inference.server.protocols.mlflow_protocol import parse_invocation
 
 from modules.config.generation import LimitsConfig
+from modules.inference.server.protocols.mlflow_protocol import parse_invocation
 from modules.inference.server.requests import RequestError, check_text
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
