@@ -18,6 +18,7 @@ from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
+from .prediction import PredictConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
@@ -147,6 +148,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
+    "predict": PredictConfig,
     "serve": ServeConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,

@@ -20,7 +20,7 @@ from mlflow.models import make_metric
 from mlflow.pyfunc import PyFuncModel, scoring_server
 
 from modules.config.generation import LimitsConfig
-from modules.inference.server.mlflow_protocol import parse_invocation
+from modules.inference.server.protocols.mlflow_protocol import parse_invocation
 from modules.inference.server.requests import RequestError, check_text
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
@@ -242,7 +242,7 @@ BODIES: list[Any] = [
 @pytest.mark.parametrize("body", BODIES, ids=json.dumps)
 def test_both_servers_take_and_refuse_the_same(client: TestClient, generator: TextGenerator, body: Any) -> None:
     try:
-        request = parse_invocation(body, LimitsConfig()) if isinstance(body, dict) else None
+        request = parse_invocation(body, LimitsConfig(), full=True) if isinstance(body, dict) else None
         texts = request.prompts if request else [0]
         for text in texts:
             check_text("src_txt", text)

@@ -19,7 +19,7 @@ from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
-from modules.model.decoding.sampler import penalize
+from modules.model.decoding.penalties import penalize
 from modules.model.sampling import generate as generate_ids
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipelines import pipeline
