@@ -224,10 +224,10 @@ def test_openais_parameters_of_what_is_drawn(server: Served, client: openai.Open
     assert client.completions.create(model="small", prompt="春", seed=2, **nothing).choices[0].logprobs is None
 
 
-def test_mlflows_protocol_has_no_mappings(server: Served) -> None:
-    answer = server.post("/invocations", {"inputs": ["春"], "params": {"logit_bias": {"7": 1}}})
+def test_mlflows_protocol_takes_the_same(server: Served) -> None:
+    answer = server.post("/invocations", {"inputs": ["春"], "params": {"logit_bias": {"100000": 1}}})
     assert answer.status_code == 400
-    assert "'logit_bias' isn't known here; there is max_new_tokens" in answer.json()["message"]
-    params = {"presence_penalty": 1.0, "min_p": 0.1, "seed": 2, "max_new_tokens": 9}
+    assert "logit_bias names token 100000" in answer.json()["message"]
+    params = {"presence_penalty": 1.0, "min_p": 0.1, "logit_bias": {"7": 3.0}, "seed": 2, "max_new_tokens": 9}
     answer = server.post("/invocations", {"inputs": ["春"], "params": params})
     assert answer.json() == {"predictions": [server.generator("春", **params)]}
