@@ -5,7 +5,8 @@ No MLflow run: nothing is measured, and what was read stands in the new folder's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from modules.checkpoint.loading import open_verified
 from modules.checkpoint.model_folder import made_of, write_model
 from modules.checkpoint.weights import StoredModel, in_dtype
 from modules.config.commands import ConvertConfig
-from modules.model.decoder import parameter_count
 from modules.system.atomic import new_folder
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
@@ -48,6 +48,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     kind, notes = formats.format_of(source), list[str]()
     if adapter := read_adapter(config.adapter) if config.adapter else None:
         model, tokenizer, notes = adapted(model, tokenizer, adapter, digest)
+        model = replace(model, weights=adapter.tensors) if config.format == "peft" else model
     if config.prompt_template is not None:
         tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template), []
     if config.dtype != "keep" and config.format != "gguf":
@@ -58,7 +59,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     else:
         notes += write_foreign(config, model, tokenizer, adapter)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    count = adapter.parameters if adapter and config.format == "peft" else parameter_count(model.config)
+    count = sum(math.prod(tensor.shape) for tensor in model.weights.values())
     result = ConvertResult(target, kind, count, files)
     show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))
     return result

@@ -10,7 +10,6 @@ The same in PEFT's layout: peft_adapter.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,10 +55,6 @@ class Adapter:
     """Fingerprint of the tokenizer that it was trained with, but for the prompt template; None: unknown, with it the
     template, as in adapters of an earlier moyun and in PEFT's."""
     prompt_template: str | None = None
-
-    @property
-    def parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def save_adapter(

@@ -1,6 +1,6 @@
 """The model that the MLflow registry serves: models from code, no pickle. MLflow runs this file to make it.
 
-Requests have one column, src_txt, and the parameters of signature.PARAMS; answers are a table with the column text,
+Requests have one column, src_txt, and GenerationConfig's parameters; answers are a table with the column text,
 in JSON {"text": …} a row. Everything a client can get wrong is a 400 that names the field. MLflow's model_config may
 choose the number format to compute in: {"dtype": "int8"}, with the values that `load_for_inference` takes.
 """
@@ -8,6 +8,7 @@ choose the number format to compute in: {"dtype": "int8"}, with the values that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -22,11 +23,11 @@ from modules.config.base import ConfigError, shown
 from modules.config.generation import GenerationConfig
 from modules.inference.given_to_mlflow import frame_of, hand_over_as_given
 from modules.inference.mlflow_input import COLUMN
-from modules.inference.signature import MODEL_CONFIG, PARAMS
+from modules.inference.signature import MODEL_CONFIG
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import load_tokenizer
 
-KNOWN = [param.name for param in PARAMS.params]
+KNOWN = [field.name for field in fields(GenerationConfig)]
 BATCH_ROWS = 32
 """Texts that are continued at once: a table may have thousands of rows, and memory is taken by each."""
 

@@ -67,6 +67,7 @@ def test_peft_loads_an_adapter_of_moyuns(base: Path, targets: list[str], capsys:
     convert(load_config("convert", ["source=base", "adapter=adapter", "target=to_peft", "format=peft"]))
     shown = capsys.readouterr().out
     assert repr(TEMPLATE) in shown
+    assert f"{sum(tensor.read().numel() for tensor in read_adapter('adapter').tensors.values()):,} in float32" in shown
     assert "PeftModel.from_pretrained(model, 'to_peft')" in " ".join(shown.split())
     found = logits(peft.PeftModel.from_pretrained(theirs(), "to_peft"))
     assert (found - plain[0]).abs().max() < 1e-4
