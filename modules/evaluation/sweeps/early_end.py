@@ -26,7 +26,7 @@ TRAINING, VALIDATION, SCORED, TOKENIZER = "training rows", "validation rows", "s
 
 REMEDIES = {
     TRAINING: "give all trials the same",
-    VALIDATION: "drop the key from the space, or give data.validation_path=FILE that all are judged on",
+    VALIDATION: "drop the key from the space; for data.path, give data.validation_path=FILE that all are judged on",
     SCORED: "the validation rows are cut at other places: give a data.sequence_length that each of them fits into",
     TOKENIZER: "a loss per token can't be compared: give metric=val/perplexity_per_char",
 }
