@@ -18,6 +18,7 @@ NEEDED = {
     "register": ["model=folder"],
     "finetune": ["train.init_from=folder"],
     "convert": ["source=a", "target=b"],
+    "predict": ["source=a.csv"],
     "compare": ["one=a", "other=b"],
 }
 """What a stage must be given."""

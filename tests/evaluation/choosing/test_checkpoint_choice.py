@@ -288,6 +288,9 @@ def test_what_a_run_that_goes_on_must_have_kept() -> None:
 
     scored, length = "train.select_by=rougeL", "generation.max_new_tokens=9"
     assert set(manifest_differences(manifest(scored), manifest(scored, length))) == {"generation.max_new_tokens"}
+    for other in ("presence_penalty=1", "frequency_penalty=1", "logit_bias.5=-100"):  # greedy texts change too
+        (found,) = manifest_differences(manifest(scored), manifest(scored, f"generation.{other}"))
+        assert found.startswith(f"generation.{other[:9]}")
     assert set(manifest_differences(manifest(), manifest(scored))) == {"train.select_by"}
     assert not manifest_differences(manifest(), manifest(length))
     older = manifest()
