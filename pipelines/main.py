@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -29,7 +30,7 @@ def main(config: MainConfig) -> dict[str, Any] | None:
         return evaluated
 
 
-def stages(config: MainConfig, once: Once) -> dict[str, Any]:
+def stages(config: MainConfig, once: Callable[[str, Any, Callable[[Any], Any]], Any]) -> dict[str, Any]:
     """What each stage made; of a dry run those before the first that would be done."""
     found: dict[str, Any] = {}
     made = {"start": EMBEDDED}

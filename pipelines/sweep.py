@@ -7,7 +7,7 @@ from modules.config.sweeps.space import check_space
 from modules.evaluation.sweeps.folder import claimed_sweep, folder_of
 from modules.evaluation.sweeps.study import JOURNAL, Study, import_optuna
 from modules.evaluation.sweeps.sweep_result import SweepResult, is_done, log_sweep, result_of
-from modules.evaluation.sweeps.trials import Trials
+from modules.evaluation.sweeps.trials import ROWS, Trials
 from modules.evaluation.sweeps.workers import Workers, environments
 from modules.system.signals import Stopped
 from modules.tracking.stage_run import connected, stage_run
@@ -15,7 +15,7 @@ from modules.tracking.stage_run import connected, stage_run
 from .cli.command_line import run_stage
 from .cli.printing import show
 from .cli.sweeps.sweep_results import show_sweep, show_trial, sweep_plan
-from .cli.sweeps.sweep_stages import settle_formats, try_out
+from .cli.sweeps.sweep_stages import origin_of, settle_formats, try_out
 
 
 def sweep(config: SweepConfig) -> SweepResult | None:
@@ -27,10 +27,11 @@ def sweep(config: SweepConfig) -> SweepResult | None:
     if config.dry_run:
         try_out(config, samples)
         return None
-    with claimed_sweep(config) as folder, connected(config.tracking):
-        if not (folder / JOURNAL).exists():
-            try_out(config, samples)
+    with connected(config.tracking), claimed_sweep(config, origin_of(config, samples)) as folder:
+        rows = None if (folder / JOURNAL).exists() else try_out(config, samples)
         study = Study(folder, config, dimensions)
+        if rows:
+            study.note(ROWS, {"of": "the sweep's beginning", "rows": rows})
         if is_done(study):
             return show_sweep(result_of(study, folder))
         try:

@@ -57,6 +57,8 @@ class TrainResult:
     model_uri: str | None = None
     """models:/ID of what was logged to MLflow."""
     metrics: dict[str, float] | None = None
+    setup: TrainingSetup | None = None
+    """Of a dry run: what would be trained on what."""
 
 
 def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:
@@ -83,7 +85,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if origin.resumed_from or before:
             show(f"{stage}: goes on", resume.describe_start(start, training.data))
         if config.dry_run:
-            return TrainResult("", training.plan)
+            return TrainResult("", training.plan, setup=training)
         run = begin_run()
         origin = dataclasses.replace(origin, run_id=run.info.run_id)
         log_plan(run, training.plan)

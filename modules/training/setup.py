@@ -151,10 +151,15 @@ class Texts:
                 yield from texts
 
 
+def fingerprints_of(training: TrainingSetup) -> dict[str, str]:
+    """Split → the fingerprint of its rows, of those that training reads."""
+    return {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
+
+
 def run_manifest_of(
     stage: str, run_id: str, config: TrainingConfig, training: TrainingSetup, parent: dict[str, str] | None
 ) -> RunManifest:
-    data = {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
+    data = fingerprints_of(training)
     base = parent["weights_sha256"] if parent else None
     given = redact(asdict(config))
     given["train"]["micro_batch_tokens"] = training.plan.demand.micro_batch_tokens

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from modules.config.base import ConfigError
 from modules.config.loader import load_config
 from modules.evaluation.sweeps.study import Study, import_optuna
-from modules.tokenizer.tokenizer import Tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from pipelines.sweep import sweep
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
@@ -105,17 +105,79 @@ def test_trials_are_ended_early_and_say_at_which_step(workplace: Path, monkeypat
     assert (run.info.status, run.data.tags["end"]) == ("FINISHED", "stopped early at step 2, by pruner=median")
     assert result.model
     assert (result.model / "model.safetensors").is_file()
-    parent = MlflowClient().get_run(result.run_id)
-    (model,) = mlflow.search_logged_models(
-        experiment_ids=[parent.info.experiment_id], filter_string=f"source_run_id = '{result.run_id}'",
-        output_format="list",
-    )  # fmt: skip
+    (model,) = models_of(result.best.run_id)
     scored = {metric.key: metric for metric in model.metrics}
     rows = {
         each.tags[0].value: each.dataset for each in MlflowClient().get_run(result.best.run_id).inputs.dataset_inputs
     }
     assert scored["val/loss"].value == result.best.value  # by which the Models tab ranks it among other models
     assert scored["val/loss"].dataset_digest == rows["validation"].digest
+    assert MlflowClient().get_run(result.run_id).data.tags["model"] == model.model_uri
+    assert models_of(result.run_id) == []  # the trial is what made it
+
+
+def models_of(run_id: str) -> list[Any]:
+    """Those with weights."""
+    found = mlflow.search_logged_models(
+        experiment_ids=[MlflowClient().get_run(run_id).info.experiment_id],
+        filter_string=f"source_run_id = '{run_id}'", output_format="list",
+    )  # fmt: skip
+    return [model for model in found if model.name == "model"]
+
+
+def test_trials_that_are_scored_on_other_rows_or_tokens_are_refused_before_there_is_a_sweep(
+    workplace: Path, poems: dict[str, list[str]]
+) -> None:
+    with pytest.raises(ValueError, match=r"couldn't be compared.*space\.data\.max_rows changes the validation rows"):
+        sweep(load_config("sweep", [*keys_without("data.max_rows"), "space.data.max_rows=20,40", "trials=2"]))
+    keys = keys_without("data.sequence_length")
+    with pytest.raises(ValueError, match=r"sequence_length changes the scored characters; .* each of them fits into"):
+        sweep(load_config("sweep", [*keys, "space.data.sequence_length=16,24"]))
+    other = train_tokenizer(poems["train"][:9], "character", 300, 1)
+    save_model(workplace / "other", make_decoder(make_config(other.vocab_size)), other, {})
+    keys = [*keys_without("train.init_from"), "space.train.init_from=start,other"]
+    with pytest.raises(ValueError, match=r"changes the .*tokenizer; a loss per token can't be compared: give metric="):
+        sweep(load_config("sweep", keys))
+    assert not (workplace / "out").exists()
+    (workplace / "more.csv").write_text("src_txt\n" + "\n".join(poems["train"][:60]), encoding="utf-8")
+    rows = ["space.data.path=rows.csv,more.csv", "data.validation_path=rows.csv", "dry_run=true"]
+    sweep(load_config("sweep", [*keys_without("data.path"), *rows]))
+
+
+def keys_without(name: str) -> list[str]:
+    return [key for key in KEYS if not key.startswith(name)]
+
+
+def test_a_finished_sweep_of_rows_that_have_changed_is_refused(workplace: Path) -> None:
+    arguments = [*KEYS, "space.train.learning_rate=1e-3,2e-3", "trials=1", "confirm_seeds=0"]
+    first = sweep(load_config("sweep", arguments))
+    assert sweep(load_config("sweep", arguments)) == first
+    with (workplace / "rows.csv").open("a", encoding="utf-8") as file:
+        file.write("\n床前明月光，疑是地上霜。")
+    with pytest.raises(ValueError, match=r"output_dir=out holds trials that were made from other rows"):
+        sweep(load_config("sweep", arguments))
+
+
+@pytest.mark.timeout(900)
+def test_trials_of_main_end_with_finetune_and_are_confirmed(workplace: Path) -> None:
+    """By validation rows: nothing is scored on test rows or registered, and the rows are prepared once."""
+    stages = [key.replace("train.", "finetune.train.", 1) for key in KEYS if key.startswith("train.")]
+    arguments = [
+        "stage=main", "prepare.source=rows.csv", "finetune.data.path=<prepare>", "finetune.data.sequence_length=48",
+        *stages, "space.finetune.train.learning_rate=1e-4,3e-3", "confirm_seeds=1", "output_dir=out",
+        "finetune.trainer.precision=32-true", "tracking.log_system_metrics=false",
+    ]  # fmt: skip
+    result = sweep(load_config("sweep", arguments))
+    assert result
+    assert result.confirmation
+    assert result.confirmation.test
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    stages_done = [run.data.tags["stage"] for run in runs if "moyun.reused_from" not in run.data.tags]
+    assert sorted(stages_done) == sorted(["sweep", "prepare", *["main", "finetune"] * 4])
+    assert not MlflowClient().search_registered_models()
+    (model,) = models_of(result.best.facts["trained_in"])
+    assert MlflowClient().get_run(result.run_id).data.tags["model"] == model.model_uri
+    assert MlflowClient().get_run(result.best.run_id).data.metrics["val/loss"] == result.best.value
 
 
 def test_what_the_stage_refuses_is_refused_before_there_is_a_sweep(workplace: Path) -> None:

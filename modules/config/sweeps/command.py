@@ -37,12 +37,12 @@ class SweepConfig(StageConfig):
     sweep: str | None = None
     """A sweep by name (lr: finds a learning rate), or a YAML file with keys of the sweep and of the stage."""
     stage: Literal["finetune", "pretrain", "main"] = "finetune"
-    """What each trial runs."""
+    """What each trial runs; of main the stages up to finetune, whose keys begin with finetune."""
     space: dict[str, Any] = field(default_factory=dict)
     """Key of the stage → its values: a list (8,16), a range (0..0.3), on a logarithmic scale (log 1e-5..1e-2), or so
     many values of a range (log 1e-5..1e-2 in 7)."""
     metric: str = "val/loss"
-    """What trials are judged by: a validation metric (of the checkpoint that is kept); with stage=main a test score."""
+    """What trials are judged by: a validation metric, of the checkpoint that is kept."""
     direction: Literal["minimize", "maximize"] | None = None
     """Whether lower or higher is better; unset: as the metric's name says."""
     method: Literal["grid", "random", "tpe"] | None = None
@@ -93,11 +93,6 @@ class SweepConfig(StageConfig):
         by_name = None if bool(lower) == bool(higher) else "minimize" if lower else "maximize"
         return self.direction or by_name
 
-    @property
-    def seeds(self) -> int:
-        """confirm_seeds, as far as they can be used: main is no training whose rows could be scored again."""
-        return 0 if self.stage == "main" else self.confirm_seeds
-
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "trials", "tokens", "workers")
@@ -106,17 +101,12 @@ class SweepConfig(StageConfig):
         yield from not_positive(self, "minutes")
         if self.keep_models == 0:
             yield "keep_models=0: the best trial's folder stays; give 1, or -1 for all"
-        kind = "test/" if self.stage == "main" else "val/"
-        if not self.metric.startswith(kind) or self.metric == kind:
+        if not self.metric.startswith("val/") or self.metric == "val/":
             last = self.metric.rpartition("/")[2]
-            meant = last if (self.stage != "main" and last in VALIDATED) or last in ALL_MEASURES else ""
-            examples = "test/perplexity_per_char or test/rougeL" if self.stage == "main" else "val/loss"
-            hint = f"did you mean {kind}{meant}?" if meant else f"e.g. {examples}"
-            yield f"metric={self.metric}: with stage={self.stage} it is a {kind}… metric; {hint}"
+            hint = f"did you mean val/{last}?" if last in (*VALIDATED, *ALL_MEASURES) else "e.g. val/loss"
+            yield f"metric={self.metric}: with stage={self.stage} it is a val/… metric; {hint}"
         elif self.goal is None:
             yield f"metric={self.metric}: its name doesn't tell which is better; give direction=minimize or maximize"
-        if self.stage == "main" and self.pruner != "none":
-            yield f"pruner={self.pruner}: stage=main is scored at its end and can't be stopped early; drop it"
 
 
 ALL_MEASURES = [name for names in MEASURES.values() for name in names]

@@ -43,6 +43,11 @@ NOT_SEARCHED = {
 
 SELECT_BY = "train.select_by"
 
+AFTER_TRIALS = ("evaluate", "register", "model_name", "force")
+"""First parts of main's keys that decide nothing up to its finetune."""
+
+PER_TOKEN, PER_CHAR = ("val/loss", "val/perplexity"), "give metric=val/perplexity_per_char"
+
 TRIED = 64
 """Combinations that are looked at for one in which a value can be used."""
 
@@ -87,7 +92,11 @@ def read_space(config: SweepConfig) -> list[Dimension]:
     found: list[Dimension] = []
     for name, values in config.space.items():
         try:
+            if config.stage == "main" and name.partition(".")[0] in AFTER_TRIALS:
+                raise ValueError("trials of main end with finetune, which this key doesn't change")
             found.append(read_dimension(name, values, known))
+            if name.startswith(("tokenizer.", "pretrain.tokenizer.")) and config.metric in PER_TOKEN:
+                raise ValueError(f"{config.metric} is per token, and can't be compared between tokenizers: {PER_CHAR}")
             if name in given:
                 raise ValueError(f"{name} is given as well; drop it, or the space's")
             if config.method == "grid" and not found[-1].values:
@@ -161,9 +170,10 @@ def arguments_of(config: SweepConfig, values: Mapping[str, str] = types.MappingP
 
     A measure of texts is there only where checkpoints are chosen by one: by the sweep's, if nothing else is said.
     """
-    chosen = [argument for argument in (*config.given, *config.space) if argument.startswith(SELECT_BY)]
+    key = f"finetune.{SELECT_BY}" if config.stage == "main" else SELECT_BY
+    chosen = [argument for argument in (*config.given, *config.space) if argument.startswith(key)]
     measure = config.metric.removeprefix("val/")
-    select = [f"{SELECT_BY}={measure}"] if measure in ALL_MEASURES and not chosen else []
+    select = [f"{key}={measure}"] if measure in ALL_MEASURES and not chosen else []
     seed = [f"seed={config.seed}"] if config.seed != SweepConfig.seed else []
     return [*config.given, *select, *seed, *(f"{key}={value}" for key, value in values.items())]
 
@@ -195,16 +205,14 @@ def check_space(config: SweepConfig) -> tuple[list[Dimension], list[Values]]:
 
 def require_measured(config: SweepConfig, stage: Any) -> None:
     """ConfigError for a metric that a trial of this configuration doesn't have."""
-    name, main = config.metric.partition("/")[2], config.stage == "main"
-    metrics = stage.evaluate.task.metrics if main else [stage.train.text_metric, *stage.task.metrics]
-    known = [score for metric in metrics for score in MEASURES.get(metric, ())]
-    if not main:
-        known = [*VALIDATED, *(known if stage.train.text_metric else ())]
-    if name in known or (main and name not in ALL_MEASURES):  # evaluate has more than these
+    name, prefix = config.metric.partition("/")[2], "finetune." if config.stage == "main" else ""
+    training = stage.finetune if prefix else stage
+    texts = [training.train.text_metric, *training.task.metrics] if training.train.text_metric else []
+    known = [*VALIDATED, *(score for metric in texts for score in MEASURES.get(metric, ()))]
+    if name in known:
         return
     metric = next((metric for metric, names in MEASURES.items() if name in names), None)
-    remedy = f"evaluate.task.metrics=[perplexity, {metric}]" if main else f"{SELECT_BY}={name}"
-    instead = f"give {remedy}" if metric else f"there is {', '.join(f'val/{each}' for each in known)}"
+    instead = f"give {prefix}{SELECT_BY}={name}" if metric else f"there is {', '.join(f'val/{one}' for one in known)}"
     raise ConfigError([f"metric={config.metric} isn't measured by these trials{suggestion(name, known)}; {instead}"])
 
 
@@ -237,7 +245,6 @@ def sweep_instead(stage: str, arguments: Sequence[str], complaints: Sequence[str
     ]
     if not searched:
         return None
-    metric = ["metric=test/perplexity_per_char"] if stage == "main" else []
-    words = [f"stage={stage}", *(f"space.{one}" for one in searched), *metric]
+    words = [f"stage={stage}", *(f"space.{one}" for one in searched)]
     words += [argument for key, value in typed.items() if (argument := f"{key}={value}") not in searched]
     return shlex.join(["python", "-m", "pipelines.sweep", *words])

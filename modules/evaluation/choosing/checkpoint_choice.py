@@ -11,6 +11,7 @@ import datasets
 from ...config.evaluation import MEASURES, TEXT_METRICS, EvaluateConfig, TaskConfig
 from ...config.training import LOSS, TrainingConfig
 from ...data.quarantine import DataError
+from ...data.splits import Place
 from ...model.decoder import Decoder
 from ...tokenizer.tokenizer import Tokenizer
 from ...training.callbacks import Selection
@@ -43,27 +44,30 @@ def with_selection(config: TrainingConfig, training: TrainingSetup) -> TrainingS
     if not config.train.text_metric:
         return training
     assert training.asked is not None
-    rows, ignored = usable_columns(training.asked)
-    require_columns(config, rows, str(training.places["validation"]), ignored)
-    generation = replace(config.generation, temperature=0.0, seed=config.seed)
-    asked = EvaluateConfig(
+    task = selection_task(config, training.asked, training.splits["train"], training.places["validation"])
+    task.prompted(training.tokenizer, training.model.max_position_embeddings)  # raises where they don't fit
+    chosen = measured(task, config.train.measure)
+    texts = f"{len(task.rows):,} of {len(task.test):,} validation rows, each answered greedily in up to "
+    texts += f"{task.config.generation.max_new_tokens:,} tokens"
+    write = partial(scores, task, training.tokenizer)
+    selection = Selection(f"val/{config.train.measure}", chosen.higher_is_better, texts, write)
+    chosen_by = f"{selection.metric} ({'the highest' if chosen.higher_is_better else 'the lowest'}) of {texts}"
+    return replace(training, selection=selection, plan=replace(training.plan, chosen_by=chosen_by))
+
+
+def selection_task(config: TrainingConfig, asked: datasets.Dataset, train: datasets.Dataset, place: Place) -> Task:
+    """How texts for validation rows (`asked`, with the columns of `extras`) are written and scored."""
+    rows, ignored = usable_columns(asked)
+    require_columns(config, rows, str(place), ignored)
+    scored = EvaluateConfig(
         seed=config.seed,
         task=scored_task(config),
         data=config.data,
         ngram_floor=False,
         max_batch_tokens=BATCH_TOKENS,
-        generation=generation,
+        generation=replace(config.generation, temperature=0.0, seed=config.seed),
     )
-    examples = training.splits["train"] if config.task.examples else None
-    task = Task(asked, rows, examples, training.places["validation"], ignored)
-    task.prompted(training.tokenizer, training.model.max_position_embeddings)  # raises where they don't fit
-    chosen = measured(task, config.train.measure)
-    texts = f"{len(task.rows):,} of {len(rows):,} validation rows, each answered greedily in up to "
-    texts += f"{generation.max_new_tokens:,} tokens"
-    write = partial(scores, task, training.tokenizer)
-    selection = Selection(f"val/{config.train.measure}", chosen.higher_is_better, texts, write)
-    chosen_by = f"{selection.metric} ({'the highest' if chosen.higher_is_better else 'the lowest'}) of {texts}"
-    return replace(training, selection=selection, plan=replace(training.plan, chosen_by=chosen_by))
+    return Task(scored, rows, train if config.task.examples else None, place, ignored)
 
 
 def require_columns(config: TrainingConfig, rows: datasets.Dataset, place: str, ignored: dict[str, str]) -> None:

@@ -21,6 +21,9 @@ from .workers import wait_for_earlier
 ABOUT = "sweep.yaml"
 LOCK = ".lock"
 
+ORIGIN = "made_from"
+"""In sweep.yaml, beside `about`."""
+
 
 def about(config: SweepConfig) -> dict[str, Any]:
     """What makes a sweep this one: another of these is another sweep, and more trials are the same one's."""
@@ -38,8 +41,11 @@ def folder_of(config: SweepConfig) -> Path:
 
 
 @contextlib.contextmanager
-def claimed_sweep(config: SweepConfig) -> Iterator[Path]:
-    """Locks the sweep's folder for this process. ValueError where it is in use, or holds anything else."""
+def claimed_sweep(config: SweepConfig, origin: str | None = None) -> Iterator[Path]:
+    """Locks the sweep's folder for this process. ValueError where it is in use, or holds anything else.
+
+    origin: what trials come from beside their keys (rows, weights, code, versions), as a digest, where it is known.
+    """
     folder = folder_of(config)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: choose another name")
@@ -50,7 +56,7 @@ def claimed_sweep(config: SweepConfig) -> Iterator[Path]:
     except InUseError as error:
         raise ValueError(f"output_dir={folder} is in use by {error or 'another process'}: wait for it") from None
     try:
-        require_same_sweep(folder, config)
+        require_same_sweep(folder, config, origin)
         wait_for_earlier(folder)
         yield folder
     finally:
@@ -59,14 +65,14 @@ def claimed_sweep(config: SweepConfig) -> Iterator[Path]:
         lock.release()
 
 
-def require_same_sweep(folder: Path, config: SweepConfig) -> None:
+def require_same_sweep(folder: Path, config: SweepConfig, origin: str | None) -> None:
     now = about(config)
     if not (folder / ABOUT).is_file():
         if inside := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
             raise ValueError(
                 f"output_dir={folder} holds no sweep, but {', '.join(inside[:5])}: choose another, or empty it"
             )
-        write_text(folder / ABOUT, to_yaml(now))
+        write_text(folder / ABOUT, to_yaml(now | ({ORIGIN: origin} if origin else {})))
         return
     before = read_plain_yaml(folder / ABOUT)
     texts = {
@@ -78,6 +84,11 @@ def require_same_sweep(folder: Path, config: SweepConfig) -> None:
         raise ValueError(
             f"output_dir={folder} holds another sweep: {'; '.join(changes)}. Give what was given then, or another "
             "output_dir"
+        )
+    if origin and before.get(ORIGIN) not in (None, origin):
+        raise ValueError(
+            f"output_dir={folder} holds trials that were made from other rows, weights, code or versions of libraries: "
+            "new ones couldn't be compared with them. Put back what has changed, or give another output_dir"
         )
 
 

@@ -128,6 +128,7 @@ class Study:
         for trial in found:
             if VALUES not in trial.user_attrs:  # killed while its values were being chosen
                 self.choose(trial.number, trial._trial_id)
+            self.is_repeated(trial.number)
         return [one for one in self.outcomes() if one.state == "running"]
 
     def next_trial(self) -> Outcome | None:
@@ -139,15 +140,25 @@ class Study:
                 return None
             self.optuna_study.sampler = self.sampler(len(trials))
             trial = self.optuna_study.ask()
-            values = self.choose(trial.number, trial._trial_id)
-            same = next((o for o in self.outcomes() if o.values == values and o.number != trial.number), None)
-            if same is None:
+            self.choose(trial.number, trial._trial_id)
+            if not self.is_repeated(trial.number):
                 return self.outcome(trial.number)
-            trial.set_user_attr(COPY, same.number)
-            self.tell_again(trial.number, same)
-            if not self.enqueue_untried(shuffled=True):
-                return None
         return None
+
+    def is_repeated(self, number: int) -> bool:
+        """Whether a trial has another one's values; then it ends as that one did: the same training would come to
+        the same."""
+        own = self.outcome(number)
+        others = [one for one in self.outcomes() if one.values == own.values and one.number != number]
+        same = next((one for one in others if one.number < number or one.state != "running"), None)
+        if same is None:
+            return False
+        self.keep(number, COPY, same.number)
+        if same.state == "finished" and same.value is not None:
+            self.optuna_study.tell(number, same.value)
+        else:
+            self.optuna_study.tell(number, state=self.optuna.trial.TrialState.FAIL)
+        return True
 
     def choose(self, number: int, trial_id: int) -> Values:
         """A trial's values, as its sampler draws them, and kept as they are typed."""
@@ -168,11 +179,14 @@ class Study:
 
     def enqueue(self, number: int) -> bool:
         """The next trial's values, where they don't depend on what came of others; False where none are left."""
-        if self.method == "grid":
-            return self.enqueue_untried()
+        if self.method == "grid" or (self.repeats(number - 1) and combinations_of(self.dimensions)):
+            return self.enqueue_untried(shuffled=self.method != "grid")
         if self.method == "random" or number < self.startup:
             self.optuna_study.enqueue_trial(self.spread_out(number))
         return True
+
+    def repeats(self, number: int) -> bool:
+        return number >= 0 and COPY in self.optuna_study.get_trials(deepcopy=False)[number].user_attrs
 
     @property
     def startup(self) -> int:
@@ -192,10 +206,8 @@ class Study:
             return self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, constant_liar=parallel)
         return self.optuna.samplers.RandomSampler(seed=seed)
 
-    def enqueue_untried(self, shuffled: bool = False) -> bool:
+    def enqueue_untried(self, shuffled: bool) -> bool:
         """Makes the next combination that there was none of the next trial's; False where there is none left."""
-        if combinations_of(self.dimensions) is None:
-            return True
         tried = {tuple(one.values.values()) for one in self.outcomes()}
         points: Iterator[tuple[str, ...]] = itertools.product(*(dimension.values for dimension in self.dimensions))
         if shuffled:
@@ -231,13 +243,6 @@ class Study:
         else:
             self.optuna_study.tell(number, value)
         return self.outcome(number)
-
-    def tell_again(self, number: int, same: Outcome) -> None:
-        """Ends a trial whose values were tried before: the same training would come to the same."""
-        if same.state == "finished" and same.value is not None:
-            self.optuna_study.tell(number, same.value)
-        else:
-            self.optuna_study.tell(number, state=self.optuna.trial.TrialState.FAIL)
 
     def importances(self) -> dict[str, float]:
         """Key → its share in what makes a trial one of the best (PED-ANOVA); empty where too few trials tell."""

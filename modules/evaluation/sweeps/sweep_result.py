@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from ...checkpoint.loading import verified_hash
+from ...checkpoint.weights import CheckpointError
 from ...config.sweeps.space import Dimension, arguments_of
+from ...config.training import LOSS
 from ...system.redaction import redact_text
+from ...tracking.models.exported_model import log_model_once
+from ...tracking.outbox.store import until_answered
 from ...tracking.tracked_run import TrackedRun
 from ..logged_results import made_by
 from .confirmation import Confirmation, confirmation_of
@@ -20,7 +23,9 @@ from .folder import trial_folder
 from .study import Study
 from .sweep_charts import importance_chart, parallel_chart, progress_chart, response_chart
 from .sweep_page import sweep_page
-from .trial_outcome import Outcome
+from .trial_outcome import TRAINED_IN, Outcome
+
+logger = logging.getLogger("moyun.sweeps")
 
 PAGE = "sweep.html"
 """Artifact of a sweep's run, and file of its folder."""
@@ -82,8 +87,16 @@ def result_of(study: Study, folder: Path) -> SweepResult:
         study.importances(),
         redact_text(shlex.join(command)),
         confirmation,
-        model if model.is_dir() else None,
+        model if is_whole(model) else None,
     )
+
+
+def is_whole(model: Path) -> bool:
+    try:
+        return model.is_dir() and bool(verified_hash(model))
+    except CheckpointError as error:
+        logger.warning("the best trial's model can't be used: %s", error)
+        return False
 
 
 def is_done(study: Study) -> bool:
@@ -93,7 +106,7 @@ def is_done(study: Study) -> bool:
 
 def budget(study: Study) -> list[float | None]:
     config = study.config
-    return [study.limit, config.tokens, config.minutes, config.seeds]
+    return [study.limit, config.tokens, config.minutes, config.confirm_seeds]
 
 
 def log_sweep(run: TrackedRun, study: Study, folder: Path) -> SweepResult:
@@ -121,21 +134,29 @@ def log_sweep(run: TrackedRun, study: Study, folder: Path) -> SweepResult:
     page = sweep_page(result, made_by(run))
     run.log_text(page, PAGE)
     (folder / PAGE).write_text(page, encoding="utf-8")
-    if result.model and study.config.stage != "main" and study.config.tracking.log_model:
-        log_rows_of(run, str(best.run_id))
-        run.log_model(result.model, step)
+    if result.model and study.config.tracking.log_model:
+        log_best_model(run, study, result.model, best)
     study.note(BEST, best.values)
     study.note(DONE, budget(study))
     return result
 
 
-def log_rows_of(run: TrackedRun, trial: str) -> None:
-    """The rows of a trial's run as the sweep's: the model's metrics are of its validation rows."""
-    with suppress(MlflowException):  # where the store is away, the model's metrics name no rows
-        inputs = MlflowClient().get_run(trial).inputs
-        for found in inputs.dataset_inputs if inputs else ():
-            context = next(tag.value for tag in found.tags if tag.key == MLFLOW_DATASET_CONTEXT)
-            run.log_input(found.dataset, context)
+def log_best_model(run: TrackedRun, study: Study, folder: Path, best: Outcome) -> None:
+    """The best trial's model as one of its own run, which says what it was made from; the sweep's run names it."""
+    client, run_id = MlflowClient(), str(best.facts.get(TRAINED_IN, best.run_id))
+
+    def log() -> str:
+        made_in, history = client.get_run(run_id), client.get_metric_history(run_id, LOSS)
+        own = [each.step for each in history if each.value == best.facts["metrics"].get(LOSS)]
+        inputs = made_in.inputs.dataset_inputs if made_in.inputs else []
+        rows = next((each.dataset for each in inputs if each.tags[0].value == "validation"), None)
+        fields = {"step": own[0] if own else None, "dataset": (rows.name, rows.digest) if rows else None}
+        fields |= {"t": made_in.info.end_time}
+        return log_model_once(folder, made_in, f"best of {run.info.run_id}", fields)
+
+    uri = until_answered(log)
+    run.set_tags({"model": uri})
+    run.log_model_input(uri.removeprefix("models:/"))
 
 
 def table(result: SweepResult) -> dict[str, list[object]]:

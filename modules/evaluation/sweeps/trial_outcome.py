@@ -16,6 +16,10 @@ VALUES, RUN_ID, REASON, FACTS, STOPPED_AT, COPY = "values", "run_id", "reason", 
 """What a trial keeps beside Optuna's own: its values as typed, its MLflow run, why it failed, and so on."""
 
 
+TRAINED_IN = "trained_in"
+"""Fact of a trial: the run that made its model, which is nested in the trial's own where the stage is main."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A trial as it stands."""

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,24 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ...config.sweeps.command import SweepConfig
 from ...config.sweeps.space import arguments_of
 from ...system.atomic import remove_folder
+from ...tracking.outbox.logged_models import keep_checkpoints
+from ...tracking.outbox.store import until_answered
 from ...tracking.run_lifecycle import END, set_tags
 from ...tracking.tracked_run import TrackedRun
 from .confirmation import further_seeds, mark_of
+from .early_end import OtherRowsError, require_same_rows
 from .folder import log_of, scores_of_rows, trial_folder
 from .study import ATTEMPTS, PRECISION, Study
-from .trial_outcome import RUN_ID, Outcome
+from .trial_outcome import RUN_ID, TRAINED_IN, Outcome
 from .workers import Workers
 
 TRIAL = "moyun.trial"
 """Tag of a trial's run: which of the sweep's it is."""
 
 SECONDS = "seconds"
-OTHER_ROWS = ("data", "tokenizer", "model", "train.init_from")
-"""Keys that trials may differ in, and then have other rows."""
+
+ROWS = "rows"
+"""Note of the study: the rows that all trials must have, and whose they are."""
 
 
 class Trials:
@@ -86,36 +91,34 @@ class Trials:
         number = int(job["number"])
         self.study.note(SECONDS, self.seconds())
         self.deaths[job["mark"]] += answer is None
-        if answer is None and self.deaths[job["mark"]] < ATTEMPTS:
+        if (answer is None and self.deaths[job["mark"]] < ATTEMPTS) or (answer and "away" in answer):
             self.waiting.append(self.study.outcome(number))
             return
-        answer = answer or {"error": died}
+        answer = {"error": died} if answer is None else self.with_same_rows(number, answer)
         reason = answer.get("error") or answer.get("fatal")
         facts = {"seconds": round(seconds, 1), "log": job["log"]}
-        facts |= {name: answer[name] for name in ("tokens", "metrics", "rows") if name in answer}
+        facts |= {name: answer[name] for name in ("tokens", "metrics", TRAINED_IN) if name in answer}
         value = None if reason else float(answer["metrics"][self.config.metric])
         if value is not None and value != value:
             value, reason = None, f"{self.config.metric} is NaN"
         outcome = self.study.tell(number, value, facts, reason)
         self.end_run(job["run_id"], outcome)
-        self.keep_best()
         if "fatal" in answer:
             raise ValueError(answer["fatal"])
-        self.require_same_rows(outcome)
+        self.keep_best()
         ranked = self.study.ranked()
         self.tell(outcome, bool(ranked) and ranked[0].number == number)
 
-    def require_same_rows(self, outcome: Outcome) -> None:
-        """ValueError where the rows have changed since the first trial: scores on others aren't comparable."""
-        if any(key.rpartition("finetune.")[2].startswith(OTHER_ROWS) for key in outcome.values):
-            return
-        earlier = [one for one in self.study.outcomes() if one.facts.get("rows") and one.number != outcome.number]
-        rows = outcome.facts.get("rows")
-        if earlier and rows and earlier[0].facts["rows"] != rows:
-            raise ValueError(
-                f"the rows of trial {outcome.number} aren't those of trial {earlier[0].number}: they have changed "
-                f"since, and scores on others can't be compared. Begin again in another output_dir"
-            )
+    def with_same_rows(self, number: int, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer, which becomes a fatal one where the rows aren't the other trials'."""
+        if rows := answer.get("rows"):
+            try:
+                require_same_rows(number, rows, self.study.notes.get(ROWS))
+            except OtherRowsError as error:
+                return {"fatal": str(error)}
+            if ROWS not in self.study.notes:
+                self.study.note(ROWS, {"of": f"trial {number}", "rows": rows})
+        return answer
 
     def keep_best(self) -> None:
         """Removes the folders of all trials that have ended but the best keep_models; their runs stay in MLflow."""
@@ -124,7 +127,16 @@ class Trials:
         kept = {one.number for one in self.study.ranked()[: self.config.keep_models]}
         for one in self.study.outcomes():
             if one.state != "running" and one.number not in kept:
-                remove_if_there(trial_folder(self.folder, f"{one.number:03d}"))
+                self.remove(f"{one.number:03d}", one.facts.get(TRAINED_IN, one.run_id))
+
+    def remove(self, mark: str, run_id: str | None) -> None:
+        """A trial's folder, and the models of the checkpoints in it: MLflow would rank what nobody has any more."""
+        folder = trial_folder(self.folder, mark)
+        if not folder.is_dir():
+            return
+        if run_id:
+            until_answered(lambda: keep_checkpoints(self.client, run_id, {"steps": []}))
+        remove_folder(folder)
 
     # --- MLflow ---
 
@@ -133,14 +145,11 @@ class Trials:
         place, log = trial_folder(self.folder, mark), log_of(self.folder, mark)
         log.parent.mkdir(parents=True, exist_ok=True)
         name = trial.name if seed is None else f"{trial.name} seed={seed}"
-        run = self.run_of(mark, name)
+        run = until_answered(lambda: self.run_of(mark, name))
         if seed is None:
             self.study.keep(trial.number, RUN_ID, run.info.run_id)
-        outputs = [f"output_dir={place}"]
-        if self.config.stage == "main":
-            stages = ("pretrain", "finetune") if "from_scratch=true" in self.config.given else ("finetune",)
-            outputs = [f"{stage}.output_dir={place / stage}" for stage in stages]
-        arguments = [*self.study.notes.get(PRECISION, []), *arguments_of(self.config, trial.values), *outputs]
+        output = f"finetune.output_dir={place / 'finetune'}" if self.config.stage == "main" else f"output_dir={place}"
+        arguments = [*self.study.notes.get(PRECISION, []), *arguments_of(self.config, trial.values), output]
         return {
             "mark": mark,
             "name": name,
@@ -162,9 +171,10 @@ class Trials:
     def end_run(self, run_id: str, outcome: Outcome) -> None:
         """What the stage couldn't say in its run: that it was refused, killed or stopped early."""
         if outcome.stopped_at is not None:
-            set_tags(run_id, {END: f"stopped early at step {outcome.stopped_at}, by pruner={self.config.pruner}"})
+            said = f"stopped early at step {outcome.stopped_at}, by pruner={self.config.pruner}"
+            until_answered(lambda: set_tags(run_id, {END: said}))
         if outcome.state == "failed":
-            self.end_if_running(run_id, "FAILED", f"failed: {outcome.reason}")
+            until_answered(lambda: self.end_if_running(run_id, "FAILED", f"failed: {outcome.reason}"))
 
     @contextmanager
     def none_left_running(self, workers: Workers) -> Iterator[None]:
@@ -191,8 +201,8 @@ class Trials:
         """Trains the best trial and the next with further seeds, as many as are wanted."""
         pair = self.study.ranked()[:2]
         seeds = further_seeds(self.config) if len(pair) == 2 else []
-        todo = [(mark_of(trial, seed), trial, seed) for seed in seeds for trial in pair]
-        todo = [entry for entry in todo if entry[0] not in self.study.notes]
+        entries = [(mark_of(trial, seed), trial, seed) for seed in seeds for trial in pair]
+        todo = [entry for entry in entries if entry[0] not in self.study.notes]
         with self.none_left_running(workers):
             while todo or workers.busy:
                 while todo and len(workers.busy) < self.config.workers:
@@ -200,13 +210,12 @@ class Trials:
                     scores = {"scores": str(scores_of_rows(self.folder, mark))}
                     workers.start(self.job(mark, trial, seed) | scores)
                 job, answer, _, died = workers.wait()
+                if answer and "away" in answer:
+                    todo.insert(0, next(entry for entry in entries if entry[0] == job["mark"]))
+                    continue
                 answer = answer or {"error": died}
                 self.study.note(job["mark"], {"value": answer.get("metrics", {}).get(self.config.metric)} | answer)
-                remove_if_there(trial_folder(self.folder, job["mark"]))
-                if "error" in answer:
-                    self.end_if_running(job["run_id"], "FAILED", f"failed: {answer['error']}")
-
-
-def remove_if_there(folder: Path) -> None:
-    if folder.is_dir():
-        remove_folder(folder)
+                self.remove(job["mark"], answer.get(TRAINED_IN, job["run_id"]))
+                if error := answer.get("error"):
+                    reason = f"failed: {error}"
+                    until_answered(partial(self.end_if_running, job["run_id"], "FAILED", reason))

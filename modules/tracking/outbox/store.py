@@ -6,16 +6,23 @@ environment at each request, so they hold for the whole process.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
 from mlflow.exceptions import MlflowException
 
 from ...system.redaction import first_line, redact_text
+
+logger = logging.getLogger("moyun.tracking")
+
+Answer = TypeVar("Answer")
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -43,6 +50,29 @@ def patient() -> Iterator[None]:
     finally:
         if ours:
             os.environ.setdefault(TIMEOUT, BRIEF[TIMEOUT])
+
+
+LONGEST_OUTAGE = 3600.0
+"""Seconds that a command which has other work at hand waits for a store."""
+
+
+def until_answered(call: Callable[[], Answer]) -> Answer:
+    """Calls again and again while the store is away. Raises what it has against the call, and any error after an hour.
+
+    For calls that may be made twice.
+    """
+    began, pause = monotonic(), 1.0
+    while True:
+        try:
+            return call()
+        except (MlflowException, requests.RequestException, OSError) as error:
+            never = is_refusal(error) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+            if never or monotonic() - began > LONGEST_OUTAGE:
+                raise
+            if pause == 1.0:
+                logger.warning("tracking: the store doesn't answer (%s); waiting for it", why(error))
+        sleep(pause)
+        pause = min(2 * pause, 30.0)
 
 
 def is_there(uri: str) -> bool:

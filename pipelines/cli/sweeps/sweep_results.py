@@ -25,14 +25,15 @@ def sweep_plan(config: SweepConfig, dimensions: Sequence[Dimension]) -> dict[str
     limit, kept = limit_of(config, dimensions), config.keep_models
     ends = [counted(limit, "trial") if limit else "", f"{config.tokens:,} tokens" if config.tokens else ""]
     ends += [f"{config.minutes:g} minutes" if config.minutes else ""]
-    seeds = f"{2 * config.seeds} further trainings: the best and the next with {counted(config.seeds, 'seed')} each"
+    seeds = f"{2 * config.confirm_seeds} further trainings: the best and the next with "
+    seeds += f"{counted(config.confirm_seeds, 'seed')} each"
     return {
         "stage": config.stage,
         **{dimension.key: in_words(dimension) for dimension in dimensions},
         "judged by": f"{config.metric}, {'higher' if config.goal == 'maximize' else 'lower'} is better",
         "method": method_of(config, dimensions) + (f", pruner {config.pruner}" if config.pruner != "none" else ""),
         "ends after": " or ".join(filter(None, ends)),
-        "to confirm": seeds if config.seeds else "nothing: confirm_seeds is 0" if config.stage != "main" else "nothing",
+        "to confirm": seeds if config.confirm_seeds else "nothing: confirm_seeds is 0",
         "at a time": counted(config.workers, "trial"),
         "folders kept": "all trials'" if kept < 0 else f"of the best {kept}" if kept > 1 else "of the best trial alone",
         "in": str(folder_of(config)),

@@ -6,30 +6,33 @@ What the stages print goes to each trial's log.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.config.base import TrackingConfig
 from modules.config.loader import load_config
 from modules.config.sweeps.command import SweepConfig
+from modules.config.training import TrainingConfig
 from modules.evaluation.sweeps.confirmation import save_scores
-from modules.evaluation.sweeps.early_end import EarlyEnd, UnknownMetricError, value_of
+from modules.evaluation.sweeps.early_end import EarlyEnd, EndsSweepError, SameRows, value_of
 from modules.evaluation.sweeps.study import Study
-from modules.evaluation.sweeps.trial_outcome import STOPPED_AT
+from modules.evaluation.sweeps.trial_outcome import TRAINED_IN
+from modules.evaluation.sweeps.trials import ROWS
 from modules.system.process_locks import take_lock
 from modules.system.redaction import first_line
 from modules.system.signals import Stopped, stop_with_parent, stopping_at_once
+from modules.tracking.outbox.store_check import require_store
+from modules.tracking.stage_run import connected, run_around
 from modules.training import fit
-from modules.training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
 
 from ..command_line import USER_ERRORS, quieten_libraries
 from ..redacted_output import redact_output
-from .sweep_stages import stage_function
+from .sweep_stages import finetune_of_main, stage_function
 
 
 def work(lock: Path) -> None:
@@ -61,51 +64,66 @@ def answer_of(job: dict[str, Any]) -> dict[str, Any]:
         return {"metrics": {}, "tokens": 0} | run_trial(job)
     except (Stopped, KeyboardInterrupt):
         raise
-    except UnknownMetricError as error:
+    except EndsSweepError as error:
         return {"fatal": str(error)}
     except BaseException as error:
         traceback.print_exc()
         known = isinstance(error, USER_ERRORS)
-        return {"error": first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"}
+        said = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+        return {"away" if store_is_away(sweep_of(job).tracking) else "error": said}
     finally:
         fit.also_called.clear()
 
 
+def store_is_away(config: TrackingConfig) -> bool:
+    """Then the trial may have failed for that alone, and is begun again when the store is back."""
+    try:
+        with connected(config) as uri:
+            require_store(uri)
+    except ValueError:
+        return True
+    return False
+
+
+def sweep_of(job: dict[str, Any]) -> SweepConfig:
+    return SweepConfig(**{**job["sweep"], "tracking": TrackingConfig(**job["sweep"]["tracking"])})
+
+
 def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     """The stage, in the MLflow run that the sweep has made for it."""
-    sweep = SweepConfig(**{**job["sweep"], "tracking": TrackingConfig(**job["sweep"]["tracking"])})
+    sweep = sweep_of(job)
     config = load_config(sweep.stage, job["arguments"])
     os.environ["MLFLOW_RUN_ID"] = job["run_id"]
-    if sweep.stage == "main":
-        return run_main(config, sweep)
-    config.tracking = dataclasses.replace(sweep.tracking, run_name=job["name"], log_model=False)
-    config.trainer.progress_bar = False
-    number, study = job.get("number"), None
+    if sweep.stage != "main":
+        return train(job, sweep, config, replace(sweep.tracking, run_name=job["name"], log_model=False))
+    for stage in (config, config.prepare, config.pretrain):
+        stage.tracking = sweep.tracking
+    if config.from_scratch:  # else nothing may be said of a pretraining
+        config.pretrain.trainer.progress_bar = False
+    with run_around("main", config) as around:
+        quiet = replace(sweep.tracking, log_model=False)
+        answer: dict[str, Any] = finetune_of_main(config, lambda: around.run, lambda it: train(job, sweep, it, quiet))
+        around.run.log_metrics(answer["metrics"])
+    return answer
+
+
+def train(job: dict[str, Any], sweep: SweepConfig, config: TrainingConfig, tracking: TrackingConfig) -> dict[str, Any]:
+    config.tracking, config.trainer.progress_bar = tracking, False
+    number, study, rows = job.get("number"), None, None
     if number is not None:
         study = Study(Path(job["folder"]), sweep, [])
-        fit.also_called.append(EarlyEnd(study, number))
-    result = stage_function(sweep.stage)(config)
+        rows = SameRows(sweep, number, str(config.output_dir), study.notes.get(ROWS))
+        fit.also_called += [rows, EarlyEnd(study, number)]
+    result = stage_function("finetune" if sweep.stage == "main" else sweep.stage)(config)
     metrics = dict(result.metrics or {})
     value_of(metrics, sweep.metric)
     if job.get("scores"):
-        save_scores(Path(job["scores"]), result.model, config.data, config.seed)
-    stopped = study.optuna_study.get_trials(deepcopy=False)[number].user_attrs.get(STOPPED_AT) if study else None
+        save_scores(Path(job["scores"]), result.model, config, sweep.metric)
+    stopped = study.outcome(number).stopped_at if study and number is not None else None
     plan = result.plan
-    manifest = read_run_manifest(Path(config.output_dir) / CHECKPOINTS)
     tokens = plan.tokens_per_epoch / plan.steps_per_epoch * (stopped or plan.total_steps)
-    return {"metrics": metrics, "tokens": int(tokens), "rows": manifest.data if manifest else {}}
-
-
-def run_main(config: Any, sweep: SweepConfig) -> dict[str, Any]:
-    for stage in (config, config.prepare, config.pretrain, config.finetune, config.evaluate, config.register):
-        stage.tracking = sweep.tracking
-    config.finetune.trainer.progress_bar = False
-    if config.from_scratch:  # else nothing may be said of a pretraining
-        config.pretrain.trainer.progress_bar = False
-    evaluated = stage_function("main")(config)
-    assert evaluated
-    value_of(evaluated["metrics"], sweep.metric)
-    return {"metrics": evaluated["metrics"]}
+    found = {"metrics": metrics, "tokens": int(tokens), "rows": rows.found if rows else {}}
+    return found | {TRAINED_IN: result.run_id}
 
 
 if __name__ == "__main__":

@@ -134,8 +134,7 @@ def test_a_sweep_that_there_isnt_is_named_beside_those_that_there_are(name: str)
     [
         (["metric=loss"], "with stage=finetune it is a val/… metric; did you mean val/loss?"),
         (["metric=rougeL"], "with stage=finetune it is a val/… metric; did you mean val/rougeL?"),
-        (["stage=main"], "with stage=main it is a test/… metric"),
-        (["stage=main", "metric=test/bleu", "pruner=median"], "pruner=median: stage=main is scored at its end"),
+        (["stage=main", "metric=test/bleu"], "with stage=main it is a val/… metric; did you mean val/bleu?"),
         (["metric=val/oddness"], "give direction=minimize or maximize"),
         (["keep_models=0"], "keep_models=0: the best trial's folder stays"),
         (["workers=0"], "workers (0) must be at least 1"),
@@ -166,7 +165,7 @@ def test_which_way_is_better_is_known_of_our_metrics(metric: str, goal: str) -> 
         ("pretrain", ["--model=tiny,mini", "data.path=a b.csv"],
          "python -m pipelines.sweep stage=pretrain space.model=tiny,mini 'data.path=a b.csv'"),
         ("main", ["finetune.lora.rank=[0,8]"],
-         "python -m pipelines.sweep stage=main 'space.finetune.lora.rank=[0,8]' metric=test/perplexity_per_char"),
+         "python -m pipelines.sweep stage=main 'space.finetune.lora.rank=[0,8]'"),
         ("finetune", ["train.schedule=noam", "--train.schedule", "cosine,noam", *STAGE],
          "python -m pipelines.sweep stage=finetune space.train.schedule=cosine,noam train.init_from=models/poems"),
         ("finetune", ["seed=1,2", *STAGE], None),
@@ -214,8 +213,31 @@ def test_a_metric_that_trials_do_not_have_is_refused_before_there_is_one(argumen
     assert words in complaint
 
 
-def test_a_score_that_main_does_not_have_is_refused() -> None:
-    space = ["stage=main", "space.finetune.lora.rank=0,8", "metric=test/rougeL"]
-    with pytest.raises(ConfigError, match=r"test/rougeL isn't .*give evaluate\.task\.metrics=\[perplexity, rouge"):
-        check_space(load_config("sweep", space))
-    check_space(load_config("sweep", [*space, "evaluate.task=question_generation"]))
+def test_trials_of_main_are_judged_by_what_its_finetune_measures() -> None:
+    """The test rows are for the model that is chosen in the end."""
+    space = ["stage=main", "space.finetune.lora.rank=0,8", "metric=val/rougeL"]
+    config = load_config("sweep", space)
+    check_space(config)
+    assert arguments_of(config) == ["finetune.train.select_by=rougeL"]
+    with pytest.raises(ConfigError, match=r"val/rougeL isn't .*give finetune\.train\.select_by=rougeL"):
+        check_space(load_config("sweep", [*space, "finetune.train.select_by=val/loss"]))
+
+
+@pytest.mark.parametrize(
+    "key", ["space.register.level=0.05,0.1", "space.evaluate.ngram_floor=true,false", "space.model_name=a,b"]
+)
+def test_keys_that_trials_of_main_never_come_to_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: trials of main end with finetune, which this key doesn't change"):
+        check_space(load_config("sweep", ["stage=main", key]))
+
+
+@pytest.mark.parametrize("metric", ["val/loss", "val/perplexity"])
+@pytest.mark.parametrize(
+    "key",
+    [["stage=pretrain", "space.tokenizer.vocab_size=1000,4000"],
+     ["stage=main", "from_scratch=true", "space.pretrain.tokenizer.kind=character,bpe"]],
+)  # fmt: skip
+def test_losses_per_token_are_not_compared_between_tokenizers(metric: str, key: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"per token, .*: give metric=val/perplexity_per_char"):
+        check_space(load_config("sweep", [*key, f"metric={metric}"]))
+    check_space(load_config("sweep", [*key, "metric=val/perplexity_per_char"]))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from modules.config.loader import load_config
 from modules.config.sweeps.space import read_space
+from modules.evaluation.sweeps.early_end import EarlyEnd
 from modules.evaluation.sweeps.study import JOURNAL, Study
 from modules.evaluation.sweeps.trial_outcome import STOPPED_AT, Outcome, trial_name
 
@@ -87,6 +89,33 @@ def test_so_is_one_whose_values_were_just_being_drawn(tmp_path: Path) -> None:
     study.enqueue(0)
     study.optuna_study.ask()  # and killed before it has values
     assert [one.values for one in study_in(tmp_path, *RANGES).interrupted()] == expected
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_a_kill_at_any_line_of_the_journal_repeats_no_values(tmp_path: Path, method: str) -> None:
+    arguments = [*LISTS, f"method={method}", "trials=20"]
+    (tmp_path / "whole").mkdir()
+    expected = run(study_in(tmp_path / "whole", *arguments), 20)
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    assert any(b"same_as" in line for line in lines)  # a value was drawn twice, or this shows nothing
+    for end in range(2, len(lines)):
+        (folder := tmp_path / f"{end}").mkdir()
+        (folder / JOURNAL).write_bytes(b"".join(lines[:end]))
+        study = study_in(folder, *arguments)
+        for one in study.interrupted():
+            study.tell(one.number, score(one), {"seconds": 1.0})
+        assert run(study, 20) == expected
+
+
+def test_a_trial_that_the_pruner_would_have_stopped_and_that_goes_on_after_a_kill_is_ranked(tmp_path: Path) -> None:
+    study = study_in(tmp_path, *LISTS)
+    one = study.next_trial()
+    assert one
+    study.keep(one.number, STOPPED_AT, 20)  # and killed before the trial came to its end
+    again = study_in(tmp_path, *LISTS)
+    EarlyEnd(again, one.number).on_fit_start(Mock(), Mock())
+    again.tell(one.number, 1.0, {})
+    assert [each.number for each in again.ranked()] == [one.number]
 
 
 def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:

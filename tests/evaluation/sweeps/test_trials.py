@@ -10,14 +10,17 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from modules.config.loader import load_config
 from modules.config.sweeps.space import read_space
+from modules.evaluation.sweeps.early_end import OtherRowsError, require_same_rows
 from modules.evaluation.sweeps.folder import claimed_sweep
 from modules.evaluation.sweeps.study import Study
 from modules.evaluation.sweeps.sweep_result import PAGE, is_done, log_sweep, result_of
 from modules.evaluation.sweeps.trial_outcome import Outcome
 from modules.evaluation.sweeps.trials import Trials
+from modules.tracking.outbox.logged_models import new_checkpoint
 from modules.tracking.stage_run import stage_run
 
 SPACE = ["train.init_from=models/poems", "space.train.learning_rate=1e-2,1e-3,1e-4,1e-5", "output_dir=out",
@@ -176,43 +179,80 @@ def test_the_same_command_goes_on_and_more_trials_are_the_same_sweep(store: Path
     assert len(mlflow.search_runs(search_all_experiments=True)) == 5
 
 
-def test_rows_that_have_changed_meanwhile_are_no_longer_compared(store: Path) -> None:
+def test_a_trial_on_rows_that_have_changed_meanwhile_fails_and_takes_nothing_from_the_best(store: Path) -> None:
     with begun(losses(), "trials=1") as (trials, workers, _):
         trials.search(workers)  # type: ignore[arg-type]
-    other = {"metrics": {"val/loss": 1.0}, "tokens": 1, "rows": {"train": "b"}}
+    other = {"metrics": {"val/loss": 1.0}, "tokens": 1, "rows": {"training rows": "b"}}
     with (
-        pytest.raises(ValueError, match="the rows of trial 1 aren't those of trial 0"),
+        pytest.raises(ValueError, match="the rows of trial 1 aren't those of trial 0: its training rows differ"),
         begun(lambda job: other, "trials=2") as (trials, workers, _),
     ):
         trials.search(workers)  # type: ignore[arg-type]
+    assert (store / "out" / "trials" / "000").is_dir()
+    with begun(losses(), "trials=2") as (trials, workers, _):
+        trials.search(workers)  # type: ignore[arg-type]
+        assert workers.done == []  # the budget is spent
+        assert [(one.number, one.value) for one in trials.study.ranked()] == [(0, 5.0)]
+    assert (store / "out" / "trials" / "000").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("argument", "words"),
-    [
-        ("space.train.learning_rate=1e-1,1e-2", "space was"),
-        ("seed=7", "seed was 42, and is 7"),
-        ("train.beta1=0.5", "keys was"),
-    ],
-)
-def test_another_sweep_in_the_same_folder_is_refused(store: Path, argument: str, words: str) -> None:
-    config = load_config("sweep", SPACE)
-    with claimed_sweep(config) as folder:
-        (folder / "journal.log").touch()
-    with (
-        pytest.raises(ValueError, match="out holds another sweep: ") as caught,
-        claimed_sweep(load_config("sweep", [*SPACE, argument])),
+def test_rows_that_arent_the_sweeps_end_a_trial_before_it_is_trained(tmp_path: Path) -> None:
+    expected = {"of": "trial 0", "rows": {"validation rows": "a", "tokenizer": "t"}}
+    require_same_rows(1, {"validation rows": "a", "tokenizer": "t"}, expected)
+    with pytest.raises(
+        OtherRowsError, match=r"rows of trial 1 aren't those of trial 0: its tokenizer differ.*per_char"
     ):
-        pass
-    assert words in str(caught.value)
+        require_same_rows(1, {"validation rows": "a", "tokenizer": "u"}, expected)
 
 
-def test_a_folder_that_is_in_use_or_holds_other_things_is_refused(store: Path) -> None:
-    config = load_config("sweep", SPACE)
-    with claimed_sweep(config), pytest.raises(ValueError, match="in use by process"), claimed_sweep(config):
-        pass
-    assert not (store / "out").exists()
-    (store / "out").mkdir()
-    (store / "out" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no sweep, but thesis\.txt"), claimed_sweep(config):
-        pass
+def test_a_trial_that_failed_because_the_store_was_away_is_begun_again(store: Path) -> None:
+    def answer(job: dict[str, Any]) -> Any:
+        return {"away": "the tracking store can't be used"} if len(workers.done) < 3 else losses()(job)
+
+    with begun(answer, "trials=2") as (trials, workers, told):
+        trials.search(workers)  # type: ignore[arg-type]
+    assert {one.number: one.state for one in told} == {0: "finished", 1: "finished"}
+    assert len(mlflow.search_runs(search_all_experiments=True)) == 3
+
+
+def test_a_store_that_is_away_between_trials_is_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with begun(losses(), "trials=2") as (trials, workers, told):
+        search_runs, calls, waited = trials.client.search_runs, list[Any](), list[float]()
+
+        def away(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) in (2, 3):
+                raise MlflowException("Max retries exceeded (Connection refused)")
+            return search_runs(*arguments)
+
+        monkeypatch.setattr(trials.client, "search_runs", away)
+        monkeypatch.setattr("modules.tracking.outbox.store.sleep", waited.append)
+        trials.search(workers)  # type: ignore[arg-type]
+    assert [one.state for one in told] == ["finished"] * 2
+    assert waited == [1.0, 2.0]
+
+
+def test_checkpoints_that_are_gone_are_no_models_any_more(store: Path) -> None:
+    def answer(job: dict[str, Any]) -> Any:
+        client = MlflowClient()
+        new_checkpoint(client, client.get_run(job["run_id"]), 4, "nowhere")
+        return losses(r2=3.0, r3=2.0, r4=4.0)(job)
+
+    with begun(answer, "trials=3") as (trials, workers, _):
+        trials.search(workers)  # type: ignore[arg-type]
+        experiment = trials.run.info.experiment_id
+        best = trials.study.ranked()[0]
+    (left,) = mlflow.search_logged_models(experiment_ids=[experiment], output_format="list")
+    assert (best.number, left.source_run_id) == (1, best.run_id)
+
+
+def test_a_trial_of_main_writes_finetunes_folder_alone_to_its_own(store: Path) -> None:
+    """What comes before is the same in many trials, and made once."""
+    arguments = ["stage=main", "from_scratch=true", "space.finetune.train.learning_rate=1e-3,1e-4", "output_dir=out"]
+    config = load_config("sweep", [*arguments, "tracking.log_system_metrics=false"])
+    with claimed_sweep(config) as folder, stage_run("sweep", config) as run:
+        study = Study(folder, config, read_space(config))
+        job = Trials(run, study, folder, lambda one, best: None).job("000", study.next_trial())  # type: ignore[arg-type]
+    assert [word for word in job["arguments"] if "output_dir" in word] == [
+        "finetune.output_dir=out/trials/000/finetune"
+    ]
