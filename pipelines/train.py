@@ -116,7 +116,7 @@ def finish(
     weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
     run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
-    step = read_progress(checkpoint)["global_step"]
+    run.log_saved(step := read_progress(checkpoint)["global_step"])
     uri = run.log_model(model, step) if config.tracking.log_model else None
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
     show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, not commands, made)

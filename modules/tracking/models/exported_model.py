@@ -42,8 +42,8 @@ def log_model_once(folder: Path, run: Run, record: str, fields: Mapping[str, Any
     """`log_model` to a run, which then has this model and no other, with the validation metrics of its step.
 
     A call whose answer was lost can be made again; and a run that was killed before it could tell of its model makes it
-    anew, with another `record`. fields: t, when it was logged; step; dataset, (name, digest) of the validation rows.
-    Logs of an older moyun have no step.
+    anew, with another `record`. fields: step; dataset, (name, digest) of the validation rows. Logs of an older moyun have
+    no step.
     """
     client = MlflowClient()
     identity = identity_of(folder)
@@ -55,7 +55,7 @@ def log_model_once(folder: Path, run: Run, record: str, fields: Mapping[str, Any
         if other.model_id != model.model_id:
             client.delete_logged_model(other.model_id)
     if step := fields.get("step"):
-        add_validation(client, run, model, step, fields["dataset"], fields["t"])
+        add_validation(client, run, model, step, fields["dataset"])
     add_output(client, run, model, step or 0)
     return str(model.model_uri)
 
