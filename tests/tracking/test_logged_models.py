@@ -122,12 +122,11 @@ def test_where_the_last_checkpoint_is_the_saved_one_nothing_is_repeated(store: P
 
 
 def test_the_listed_metric_stays_the_saved_models_where_the_run_goes_on(store: Path) -> None:
-    """It had saved its model, then failed, and takes more steps now: first the same is best, then a later one."""
+    """It takes more steps: first the same checkpoint stays the best, then a later one is."""
     listed = []
-    with pytest.raises(ValueError, match="full"), stage_run("pretrain", quiet()) as run:
+    with stage_run("pretrain", quiet()) as run:
         train(run)
         run.log_saved(10)
-        raise ValueError("full")
     for step, loss, best in ((20, 3.25, 10), (25, 2.5, 25)):
         with stage_run("pretrain", quiet(), continues=run.info.run_id) as again:
             again.log_metrics({"val/loss": loss}, step)
