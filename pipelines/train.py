@@ -17,8 +17,10 @@ from modules.evaluation.choosing.checkpoint_choice import extras, with_selection
 from modules.evaluation.report.figures import loss_curve
 from modules.system.signals import is_main_process
 from modules.tracking.lightning_logger import RunLogger
+from modules.tracking.models.known_models import sent_model
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
+from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.run_selection import given_run_id
 from modules.tracking.stage_run import checking, commands, connect, connected, log_rows, spelled
 from modules.tracking.summary.training_facts import CostMeter, log_changes, log_plan
@@ -34,7 +36,7 @@ from modules.training.planning.plan import TrainingPlan
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up, without_path
 
 from .cli.bad_rows import keep_quarantine, log_quarantine, show_quarantine, start_quarantine
-from .cli.printing import show
+from .cli.printing import say_if_older, show
 from .cli.summaries import show_trained
 
 
@@ -85,7 +87,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if config.dry_run:
             return TrainResult("", training.plan)
         run = begin_run()
-        origin = dataclasses.replace(origin, run_id=run.info.run_id)
+        origin = dataclasses.replace(origin, run_id=run.info.run_id, program=program_of(stage, config))
         log_plan(run, training.plan)
         log_quarantine(run, training.quarantine)
         log_changes(run, before, made_from, start)
@@ -132,10 +134,13 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
     with connected(config.tracking):
         training = set_up_training(config, rows, before)
+        folder = Path(known_folder(stage, config) or ".")
+        uri = before.model_uri or sent_model(before.run_id, folder / "model")
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
-    require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
+    require_finished(before, now, folder)
+    say_if_older(stage, folder, before.program, program_of(stage, config))
     show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not commands)
-    return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
+    return TrainResult(before.run_id, training.plan, folder / "model", uri, before.metrics)
 
 
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:
