@@ -75,7 +75,7 @@ class Server:
         sys.exit(f"the server didn't start: exit code {self.process.wait()}")
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        return await self.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return await self.exchange(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     async def ask(self) -> Answer:
         started = time.perf_counter()
@@ -130,8 +130,8 @@ class Server:
 
 def completion_request(**others: Any) -> bytes:
     body = json.dumps(REQUEST | others).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return f"{head}\r\n\r\n".encode() + body
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def quantile(values: list[float], share: float) -> float:

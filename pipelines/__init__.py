@@ -14,7 +14,7 @@ if sys.argv[:1] == ["-m"]:  # python -m pipelines.STAGE, whose own imports come 
     check_before_imports()
 
 if TYPE_CHECKING:
-    from modules.inference.text_generator import TextGenerator
+    from modules.inference.prediction.row_generator import RowGenerator
 
 
 def pipeline(
@@ -22,7 +22,7 @@ def pipeline(
     model: str | Path = EMBEDDED,
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     **defaults: Any,
-) -> TextGenerator:
+) -> RowGenerator:
     """Loads a model to generate text with: pipeline("text-generation", model=folder)("白日依山尽，") → {"text": …}.
 
     Args:
@@ -36,12 +36,12 @@ def pipeline(
     """
     from modules.checkpoint.loading import load_verified
     from modules.config.generation import GenerationConfig
-    from modules.inference.text_generator import TextGenerator
+    from modules.inference.prediction.row_generator import RowGenerator
 
     if task != "text-generation":
         raise ValueError(f"task {task!r} isn't known here; moyun has 'text-generation'")
     config = GenerationConfig.parse(defaults)
-    return TextGenerator(*load_verified(find_model(str(model)), dtype), config)
+    return RowGenerator(*load_verified(find_model(str(model)), dtype), config)
 
 
 def find_model(model: str, tracking: TrackingConfig | None = None) -> Path:

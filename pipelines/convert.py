@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from modules.checkpoint import formats
-from modules.checkpoint.adapter import apply_adapter, read_adapter
+from modules.checkpoint.adapter import Adapter, adapted, read_adapter, write_peft_adapter
 from modules.checkpoint.loading import open_verified
-from modules.checkpoint.model_folder import write_model
+from modules.checkpoint.model_folder import made_of, write_model
 from modules.checkpoint.weights import StoredModel, in_dtype
 from modules.config.commands import ConvertConfig
 from modules.model.decoder import parameter_count
 from modules.system.atomic import new_folder
-from modules.system.bounded_read import read_plain_yaml
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
@@ -46,33 +45,33 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if target.exists():
         raise FileExistsError(f"target={target} exists already; nothing is overwritten: choose another name")
     model, tokenizer, digest = open_verified(source)
-    if config.adapter:
-        model = apply_adapter(model, read_adapter(config.adapter), digest)
+    kind, notes = formats.format_of(source), list[str]()
+    if adapter := read_adapter(config.adapter) if config.adapter else None:
+        model, tokenizer, notes = adapted(model, tokenizer, adapter, digest)
+    if config.prompt_template is not None:
+        tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template), []
     if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
-    write = write_moyun if config.format == "moyun" else write_foreign
-    kind = formats.format_of(source)
-    notes = write(config, {"path": str(source), "format": kind, "weights_sha256": digest}, model, tokenizer)
+    if config.format == "moyun":
+        run = provenance(config, stage="convert", source=made_of(source, kind, digest), tokenizer=tokenizer.fingerprint)
+        write_model(target, model.config, ((n, t.read()) for n, t in model.weights.items()), tokenizer, run)
+    else:
+        notes += write_foreign(config, model, tokenizer, adapter)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    result = ConvertResult(target, kind, parameter_count(model.config), files)
+    count = adapter.parameters if adapter and config.format == "peft" else parameter_count(model.config)
+    result = ConvertResult(target, kind, count, files)
     show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))
     return result
 
 
-def write_moyun(config: ConvertConfig, read: dict[str, Any], model: StoredModel, tokenizer: Tokenizer) -> list[str]:
-    """A moyun folder; read: what it is made of, for its run.yaml."""
-    made = Path(read["path"], "run.yaml")
-    if made.is_file():  # how the model was made goes with it
-        read["run"] = read_plain_yaml(made)
-    run = provenance(config, stage="convert", source=read, tokenizer=tokenizer.fingerprint)
-    write_model(Path(config.target), model.config, ((n, t.read()) for n, t in model.weights.items()), tokenizer, run)
-    return []
-
-
-def write_foreign(config: ConvertConfig, read: dict[str, Any], model: StoredModel, tokenizer: Tokenizer) -> list[str]:
+def write_foreign(
+    config: ConvertConfig, model: StoredModel, tokenizer: Tokenizer, adapter: Adapter | None
+) -> list[str]:
     """A folder of another format; returns what its users should know."""
     options: Any = {"megatron": {"tensor_parallel": config.tensor_parallel}, "gguf": {"dtype": config.dtype}}
     with new_folder(Path(config.target), "a model folder") as draft:
+        if adapter and config.format == "peft":
+            return write_peft_adapter(draft, adapter, tokenizer)
         return formats.write(draft, config.format, model, tokenizer, **options.get(config.format, {}))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from modules.checkpoint.loading import require_finite, verify_model
 from modules.config.evaluation import RegisterConfig
@@ -12,7 +11,6 @@ from modules.evaluation.choosing.measure import DEFAULT, settle_measure
 from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows
 from modules.evaluation.logged_results import doubts, log_scores
 from modules.evaluation.promotion import Promotion
-from modules.evaluation.task_evaluation import Evaluation
 from modules.tracking.models.known_models import log_used_model
 from modules.tracking.registry import complete_version, register_version, resolve_model, version_of
 from modules.tracking.stage_run import checking, log_rows
@@ -51,17 +49,19 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         run = begin_run()
         log_quarantine(run, quarantine)
         digest = log_rows(run, rows.test, rows.place.name, "test")
-        new = scored("the new model", candidate, folder)
+        with progress_of("the new model") as progress:
+            new = candidate.score(folder, progress)
         log_scores(run, candidate.scores(new) | doubts(new.lost, copies), log_used_model(run, config.model, folder))
-        before, holder, held = version_of(config.model_name, config.model, folder), candidate.holder, None
-        if holder and holder.number != before:
-            held = scored(f"version {holder.number}", candidate, holder.folder)
-            log_scores(run, candidate.scores(held, config.alias), log_used_model(run, holder.uri, holder.folder))
-        outcome = candidate.outcome(new, held, before)
-        promotion = outcome.promotion
-        tags = outcome.tags() | {"test_rows": str(rows.place), "test_rows_sha256": digest}
-        kept = {} if promotion.verdict == "held" else tags
-        number = register_version(config.model_name, config.model, folder, run.info.run_id, kept, before)
+        before = number = version_of(config.model_name, config.model, folder)
+        while True:
+            outcome = candidate.judge(run, new, before, progress_of)
+            promotion = outcome.promotion
+            tags = outcome.tags() | {"test_rows": str(rows.place), "test_rows_sha256": digest}
+            kept = {} if promotion.verdict == "held" else tags
+            number = register_version(config.model_name, config.model, folder, run.info.run_id, kept, number)
+            if (holder := holder_of(config)) == candidate.holder:
+                break
+            candidate.face(holder)  # another command has moved the alias meanwhile
         complete_version(config.model_name, number, config.alias if promotion.promoted else None)
         run.log_metrics(promotion.metrics())
         run.set_tags({"registered_version": number} | tags)
@@ -69,11 +69,6 @@ def register(config: RegisterConfig) -> RegisterResult | None:
         shown |= outcome.describe(config.alias) | candidate.plan()
         show("registered", shown | describe_test_rows(rows, copies, new.lost))
         return RegisterResult(run.info.run_id, number, new[DEFAULT].value, promotion)
-
-
-def scored(name: str, candidate: Candidate, folder: Path) -> Evaluation:
-    with progress_of(name) as progress:
-        return candidate.score(folder, progress)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modules.checkpoint.loading import check_folder
 from modules.config.generation import ServeConfig
+from modules.inference.server.access import API_KEY, read_key
 from modules.inference.server.lifecycle import Lifecycle, is_loading
 
 from . import find_model
@@ -18,18 +19,23 @@ from .cli.printing import say
 def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
+    key = read_key(os.environ)
     folder = find_model(config.model, config.tracking)
     check_folder(folder)
     name = config.name or name_of(config.model, folder)
-    server = Lifecycle(config, folder, name)
+    server = Lifecycle(config, folder, name, key)
     if not server.this_machine_only:
-        say(f"serve: others can reach {server.address}, and nothing asks who they are (docs/serving.md)")
+        asked = f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
+        names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
+        say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
     say(f"serve: verifying and loading {folder}")
-    server.run(lambda address: say(ready_line(name, address)))
+    server.run(lambda address: say(ready_line(name, address, key is not None)))
 
 
-def ready_line(name: str, address: str) -> str:
-    return f"serve: {name} is ready: {address}/ in a browser, {address}/v1/completions for programs; Ctrl-C stops"
+def ready_line(name: str, address: str, with_key: bool) -> str:
+    key = f"with the API key of {API_KEY}" if with_key else "without an API key"
+    places = f"{address}/ in a browser, {address}/v1 for OpenAI's clients"
+    return f"serve: {name} is ready {key}: {places}; Ctrl-C stops"
 
 
 def name_of(model: str, folder: Path) -> str:

@@ -76,6 +76,13 @@ def read_model(folder: Path) -> StoredModel:
     return StoredModel(config, {name: qkv_interleaved(name, tensor, heads) for name, tensor in weights.items()})
 
 
+def made_of(source: Path, kind: str, digest: str) -> dict[str, Any]:
+    """What run.yaml says of the folder that a model is converted from, its own run.yaml included."""
+    facts = {"path": str(source), "format": kind, "weights_sha256": digest}
+    path = source / "run.yaml"
+    return facts | ({"run": read_plain_yaml(path)} if path.is_file() else {})
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
     """How a model was trained: its run.yaml, or that of what it was converted from; empty where there is none."""
     try:

@@ -49,6 +49,9 @@ def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator
             yield key, value, COMMAND_LINE
 
 
+LONE_STAR = re.compile(r"(?<=[\[,])\s*\*\s*(?=[\],])")
+
+
 def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
     """Text stays text, and each key's own type converts it: only null, lists and mappings are read as YAML.
 
@@ -59,7 +62,11 @@ def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
     if typing.get_origin(hint) in (list, dict):
         if not LAID_OUT.match(text):
             text = LONELY_BREAKS.sub(lambda found: f"'{found[1]}'" if found[1] else found[0], text)
-        return escaped(yaml.load(text, LinesLoader if lines else TypedLoader))
+        loader = LinesLoader if lines else TypedLoader
+        try:
+            return escaped(yaml.load(text, loader))
+        except yaml.YAMLError:  # where * is a text by itself, as YAML has another use for it
+            return escaped(yaml.load(LONE_STAR.sub("'*'", text), loader))
     if lines and text[:1] in ("'", '"') and text[:1] == text[1:][-1:] and ("\\" in text or "{src_txt}" in text):
         raise ValueError(
             f"the {text[0]} at both ends would be part of the text: leave them out; where they belong to it, give the "

@@ -146,9 +146,10 @@ class StageConfig(CommandConfig):
 
 REMOVED = {
     "backend": "moyun computes with torch alone: for llama.cpp convert the model with format=gguf and start its own "
-    "llama-server (docs/models.md)"
+    "llama-server (docs/models.md)",
+    "api_key": "give it in the environment, as MOYUN_API_KEY: every user of a machine sees its commands' arguments",
 }
-"""Keys that there were once → what to do instead."""
+"""Keys that there were once, or might be → what to do instead."""
 
 EMBEDDED = "models/poems"
 """The model that comes with moyun: pretrained on classical poems."""

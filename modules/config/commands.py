@@ -13,11 +13,12 @@ from typing import Any, Literal
 from ..system.bounded_read import read_plain_yaml
 from ..system.paths import expanded
 from .assignments import COMMAND_LINE, Assignment
-from .base import MISSING, PATH, CommandConfig, StageConfig, too_small
+from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
 from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
+from .prediction import PredictConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
@@ -31,9 +32,12 @@ class ConvertConfig(CommandConfig):
     target: str = field(default=MISSING, metadata=PATH)
     """The new folder; nothing is overwritten."""
     adapter: str | None = field(default=None, metadata=PATH)
-    """A folder of adapters trained on the source (outputs/…/adapter), to be merged into the target."""
-    format: Literal["moyun", "huggingface", "modelscope", "megatron", "gguf"] = "moyun"
-    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up; gguf: for llama.cpp."""
+    """A folder of adapters trained on the source (outputs/…/adapter, or PEFT's), to be merged into the target."""
+    prompt_template: str | None = field(default=None, metadata=LINES)
+    """The target's, with {src_txt} in it; unset: the adapter's or, where that tells none, the source's."""
+    format: Literal["moyun", "huggingface", "modelscope", "megatron", "gguf", "peft"] = "moyun"
+    """Of the target. modelscope: the layout of base and large; megatron: that of 1.3B and up; gguf: for llama.cpp;
+    peft: the adapter alone, for PEFT on the source's huggingface export."""
     tensor_parallel: int = 1
     """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
     dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0"] = "keep"
@@ -45,6 +49,10 @@ class ConvertConfig(CommandConfig):
             yield f"tensor_parallel={self.tensor_parallel} needs format=megatron; format={self.format} isn't cut"
         if self.dtype == "q8_0" and self.format != "gguf":
             yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
+        if self.format == "peft" and (self.adapter is None or self.dtype != "keep"):
+            yield "format=peft writes an adapter as it is: give adapter=FOLDER, and leave dtype out"
+        if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
+            yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 
 
 @dataclass
@@ -146,6 +154,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "generate": GenerateConfig,
+    "predict": PredictConfig,
     "serve": ServeConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,

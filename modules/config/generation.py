@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .base import EMBEDDED, LINES, MODEL, REMOVED, CommandConfig, ConfigError, extreme, not_positive, shown, too_small
+from .base import (
+    EMBEDDED,
+    LINES,
+    MODEL,
+    REMOVED,
+    CommandConfig,
+    ConfigError,
+    extreme,
+    not_positive,
+    shown,
+    too_small,
+    unless,
+)
 
 EXPECTED = {
     "int": "a whole number",
     "int | None": "a whole number",
     "float": "a number",
     "list[str]": "a text or a list of texts",
+    "dict[str, float]": "a mapping of token ids to numbers, e.g. {5: -100}",
 }
 """A generation parameter's type → what may be given for it, in words."""
+
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
+
+BIASED_TOKENS = 300
+"""The most token ids in logit_bias, as OpenAI has it."""
 
 
 @dataclass
 class GenerationConfig:
-    """How text is sampled."""
+    """How text is sampled.
+
+    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, temperature, top_k, top_p,
+    min_p.
+    """
 
     max_new_tokens: int = 128
     """The most tokens to generate."""
@@ -29,8 +52,16 @@ class GenerationConfig:
     """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the fewest tokens whose probabilities reach p (nucleus)."""
+    min_p: float = 0.0
+    """Sample among tokens that are at least so many times as likely as the likeliest; 0: all, 1: it alone."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that already stand in the text less likely (CTRL's formula)."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that was written (OpenAI's formula; the prompt doesn't count); -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it was written (OpenAI's formula); -2 to 2."""
+    logit_bias: dict[str, float] = field(default_factory=dict)
+    """Token id → what is added to its logit, e.g. {5: -100}; -100: never written, 100: nothing else is."""
     seed: int | None = None
     """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
     stop: list[str] = field(default_factory=list, metadata=LINES)
@@ -59,10 +90,17 @@ class GenerationConfig:
                 raise ConfigError([f"{name} {null if value is None else expected}"])
         if "stop" in values:
             values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else list(values["stop"])
+        if "logit_bias" in values:  # as JSON has it: what travels as a tree has texts as keys everywhere
+            values["logit_bias"] = {str(token): bias for token, bias in values["logit_bias"].items()}
         result = replace(defaults or cls(), **values)
         if complaints := [*result.complaints()] or [*extreme(result)]:
             raise ConfigError(complaints)
         return result
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """logit_bias by ids that are numbers."""
+        return {int(token): bias for token, bias in self.logit_bias.items()}
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "max_new_tokens")
@@ -72,8 +110,18 @@ class GenerationConfig:
             yield f"top_k ({self.top_k}) must be 0 (all tokens) or positive"
         if not 0 < self.top_p <= 1:
             yield f"top_p ({self.top_p}) must be above 0 and at most 1"
+        if not 0 <= self.min_p <= 1:
+            yield f"min_p ({self.min_p}) must be from 0 (all tokens) to 1"
         if not 0.01 <= self.repetition_penalty <= 100:
             yield f"repetition_penalty ({self.repetition_penalty}) must be from 0.01 to 100 (1: none)"
+        penalties = ("presence_penalty", "frequency_penalty")
+        yield from unless(lambda value: -2 <= value <= 2, "from -2 to 2", self, penalties)
+        if len(self.logit_bias) > BIASED_TOKENS:
+            yield f"logit_bias has {len(self.logit_bias)} token ids; there may be {BIASED_TOKENS}"
+        for token, bias in self.logit_bias.items():
+            if not TOKEN_ID.fullmatch(str(token)) or not -100 <= bias <= 100:
+                yield f"logit_bias must map token ids to numbers from -100 to 100, not {shown(token)} to {bias}"
+                break
         if self.seed is not None and not 0 <= self.seed < 2**63:
             yield f"seed ({self.seed}) must be from 0 to 2^63-1"
         if any(not text for text in self.stop):
@@ -85,6 +133,10 @@ def fits(value: Any, kind: str) -> bool:
     if kind == "list[str]":
         texts = [value] if isinstance(value, str) else value
         return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+    if kind == "dict[str, float]":
+        return isinstance(value, Mapping) and all(
+            TOKEN_ID.fullmatch(str(token)) and fits(bias, "float") for token, bias in value.items()
+        )
     if value is None:
         return kind == "int | None"
     return isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
@@ -137,6 +189,10 @@ class LimitsConfig:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"
 
 
+HOST_NAME = re.compile(r"[\w.-]+|\[?[\da-f:.]*:[\da-f:.]*:[\da-f:.]*\]?", re.ASCII | re.IGNORECASE)
+"""A name or an address, as a request's Host has them, or an IPv6 address without its brackets."""
+
+
 @dataclass
 class ServeConfig(CommandConfig):
     """A model behind HTTP: OpenAI's completions and MLflow's invocations, many requests in one running batch."""
@@ -146,7 +202,11 @@ class ServeConfig(CommandConfig):
     name: str | None = None
     """What clients call it, in OpenAI's `model`; unset: its name in the registry, or the folder's."""
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: put a reverse proxy in front before opening it to others."""
+    """Address to listen on; 0.0.0.0: every network. Nothing is encrypted, and nobody is asked who they are unless
+    the variable MOYUN_API_KEY of the environment holds an API key (docs/serving.md)."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Names by which clients may call the server (in a request's Host) beside its address and localhost, e.g.
+    [poems.example.org]; ["*"]: any, for a proxy in front that checks them."""
     port: int = 8000
     """Port to listen on; 0: any free one."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -160,3 +220,9 @@ class ServeConfig(CommandConfig):
             yield f"port ({self.port}) must be from 0 to 65535"
         if not self.host:
             yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
+        for name in self.allowed_hosts:
+            if not HOST_NAME.fullmatch(name) and self.allowed_hosts != ["*"]:
+                yield (
+                    f"allowed_hosts has {shown(name)}: give names or addresses, [poems.example.org, 10.0.0.5], without "
+                    'http:// and port, in ASCII, or ["*"] alone for any'
+                )

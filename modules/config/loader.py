@@ -32,7 +32,7 @@ from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths
 from .evaluation import TaskConfig
 from .model import ModelConfig
-from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted
+from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 
 logger = logging.getLogger("moyun.config")
 
@@ -279,7 +279,7 @@ def set_leaf(
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return
-        OmegaConf.update(config, key.name, value)
+        OmegaConf.update(config, key.name, with_text_keys(value, key.type))
     except (OmegaConfBaseException, yaml.YAMLError):
         one = (
             where == COMMAND_LINE and typing.get_origin(key.type) is list and not re.search(r"[\[\]{},\"']", str(shown))

@@ -22,6 +22,7 @@ from .data import DataConfig
 from .evaluation import TaskConfig
 from .generation import GenerateConfig, GenerationConfig
 from .model import SizeConfig
+from .prediction import PredictConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -168,7 +169,9 @@ def wanted(key: Key) -> str:
         return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
     if key.section:
         return section_keys(key)
-    example = {list: ", e.g. [a, b]", dict: ", e.g. {a: b}"}.get(typing.get_origin(key.type), "")
+    numbers = typing.get_args(key.type)[-1:] == (float,)
+    pairs = ", e.g. {a: 0.5}" if numbers else ", e.g. {a: b}"
+    example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(key.type), "")
     return f"must be {type_name(key.type)}{example}"
 
 
@@ -190,9 +193,17 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def with_text_keys(value: Any, hint: Any) -> Any:
+    """A mapping whose keys YAML reads as numbers in a file, though they are text: 5."""
+    if typing.get_args(hint)[:1] != (str,) or not isinstance(value, dict):
+        return value
+    return {str(key) if type(key) is int else key: part for key, part in value.items()}
+
+
 def full_name(config_class: type, name: str) -> str:
-    """generate takes sampling's keys without their section: temperature=0.5."""
-    short = config_class is GenerateConfig and name in {field.name for field in dataclasses.fields(GenerationConfig)}
+    """generate and predict take sampling's keys without their section: temperature=0.5. predict's own seed is one."""
+    sampling, own = ({field.name for field in dataclasses.fields(each)} for each in (GenerationConfig, config_class))
+    short = config_class in (GenerateConfig, PredictConfig) and name.partition(".")[0] in sampling - own
     return f"generation.{name}" if short else name
 
 

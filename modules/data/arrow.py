@@ -119,7 +119,12 @@ def text_batches(dataset: datasets.Dataset) -> Iterator[dict[str, list[str]]]:
 
 
 def count_copies(rows: datasets.Dataset, others: datasets.Dataset) -> int:
-    """How many of the rows stand word for word among the others: in all text columns that both have.
+    """How many of the rows stand word for word among the others."""
+    return int(find_copies(rows, others).sum())
+
+
+def find_copies(rows: datasets.Dataset, others: datasets.Dataset) -> np.ndarray:
+    """Whether each row stands word for word among the others, (rows,) bool: in all text columns that both have.
 
     The rows are held in memory, and about as many of the others at once.
     """
@@ -135,7 +140,8 @@ def count_copies(rows: datasets.Dataset, others: datasets.Dataset) -> int:
             near = table.filter(pc.is_in(table[columns[0]], first))
             found.update(zip(*(near[name].to_pylist() for name in columns), strict=True))
             several = []
-    return sum(texts in found for texts in zip(*(wanted[name].to_pylist() for name in columns), strict=True))
+    texts = zip(*(wanted[name].to_pylist() for name in columns), strict=True)
+    return np.fromiter((row in found for row in texts), bool, len(rows))
 
 
 def fingerprint(dataset: datasets.Dataset, columns: Sequence[str] = TEXTS) -> str:

@@ -63,6 +63,8 @@ class Findings:
     tolerant: bool = False
     """Whether a row may be left out; then one that isn't UTF-8 doesn't spoil the rest."""
     columns: dict[str, None] = field(default_factory=dict)
+    types: dict[str, Any] = field(default_factory=dict)
+    """Column → its Arrow type, where the source has such; None where its files disagree."""
     bad: list[BadRow] = field(default_factory=list)
 
     def place(self, file: int) -> tuple[str, str]:

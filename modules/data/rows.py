@@ -32,7 +32,8 @@ RULES = 3
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
-_ABSENT = object()
+ABSENT = object()
+"""In place of a value that a row lacks."""
 _JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
 _Batches = Iterator[dict[str, list[str]]]
 T = TypeVar("T")
@@ -198,7 +199,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         present = {target: name for target, name in wanted.items() if name in findings.columns}
         if before not in (None, present):
             raise _LateColumnError(*present.values())
-        values = {target: [row.get(name, _ABSENT) for _, (_, row) in batch] for target, name in present.items()}
+        values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
@@ -221,7 +222,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
 
 def as_text(value: object) -> str:
     """Of a column beside the texts: text as it is, lists and numbers as JSON, and "" where there is nothing."""
-    if value is None or value is _ABSENT or value != value:  # NaN, as pandas writes what is missing
+    if value is None or value is ABSENT or value != value:  # NaN, as pandas writes what is missing
         return ""
     if isinstance(value, (bool, int, float, list, dict)):
         value = json.dumps(value, ensure_ascii=False, default=str)
@@ -234,7 +235,7 @@ def _in_batches(rows: Iterable[Row], findings: Findings) -> Iterator[list[tuple[
     characters = 0
     for row in rows:
         batch.append((findings.file, row))
-        characters += sum(map(_size, row[1].values()))
+        characters += sum(map(size_of, row[1].values()))
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -242,13 +243,13 @@ def _in_batches(rows: Iterable[Row], findings: Findings) -> Iterator[list[tuple[
         yield batch
 
 
-def _size(value: object) -> int:
+def size_of(value: object) -> int:
     """About how many characters a value has, also of a list or object that no column needs."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if isinstance(value, Mapping):
         value = list(value.values())
-    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 8
+    return sum(map(size_of, value)) if isinstance(value, (list, tuple)) else 8
 
 
 def _note_bad_values(
@@ -259,9 +260,9 @@ def _note_bad_values(
     for target, column in values.items():
         label = target if origin[target] == target else f"{target} (column {origin[target]!r})"
         for index, value in enumerate(column):
-            fault = _fault(value)
+            fault = fault_of(value)
             if fault:
-                if value is _ABSENT and (near := nearest(origin[target], batch[index][1][1], NEAR)):
+                if value is ABSENT and (near := nearest(origin[target], batch[index][1][1], NEAR)):
                     fault = fault[0], f" (but there is {near!r}: name the column alike in all rows)"
                 faults.setdefault(index, []).append((f"{label} {fault[0]}", fault[1]))
     for index, found in faults.items():
@@ -271,7 +272,7 @@ def _note_bad_values(
     return set(faults)
 
 
-def _fault(value: object) -> tuple[str, str] | None:
+def fault_of(value: object) -> tuple[str, str] | None:
     """(what is wrong, what more there is to say of this value); None for a text."""
     if isinstance(value, str):
         if not value or value.isspace():
@@ -284,7 +285,7 @@ def _fault(value: object) -> tuple[str, str] | None:
                 return "holds bytes that aren't UTF-8, or half a surrogate pair", f" ({half!a})"
             return "holds half a surrogate pair, which is no character", f" ({half!a})"
         return None
-    if value is _ABSENT:
+    if value is ABSENT:
         return "is missing", ""
     name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
     return f"is {name}, not a string", "" if value is None else f" ({beginning(value)[:40]})"

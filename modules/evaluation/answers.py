@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..config.generation import GenerationConfig
+from ..inference.prediction.answering import batches
 from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
 from ..tokenizer.prompt_template import prompt_limit
@@ -45,15 +44,3 @@ def write_answers(
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]
-
-
-def batches(lengths: Sequence[int], new_tokens: int, max_batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers, longest prompts first, so that a batch that is too much for memory is the first one."""
-    batch: list[int] = []
-    for row in np.argsort(-np.array(lengths), kind="stable").tolist():
-        if batch and (len(batch) + 1) * (lengths[batch[0]] + new_tokens) > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

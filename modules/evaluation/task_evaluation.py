@@ -131,10 +131,11 @@ class Task:
         path = self.config.data.path
         return place_in(path, "train") if path and self.train is not None else None
 
-    def note_copies(self, model: Path) -> None:
+    def note_copies(self, model: Path) -> np.ndarray | None:
         """Looks for the test rows among those that the model was trained on, where its folder tells which they are."""
         known = copies_in_training(self.test, model, self.config.data.cache_dir)
-        self.copies = self.copies if known is None else known
+        self.copies = self.copies if known is None else int(known.sum())
+        return known
 
     @functools.cached_property
     def training_text(self) -> TrainingText | None:

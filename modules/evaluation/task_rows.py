@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from ..checkpoint.model_folder import read_provenance
 from ..config.base import ConfigError, StageConfig
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
 from ..config.loader import assign, to_dataclass
-from ..data.arrow import count_copies, fingerprint
+from ..data.arrow import find_copies, fingerprint
 from ..data.groups import GROUP, MIN_GROUPS, has_group
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
@@ -214,10 +215,10 @@ def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset 
     return rows if fingerprint(rows) == trained.digests["train"] else None
 
 
-def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> int | None:
-    """How many of the rows the model was trained on; None where its training rows aren't known."""
+def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> np.ndarray | None:
+    """Whether the model was trained on each row, (rows,) bool; None where its training rows aren't known."""
     known = known_training_rows(model, cache_dir)
-    return None if known is None else count_copies(rows, known)
+    return None if known is None else find_copies(rows, known)
 
 
 def parsed(text: str) -> Any:

@@ -10,7 +10,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 from ..config.generation import GenerationConfig
 
 TYPES = {"int": DataType.long, "int | None": DataType.long, "float": DataType.double, "list[str]": DataType.string}
-"""A generation parameter's type → MLflow's."""
+"""A generation parameter's type → MLflow's, which has none for a mapping: logit_bias is no parameter there."""
 
 PARAMS = ParamSchema(
     [
@@ -21,6 +21,7 @@ PARAMS = ParamSchema(
             shape=(-1,) if entry.type == "list[str]" else None,
         )
         for entry in fields(GenerationConfig)
+        if str(entry.type) in TYPES
     ]
 )
 

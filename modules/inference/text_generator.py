@@ -7,10 +7,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
+
 from ..config.base import shown
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
-from ..model.sampling import generate
+from ..model.decoding.token_scores import Scores, TokenScore
+from ..model.sampling import check_biases, generate, prefill
 from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +33,8 @@ class Continuation:
     tokens: int
     stopped: bool
     """Whether end-of-text or a stop text ended it, and not max_new_tokens or the model's last position."""
+    scores: Sequence[TokenScore] = ()
+    """Log-probabilities of its tokens, a stop text's and the end-of-text that ended it too, where they were wanted."""
 
 
 class TextGenerator:
@@ -41,10 +46,11 @@ class TextGenerator:
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationConfig | None = None) -> None:
-        """defaults: parameters of every call that doesn't give its own."""
+        """defaults: parameters of every call that doesn't give its own. ValueError for a logit_bias of no token."""
         self.decoder = decoder.eval()
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationConfig()
+        check_biases(self.defaults, tokenizer.vocab_size)
 
     @property
     def returns_full_text(self) -> bool:
@@ -74,17 +80,23 @@ class TextGenerator:
             for prompt, row in zip(prompts, self.write(prompts, config), strict=True)
         ]
 
-    def write_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig | None = None) -> list[Continuation]:
-        """The continuation of each prompt of token ids, all in one batch."""
+    def write_ids(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig | None = None, logprobs: int | None = None
+    ) -> list[Continuation]:
+        """The continuation of each prompt of token ids, all in one batch.
+
+        logprobs: tell the tokens' log-probabilities too, and so many of the likeliest tokens beside each.
+        """
         pieces: list[list[str]] = [[] for _ in prompts]
-        stream = self.stream_ids(prompts, config or self.defaults)
+        scores = [None if logprobs is None else Scores(logprobs) for _ in prompts]
+        stream = self.stream_ids(prompts, config or self.defaults, scores)
         while True:
             try:
                 row, piece = next(stream)
             except StopIteration as end:
                 return [
-                    Continuation("".join(part), writer.tokens, writer.ended)
-                    for part, writer in zip(pieces, end.value, strict=True)
+                    Continuation("".join(part), writer.tokens, writer.ended, score.found if score else ())
+                    for part, writer, score in zip(pieces, end.value, scores, strict=True)
                 ]
             pieces[row].append(piece)
 
@@ -95,8 +107,16 @@ class TextGenerator:
         for _, piece in self.stream_ids(self.encode(texts), GenerationConfig.parse(parameters, self.defaults)):
             yield piece
 
+    def score_ids(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[TokenScore]]:
+        """Log-probabilities of each prompt's own tokens; nothing is written. top: of the likeliest beside each."""
+        scores = [Scores(top, range(len(prompt))) for prompt in prompts]
+        if prompts:
+            with torch.no_grad():
+                prefill(self.decoder, prompts, None, scores)
+        return [score.found for score in scores]
+
     def stream_ids(
-        self, prompts: Sequence[Sequence[int]], config: GenerationConfig
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, scores: Sequence[Scores | None] = ()
     ) -> Generator[tuple[int, str], None, list[Writer]]:
         """Yields (row, piece of text) as they come; returns each row's Writer."""
         if not prompts:
@@ -106,7 +126,8 @@ class TextGenerator:
         for text in (text for text in config.stop if loses(text, self.tokenizer)):
             logger.warning("generation.stop: this model's tokenizer loses part of %r, so no text will end there", text)
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
-        yield from write_pieces(generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id), writers)
+        tokens = generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id, scores)
+        yield from write_pieces(tokens, writers)
         return writers
 
     def note_lost(self, prompts: Sequence[str]) -> None:

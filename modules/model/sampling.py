@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
-from .decoding.sampler import Sampler, checked, upload
+from .decoding.sampler import Sampler, checked
+from .decoding.token_scores import Measured, Scores, measure_prompts
+from .decoding.upload import upload
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ class Rows:
     remaining: list[int]
     """Tokens that may still be generated."""
     configs: list[GenerationConfig]
+    scores: list[Scores | None] = field(default_factory=list)
+    """Of rows whose log-probabilities are wanted; the batch fills them."""
+    prompt_lengths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scores = self.scores or [None] * len(self.ids)
+        self.prompt_lengths = self.prompt_lengths or [len(ids) for ids in self.ids]
 
     def select(self, indices: list[int]) -> Rows:
         return Rows(*([member[i] for i in indices] for member in vars(self).values()))
@@ -59,15 +68,16 @@ def generate(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig | Sequence[GenerationConfig],
     end_of_text_id: int,
+    scores: Sequence[Scores | None] = (),
 ) -> Generator[tuple[int, int | None], int | None]:
     """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
 
     A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
     `.send(row)` instead of next() ends that row early: a stop text was found, or its reader has gone.
-    All rows share a config, or each has its own.
+    All rows share a config, or each has its own. scores: of each row, filled before its tokens are yielded.
     Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
-    rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts))
+    rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts), scores)
     batch = open_batch(decoder, end_of_text_id, len(prompts))
     batch.join(rows)
     yield from write(batch, batch.advance)
@@ -110,7 +120,12 @@ def moved_up(count: int, ended: set[int]) -> list[int]:
     return [last.pop() if i in ended else i for i in range(left)]
 
 
-def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> Rows:
+def start(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    configs: Sequence[GenerationConfig],
+    scores: Sequence[Scores | None] = (),
+) -> Rows:
     """Rows of these prompts, nothing written yet. Raises ValueError as `generate` does."""
     limit = decoder.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
@@ -121,9 +136,18 @@ def start(decoder: Decoder, prompts: Sequence[Sequence[int]], configs: Sequence[
                 f"prompt {number} has {len(prompt)} tokens, but the model has only {limit} positions "
                 "(max_position_embeddings) for prompt and answer: shorten it"
             )
+    for config in configs:
+        check_biases(config, decoder.config.vocab_size or 0)
     generators = [generator_of(ids, config.seed) for ids, config in zip(prompts, configs, strict=True)]
     remaining = [min(config.max_new_tokens, limit - len(ids)) for ids, config in zip(prompts, configs, strict=True)]
-    return Rows(list(range(len(prompts))), [list(ids) for ids in prompts], generators, remaining, list(configs))
+    ids = [list(prompt) for prompt in prompts]
+    return Rows(list(range(len(prompts))), ids, generators, remaining, list(configs), list(scores))
+
+
+def check_biases(config: GenerationConfig, vocab_size: int) -> None:
+    """ValueError for a logit_bias of what is no token."""
+    if unknown := [token for token in config.biases if token >= vocab_size]:
+        raise ValueError(f"logit_bias names token {unknown[0]}; this model's token ids are from 0 to {vocab_size - 1}")
 
 
 def generator_of(prompt: Sequence[int], seed: int | None) -> random.Random:
@@ -154,7 +178,7 @@ class Batch:
         """Reads the prompts of new rows, which come after those that are there."""
         capacity = rows.capacity if self.cache is None else max(map(len, rows.ids))
         joining = KVCache(len(rows.ids), capacity, self.device)
-        logits = prefill(self.decoder, rows.ids, joining)
+        logits = prefill(self.decoder, rows.ids, joining, rows.scores)
         self.rows.extend(rows)
         if self.cache is None:
             self.cache, self.logits = joining, logits
@@ -167,7 +191,18 @@ class Batch:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
         if self.sampler is None:
             self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
-        return checked(self.sampler(self.logits, self.rows.generators).tolist())
+        ids = self.sampler(self.logits, self.rows.generators)
+        tokens = checked(ids.tolist())
+        if measured := self.sampler.measure(self.logits, ids):
+            self.note(self.sampler.scored, measured, tokens)
+        return tokens
+
+    def note(self, scored: Sequence[int], measured: Measured, tokens: Sequence[int]) -> None:
+        """Hands the log-probabilities of these rows' new tokens to whoever wants them."""
+        wanted = [scores for row in scored if (scores := self.rows.scores[row])]
+        found = measured.scores([tokens[row] for row in scored], [scores.top for scores in wanted])
+        for scores, score in zip(wanted, found, strict=True):
+            scores.add(score)
 
     def advance(self, left: list[int]) -> None:
         """Drops all rows but these, and goes on to the next token."""
@@ -197,14 +232,25 @@ def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
     return GraphBatch(decoder, end_of_text_id, places)
 
 
-def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V)."""
+def prefill(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache | None, scores: Sequence[Scores | None] = ()
+) -> Tensor:
+    """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V).
+
+    scores: what is wanted of the prompts' own tokens, which is found on the way.
+    """
     device = decoder.word_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
     flat = upload([token for prompt in prompts for token in prompt], torch.int64, device)  # (N,)
     last = upload([end - 1 for end in accumulate(lengths)], torch.int64, device)
+
+    def head(hidden: Tensor, weight: Tensor) -> Tensor:
+        if any(scores):
+            measure_prompts(decoder.head, hidden[0], weight, prompts, scores)
+        return decoder.head(hidden[0, last], weight)
+
     with attention_kernels(device):
-        return decoder(flat[None], lengths, cache, head=lambda hidden, weight: decoder.head(hidden[0, last], weight))
+        return decoder(flat[None], lengths, cache, head=head)
 
 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:

@@ -16,6 +16,11 @@ NOWHERE = "\U0010fffe"
 """A character that no vocabulary knows: some can be read, and fail only when they have to encode one."""
 
 
+SEAM = "\U0010ffff"
+"""Where encoding begins anew in an exported tokenizer; a code point that is never assigned."""
+AT_SEAMS = {"type": "Split", "pattern": {"String": SEAM}, "behavior": "Removed", "invert": False}
+
+
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
     """The folder's tokenizer.json. Raises ValueError naming it where it is missing or the library can't read it."""
     require_file(folder, "tokenizer.json")
@@ -32,6 +37,40 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def for_export(backend: tokenizers.Tokenizer, size: int, seams: bool) -> tokenizers.Tokenizer:
+    """A copy in which each of `size` ids has a token, as other tools count them; no text becomes one of the new ones.
+
+    seams: texts are cut at SEAM first; it is left out, and nothing is merged across it.
+    """
+    content = json.loads(backend.to_str())
+    known, vocab = set(backend.get_vocab(with_added_tokens=True).values()), content["model"]["vocab"]
+    options = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for number in sorted(set(range(size)) - known):
+        vocab[unused(number)] = number
+        content["added_tokens"].append({"id": number, "content": unused(number), **options})
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    if seams:
+        parts = [AT_SEAMS, *([content["pre_tokenizer"]] if content["pre_tokenizer"] else [])]
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def unused(number: int) -> str:
+    return f"[no token {number}]"
+
+
+def before_export(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """What `for_export` was given."""
+    content = json.loads(backend.to_str())
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: number for token, number in vocab.items() if token != unused(number)}
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != unused(t["id"])]
+    first, *rest = (content["pre_tokenizer"] or {}).get("pretokenizers", [None])
+    if first == AT_SEAMS:
+        content["pre_tokenizer"] = rest[0] if rest else None
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def bert_backend(folder: Path, options: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -100,7 +139,8 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
         own = config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
-        return FoundTokenizer(read_backend(folder), *own)
+        backend = read_backend(folder)
+        return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own)
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
     if "megatron" in read_json_object(folder / "configuration.json"):

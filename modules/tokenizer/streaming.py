@@ -29,6 +29,11 @@ class IncrementalDecoder:
         piece = self._token_bytes.get(int(token_id), b"")
         return self._join_word(piece.decode()) if self._is_wordpiece else self._utf8.decode(piece)
 
+    @property
+    def pending(self) -> bytes:
+        """The beginning of a character that isn't complete."""
+        return self._utf8.getstate()[0]
+
     def flush(self) -> str:
         """The rest at the end of a text; the decoder is then ready for another."""
         self._last = ""

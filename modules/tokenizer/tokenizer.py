@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -140,6 +141,21 @@ class Tokenizer:
         inputs = [list(jieba_segmenter().cut(text)) for text in texts] if cut else list(texts)
         encodings = self._backend.encode_batch_fast(inputs, is_pretokenized=cut, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def positions(self, text: str) -> list[int] | None:
+        """At which character of a text each of its ids begins; None where decoding them tells it."""
+        if self.is_lossless:
+            return None
+        if self.kind == "bert":
+            return [start for start, _ in self._backend.encode(text, add_special_tokens=False).offsets]
+        words = list(jieba_segmenter().cut(text))
+        starts = [0, *accumulate(map(len, words))]
+        encoding = self._backend.encode(words, is_pretokenized=True, add_special_tokens=False)
+        return [starts[word or 0] + at for word, (at, _) in zip(encoding.word_ids, encoding.offsets, strict=True)]
+
+    def token(self, token_id: int) -> str:
+        """How the vocabulary spells a token; an id without one as vLLM does, token_id:5."""
+        return self._backend.id_to_token(token_id) or f"token_id:{token_id}"
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids, and ids without a token (a checkpoint's padding rows), add nothing."""

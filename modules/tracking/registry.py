@@ -54,6 +54,8 @@ def register_version(
     if before:
         for key, value in tags.items():
             MlflowClient().set_model_version_tag(name, before, key, value)
+        if told:
+            describe_version(name, before, folder, told)
         return before
     known = known_model(place, folder)
     if known and CHECKPOINT not in known.tags:

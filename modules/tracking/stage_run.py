@@ -121,10 +121,10 @@ def spelled(stage: str, key: str) -> str:
 
 
 @contextmanager
-def checking(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[Callable[[], TrackedRun]]:
+def checking(stage: str, config: StageConfig, continues: str | None = None) -> Iterator[Callable[..., TrackedRun]]:
     """The block in which a stage first finds out whether it can do what it is asked to, and then does it.
 
-    Yields what opens its run (`stage_run`), which ends with the block. Within it MLflow points at the tracking store.
+    Yields what opens its run, or goes on with the one it is given, until the block's end; MLflow points at its store.
 
     Raises:
         ValueError: The store doesn't answer or hasn't got the run that is to go on, or a model folder that a key names
@@ -133,7 +133,7 @@ def checking(stage: str, config: StageConfig, continues: str | None = None) -> I
     with connected(config.tracking) as uri, ExitStack() as stack:
         if not (mlflow.active_run() or enclosing):
             require_ready(stage, config, uri, continues)
-        yield lambda: stack.enter_context(stage_run(stage, config, continues))
+        yield lambda run=continues: stack.enter_context(stage_run(stage, config, run))
 
 
 def require_ready(stage: str, config: StageConfig, uri: str, continues: str | None) -> None:

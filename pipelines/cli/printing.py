@@ -62,15 +62,15 @@ def show(title: str, lines: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress_of(name: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar for each thing that is done: report(what, the share of it that is done)."""
+def progress_of(name: str) -> Iterator[Callable[..., None]]:
+    """A bar for each thing that is done: report(what, the share of it that is done, and perhaps a note beside it)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: float) -> None:
+        def report(what: str, done: float, note: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(f"{name}: {what}", total=1)
-            bars.update(tasks[what], completed=done)
+                tasks[what] = bars.add_task(f"{name}: {what}", total=1, note="")
+            bars.update(tasks[what], completed=done, note=note)
 
         yield report

@@ -29,6 +29,7 @@ NEXT = {
     "megatron": "modelscope's pipeline('text-generation', model='{target}'), with a process a shard",
     "huggingface": "transformers' AutoModelForCausalLM.from_pretrained('{target}')",
     "gguf": "llama-server -m {target}/model.gguf",
+    "peft": "peft's PeftModel.from_pretrained(model, '{target}') on the source's format=huggingface export",
 }
 
 
@@ -94,6 +95,8 @@ def conversion(
     read_there = READ_THERE.get(config.format, tokenizer.kind)
     if read_there != tokenizer.kind:
         lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
+        ours = NEXT["moyun"].format(target=result.folder)
+        lines["next"] = f"{ours} (ModelScope's own classes read the weights alone)"
     if notes:
         lines["mind"] = "; ".join(notes)
     return lines

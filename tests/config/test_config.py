@@ -18,6 +18,7 @@ NEEDED = {
     "register": ["model=folder"],
     "finetune": ["train.init_from=folder"],
     "convert": ["source=a", "target=b"],
+    "predict": ["source=a.csv"],
     "compare": ["one=a", "other=b"],
 }
 """What a stage must be given."""
@@ -189,6 +190,12 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
             "main",
             ["finetune.train.init_from=null", "finetune.model=tiny"],
             "finetune.train.init_from must name a model; from_scratch=true makes one",
+        ),
+        ("main", ["tracking.log_model=false"], "tracking.log_model=false: evaluate and register read the model from"),
+        (
+            "main",
+            ["finetune.tracking.log_model=false"],
+            "finetune.tracking.log_model=false: evaluate and register read",
         ),
     ],
 )

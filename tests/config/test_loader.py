@@ -311,3 +311,26 @@ def test_only_loading_imports_omegaconf() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             importing |= {path.relative_to(ROOT)} if any(n.split(".")[0] == "omegaconf" for n in names) else set()
     assert importing == {Path("modules/config/loader.py")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["logit_bias={5: -100, 6: 1.5}"],
+        ["logit_bias.5=-100", "generation.logit_bias.6=1.5"],
+        ["--logit_bias", "{5: -100, 6: 1.5}"],
+    ],
+)
+def test_token_ids_are_the_keys_of_a_bias(arguments: list[str], tmp_path: Path) -> None:
+    expected = {"5": -100.0, "6": 1.5}
+    assert load_config("generate", arguments).generation.logit_bias == expected
+    (tmp_path / "own.yaml").write_text("generation:\n  logit_bias: {5: -100, 6: 1.5}\n")
+    assert load_config("generate", [f"config={tmp_path / 'own.yaml'}"]).generation.logit_bias == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["{a: 1}", "{5: x}", "{-5: 1}", "{5.5: 1}", "{05: 1}", "[5]", "5", "null", "{5: 101}", "{5: nan}"]
+)
+def test_what_is_no_bias_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"generation\.logit_bias.* must (be|map)"):
+        load_config("generate", [f"logit_bias={value}"])

@@ -22,13 +22,14 @@ import pytest
 import uvicorn
 
 from modules.config.generation import LimitsConfig
+from modules.inference.server.access import Access
 from modules.inference.server.app import Service, create_app
 from modules.inference.server.engine import Engine
 from modules.inference.server.lifecycle import Connection, QuietServer, address_of, listen
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.models import ROOT
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 
 @dataclass
@@ -79,15 +80,22 @@ class Served:
 
 
 @contextmanager
-def served(decoder: Decoder, tokenizer: Tokenizer, name: str = "small", **limits: Any) -> Iterator[Served]:
+def served(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    name: str = "small",
+    access: Access | None = None,
+    port: int = 0,
+    **limits: Any,
+) -> Iterator[Served]:
     """The whole server but for its process: signals are the business of lifecycle's own tests."""
     loop = asyncio.new_event_loop()
-    service = Service(name, LimitsConfig(**limits))
+    service = Service(name, LimitsConfig(**limits), access)
     pace = Pace()
     generator = TextGenerator(decoder, tokenizer)
     hook = decoder.register_forward_pre_hook(pace)
     engine = Engine(decoder, tokenizer, service.limits, service.metrics, loop.call_soon_threadsafe)
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     options: dict[str, Any] = {"http": Connection, "log_config": None, "log_level": "critical", "lifespan": "off"}
     server = QuietServer(uvicorn.Config(create_app(service), **options))
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
@@ -143,3 +151,27 @@ def address_in(started: subprocess.Popen[str]) -> str:
         if found := re.search(r"http://127\.0\.0\.1:\d+", line):
             return found[0]
     return pytest.fail("the server ended before it was ready")
+
+
+@dataclass
+class RealServer:
+    """`python -m pipelines.serve` of a model called poet, which asks for an API key."""
+
+    url: str
+    key: str
+    generator: TextGenerator
+    """The same model without a server."""
+
+    def answer(self, text: str, **parameters: Any) -> str:
+        found: str = self.generator(text, return_full_text=False, **parameters)["text"]
+        return found
+
+
+@contextmanager
+def real_server(folder: Path, tokenizer: Tokenizer, key: str = "c4n4ry-k3y") -> Iterator[RealServer]:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    model = save_model(folder / "model", decoder, tokenizer, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOYUN_API_KEY", key)
+        with process(model, folder / "log", "name=poet") as started:
+            yield RealServer(address_in(started), key, TextGenerator(decoder, tokenizer))

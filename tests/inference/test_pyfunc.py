@@ -14,10 +14,11 @@ import pytest
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
 from modules.tokenizer.tokenizer import load_tokenizer
-from modules.tracking.models.exported_model import PYFUNC, SERVING_REQUIREMENTS, log_model
-from modules.tracking.reuse.imported_code import MODULES, code_behind
+from modules.tracking.models.exported_model import PYFUNC, log_model
+from modules.tracking.reuse.imported_code import MODULES, code_behind, imported_packages
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
+REQUIREMENTS = {"mlflow", "numpy", "omegaconf", "pandas", "pyyaml", "safetensors", "tokenizers", "torch"}
 OPTIONS = {"max_new_tokens": 8, "temperature": 0.0}
 
 ALONE = """
@@ -63,7 +64,13 @@ import modules
 assert modules.__file__.startswith(folder), modules.__file__
 for name in ("lightning_fabric", "pytorch_lightning", "datasets", "psutil", "rich"):
     assert name not in sys.modules, name
-print(json.dumps(model.predict({"src_txt": ["白日依山尽，"]}, params=json.loads(sys.argv[3]))))
+import uvicorn  # which `mlflow models serve` starts
+from mlflow.pyfunc import scoring_server
+assert {route.path for route in scoring_server.init(model).routes} > {"/invocations", "/ping"}
+body = json.dumps({"inputs": {"src_txt": ["白日依山尽，"]}, "params": json.loads(sys.argv[3])})
+answer = scoring_server.invocations(body, "application/json", model, model.metadata.get_input_schema())
+assert answer.status == 200, answer
+print(json.dumps(json.loads(answer.response)["predictions"]))
 """
 
 
@@ -81,12 +88,29 @@ def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, to
         tokenizer = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "megatron_tp1")
     folder = logged(store, tokenizer)
     named = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
-    assert set(named) == {*SERVING_REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
+    assert set(named) == {*REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
     command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(OPTIONS)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     decoder = make_decoder(make_config(tokenizer.vocab_size))
     assert json.loads(done.stdout.splitlines()[-1]) == TextGenerator(decoder, tokenizer)(["白日依山尽，"], **OPTIONS)
+
+
+@pytest.mark.server
+def test_a_dockerfile_installs_what_the_model_names_and_copies_all_of_it(store: Path, tokenizer: AnyTokenizer) -> None:
+    """No image is built here."""
+    folder = logged(store, tokenizer)
+    command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "-m", str(folder), "-d", "docker"]
+    done = subprocess.run(command, cwd=store, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    steps = (store / "docker" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (source,) = (step.split()[1] for step in steps if step.startswith("COPY ") and step.endswith("/opt/ml/model"))
+    copied = store / "docker" / source
+    for path in (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts):
+        assert (copied / path.relative_to(folder)).read_bytes() == path.read_bytes()
+    (mlflow_there,) = (line for line in (copied / "requirements.txt").read_text().split() if line.startswith("mlflow"))
+    assert f"RUN pip install {mlflow_there}" in steps
+    assert any("_install_pyfunc_deps('/opt/ml/model'" in step for step in steps)
 
 
 def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokenizer) -> None:
@@ -100,5 +124,6 @@ def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokeniz
         ("modules", "config"),
         ("modules", "model"),
     }  # no server/
+    assert imported_packages(code_behind(PYFUNC)) == {*REQUIREMENTS, "jieba", "yaml"} - {"pyyaml"}
     left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}
     assert not left_out & {path.name for path in carried}

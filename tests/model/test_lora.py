@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import datasets
@@ -22,9 +23,11 @@ from modules.config.training import TrainConfig
 from modules.data.datamodule import TextDataModule
 from modules.model.decoder import Decoder, meta_decoder
 from modules.model.lora import adapted, add_lora, initial_adapters, lora_parameter_count
-from modules.tokenizer.tokenizer import Tokenizer
+from modules.system.checksums import sha256_of
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from modules.training.fit import make_module
 from modules.training.lightning_module import LanguageModel
+from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.train import set_up_training
 from tests.helpers.models import make_config, make_decoder, save_model
@@ -175,7 +178,7 @@ def test_dropout_is_for_training_alone(decoder: Decoder) -> None:
 
 
 def saved(folder: Path, decoder: Decoder, config: LoraConfig, base: Path) -> Path:
-    return save_adapter(folder, decoder.state_dict(), decoder.config, config, weights_hash(base))
+    return save_adapter(folder, decoder.state_dict(), decoder.config, config, weights_hash(base), load_tokenizer(base))
 
 
 def applied(base: Path, adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -229,6 +232,72 @@ def test_a_damaged_adapter_is_named(base: Path, tmp_path: Path) -> None:
         read_adapter(folder)
 
 
+TEMPLATE = "问：{src_txt}\n答："
+
+
+def converted(store: Path, *arguments: str) -> Tokenizer:
+    """The tokenizer of what convert makes of base and adapter."""
+    convert(load_config("convert", ["source=base", "adapter=adapter", "target=merged", *arguments]))
+    return load_tokenizer(store / "merged")
+
+
+def saved_with_template(store: Path, tokenizer: Tokenizer) -> Path:
+    base = save_model(store / "base", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
+    decoder = load_model(base)
+    config, tuned = with_random_adapters(decoder), tokenizer.with_prompt_template(TEMPLATE)
+    return save_adapter(store / "adapter", decoder.state_dict(), decoder.config, config, weights_hash(base), tuned)
+
+
+def forget(folder: Path, *keys: str) -> None:
+    """As an earlier moyun wrote it."""
+    facts = yaml.safe_load((folder / "adapter.yaml").read_text(encoding="utf-8"))
+    (folder / "adapter.yaml").write_text(yaml.safe_dump({k: v for k, v in facts.items() if k not in keys}))
+
+
+def test_the_prompt_template_goes_with_the_adapter(store: Path, tokenizer: Tokenizer) -> None:
+    saved_with_template(store, tokenizer)
+    assert converted(store).fingerprint == tokenizer.with_prompt_template(TEMPLATE).fingerprint
+
+
+def test_another_template_may_be_given(store: Path, tokenizer: Tokenizer) -> None:
+    saved_with_template(store, tokenizer)
+    assert converted(store, r"prompt_template=题：{src_txt}\n").prompt_template == "题：{src_txt}\n"
+    with pytest.raises(ConfigError, match=r"prompt_template \('题'\) must hold \"\{src_txt\}\" exactly once"):
+        load_config("convert", ["source=base", "target=other", "prompt_template=题"])
+
+
+def test_an_adapter_of_an_earlier_moyun_says_that_its_template_is_unknown(
+    store: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget(saved_with_template(store, tokenizer), "tokenizer_sha256", "prompt_template")
+    assert converted(store).fingerprint == tokenizer.fingerprint
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the adapter doesn't tell the prompt template that it was trained with: the source's is kept (none)" in shown
+    assert "prompt_template='…{src_txt}…'" in shown
+
+
+def test_an_adapter_of_an_earlier_moyun_beside_its_model_has_that_ones_template(
+    store: Path, tokenizer: Tokenizer
+) -> None:
+    adapter = saved_with_template(store, tokenizer)
+    facts = {"adapter_sha256": sha256_of(adapter / "adapter.safetensors")}
+    tuned = tokenizer.with_prompt_template(TEMPLATE)
+    save_model(store / "model", load_model(store / "base"), tuned, facts)
+    forget(adapter, "tokenizer_sha256", "prompt_template")
+    assert converted(store).prompt_template == TEMPLATE
+
+
+def test_an_adapter_of_another_tokenizer_is_refused(store: Path, tokenizer: Tokenizer) -> None:
+    saved_with_template(store, tokenizer)
+    other = train_tokenizer([chr(0x5000 + n) for n in range(tokenizer.vocab_size - 257)] * 2)
+    assert other.vocab_size == tokenizer.vocab_size
+    shutil.rmtree(store / "base")
+    save_model(store / "base", make_decoder(make_config(tokenizer.vocab_size)), other, {})
+    with pytest.raises(CheckpointError, match="trained with another tokenizer than the source's"):
+        converted(store)
+    assert not (store / "merged").exists()
+
+
 # --- what can be asked for ---
 
 
@@ -277,6 +346,9 @@ def test_finetuning_with_adapters_gives_a_model_like_any_other(
     assert result.model is not None
     assert verify_model(result.model) == 0.0
     adapter = read_adapter(store / "out" / "adapter")
+    tuned = load_tokenizer(result.model)
+    assert adapter.tokenizer_sha256 == tokenizer.fingerprint
+    assert adapter.prompt_template == tuned.prompt_template
     expected = applied(base, adapter)
     found = load_model(result.model).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from modules.config.generation import GenerationConfig
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
-from modules.model.decoding.sampler import Sampler, exponential_race, minus_exponential, noise, penalize, seeds_of
+from modules.model.decoding.penalties import penalize
+from modules.model.decoding.sampler import Sampler, exponential_race, minus_exponential, noise, seeds_of
 from modules.model.sampling import Batch, Rows, generate
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder

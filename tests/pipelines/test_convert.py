@@ -62,6 +62,19 @@ def test_the_command_makes_a_sound_folder_and_says_what_it_did(store: Path) -> N
     assert again.stderr == "convert: target=mine exists already; nothing is overwritten: choose another name\n"
 
 
+@pytest.mark.parametrize(("format_name", "kind"), [("modelscope", "bert"), ("megatron", "jieba_bpe")])
+def test_the_next_step_is_one_that_works(
+    format_name: str, kind: str, store: Path, decoder: Decoder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(store / "model", decoder, tokenizer, {})
+    convert(load_config("convert", ["source=model", "target=out", f"format={format_name}"]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert 'next python -m pipelines.generate model=out "白日依山尽，" (ModelScope\'s own classes read' in shown
+    assert f"tokenizer character, which comes back to moyun; ModelScope's own code only knows {kind}" in shown
+    assert "pipeline('text-generation'" not in shown
+    assert load_tokenizer("out").fingerprint == tokenizer.fingerprint
+
+
 def test_a_dtype_is_kept_or_made(store: Path) -> None:
     convert(load_config("convert", [f"source={DATA / 'base'}", "target=half", "dtype=float16"]))
     convert(load_config("convert", ["source=half", "target=again", "format=megatron", "tensor_parallel=2"]))

@@ -81,7 +81,7 @@ def make_folders(root: Path) -> None:
     )
     lora = LoraConfig(rank=2)
     add_lora(decoder, lora, seed=0)
-    save_adapter(root / "adapter", dict(decoder.named_parameters()), decoder.config, lora, "0" * 64)
+    save_adapter(root / "adapter", dict(decoder.named_parameters()), decoder.config, lora, "0" * 64, tokenizer)
 
 
 # --- what is expected ---
@@ -133,8 +133,8 @@ def check_request(model: Any, body: Any) -> str:
         answers = model.predict(None, frame, params if isinstance(params, dict) else None)
     except MlflowException as error:
         return refused(str(error) if error.error_code == "INVALID_PARAMETER_VALUE" else "")
-    assert isinstance(answers, list)
-    assert all(isinstance(answer["text"], str) for answer in answers)
+    assert isinstance(answers, pd.DataFrame)
+    assert all(isinstance(answer, str) for answer in answers["text"])
     return "answered"
 
 

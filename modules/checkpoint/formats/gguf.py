@@ -19,7 +19,8 @@ from ...config.loader import to_yaml
 from ...tokenizer.tokenizer import Tokenizer
 from ..weights import CheckpointError, StoredModel, StoredTensor, cast, qkv_blocked
 from .architecture import GPT3, renamed
-from .gguf_vocabulary import Vocabulary, chat_template, vocabulary
+from .chat_template import chat_template
+from .gguf_vocabulary import Vocabulary, vocabulary
 
 NAMES = {
     "word_embeddings": "token_embd",
@@ -123,7 +124,8 @@ def add_vocabulary(gguf: Any, writer: Any, vocab: Vocabulary, tokenizer: Tokeniz
         writer.add_bos_token_id(tokenizer.start_ids[0])
     writer.add_add_bos_token(bool(tokenizer.start_ids))
     writer.add_add_eos_token(False)
-    writer.add_chat_template(chat_template(tokenizer.prompt_template))
+    end = vocab.tokens[tokenizer.end_of_text_id]
+    writer.add_chat_template(chat_template(tokenizer.prompt_template, "", end))  # llama.cpp puts the start before it
 
 
 def number_format(gguf: Any, name: str, tensor: StoredTensor, dtype: NumberFormat) -> Any:

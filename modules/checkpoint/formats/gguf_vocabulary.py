@@ -23,7 +23,6 @@ import numpy as np
 import tokenizers
 
 from ...tokenizer.pretrained import read_backend
-from ...tokenizer.prompt_template import split_template
 from ...tokenizer.streaming import NO_SPACE_BEFORE, is_wide
 from ...tokenizer.tokenizer import Tokenizer
 from ...tokenizer.vocabulary import byte_characters
@@ -245,13 +244,6 @@ def disguise(spelt: str | bytes) -> str:
     """A text's bytes in GPT-2's spelling (vocabulary.byte_characters)."""
     characters = {byte: character for character, byte in byte_characters().items()}
     return "".join(characters[byte] for byte in (spelt.encode() if isinstance(spelt, str) else spelt))
-
-
-def chat_template(template: str | None) -> str:
-    """Jinja, as llama.cpp's chat endpoint applies it: the prompt template around what was said last."""
-    before, after = split_template(template)
-    parts = [json.dumps(before, ensure_ascii=False), "messages[-1]['content']", json.dumps(after, ensure_ascii=False)]
-    return "".join(f"{{{{ {part} }}}}" for part in parts if part != '""')
 
 
 BUILDERS: dict[str, Callable[[Tokenizer, tokenizers.Tokenizer], Vocabulary]] = {

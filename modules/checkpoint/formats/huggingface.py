@@ -186,7 +186,7 @@ def write(folder: Path, model: StoredModel, tokenizer: Tokenizer, shard_bytes: i
         raise FileExistsError(f"{folder} isn't empty; nothing is overwritten: choose another name")
     config = model.config
     write_weights(folder, gpt2_tensors(model), shard_bytes)
-    ids, notes = write_huggingface_tokenizer(folder, tokenizer, config.max_position_embeddings)
+    ids, notes = write_huggingface_tokenizer(folder, tokenizer, config)
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in model.weights.values()))
     write_json(folder / "config.json", gpt2_config(config) | ids | {"dtype": str(dtype).removeprefix("torch.")})
     # No length: vLLM would take max_new_tokens for the most that anyone may ask for, and with max_length

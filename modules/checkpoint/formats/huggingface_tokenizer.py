@@ -11,33 +11,30 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, processors
 
+from ...config.model import ModelConfig
 from ...system.atomic import write_json
 from ...system.bounded_read import read_json_object
-from ...tokenizer.pretrained import OWN_FOLDER, read_backend
+from ...tokenizer.pretrained import OWN_FOLDER, SEAM, for_export, read_backend
 from ...tokenizer.streaming import NO_SPACE_AFTER, NO_SPACE_BEFORE, is_wide
 from ...tokenizer.tokenizer import Tokenizer
+from .chat_template import chat_template
 
 
 def write_huggingface_tokenizer(
-    folder: Path, tokenizer: Tokenizer, max_length: int
+    folder: Path, tokenizer: Tokenizer, model: ModelConfig
 ) -> tuple[dict[str, int | None], list[str]]:
     """Returns the ids of bos, eos and pad for config.json, and notes for whoever exports.
 
     Our own keys stay in tokenizer_config.json, so that `load_tokenizer` gives back the same tokenizer.
     """
-    notes = []
-    if tokenizer.prompt_template is not None:
-        notes.append(
-            f"the prompt template {tokenizer.prompt_template!r} is kept for moyun, but transformers and vLLM don't "
-            "apply it: write prompts out with it there"
-        )
     start, end = tokenizer.start_ids, tokenizer.end_of_text_id
     ids: dict[str, int | None] = {"bos_token_id": start[0] if start else None, "eos_token_id": end}
     if tokenizer.kind == "jieba_bpe":
         tokenizer.save(folder / OWN_FOLDER)
         # A class that doesn't exist: for a folder without one AutoTokenizer makes an empty GPT-2 tokenizer.
-        options = {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": max_length}
+        options = {"tokenizer_class": "MoyunJiebaTokenizer", "model_max_length": model.max_position_embeddings}
         write_json(folder / "tokenizer_config.json", options)
+        notes = told_of_template(tokenizer, "transformers and vLLM don't apply it: write prompts out with it there")
         notes.append(
             f"transformers has no tokenizer that cuts words with jieba, so AutoTokenizer refuses the folder: moyun's "
             f"is in {OWN_FOLDER}/; encode with moyun and hand over ids"
@@ -49,10 +46,26 @@ def write_huggingface_tokenizer(
     add_start(backend, own["start"])
     if tokenizer.kind == "bert":
         backend.decoder = wordpiece_decoder()
+    tokens, options = special_tokens(backend, own), OPTIONS | {"model_max_length": model.max_position_embeddings}
+    templated, seam = tokenizer.prompt_template is not None, SEAMS.get(tokenizer.kind, "")
+    backend = for_export(backend, model.vocab_size or 0, templated and seam == SEAM)
+    if templated:
+        # A chat template can write the start and end of texts only as text that is read as tokens.
+        template = chat_template(tokenizer.prompt_template, "".join(own["start"]), own["end_of_text"], seam)
+        options |= {"split_special_tokens": False, "chat_template": template}
     (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-    tokens = special_tokens(backend, own)
-    write_json(folder / "tokenizer_config.json", own | tokens | OPTIONS | {"model_max_length": max_length})
-    return ids | {"pad_token_id": backend.token_to_id(tokens["pad_token"])}, notes
+    write_json(folder / "tokenizer_config.json", own | tokens | options)
+    applied = "tokenizer.apply_chat_template applies it in transformers and vLLM, tokenizer(text) doesn't"
+    return ids | {"pad_token_id": backend.token_to_id(tokens["pad_token"])}, told_of_template(tokenizer, applied)
+
+
+def told_of_template(tokenizer: Tokenizer, what: str) -> list[str]:
+    template = tokenizer.prompt_template
+    return [] if template is None else [f"the prompt template {template!r} is kept for moyun; {what}"]
+
+
+SEAMS = {"bpe": SEAM, "byte_level_bpe": SEAM, "bert": " "}
+"""Kind of tokenizer → what keeps a template's parts apart, where merges could cross; BERT's drops spaces."""
 
 
 OPTIONS = {
@@ -65,8 +78,11 @@ OPTIONS = {
 
 
 def special_tokens(backend: tokenizers.Tokenizer, own: dict[str, Any]) -> dict[str, str]:
-    """bos, eos, pad and unk by transformers' names; a vocabulary without [PAD] pads with end-of-text."""
-    tokens = {"eos_token": own["end_of_text"], "pad_token": own["end_of_text"]}
+    """bos, eos, pad and unk by transformers' names; end-of-text stands for those that a vocabulary lacks.
+
+    CTranslate2 needs one for unknown tokens, also where there never are any.
+    """
+    tokens = dict.fromkeys(("eos_token", "pad_token", "unk_token"), own["end_of_text"])
     if own["start"]:
         tokens["bos_token"] = own["start"][0]
     if own["kind"] == "bert":

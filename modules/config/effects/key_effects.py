@@ -15,6 +15,7 @@ from ..data import DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
+from ..prediction import PredictConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
@@ -57,7 +58,10 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     SizeConfig: {Effect.RESULT: "learning_rate batch_tokens"},
     LoraConfig: {Effect.RESULT: "rank alpha dropout target_modules"},
-    GenerationConfig: {Effect.RESULT: "max_new_tokens temperature top_k top_p repetition_penalty seed stop"},
+    GenerationConfig: {
+        Effect.RESULT: "max_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
+        "frequency_penalty logit_bias seed stop"
+    },
     PrepareConfig: {
         Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
@@ -73,12 +77,21 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     MainConfig: {Effect.RESULT: "from_scratch model_name", Effect.NOTHING: "force"},
     GenerateConfig: {Effect.RESULT: "model prompt dtype"},
-    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host port limits"},
+    PredictConfig: {
+        Effect.RESULT: "split columns column stopped_column error_column return_full_text dtype",
+        Effect.RECORD: "max_batch_tokens log_file",
+        Effect.CONTENT: "model source",
+        Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
+    },
+    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port limits"},
     LimitsConfig: {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
         "drain_seconds",
     },
-    ConvertConfig: {Effect.RESULT: "source adapter format tensor_parallel dtype", Effect.NOTHING: "target"},
+    ConvertConfig: {
+        Effect.RESULT: "source adapter prompt_template format tensor_parallel dtype",
+        Effect.NOTHING: "target",
+    },
     CompareConfig: {Effect.RESULT: "one other tolerance"},
 }
 """Class → effect → its fields. What is said of a section holds for all in it; a subclass's word is the last."""

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..quarantine import DataError, Findings
 
@@ -30,6 +30,27 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 TARGET_NAMES = {"targettext", "targettxt", "target", "targets", "tgt", "trg", "trgtxt", "trgtext"}
 """Plain names of a target that are spelt out, or cut short, and so match too few letters."""
+
+
+class EveryColumn(Collection[str]):
+    """Stands for the names of all columns, where they aren't known as yet."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+EVERY_COLUMN = EveryColumn()
+
+
+def used_columns(texts: Collection[str], extras: Collection[str]) -> Collection[str]:
+    """Names of the columns that are read."""
+    return EVERY_COLUMN if extras is EVERY_COLUMN else {*texts, *extras}
 
 
 def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
@@ -90,7 +111,8 @@ def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | Non
 def check_distinct(names: Sequence[str], used: Collection[str], place: str) -> None:
     """DataError where a column that is used stands twice; any other may."""
     if repeated := sorted({name for name in names if name in used and names.count(name) > 1}):
-        raise DataError(f"{place}: duplicate columns {repeated}; rename or remove all but one")
+        unnamed = " (these have no name, as commas at a line's end make them)" if "" in repeated else ""
+        raise DataError(f"{place}: duplicate columns {repeated}; rename or remove all but one{unnamed}")
 
 
 def check_present(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str]) -> None:

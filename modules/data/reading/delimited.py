@@ -79,7 +79,8 @@ def csv_rows(path: Path, findings: Findings, delimiter: str, used: Collection[st
                 raise findings.error(position, "a line of blanks where the columns' names should be; delete it")
             check_distinct(header, used, findings.at(position))
             named = max((number for number, name in enumerate(header, 1) if name.strip()), default=len(header))
-            findings.columns.update((name, None) for name in header if name.strip() or not any(map(str.strip, header)))
+            nameless = not any(map(str.strip, header))
+            findings.columns.update((name, None) for name in header if name.strip() or nameless or name in used)
         elif any(map(_BLANK_BEFORE_QUOTE.match, _of_use(record, header, used))) and _has_blank_before_quote(
             "".join(lines), delimiter
         ):
@@ -90,7 +91,8 @@ def csv_rows(path: Path, findings: Findings, delimiter: str, used: Collection[st
             fault = f"{len(record)} values for {len(header)} columns"
             findings.note(position, fault, remedy, delimiter.join(record))
         else:
-            yield position, {name: value for name, value in zip(header, record, strict=False) if name.strip()}
+            values = zip(header, record, strict=False)
+            yield position, {name: value for name, value in values if name.strip() or name in used}
 
 
 def _of_use(record: list[str], header: list[str], used: Collection[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ..quarantine import DataError, Findings
+from .column_names import used_columns
 from .delimited import csv_rows
 from .finding import FORMATS, file_format
 from .json_values import json_rows, jsonl_rows
@@ -24,7 +25,7 @@ def findings_of(files: Sequence[Path], source: str | Path) -> Findings:
 def read_files(
     files: Sequence[Path], findings: Findings, texts: Collection[str], extras: Collection[str]
 ) -> Iterator[Row]:
-    """Rows of the files in turn. Columns beside `texts` and `extras` may be left unread.
+    """Rows of the files in turn. Columns beside `texts` and `extras` (or EVERY_COLUMN) may be left unread.
 
     Raises DataError for an unknown format, an unreadable file, bytes that aren't UTF-8, and broken structure.
     """
@@ -37,7 +38,7 @@ def read_file(path: Path, findings: Findings, texts: Collection[str], extras: Co
     kind = file_format(path)
     if kind is None:
         raise DataError(f"{path}: unknown format; use one of {', '.join(FORMATS)} (all but .parquet also as .gz)")
-    used = {*texts, *extras}
+    used = used_columns(texts, extras)
     try:
         if kind == ".parquet":
             from .tables import parquet_rows  # pyarrow and datasets take longer to import than a header to read

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, DataConfig, PrepareConfig
+from ...config.prediction import PredictConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from .column_names import OTHER_COLUMNS, check_mapping, check_present, require_mapped
+from .column_names import OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
     SPLIT_NAMES,
@@ -45,6 +46,8 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         if config.source not in ("sample", "full", *TASK_DATA):
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
+    elif isinstance(config, PredictConfig):
+        _check([(config.source, config.split or "train")], config.columns, prefix, tolerant=False, texts=["src_txt"])
     elif isinstance(data := getattr(config, "data", None), DataConfig):
         sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
         sources = [(source, split) for source, split in sources if not is_below(source, made)]
@@ -63,10 +66,17 @@ def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:
             yield path, split
 
 
-def _check(sources: Iterable[tuple[str, str]], columns: Mapping[str, str], section: str, tolerant: bool) -> None:
-    origin = check_mapping(columns, section)
+def _check(
+    sources: Iterable[tuple[str, str]],
+    columns: Mapping[str, str],
+    section: str,
+    tolerant: bool,
+    texts: Collection[str] = TEXT_COLUMNS + OTHER_COLUMNS,
+) -> None:
+    """texts: what of the rows is read; anything else may be called as it likes."""
+    origin = {target: name for target, name in check_mapping(columns, section).items() if target in texts}
     others = [name for target, name in origin.items() if target in OTHER_COLUMNS]
-    texts = [name for name in origin.values() if name not in others]
+    wanted = [name for name in origin.values() if name not in others]
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []
     for file in itertools.islice(dict.fromkeys(files), MOST_FILES):
@@ -76,9 +86,9 @@ def _check(sources: Iterable[tuple[str, str]], columns: Mapping[str, str], secti
         if kind == ".parquet":
             from .tables import parquet_columns
 
-            parquet_columns(file, findings, texts, others)
+            parquet_columns(file, findings, wanted, others)
         elif kind != ".json" or file.stat().st_size <= MOST_BYTES:
-            for _ in itertools.islice(read_files([file], findings, texts, others), FIRST_ROWS):
+            for _ in itertools.islice(read_files([file], findings, wanted, others), FIRST_ROWS):
                 pass
         # The first rows of JSON may be bad ones, and are left out then.
         if findings.columns and not (tolerant and kind in (".json", ".jsonl", ".ndjson")):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ..arrow import BATCH_BYTES, is_text, record_batches
 from ..quarantine import DataError, Findings
-from .column_names import check_distinct
+from .column_names import check_distinct, used_columns
 from .text_lines import Row
 
 if TYPE_CHECKING:
@@ -62,8 +62,11 @@ def present_columns(
     schema: pa.Schema, findings: Findings, texts: Collection[str], extras: Collection[str]
 ) -> list[str]:
     """Those of `texts` and `extras` that the schema has. DataError where a column of texts has another type."""
-    check_distinct(schema.names, {*texts, *extras}, findings.here)
+    check_distinct(schema.names, used_columns(texts, extras), findings.here)
     findings.columns.update(dict.fromkeys(schema.names))
+    for field in schema:
+        known = findings.types.setdefault(field.name, field.type)
+        findings.types[field.name] = field.type if known == field.type else None
     for name in set(schema.names).intersection(texts):
         kind = schema.field(name).type
         value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind

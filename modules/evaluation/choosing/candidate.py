@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import numpy as np
 
 from ...checkpoint.loading import load_verified, open_model, open_tokenizer
 from ...config.evaluation import EvaluateConfig, RegisterConfig, ScoringConfig
 from ...tokenizer.lost_text import LostText
+from ...tracking.models.known_models import log_used_model
 from ...tracking.registry import resolve_model, version_with_alias
+from ...tracking.tracked_run import TrackedRun
 from ..baselines import NEEDS_TRAINING_ROWS
 from ..likelihood import lost_of_rows
-from ..logged_results import metric_key
+from ..logged_results import log_scores, metric_key
 from ..promotion import Guard, Promotion, decide, in_figures
 from ..statistics import Metric, compare
 from ..task_evaluation import Evaluation, Progress, Task, TaskRows
+from ..task_rows import copies_in_training
 from .measure import DEFAULT, require_scores
+
+OnProgressOf = Callable[[str], AbstractContextManager[Progress]]
+"""What is at work → what is to be told how far it is."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +77,31 @@ class Outcome:
 class Candidate:
     def __init__(self, config: RegisterConfig, folder: Path, rows: TaskRows, holder: Holder | None) -> None:
         """config: of settle_measure. ValueError where the rows lack what a measure needs, or a model can't be asked."""
-        self.config, self.folder, self.holder = config, folder, holder
+        self.config, self.folder = config, folder
         self.measure = config.measure or DEFAULT
         shared = {key.name: getattr(config, key.name) for key in fields(ScoringConfig)}
         self.task = Task(EvaluateConfig(model=config.model, **shared), *rows)
         require_scores(config, self.task)
         if rows.train is None or "tgt_txt" not in rows.train.column_names:
             self.task.trivial = [name for name in self.task.trivial if name not in NEEDS_TRAINING_ROWS]
-        for each in (folder, *([holder.folder] if holder else [])):
-            self.task.prompted(open_tokenizer(each), open_model(each).config.max_position_embeddings)
-        self.task.note_copies(folder)
+        self.own_training = self.task.note_copies(folder)
+        """Whether it was trained on each of the rows; None where that isn't known."""
+        self.require_askable(folder)
+        self.face(holder)
+
+    def face(self, holder: Holder | None) -> None:
+        """Whom it is compared with from now on."""
+        self.holder = holder
+        theirs = None
+        if holder:
+            self.require_askable(holder.folder)
+            theirs = copies_in_training(self.task.test, holder.folder, self.config.data.cache_dir)
+        masks = [mask for mask in (self.own_training, theirs) if mask is not None]
+        self.seen = np.logical_or.reduce(masks) if masks else np.zeros(len(self.task.test), bool)
+        """Whether one of the two was trained on each of the rows, as far as that is known."""
+
+    def require_askable(self, folder: Path) -> None:
+        self.task.prompted(open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
 
     def plan(self) -> dict[str, str]:
         """How it will be chosen, for people."""
@@ -108,6 +132,15 @@ class Candidate:
         """Those that decide, by their keys in MLflow."""
         return {metric_key(who, name): found[name].value for name in (DEFAULT, self.measure, *self.config.guard)}
 
+    def judge(self, run: TrackedRun, new: Evaluation, before: str | None, progress_of: OnProgressOf) -> Outcome:
+        """By its scores beside those that the holder gets now. before: number of the version that has the new model."""
+        holder, held = self.holder, None
+        if holder and holder.number != before:
+            with progress_of(f"version {holder.number}") as progress:
+                held = self.score(holder.folder, progress)
+            log_scores(run, self.scores(held, self.config.alias), log_used_model(run, holder.uri, holder.folder))
+        return self.outcome(new, held, before)
+
     def outcome(self, new: Evaluation, held: Evaluation | None, before: str | None = None) -> Outcome:
         """Of the scores of both on these rows. before: number of the version that has the new model already."""
         measure = new[self.measure]
@@ -115,8 +148,7 @@ class Candidate:
             stays = f"stays with version {before}, which has these weights"
             promotion = Promotion(True, "held", stays, measure.name)
         elif self.holder and held:
-            guards = [Guard(share, new[name], held[name]) for name, share in self.config.guard.items()]
-            promotion = decide(measure, held[self.measure], self.holder.number, self.config.level, guards)
+            promotion = self.compared(new, held, self.holder.number)
         else:
             promotion = decide(measure, None, None, self.config.level)
         found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
@@ -124,6 +156,25 @@ class Candidate:
             verdict = compare(measure, rival, self.config.level, resamples=2000).verdict
             found[verdict].append(f"{name} ({in_figures(rival.value)})")
         return Outcome(promotion, self.scores(new), found["worse"], found["undecided"])
+
+    def compared(self, new: Evaluation, held: Evaluation, holder: str) -> Promotion:
+        """By the rows that neither was trained on: whoever knows a row beforehand is at an advantage."""
+        count = int(self.seen.sum())
+        if count == len(self.seen):
+            reason = f"stays with version {holder}: undecided, as each test row is a training row of one of the two"
+            return Promotion(False, "undecided", reason, self.measure)
+        guards = [Guard(x, self.unseen(new[name]), self.unseen(held[name])) for name, x in self.config.guard.items()]
+        measures = self.unseen(new[self.measure]), self.unseen(held[self.measure])
+        found = decide(*measures, holder, self.config.level, guards)
+        left_out = f"; {count:,} more don't count: they are training rows of one of the two" if count else ""
+        return replace(found, reason=found.reason + left_out)
+
+    def unseen(self, metric: Metric) -> Metric:
+        """The metric of the rows that neither was trained on."""
+        if not self.seen.any():
+            return metric
+        kept = ~(self.seen if len(metric.statistics) == len(self.seen) else self.seen[self.task.chosen])
+        return replace(metric.at(kept), unread=None if metric.unread is None else metric.unread[kept])
 
     def rivals(self) -> Iterator[tuple[str, Metric]]:
         """What needs no model, with its score by the measure."""

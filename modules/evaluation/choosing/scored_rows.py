@@ -39,7 +39,7 @@ from ..task_rows import (
 )
 
 OWN, CHANGED = "of the model's own training", "they have changed since then"
-NO_TEST = "its validation rows, as it has no test rows"
+NO_TEST = "its validation rows, which chose its checkpoint, as it has no test rows"
 
 
 @dataclass(frozen=True)

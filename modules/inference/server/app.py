@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -19,10 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...config.base import shown
 from ...config.generation import LimitsConfig
 from ...tokenizer.tokenizer import Tokenizer
-from . import mlflow_protocol, openai
+from .access import Access
 from .engine import Engine, QueueFullError
-from .openai import OUTCOME, EventStream
 from .prometheus import Metrics
+from .protocols import chat, mlflow_protocol, openai
+from .protocols.openai import OUTCOME, EventStream
 from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
     CompletionRequest,
@@ -52,19 +52,27 @@ OUTCOME_OF_STATUS = {
     500: "failed",
 }
 
-ENDPOINTS = {"/v1/completions": "completions", "/invocations": "invocations"}
-"""Those that ask for text."""
+ENDPOINTS = {
+    "/v1/completions": "completions",
+    "/v1/chat/completions": "chat",
+    "/invocations": "invocations",
+}
+"""Those that ask for text, with POST."""
+
+OPEN = frozenset(("/health", "/ready", "/ping", *PAGE_FILES))
+"""What is answered without the API key: they tell nothing of the model."""
 
 THERE_IS = (
-    "POST /v1/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, /ping and /metrics"
+    "POST /v1/completions, /v1/chat/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, "
+    "/ping and /metrics"
 )
 
 
 class Service:
     """The endpoints' common state: loading until `serve_with`, then ready, then draining."""
 
-    def __init__(self, name: str, limits: LimitsConfig) -> None:
-        self.name, self.limits = name, limits
+    def __init__(self, name: str, limits: LimitsConfig, access: Access | None = None) -> None:
+        self.name, self.limits, self.access = name, limits, access or Access()
         self.metrics = Metrics()
         self.metrics.watch(
             lambda: len(self.engine.waiting) if self.engine else 0,
@@ -77,11 +85,21 @@ class Service:
         self.created = int(time.time())
 
     def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """Takes requests from here on. run: how the model was made (read_provenance), for the card."""
+        """Takes requests from here on; ValueError where no prompt could be short enough.
+
+        run: how the model was made (read_provenance), for the card.
+        """
+        positions, own = engine.decoder.config.max_position_embeddings, overhead_of(tokenizer)
+        self.prompt_tokens = most_prompt_tokens(self.limits, positions)
+        self.text_tokens = self.prompt_tokens - own
+        if self.text_tokens < 1:
+            raise ValueError(
+                f"limits.prompt_tokens={self.limits.prompt_tokens} (with the model's {positions} positions) leaves no "
+                f"room for text: start and prompt template alone take {own} tokens"
+            )
         self.engine, self.tokenizer = engine, tokenizer
         self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
-        self.prompt_tokens = most_prompt_tokens(self.limits, engine.decoder.config.max_position_embeddings)
-        self.characters = characters_of(self.prompt_tokens - overhead_of(tokenizer), tokenizer)
+        self.characters = characters_of(self.text_tokens, tokenizer)
         self.state = "ready"
 
     # --- asking for text ---
@@ -89,21 +107,35 @@ class Service:
     async def completions(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         request = openai.parse_completion(await self.body(http, deadline), self.name)
-        handle, prompts = self.submit(request, http, "prompt", "max_tokens")
-        head = openai.answer_head(f"cmpl-{uuid.uuid4().hex}", int(time.time()), self.name)
+        handle, prompts = self.submit(request, http, "prompt")
+        head = openai.answer_head("text_completion", "cmpl", self.name)
         if request.stream:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
+            choices = [openai.choice(end, handle.logprobs_of(end)) for end in await handle.ends()]
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
+
+    async def chat(self, http: Request) -> Response:
+        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        request, messages = chat.parse_chat(await self.body(http, deadline), self.name, self.limits)
+        request = chat.with_conversation(request, messages, self.tokenizer, self.prompt_tokens, self.characters)
+        handle, prompts = self.submit(request, http, "messages")
+        head = openai.answer_head("chat.completion" + ".chunk" * request.stream, "chatcmpl", self.name)
+        if request.stream:
+            return chat.ChatStream(handle, request, prompts, head, deadline)
+        async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
-        return JSONResponse(openai.completion(head, request, ends, openai.token_usage(prompts, handle.tokens)))
+        choices = [chat.answered(end, chat.content_logprobs(handle.logprobs_of(end), request)) for end in ends]
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits)
-        handle, _ = self.submit(request, http, "src_txt", "max_new_tokens")
+        full = self.tokenizer.prompt_template is None
+        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits, full)
+        handle, _ = self.submit(request, http, "src_txt")
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
-        return JSONResponse(mlflow_protocol.predictions(request, ends, full=self.tokenizer.prompt_template is None))
+        return JSONResponse(mlflow_protocol.predictions(ends))
 
     async def body(self, http: Request, deadline: float) -> dict[str, Any]:
         try:
@@ -120,12 +152,13 @@ class Service:
             return RequestError(503, "too many prompts are waiting; try again later", code="overloaded")
         return None
 
-    def submit(
-        self, request: CompletionRequest, http: Request, field: str, new_tokens: str
-    ) -> tuple[RequestHandle, list[list[int]]]:
-        """Puts the request into the engine's queue; returns its prompts' ids too. RequestError where it is refused."""
-        check_limits(request, self.limits, field, new_tokens, self.characters)
-        if problem := self.no_room(len(request.prompts)):
+    def submit(self, request: CompletionRequest, http: Request, field: str) -> tuple[RequestHandle, list[list[int]]]:
+        """Puts the request into the engine's queue; returns its prompts' ids too. RequestError where it is refused.
+
+        field: what the client calls its prompts.
+        """
+        check_limits(request, self.limits, field, self.text_tokens, self.characters)
+        if problem := self.no_room(len(request.prompts) * request.n):
             raise problem
         prompts = tokenize(request, self.tokenizer, self.prompt_tokens, field)
         try:
@@ -169,8 +202,8 @@ class Service:
 
 def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
-    app.add_api_route("/v1/completions", service.completions, methods=["POST"], response_model=None)
-    app.add_api_route("/invocations", service.invocations, methods=["POST"], response_model=None)
+    for path, name in ENDPOINTS.items():
+        app.add_api_route(path, getattr(service, name), methods=["POST"], response_model=None)
     endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,
@@ -204,28 +237,32 @@ async def error_response(http: Request, error: Exception) -> Response:
 def problem_response(path: str, problem: RequestError) -> Response:
     """A RequestError as the protocol of this path has it."""
     form = mlflow_protocol.mlflow_error if path == "/invocations" else openai.openai_error
-    headers = {"Retry-After": RETRY_AFTER} if problem.status == 503 else None
+    headers = {503: {"Retry-After": RETRY_AFTER}, 401: {"WWW-Authenticate": "Bearer"}}.get(problem.status)
     return JSONResponse(form(problem), problem.status, headers)
 
 
 class Observer:
-    """ASGI middleware that counts and times requests for text, from the first byte to the last of the answer."""
+    """ASGI middleware: refuses who may not ask, and whom there is no room for; counts and times the requests for
+    text, from the first byte to the last of the answer."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = ENDPOINTS.get(scope.get("path", ""))
-        if endpoint is None:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        path, service = scope["path"], self.service
+        endpoint = ENDPOINTS.get(path) if scope["method"] == "POST" else None
+        # Here, so that what is refused costs as little as can be.
+        problem = service.access.problem(scope["headers"], path in OPEN) or (service.no_room() if endpoint else None)
+        app = problem_response(path, problem) if problem else self.app
+        if endpoint is None:
+            return await app(scope, receive, send)
         arrived, metrics = time.monotonic(), self.service.metrics
         self.service.in_flight += 1
         send = partial(noting_status, scope, send)
         try:
-            if problem := self.service.no_room():  # here, so that an overload costs as little as can be
-                await problem_response(scope["path"], problem)(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
+            await app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
             outcome = scope.get(OUTCOME, "failed")

@@ -21,7 +21,8 @@ import torch
 
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
-from ...model.sampling import Batch, Rows, open_batch, start, write
+from ...model.decoding.token_scores import Scores, TokenScore
+from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
@@ -45,6 +46,9 @@ class Event:
     text: str
     finish: FinishReason | None = None
     """Why the text ended; None where it goes on."""
+    scores: Sequence[TokenScore] = ()
+    """Of its tokens, and before them of the prompt's, where they are wanted. Tokens whose text is still held back, as
+    it may begin a stop text, are among them."""
 
 
 @dataclass(eq=False)
@@ -64,8 +68,14 @@ class ActiveSequence:
     """Written so far."""
     pieces: list[str] = field(default_factory=list)
     """What was written and not yet handed over."""
+    scores: Scores | None = None
+    """Where log-probabilities are wanted; what it holds was not yet handed over."""
     cancelled: bool = False
     """Set from any thread: whoever asked has gone or waited too long."""
+
+    def event(self, finish: FinishReason | None = None) -> Event:
+        """All that was not yet handed over."""
+        return Event(self.row, "".join(self.pieces), finish, tuple(self.scores.found) if self.scores else ())
 
 
 Outbox = dict[ActiveSequence, Event]
@@ -105,7 +115,8 @@ class Engine:
 
     def has_room(self, rows: int = 1) -> bool:
         """Whether there are free places in batch and queue for so many."""
-        taken = len(self.waiting) + self.starting + len(self.running)
+        with self.changed:  # or a row that leaves the queue at this moment is counted twice
+            taken = len(self.waiting) + self.starting + len(self.running)
         return taken + rows <= self.limits.batch_rows + self.limits.queue_rows
 
     def submit(self, sequences: Sequence[ActiveSequence]) -> None:
@@ -172,8 +183,11 @@ class Engine:
 
     def write_batch(self, sequences: list[ActiveSequence]) -> None:
         """Writes these and all that join them meanwhile, until no row is left."""
+        rows = self.begin(sequences)
+        if not rows.ids:
+            return
         batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows)
-        batch.join(self.begin(sequences))
+        batch.join(rows)
         tokens = write(batch, partial(self.advance, batch))
         reply: int | None = None
         while True:
@@ -184,21 +198,30 @@ class Engine:
             reply = number if self.take(number, token) else None
 
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
-        """Rows of sequences that run from now on."""
-        numbers = [next(self.numbers) for _ in sequences]
-        self.running.update(zip(numbers, sequences, strict=True))
-        self.starting = 0
-        prompts = [sequence.prompt for sequence in sequences]
-        rows = start(self.decoder, prompts, [sequence.config for sequence in sequences])
-        rows.numbers = numbers
+        """Rows of sequences that run from now on, but for those that end here: only their prompts are scored."""
+        begun = {next(self.numbers): sequence for sequence in sequences}
+        with self.changed:
+            self.running.update(begun)
+            self.starting = 0
+        if scored := [number for number, sequence in begun.items() if not sequence.config.max_new_tokens]:
+            if any(begun[n].scores for n in scored):
+                prefill(self.decoder, [begun[n].prompt for n in scored], None, [begun[n].scores for n in scored])
+            for number in scored:
+                self.take(number, None)
+                del begun[number]
+        left = begun.values()
+        prompts, configs = [sequence.prompt for sequence in left], [sequence.config for sequence in left]
+        rows = start(self.decoder, prompts, configs, [sequence.scores for sequence in left])
+        rows.numbers = list(begun)
         return rows
 
     def advance(self, batch: Batch, left: list[int]) -> None:
         """sampling.write's `advance`: goes on with the rows left, and takes in those that join them."""
         self.flush()
         batch.advance(left)
-        if sequences := self.next_sequences(self.limits.batch_rows - len(left)):
-            batch.join(self.begin(sequences))
+        sequences = self.next_sequences(self.limits.batch_rows - len(left))
+        if sequences and (rows := self.begin(sequences)).ids:
+            batch.join(rows)
 
     def take(self, number: int, token: int | None) -> bool:
         """Takes a token of a row, or its end (None); returns whether the row is to end here."""
@@ -207,7 +230,7 @@ class Engine:
             del self.running[number]
             sequence.pieces.append(sequence.writer.flush())
             finish = finish_of(sequence, self.decoder.config.max_position_embeddings)
-            self.outbox[sequence] = Event(sequence.row, "".join(sequence.pieces), finish)
+            self.outbox[sequence] = sequence.event(finish)
             return False
         sequence.tokens += 1
         self.metrics.generated_tokens.inc()
@@ -217,8 +240,8 @@ class Engine:
             return True
         if text := sequence.writer.push(token):
             sequence.pieces.append(text)
-            if sequence.stream:
-                self.outbox[sequence] = Event(sequence.row, "".join(sequence.pieces))
+        if sequence.stream and (text or sequence.scores):
+            self.outbox[sequence] = sequence.event()
         return sequence.writer.stopped
 
     def flush(self) -> None:
@@ -229,6 +252,8 @@ class Engine:
         if self.outbox and self.delivered:
             for sequence in self.outbox:
                 sequence.pieces.clear()
+                if sequence.scores:
+                    sequence.scores.found.clear()
             self.delivered = False
             self.post(self.deliver, self.outbox)
             self.outbox = {}

@@ -34,6 +34,7 @@ from ...config.generation import GenerationConfig, ServeConfig
 from ...model.decoder import Decoder
 from ...model.sampling import generate
 from ...tokenizer.tokenizer import Tokenizer
+from .access import access_of
 from .app import Service, create_app
 from .engine import Engine
 
@@ -159,13 +160,15 @@ class QuietServer(uvicorn.Server):
 class Lifecycle:
     """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
 
-    def __init__(self, config: ServeConfig, folder: Path, name: str) -> None:
+    def __init__(self, config: ServeConfig, folder: Path, name: str, key: bytes | None = None) -> None:
+        """key: the API key that clients must send."""
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
         self.config, self.folder = config, folder
-        self.service = Service(name, config.limits)
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)
-        self.this_machine_only = ipaddress.ip_address(self.listener.getsockname()[0]).is_loopback
+        host = self.listener.getsockname()[0]
+        self.this_machine_only = ipaddress.ip_address(host).is_loopback
+        self.service = Service(name, config.limits, access_of(config, host, key))
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serves until SIGTERM or SIGINT; ready is called with the address when requests are taken."""

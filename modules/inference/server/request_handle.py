@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from starlette.types import Receive
 
 from ...tokenizer.tokenizer import Tokenizer
+from ..logprobs import LogprobsWriter
 from ..text_generator import Writer
 from .engine import ActiveSequence, Engine, Event
 from .requests import CompletionRequest, RequestError
@@ -34,12 +36,21 @@ class RequestHandle:
     ) -> None:
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.engine, self.receive = engine, receive
+        texts = [(ids, config) for ids in prompts for config in request.configs]
         self.sequences = [
-            ActiveSequence(
-                row, ids, request.config, Writer(tokenizer, request.config.stop), request.stream, self.inbox.put_nowait
-            )
-            for row, ids in enumerate(prompts)
+            ActiveSequence(row, ids, config, Writer(tokenizer, config.stop), request.stream, self.inbox.put_nowait)
+            for row, (ids, config) in enumerate(texts)
         ]
+        self.logprobs: list[LogprobsWriter] = []
+        for sequence in self.sequences:
+            prompt = request.prompts[sequence.row // request.n]
+            echoed = (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) if request.echo else None
+            if echoed:
+                sequence.pieces.append(echoed)
+            if request.logprobs is not None:
+                writer = LogprobsWriter(tokenizer, request.logprobs, prompt, sequence.prompt, echoed)
+                self.logprobs.append(writer)
+                sequence.scores = writer.scores
         self.open = len(self.sequences)
         engine.submit(self.sequences)
 
@@ -76,6 +87,13 @@ class RequestHandle:
             raise RequestError(503, "the server was stopped before this was done", code="draining")
         self.open -= event.finish is not None
         return event
+
+    def logprobs_of(self, event: Event) -> dict[str, Any] | None:
+        """OpenAI's `logprobs` of an event's text, if they are wanted. To be asked once for each event, in order."""
+        if not self.logprobs:
+            return None
+        complete = event.finish is not None and not self.sequences[event.row].writer.stopped
+        return self.logprobs[event.row].push(event.text, event.scores, complete)
 
     async def ends(self) -> list[Event]:
         """The last event of each row, which holds its whole text unless it was streamed."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
+from ...model.sampling import check_biases
 from ...tokenizer.tokenizer import Tokenizer
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
@@ -49,13 +50,27 @@ def as_request_error(error: Exception) -> RequestError:
 class CompletionRequest:
     """What a client asks for, in either protocol."""
 
-    prompts: list[str]
+    prompts: list[str | list[int]]
+    """Texts, or token ids as they are: nothing comes before them."""
     config: GenerationConfig
     stream: bool = False
     echo: bool = False
-    """OpenAI's: each text begins with its prompt."""
+    """Each text begins with its prompt."""
     include_usage: bool = False
     """OpenAI's: a stream ends with the count of tokens."""
+    n: int = 1
+    """Texts of each prompt."""
+    new_tokens: str = "max_tokens"
+    """What the client calls max_new_tokens."""
+    logprobs: int | None = None
+    """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
+
+    @property
+    def configs(self) -> list[GenerationConfig]:
+        """Of each text of a prompt. The first is what it is alone, the others have the seeds that come next."""
+        seed = self.config.seed
+        seeds = [None if seed is None else (seed + number) % 2**63 for number in range(self.n)]
+        return [replace(self.config, seed=seed) for seed in seeds]
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> dict[str, Any]:
@@ -130,26 +145,29 @@ def parse_parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> Gen
     return config
 
 
-def check_limits(
-    request: CompletionRequest, limits: LimitsConfig, field: str, new_tokens: str, characters: int
-) -> None:
+def check_limits(request: CompletionRequest, limits: LimitsConfig, field: str, tokens: int, characters: int) -> None:
     """Raises RequestError for what is over a limit, before anything is tokenized.
 
     Args:
         field: what the client calls its prompts.
-        new_tokens: what the client calls max_new_tokens.
-        characters: the most that a prompt of the allowed tokens can have.
+        tokens: the most that a prompt's own text may have.
+        characters: the most that so many tokens can spell.
     """
     count = len(request.prompts)
     if not 1 <= count <= limits.request_rows:
         raise bad(field, f"has {count} texts; a request may have 1 to {limits.request_rows} (limits.request_rows)")
+    if count * request.n > limits.request_rows:
+        asked = f"({shown(request.n)}) texts of each of {count} prompts are too many"
+        raise bad("n", f"{asked}; a request may have 1 to {limits.request_rows} in all (limits.request_rows)")
     if request.config.max_new_tokens > limits.max_new_tokens:
         asked = shown(request.config.max_new_tokens)
-        raise bad(new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
-    for row, text in enumerate(request.prompts):
-        check_text(f"{field} {row}", text)
-        if len(text) > characters:
-            raise too_long(f"{field} {row}", f"{len(text)} characters", f"{characters} characters")
+        raise bad(request.new_tokens, f"({asked}) is over {limits.max_new_tokens} (limits.max_new_tokens)")
+    for row, prompt in enumerate(request.prompts):
+        if isinstance(prompt, list):  # of token ids, which `tokenize` checks
+            continue
+        check_text(f"{field} {row}", prompt)
+        if len(prompt) > characters:
+            raise too_long(f"{field} {row}", f"{len(prompt)} characters", tokens)
 
 
 def check_text(field: str, text: Any) -> None:
@@ -162,15 +180,39 @@ def check_text(field: str, text: Any) -> None:
 
 
 def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field: str) -> list[list[int]]:
-    """Each prompt's ids; RequestError for one that is empty or has more than `most`."""
-    prompts = [tokenizer.encode_prompt(text) for text in request.prompts]
-    for row, ids in enumerate(prompts):
+    """Each prompt's ids; RequestError for one that is empty, has more than `most`, or holds what is no token's id."""
+    prompts = []
+    for row, prompt in enumerate(request.prompts):
+        given = isinstance(prompt, list)
+        ids = prompt if isinstance(prompt, list) else tokenizer.encode_prompt(prompt)
         if not ids:
             raise bad(f"{field} {row}", "is empty; give at least one token")
         if len(ids) > most:  # counted as the client can: the text's own
-            own = overhead_of(tokenizer)
-            raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", str(most - own))
+            own = 0 if given else overhead_of(tokenizer)
+            raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", most - own)
+        if given:
+            check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
+        prompts.append(ids)
+    check_bias(request.config, tokenizer)
     return prompts
+
+
+def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
+    try:
+        check_biases(config, tokenizer.vocab_size)
+    except ValueError as error:
+        raise bad(*str(error).split(" ", 1)) from None
+
+
+def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:
+    for token in ids:
+        if not is_whole(token) or not 0 <= token < vocab_size:
+            rule = f"this model's token ids are whole numbers from 0 to {vocab_size - 1}"
+            raise bad(field, f"holds {shown(token)}; {rule}")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def overhead_of(tokenizer: Tokenizer) -> int:
@@ -193,8 +235,10 @@ def bad(field: str, what: str) -> RequestError:
     return RequestError(400, f"{field} {what}", field.partition(" ")[0])
 
 
-def too_long(field: str, found: str, most: str) -> RequestError:
-    message = f"{field} has {found}; this server takes up to {most} (limits.prompt_tokens, the model's positions)"
+def too_long(field: str, found: str, most: int) -> RequestError:
+    message = (
+        f"{field} has {found}; this server takes up to {most} tokens (limits.prompt_tokens, the model's positions)"
+    )
     return RequestError(400, message, field.partition(" ")[0], "context_length_exceeded")
 
 

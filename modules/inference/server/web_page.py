@@ -19,6 +19,8 @@ PAGE_FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/language.js": ("language.js", "text/javascript"),
+    "/refusals.js": ("refusals.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 

@@ -20,7 +20,9 @@ from ..attention import takes_any_lengths
 from ..decoder import Decoder
 from ..kv_cache import KVCache
 from ..sampling import Batch, Rows, attention_kernels, prefill
-from .sampler import Sampler, checked, upload
+from .sampler import Sampler, checked
+from .token_scores import Measured, TokenScore
+from .upload import upload
 
 SHORTEST = 128
 """Positions for which a place has room at least."""
@@ -55,7 +57,7 @@ class StaticCache(KVCache):
     def read(self, decoder: Decoder, rows: Rows, places: Tensor) -> Tensor:
         """Reads the prompts of rows into these places; returns next-token logits (rows, V)."""
         self.joining, self.longest = places, 0
-        logits = prefill(decoder, rows.ids, self)
+        logits = prefill(decoder, rows.ids, self, rows.scores)
         self.joining, self.longest = None, 1
         return logits
 
@@ -180,6 +182,8 @@ class GraphBatch(Batch):
         self.graph: DecodeGraph | None = None
         self.places: list[int] = []
         """Of each row."""
+        self.measured: list[tuple[list[int], list[int], Measured]] = []
+        """Of the tokens in graph.ids whose log-probabilities are wanted: places, how many likeliest ones, and these."""
 
     def join(self, rows: Rows) -> None:
         graph = self.graph = self.with_room(len(self.places) + len(rows.ids), rows.capacity)
@@ -187,7 +191,8 @@ class GraphBatch(Batch):
         places = upload(free, torch.int64, self.device)
         logits = graph.cache.read(self.decoder, rows, places)
         sampler = Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device)
-        graph.ids[places] = sampler(logits, rows.generators)
+        ids = graph.ids[places] = sampler(logits, rows.generators)
+        self.keep(sampler, [free[row] for row in sampler.scored], logits, ids)
         self.rows.extend(rows)
         self.places += free
         self.sampler = None
@@ -208,13 +213,26 @@ class GraphBatch(Batch):
     def next_tokens(self) -> list[int]:
         assert self.graph is not None
         ids = self.graph.ids.to("cpu", non_blocking=True, copy=True)
+        measured = [(places, tops, found.on_cpu()) for places, tops, found in self.measured]
+        self.measured.clear()
         ready = torch.cuda.current_stream(self.device).record_event() if self.graph.ids.is_cuda else None
         if max(self.rows.remaining) > 1:
             self.launch(self.graph)
         if ready:
             ready.synchronize()
         tokens = ids.tolist()
-        return checked([tokens[place] for place in self.places])
+        chosen = checked([tokens[place] for place in self.places])
+        found: dict[int, TokenScore] = {}
+        for places, tops, part in measured:  # of a place that was taken anew the later part
+            found.update(zip(places, part.scores([tokens[place] for place in places], tops), strict=True))
+        for place, scores in zip(self.places, self.rows.scores, strict=True):
+            if scores:
+                scores.add(found[place])
+        return chosen
+
+    def keep(self, sampler: Sampler, places: list[int], logits: Tensor, ids: Tensor) -> None:
+        if measured := sampler.measure(logits, ids):
+            self.measured.append((places, sampler.tops, measured))
 
     def launch(self, graph: DecodeGraph) -> None:
         """Starts to compute every place's next token."""
@@ -224,12 +242,14 @@ class GraphBatch(Batch):
         if self.sampler is None:
             row_at = {place: row for row, place in enumerate(self.places)}  # a free place: as the first row, in vain
             by_place = self.rows.select([row_at.get(place, 0) for place in range(len(graph.ids))])
+            by_place.scores = [by_place.scores[place] if place in row_at else None for place in range(len(graph.ids))]
             self.sampler = Sampler(by_place, self.end_of_text_id, graph.logits.shape[-1], self.device)
         self.sampler.append(lambda: graph.ids.clamp(min=0))  # -1, no number, is refused when it has been read
         generators: list[random.Random | None] = [None] * len(graph.ids)
         for place, generator in zip(self.places, self.rows.generators, strict=True):
             generators[place] = generator
         graph.ids.copy_(self.sampler(graph.logits, generators))
+        self.keep(self.sampler, self.sampler.scored, graph.logits, graph.ids)
 
     def advance(self, left: list[int]) -> None:
         if len(left) < len(self.places):

@@ -6,11 +6,15 @@ B: rows, V: vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .penalties import Penalties
+from .token_scores import NOT_NUMBERS, Measured, measure
+from .upload import upload
 
 if TYPE_CHECKING:
     from ..sampling import Rows
@@ -35,7 +39,7 @@ class Sampler:
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return upload(values, dtype, device)[:, None]
 
-        self.end_of_text_id, configs = end_of_text_id, rows.configs
+        configs = rows.configs
         greedy = [config.temperature == 0 for config in configs]
         top_k = [min(config.top_k, vocab_size) for config in configs]
         top_p = [config.top_p if config.top_p < 1 else 0.0 for config in configs]
@@ -47,32 +51,36 @@ class Sampler:
         if self.nucleus:  # on a GPU all are sorted: to ask it whether a few suffice would take longer
             few = max(self.candidates, CANDIDATES) if device.type == "cpu" else vocab_size
             self.candidates = min(few, vocab_size)
-        self.written: Tensor | None = None
-        if any(config.repetition_penalty != 1 for config in configs):
-            self.penalty = column([config.repetition_penalty for config in configs], torch.float32)
-            longest = max(map(len, rows.ids))  # shorter rows are filled up with a token of theirs: each counts once
-            written = [token for ids in rows.ids for token in [*ids, *ids[:1] * (longest - len(ids))]]
-            self.written = upload(written, torch.int64, device).unflatten(0, (-1, longest))
-
-    def append(self, last: Callable[[], Tensor]) -> None:
-        """What was written since, an id a row (B,); asked for only if it matters."""
-        if self.written is not None:
-            self.written = torch.cat([self.written, last()[:, None]], 1)
+        self.min_p: Tensor | None = None
+        if any(config.min_p for config in configs):
+            self.min_p = column([config.min_p for config in configs], torch.float32)
+        self.penalties = Penalties(rows, end_of_text_id, vocab_size, device)
+        self.append = self.penalties.append
+        self.scored = [row for row, scores in enumerate(rows.scores) if scores]
+        """The rows whose tokens' log-probabilities are wanted."""
+        self.tops = [scores.top for scores in rows.scores if scores]
 
     def __call__(self, logits: Tensor, generators: Sequence[random.Random | None]) -> Tensor:
         """logits (B, V), the rows' generators → ids (B,), -1 where probabilities aren't numbers."""
-        scores = logits = logits.float()
-        if self.written is not None:
-            scores = logits = penalize(logits, self.written, self.penalty, self.end_of_text_id)
+        scores = logits = self.penalties(logits.float())
         if self.draws:
             probabilities = (logits / self.temperature).softmax(-1)
             if self.candidates:
                 self.filter(probabilities, self.candidates)
+            if self.min_p is not None:
+                probabilities.masked_fill_(probabilities < self.min_p * probabilities.amax(-1, keepdim=True), 0)
             scores = exponential_race(probabilities, seeds_of(generators, logits.device))
         if self.mixed:
             scores = torch.where(self.greedy, logits, scores)
         best, ids = scores.max(-1)
         return torch.where(best.isnan(), -1, ids)
+
+    def measure(self, logits: Tensor, ids: Tensor) -> Measured | None:
+        """What is wanted of the tokens ids (B,) chosen by these logits, of the rows `scored` alone."""
+        if not self.scored:
+            return None
+        rows = upload(self.scored, torch.int64, logits.device)
+        return measure(logits[rows], ids[rows].clamp(min=0), max(self.tops))
 
     def filter(self, probabilities: Tensor, candidates: int) -> None:
         """Sets all but the k likeliest tokens, and of these all beyond the nucleus of mass p, to 0, in place.
@@ -126,23 +134,10 @@ def minus_exponential(x: Tensor) -> Tensor:
     return u.neg_().log1p_()
 
 
-def penalize(logits: Tensor, written: Tensor, penalty: Tensor | float, end_of_text_id: int) -> Tensor:
-    """CTRL's repetition penalty (Keskar et al. 2019) for the ids `written` (B, n): ÷ where positive, × where negative.
-
-    End-of-text is never penalized: it may also start a text.
-    """
-    scores = logits.gather(-1, written)
-    penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return logits.scatter(-1, written, torch.where(written == end_of_text_id, scores, penalized))
-
-
 def checked(tokens: list[int]) -> list[int]:
     """Raises FloatingPointError where a token couldn't be chosen."""
     if min(tokens) < 0:
-        raise FloatingPointError(
-            "the model's next-token probabilities aren't numbers (NaN): its weights are damaged, "
-            "or their number format is too small for it; try another dtype"
-        )
+        raise FloatingPointError(NOT_NUMBERS)
     return tokens
 
 
@@ -150,8 +145,3 @@ def seeds_of(generators: Sequence[random.Random | None], device: torch.device) -
     """The next random numbers of each row, (B, 2) int32: all the randomness that a token takes; None: 0."""
     numbers = [generator.getrandbits(64) if generator else 0 for generator in generators]
     return upload(numbers, torch.uint64, device).view(torch.int32).view(-1, 2)
-
-
-def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """These numbers on a device, (n,); a GPU is not waited for."""
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)

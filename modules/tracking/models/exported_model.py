@@ -23,12 +23,12 @@ from ...system.redaction import hide_values
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
 from ..outbox.store import is_there, patient
-from ..reuse.imported_code import MODULES, code_behind
+from ..reuse.imported_code import MODULES, code_behind, imported_packages
 from ..run_lifecycle import outside_of_runs
 
 PYFUNC = MODULES / "inference" / "pyfunc.py"
-SERVING_REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors", "omegaconf", "pyyaml", "numpy", "pandas")
-"""What the code in code_behind(PYFUNC) imports; with a tokenizer of jieba's, jieba too."""
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+"""The package that is imported → what it is installed as, where that is called otherwise."""
 EXAMPLE = (pd.DataFrame({"src_txt": ["白日依山尽，"]}), {"max_new_tokens": 16, "temperature": 0.0})
 
 RECORD = "moyun.record"
@@ -105,7 +105,6 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
 
     MLflow gets no run to log it to, as it would link all metrics of step 0 to the model, the machine's among them.
     """
-    requirements = (*SERVING_REQUIREMENTS, *(["jieba"] if load_tokenizer(folder).kind == "jieba_bpe" else []))
     described = {MLFLOW_RUN_NOTE: text} if (text := description_of(folder)) else {}  # a model's is called the same
     model = MlflowClient().create_logged_model(
         run.info.experiment_id,
@@ -122,7 +121,7 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
             python_model=str(PYFUNC),
             artifacts={"model": str(folder)},
             code_paths=[str(serving_code(Path(code)))],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements],
+            pip_requirements=requirements_of(folder),
             signature=SIGNATURE,
             model_config=dict(MODEL_CONFIG),
             input_example=EXAMPLE,
@@ -130,6 +129,18 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
     if get_active_model_id() != before:
         mlflow.clear_active_model()  # MLflow tried the model, and would link to it whatever this thread logs next
     return model
+
+
+def requirements_of(folder: Path) -> list[str]:
+    """What must be installed where a model is served: all that the code imports which it carries.
+
+    jieba is imported only by tokenizers that cut words with it.
+    """
+    needed = imported_packages(code_behind(PYFUNC))
+    if load_tokenizer(folder).kind != "jieba_bpe":
+        needed -= {"jieba"}
+    names = sorted(DISTRIBUTIONS.get(name, name) for name in needed)
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
 def serving_code(folder: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def named_files(file: Path) -> Iterator[Path]:
             place = base.joinpath(*(node.module or "").split("."))
             for path in (place, *(place / alias.name for alias in node.names)):
                 yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
+
+
+def imported_packages(files: Iterable[Path]) -> set[str]:
+    """The names of other people's packages that files import anywhere, in functions too."""
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {MODULES.name}
 
 
 def code_digest(script: Path) -> str:

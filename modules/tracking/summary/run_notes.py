@@ -37,6 +37,9 @@ MOST_SCORES, MOST_SAMPLES = 12, 3
 BESIDE = ("floor_", "baseline_", "champion_")
 """How scores of others begin, which stand in the run's metrics."""
 
+SHOWN = ("val/", "test/", "rows/", "predict/")
+"""How the metrics begin that a description lists."""
+
 OF_STAGES = {"from the model": "from_model", "rows": "from_rows", "model": "model"}
 """What is said of a run of main → its tag, which the stages in it have filled in."""
 
@@ -60,7 +63,7 @@ def read_logged(spool: Spool) -> Logged:
         if record.kind == "tags":
             found.tags |= fields["values"]
         elif record.kind == "metrics":
-            found.metrics |= {k: v for k, v in fields["values"].items() if k.startswith(("val/", "test/", "rows/"))}
+            found.metrics |= {k: v for k, v in fields["values"].items() if k.startswith(SHOWN)}
         elif record.kind == "input":
             dataset = fields["dataset"]
             found.rows[fields["context"]] = f"`{dataset['name']}` (digest {dataset['digest'][:12]})"

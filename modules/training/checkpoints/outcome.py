@@ -46,7 +46,7 @@ def final_weights(
         assert parent
         base_hash = parent["weights_sha256"]
         tensors = {name: tensor.read() for name, tensor in weights.items()}
-        adapter = save_adapter(folder / "adapter", tensors, training.model, config.lora, base_hash)
+        adapter = save_adapter(folder / "adapter", tensors, training.model, config.lora, base_hash, training.tokenizer)
         weights = apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
         made[ADAPTER] = str(folder / "adapter")
     return ((name, tensor.read()) for name, tensor in weights.items()), made

@@ -20,7 +20,15 @@ MANIFEST = "origin.json"
 LOCK = ".lock"
 """Of an output folder: held by the process that writes to it."""
 
-SCORED_KEYS = ("task.", "generation.max_new_tokens", "generation.repetition_penalty", "generation.stop")
+SCORED_KEYS = (
+    "task.",
+    "generation.max_new_tokens",
+    "generation.repetition_penalty",
+    "generation.presence_penalty",
+    "generation.frequency_penalty",
+    "generation.logit_bias",
+    "generation.stop",
+)
 """Those that change what train.select_by makes of a checkpoint, where it is a measure of texts."""
 
 FIXED_KEYS = ("model.", "tokenizer", "stage", "train.optimizer")

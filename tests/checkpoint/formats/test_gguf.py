@@ -19,7 +19,7 @@ from modules.config.generation import GenerationConfig
 from modules.config.loader import ConfigError, load_config
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
-from modules.model.decoding.sampler import penalize
+from modules.model.decoding.penalties import penalize
 from modules.model.sampling import generate as generate_ids
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipelines import pipeline
@@ -227,6 +227,10 @@ def test_llama_server_takes_text_applies_the_template_and_stops(tokenizer: Token
     said = [{"role": "user", "content": "白日依山尽，"}]
     usage = server.ask("/v1/chat/completions", {"messages": said, **options})["usage"]
     assert usage["prompt_tokens"] == len(tokenizer.encode_prompt("白日依山尽，"))
+    said += [{"role": "assistant", "content": "黄河"}, {"role": "user", "content": "春"}]
+    usage = server.ask("/v1/chat/completions", {"messages": said, **options})["usage"]
+    asked, once = len(tokenizer.encode_prompt("白日依山尽，")), len(tokenizer.encode_prompt("春")) - 1
+    assert usage["prompt_tokens"] == asked + len(tokenizer.encode("黄河")) + 1 + once
     with torch.no_grad():  # now end-of-text is always the likeliest
         decoder.transformer.final_layernorm.bias.copy_(10 * decoder.word_embeddings.weight[tokenizer.end_of_text_id])
         decoder.word_embeddings.weight[tokenizer.end_of_text_id] *= 10

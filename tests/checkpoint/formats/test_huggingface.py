@@ -121,7 +121,7 @@ def test_transformers_loads_what_is_written_and_what_it_saves_again_comes_back(
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TEXTS:
         ids = tokenizer.start_ids + tokenizer.encode(text)
-        assert auto(text)["input_ids"] == ids
+        assert auto(text, split_special_tokens=True)["input_ids"] == ids
         assert auto.decode([*ids, auto.eos_token_id], skip_special_tokens=True) == tokenizer.decode(ids)
     assert set(auto(TEXTS[0])) == {"input_ids", "attention_mask"}, "token types would be added to the embeddings"
     assert auto.model_max_length == 96
@@ -138,6 +138,57 @@ def test_transformers_loads_what_is_written_and_what_it_saves_again_comes_back(
         assert (again.fingerprint, again.prompt_template) == (tokenizer.fingerprint, "问：{src_txt}")
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
         huggingface.write(tmp_path / "out", model, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["character", "bpe", "bert", "byte_level_bpe"])
+def test_without_a_template_special_tokens_in_a_text_are_text(
+    transformers: ModuleType, kind: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(kind, tmp_path / "source")
+    assert huggingface.write(tmp_path / "out", stored_model(make_config(tokenizer.vocab_size)), tokenizer) == []
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert auto.chat_template is None
+    for text in TEXTS:
+        assert auto(text)["input_ids"] == tokenizer.start_ids + tokenizer.encode(text)
+
+
+TEMPLATES = ["问：{src_txt}\n答：", "{src_txt}", "Q {src_txt}answer", 'say "{src_txt}" {{x}} \\n\n\n', "{src_txt}  "]
+SAID = ["白日依山尽，", "  two words ", "“引”'s ##x", "end\n", "{{ x }} {% y %} \\"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["character", "bpe", "bert", "byte_level_bpe"])
+def test_the_chat_template_makes_moyuns_prompts(
+    transformers: ModuleType, kind: str, template: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(kind, tmp_path / "source").with_prompt_template(template)
+    model = stored_model(make_config(tokenizer.vocab_size))
+    (note,) = huggingface.write(tmp_path / "out", model, tokenizer)
+    assert "apply_chat_template applies it" in note
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    auto.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").fingerprint == tokenizer.fingerprint
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+
+    def ids(*messages: tuple[str, str]) -> list[int]:
+        said = [{"role": role, "content": content} for role, content in messages]
+        found: list[int] = auto.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+        assert again.apply_chat_template(said)["input_ids"] == found
+        return found
+
+    before, after = (tokenizer.encode(part) for part in template.split("{src_txt}"))
+    end, start = tokenizer.end_of_text_id, tokenizer.start_ids
+    for text in SAID:
+        assert ids(("user", text)) == tokenizer.encode_prompt(text)
+        assert auto(text)["input_ids"] == start + tokenizer.encode(text)
+    one, two, answer = SAID[0], SAID[2], SAID[1]
+    expected = [*start, *before, *tokenizer.encode(f"请答\n{one}"), *after, *tokenizer.encode(answer), end]
+    expected += [*before, *tokenizer.encode(two), *after]
+    assert ids(("system", "请答"), ("user", one), ("assistant", answer), ("user", two)) == expected
+    wrong_ones = [[("tool", one)], [("user", one), ("system", two)], [("user", one)] * 2, [("assistant", one)]]
+    for wrong in wrong_ones:
+        with pytest.raises(Exception, match="user and assistant take turns, after one system message at most"):
+            ids(*wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

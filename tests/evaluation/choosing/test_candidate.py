@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from modules.config.loader import ConfigError, load_config
 from modules.evaluation.choosing.measure import measure_of, settle_measure
 from modules.evaluation.promotion import Guard, decide
 from modules.evaluation.statistics import Metric, mean, perplexity
-from modules.tokenizer.tokenizer import Tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from modules.tracking.registry import register_version
 from pipelines.register import RegisterResult, register
 from tests.helpers.models import make_config, make_decoder, save_model
 
@@ -191,6 +193,45 @@ def test_whoever_loses_to_what_needs_no_model_is_registered_and_told(
         "against version 1, the champion, which became it by rougeL; both are scored anew and against n-grams" in said
     )
     assert client.get_model_version("moyun", "2").tags["measure"] == "perplexity_per_char"
+
+
+@pytest.fixture
+def third(store: Path, models: list[Path]) -> Path:
+    tokenizer = load_tokenizer(models[0])
+    return save_model(store / "3", make_decoder(make_config(tokenizer.vocab_size), 3), tokenizer, {})
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [(15, "on the same 5 test rows"), (20, "undecided, as each test row is a training row of one of the two")],
+)
+def test_rows_that_one_of_the_two_was_trained_on_do_not_count(
+    models: list[Path], third: Path, monkeypatch: pytest.MonkeyPatch, known: int, said: str
+) -> None:
+    registered(models[0])
+    assert "on the same 20 test rows" in registered(models[1]).promotion.reason
+    monkeypatch.setattr("modules.evaluation.choosing.candidate.copies_in_training", lambda *_: np.arange(20) < known)
+    found = registered(third).promotion
+    assert said in found.reason
+    assert ("15 more don't count: they are training rows of one of the two" in found.reason) == (known < 20)
+    assert not (known == 20 and found.promoted)
+
+
+def test_who_became_champion_meanwhile_is_the_one_to_beat(
+    models: list[Path], third: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(models[0])
+    registered(models[1], "alias=second")
+
+    def while_another_moves_it(name: str, *given: Any) -> str:
+        MlflowClient().set_registered_model_alias(name, "champion", "2")
+        return register_version(name, *given)
+
+    monkeypatch.setattr("pipelines.register.register_version", while_another_moves_it)
+    found = registered(third)
+    assert found.version == "3"
+    assert "version 2" in found.promotion.reason
+    assert MlflowClient().get_model_version("moyun", "3").tags["promotion"] == found.promotion.reason
 
 
 def test_a_measure_that_the_rows_have_nothing_for_is_refused_before_any_score(

@@ -119,7 +119,7 @@ def test_a_training_without_test_rows_has_its_validation_rows_scored(
     assert rows.test["src_txt"] == expected["validation"]["src_txt"]
     assert rows.train is not None
     assert rows.train["src_txt"] == expected["train"]["src_txt"]
-    said = "of the model's own training; its validation rows, as it has no test rows"
+    said = "of the model's own training; its validation rows, which chose its checkpoint, as it has no test rows"
     assert str(rows.place).endswith(f"({said})")
     assert len(rows_for("evaluate", model, "data.max_rows=2").test) == 2
     named = rows_for("evaluate", model, "data.path=mine.jsonl")  # as main hands them on

@@ -67,6 +67,41 @@ def test_openais_client_reads_the_stream(server: Served, client: openai.OpenAI) 
     assert usage == whole.usage
 
 
+def test_token_ids_are_a_prompt_as_they_are(server: Served, client: openai.OpenAI) -> None:
+    """A text comes after its start; before ids comes nothing."""
+    tokenizer = server.generator.tokenizer
+    ids, bare = tokenizer.encode_prompt("春眠"), tokenizer.encode("春眠")
+    options: dict[str, Any] = {"model": "small", "max_tokens": 8, "temperature": 0, "echo": True}
+    (text,) = client.completions.create(prompt="春眠", **options).choices
+    assert client.completions.create(prompt=ids, **options).choices[0].text == text.text
+    answer = client.completions.create(prompt=[bare, ids], **options)
+    expected = server.generator.write_ids([bare, ids], GenerationConfig(max_new_tokens=8, temperature=0.0))
+    assert [choice.text for choice in answer.choices] == ["春眠" + row.text for row in expected]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(bare) + len(ids)
+
+
+def test_choices_of_a_prompt_are_the_texts_of_the_next_seeds(server: Served, client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "small", "max_tokens": 12, "temperature": 0.9, "echo": True}
+    answer = client.completions.create(prompt=["春", "山"], n=3, best_of=3, seed=5, **options)
+    expected = [p + server.alone(p, max_new_tokens=12, temperature=0.9, seed=s) for p in "春山" for s in (5, 6, 7)]
+    assert [choice.text for choice in answer.choices] == expected
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert len(set(expected)) == 6
+    assert answer.usage is not None
+    one = client.completions.create(prompt=["春", "山"], seed=5, **options)
+    assert one.usage is not None
+    assert answer.usage.prompt_tokens == one.usage.prompt_tokens  # they are read once
+    texts = [""] * 6
+    for chunk in client.completions.create(prompt=["春", "山"], n=3, seed=5, stream=True, **options):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == expected
+    unseeded = client.completions.create(model="small", prompt="春", n=3, max_tokens=12)
+    assert len({choice.text for choice in unseeded.choices}) == 3
+    last = client.completions.create(model="small", prompt="春", n=2, max_tokens=12, seed=2**63 - 1)
+    assert last.choices[1].text == server.alone("春", max_new_tokens=12, seed=0)
+
+
 def test_openais_defaults(server: Served, client: openai.OpenAI) -> None:
     answer = client.completions.create(model="small", prompt="春")
     assert answer.usage is not None
@@ -86,9 +121,9 @@ def test_openais_client_lists_the_model(client: openai.OpenAI) -> None:
 
 
 def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="logprobs isn't done here") as caught:
-        client.completions.create(model="small", prompt="春", logprobs=2)
-    assert caught.value.param == "logprobs"
+    with pytest.raises(openai.BadRequestError, match="suffix isn't done here") as caught:
+        client.completions.create(model="small", prompt="春", suffix="秋")
+    assert caught.value.param == "suffix"
     with pytest.raises(openai.NotFoundError, match="model 'gpt-3' isn't served here"):
         client.completions.create(model="gpt-3", prompt="春")
 
@@ -98,7 +133,7 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
     calls = re.findall(
         r"curl -s localhost:8000(/\S+) [^']*'Content-Type: application/json'[^']*'(.*?)'", text, re.DOTALL
     )
-    assert len(calls) == 3
+    assert len(calls) == 4
     for path, body in calls:
         assert server.post(path, json.loads(body)).status_code == 200
     lines = [line[4:] for line in re.findall(r"(    from openai import .*?)\n\n", text, re.DOTALL)[0].splitlines()]
@@ -115,7 +150,13 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"prompt": None}, "prompt", "prompt must be a text or a list of texts, not None"),
         ({"prompt": 5}, "prompt", "not 5"),
         ({"prompt": ["春", None]}, "prompt", "prompt 1 must be a text, not None"),
-        ({"prompt": [[1, 2]]}, "prompt", "token ids aren't taken"),
+        ({"prompt": [1, "春"]}, "prompt", "prompt 0 must be a text, not 1"),
+        ({"prompt": [[1, -1]]}, "prompt", "prompt 0 holds -1; this model's token ids are whole numbers from 0 to"),
+        ({"prompt": ["春", [1, 10**6]]}, "prompt", "prompt 1 holds 1000000; this model's"),
+        ({"prompt": [[True]]}, "prompt", "prompt 0 holds True; this model's"),
+        ({"prompt": [[1.0]]}, "prompt", "prompt 0 holds 1.0; this model's"),
+        ({"prompt": [[1], []]}, "prompt", "prompt 1 is empty; give at least one token"),
+        ({"prompt": [1] * 61}, "prompt", "prompt 0 has 61 tokens; this server takes up to 60"),
         ({"prompt": []}, "prompt", "prompt has 0 texts; a request may have 1 to 8"),
         ({"prompt": ["春"] * 9}, "prompt", "prompt has 9 texts"),
         ({"prompt": "春" * 61}, "prompt", "prompt 0 has 61 characters; this server takes up to 59"),
@@ -141,12 +182,23 @@ def test_the_snippets_of_the_docs_work(server: Served, capsys: pytest.CaptureFix
         ({"stop": ""}, "stop", "stop must not hold an empty text"),
         ({"stream": 1}, "stream", "stream must be true or false, not 1"),
         ({"stream_options": {"x": 1}}, "stream_options", "stream_options must be"),
-        ({"n": 2}, "n", "n isn't done here: leave it out, or 1 (not 2)"),
-        ({"best_of": 3}, "best_of", "best_of isn't done here"),
+        ({"n": 9}, "n", "n (9) texts of each of 1 prompts are too many; a request may have 1 to 8 in all"),
+        ({"n": 3, "prompt": ["春"] * 3}, "n", "n (3) texts of each of 3 prompts are too many"),
+        ({"n": 0}, "n", "n must be a whole number of at least 1, not 0"),
+        ({"n": 1.0}, "n", "n must be a whole number of at least 1, not 1.0"),
+        ({"best_of": 3}, "best_of", "best_of isn't done here: leave it out, or give what n is, 1 (not 3)"),
+        ({"best_of": 1, "n": 2}, "best_of", "best_of isn't done here"),
+        ({"best_of": True}, "best_of", "best_of isn't done here"),
         ({"suffix": "x"}, "suffix", "suffix isn't done here"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias isn't done here"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty isn't done here"),
-        ({"max_token": 5}, "max_token", "'max_token' isn't known here; there is model, prompt, max_tokens"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "numbers from -100 to 100, not '5' to 101"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias", "logit_bias names token 100000; this model's token ids are"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be a mapping of token ids to numbers"),
+        ({"presence_penalty": -3}, "presence_penalty", "presence_penalty (-3) must be from -2 to 2"),
+        ({"min_p": 2}, "min_p", "min_p (2) must be from 0"),
+        ({"logprobs": 6}, "logprobs", "logprobs must be a whole number from 0 to 5, or null, not 6"),
+        ({"logprobs": True}, "logprobs", "logprobs must be a whole number"),
+        ({"max_tokens": False, "echo": True}, "max_tokens", "max_tokens must be a whole number, not False"),
+        ({"max_token": 5}, "max_token", "'max_token' isn't known here; there is prompt, model, max_tokens"),
         ({"model": None}, "model", "model must be a text, not None"),
     ],
 )
@@ -193,6 +245,42 @@ def test_a_prompt_of_all_the_tokens_that_a_refusal_names_is_taken(server: Served
     assert server.complete(prompt="春" * 59, max_tokens=1).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("field", "taken", "refused"),
+    [
+        ("max_tokens", [1, 90], [0, 91]),
+        ("temperature", [0, 0.001, 1000], [0.0009, 1001]),
+        ("top_p", [0.001, 1], [0, 1.001]),
+        ("top_k", [0, 10**12], [-1, 10**12 + 1]),
+        ("repetition_penalty", [0.01, 100], [0.009, 101]),
+        ("presence_penalty", [-2, 2], [-2.1, 2.1]),
+        ("frequency_penalty", [-2, 2], [-2.1, 2.1]),
+        ("logit_bias", [{"5": -100}, {"5": 100}], [{"5": -101}, {"5": 101}]),
+        ("seed", [0, 2**63 - 1], [-1, 2**63]),
+        ("logprobs", [0, 5], [-1, 6]),
+        ("n", [1, 8], [0, 9]),
+        ("stop", [["a"] * 16, "a" * 256], [["a"] * 17, "a" * 257]),
+        ("prompt", [["春"] * 8, "春" * 59, [1] * 60], [["春"] * 9, "春" * 60, [1] * 61]),
+    ],
+)
+def test_the_numbers_that_a_refusal_names_are_taken(
+    server: Served, field: str, taken: list[Any], refused: list[Any]
+) -> None:
+    body = {"prompt": "春", "max_tokens": 2}
+    for value in taken:
+        answer = server.complete(**body | {field: value})
+        assert answer.status_code == 200, (value, answer.text)
+    for value in refused:
+        assert server.complete(**body | {field: value}).json()["error"]["param"] == field
+
+
+def test_a_body_of_all_the_bytes_that_a_refusal_names_is_taken(server: Served) -> None:
+    for size, status in ((20_000, 200), (20_001, 413)):
+        body = b'{"prompt": "a", "max_tokens": 1}'.ljust(size)
+        answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status
+
+
 def test_head_is_get_without_a_body_and_other_methods_are_told_which_there_are(server: Served) -> None:
     for path in ("/health", "/ready", "/ping", "/v1/models", "/metrics", "/card", "/"):
         got, head = (httpx.request(method, f"{server.url}{path}") for method in ("GET", "HEAD"))
@@ -209,7 +297,9 @@ def test_other_paths_and_methods_are_one_line_too(server: Served) -> None:
         answer = httpx.request(method, f"{server.url}{path}")
         assert answer.status_code == status
         assert f"{method} '{path}'" in answer.json()["error"]["message"]
-        assert "there is POST /v1/completions and /invocations" in answer.json()["error"]["message"]
+        assert (
+            "there is POST /v1/completions, /v1/chat/completions and /invocations" in answer.json()["error"]["message"]
+        )
 
 
 # --- MLflow's protocol ---
@@ -250,6 +340,7 @@ def test_mlflows_defaults_are_the_models(server: Served) -> None:
         ({"inputs": {"src_txt": None}}, "inputs must have the column src_txt"),
         ({"inputs": {"src_txt": [None]}}, "src_txt 0 must be a text, not None"),
         ({"inputs": {"src_txt": [5]}}, "src_txt 0 must be a text, not 5"),
+        ({"inputs": {"src_txt": [[5]]}}, "src_txt 0 must be a text, not [5]"),
         ({"dataframe_split": {"columns": ["src_txt"], "data": [[1.5], ["春"]]}}, "src_txt 0 must be a text, not 1.5"),
         (
             {"dataframe_split": {"columns": ["src_txt"], "data": ["春"]}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
 from modules.model.decoding import decode_graph
 from modules.model.decoding.decode_graph import GraphBatch
+from modules.model.decoding.token_scores import Scores
 from modules.model.kv_cache import KVCache
 from modules.model.sampling import decode_step, moved_up, prefill, start
 from modules.tokenizer.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ PARAMETERS: list[dict[str, Any]] = [
     {"seed": 4, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 24},
     {"seed": 5, "stop": ["。", "山"], "max_new_tokens": 40},
     {"seed": 6, "top_p": 0.5, "max_new_tokens": 1},
+    {"seed": 7, "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": 0.5, "max_new_tokens": 25},
 ]
 
 
@@ -87,6 +90,40 @@ def test_a_row_in_a_busy_batch_becomes_what_it_becomes_alone(
     assert found == [generator(prompt, return_full_text=False, **parameters)["text"] for prompt, parameters in wanted]
     assert max(desk.pace.rows) > 4  # prompts were read together
     assert not desk.engine.running
+
+
+@pytest.mark.parametrize(("stream", "graph"), [(False, False), (True, False), (True, True)])
+def test_scores_of_a_busy_batch_are_those_of_each_row_alone(
+    desk: Desk, decoder: Decoder, tokenizer: Tokenizer, stream: bool, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with and without scores come and go, and some are scored alone, beside those that are written."""
+    if graph:
+        monkeypatch.setattr(engine, "open_batch", GraphBatch)
+        monkeypatch.setattr(decode_graph, "SHORTEST", 8)
+    jobs = []
+    for number, (prompt, parameters) in enumerate([(p, given) for given in PARAMETERS for p in PROMPTS]):
+        job = desk.job(prompt, stream=stream, **parameters)
+        if number % 3:
+            job.scores = Scores(number % 3, range(len(job.prompt)))
+            job.config.max_new_tokens *= number % 5 != 0
+        desk.engine.submit([job])
+        jobs.append(job)
+        if number % 7 == 6:
+            until(lambda: jobs[-4].tokens or desk.events[jobs[-4]])
+    generator = TextGenerator(decoder, tokenizer)
+    for job in jobs:
+        end = desk.end(job)
+        found = [score for event in desk.events[job] for score in event.scores]
+        if job.scores is None:
+            assert not found
+            continue
+        if not job.config.max_new_tokens:
+            assert (end.text, end.finish, job.tokens) == ("", "length", 0)
+        assert len(found) - len(job.prompt) - job.tokens in (0, 1)  # the end-of-text that ended it
+        (alone,) = generator.score_ids([[score.token for score in found]], job.scores.top)
+        assert [score.token for score in found[: len(job.prompt)]] == job.prompt
+        assert [score.logprob for score in found[1:]] == pytest.approx([s.logprob for s in alone[1:]], abs=1e-4)
+        assert [len(score.top) for score in found[1:]] == [job.scores.top] * (len(found) - 1)
 
 
 def test_why_a_text_ended(desk: Desk, decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -150,6 +187,25 @@ def test_a_full_queue_takes_no_more(decoder: Decoder, tokenizer: Tokenizer) -> N
     with pytest.raises(QueueFullError):
         desk.submit("水")
     assert len(desk.engine.waiting) == 2
+
+
+def test_what_leaves_the_queue_is_counted_once(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    desk = Desk(decoder, tokenizer, batch_rows=4, queue_rows=2, request_rows=2)
+    desk.engine.submit([desk.job("春") for _ in range(4)])
+    taken = desk.engine.next_sequences(4)
+    found: list[bool] = []
+    asking = threading.Thread(target=lambda: found.append(desk.engine.has_room(2)))
+
+    class Watched(dict[int, ActiveSequence]):
+        def update(self, *others: Any) -> None:  # type: ignore[override]
+            super().update(*others)
+            asking.start()
+            asking.join(0.2)  # another thread asks at just this moment
+
+    desk.engine.running = Watched()
+    desk.engine.begin(taken)
+    asking.join()
+    assert found == [True]
 
 
 def test_a_failing_model_fails_its_rows_and_not_the_next(desk: Desk) -> None:

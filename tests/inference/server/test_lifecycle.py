@@ -124,6 +124,13 @@ def test_a_port_that_is_taken_is_named(saved: Path) -> None:
         listen("nowhere.invalid", 0)
 
 
+@pytest.mark.server
+def test_a_limit_that_no_prompt_could_keep_is_refused_before_it_is_ready(saved: Path) -> None:
+    config = load_config("serve", [f"model={saved}", "port=0", "limits.prompt_tokens=3"])
+    with pytest.raises(ValueError, match="limits.prompt_tokens=3 .* leaves no room for text: .* alone take 6 tokens"):
+        Lifecycle(config, saved, "x").run(lambda address: pytest.fail("it says that it is ready"))
+
+
 def test_small_answers_are_sent_at_once() -> None:
     """Nagle's algorithm would hold an answer's last packet back until the client's TCP speaks."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):

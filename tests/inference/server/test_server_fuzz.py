@@ -31,15 +31,31 @@ parameters = {
     "temperature": st.floats(0, 2) | values,
     "top_k": st.integers(0, 9) | values,
     "top_p": st.floats(0, 1) | values,
+    "min_p": st.floats(0, 1) | values,
     "repetition_penalty": st.floats(0.5, 2) | values,
+    "presence_penalty": st.floats(-2, 2) | values,
+    "frequency_penalty": st.floats(-2, 2) | values,
+    "logit_bias": st.dictionaries(st.integers(-1, 2000).map(str), st.floats(-100, 100), max_size=3) | values,
     "seed": st.integers(0, 9) | values,
     "stop": st.lists(texts, max_size=3) | values,
 }
 others = {"stream": st.booleans() | values, "echo": st.booleans() | values, "model": st.just("small") | values}
-others |= dict.fromkeys(("n", "best_of", "logprobs", "suffix", "logit_bias", "user", "stream_options"), values)
-prompts = texts | st.lists(texts, max_size=4) | values
+others |= dict.fromkeys(("n", "best_of", "suffix", "user", "stream_options"), values)
+others["logprobs"] = st.integers(0, 5) | values
+prompts = texts | st.lists(texts, max_size=4) | st.lists(st.integers(-1, 1800), max_size=9) | values
 completions = st.fixed_dictionaries(
     {"prompt": prompts}, optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]) | values, "content": texts | values}
+    ),
+    max_size=3,
+)
+chats = st.fixed_dictionaries(
+    {"messages": messages | values},
+    optional={k: v for k, v in (parameters | others).items() if k != "max_new_tokens"}
+    | dict.fromkeys(("max_completion_tokens", "top_logprobs", "tools", "response_format", "metadata", "store"), values),
 )
 params = st.fixed_dictionaries({}, optional={k: v for k, v in parameters.items() if k != "max_tokens"})
 records = st.lists(st.fixed_dictionaries({"src_txt": texts | values}), max_size=3)
@@ -56,7 +72,8 @@ invocations = st.one_of(
 requests = st.one_of(
     st.tuples(st.just("/v1/completions"), (completions | values).map(json.dumps).map(str.encode)),
     st.tuples(st.just("/invocations"), (invocations | values).map(json.dumps).map(str.encode)),
-    st.tuples(st.sampled_from(["/v1/completions", "/invocations"]), st.binary(max_size=40)),
+    st.tuples(st.just("/v1/chat/completions"), (chats | values).map(json.dumps).map(str.encode)),
+    st.tuples(st.sampled_from(["/v1/completions", "/v1/chat/completions", "/invocations"]), st.binary(max_size=40)),
 )
 
 
@@ -149,5 +166,7 @@ def test_the_fuzz_reaches_the_model(caller: Caller) -> None:
     """Or the test above would prove nothing."""
     body = {"prompt": ["春", "\x00"], "max_tokens": 4, "seed": 1, "stop": ["x"], "stream": True, "echo": True}
     assert b"[DONE]" in caller("/v1/completions", json.dumps(body).encode())[1]
+    body = {"messages": [{"role": "user", "content": "\x00"}], "max_tokens": 4, "stream": True, "n": 2}
+    assert b"[DONE]" in caller("/v1/chat/completions", json.dumps(body).encode())[1]
     status, answer = caller("/invocations", b'{"inputs": {"src_txt": ["x"]}, "params": {"max_new_tokens": 2}}')
     assert (status, list(json.loads(answer))) == (200, ["predictions"])

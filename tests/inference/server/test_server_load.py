@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -114,7 +115,7 @@ def test_who_takes_too_long_is_told(tokenizer: Tokenizer) -> None:
 def test_a_body_that_never_ends_is_not_waited_for(tokenizer: Tokenizer) -> None:
     with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer, request_seconds=0.2) as server:
         connection = send_and_keep(server.url, "/v1/completions", {})  # refused; the connection stays
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         connection.sendall(b"Content-Length: 100\r\n\r\n{")
         received = b""
         while b"408" not in received:
@@ -130,7 +131,9 @@ def test_the_rest_of_a_body_is_not_read_for_ever_after_its_answer(
     monkeypatch.setattr(connection, "ANSWERED_SECONDS", 0.3)
     with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer, body_bytes=2000) as server:
         client = send_and_keep(server.url, path, {})
-        client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode())
+        client.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode()
+        )
         client.settimeout(0.02)
         received, ended = b"", time.monotonic() + 20
         with contextlib.suppress(ConnectionError):
@@ -185,13 +188,23 @@ def test_an_idle_server_takes_as_many_as_it_has_places_and_queue(tokenizer: Toke
         assert answers == [200, 200]
 
 
+def test_an_idle_server_takes_one_request_for_each_place(tokenizer: Tokenizer) -> None:
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server:
+        server.pace.seconds = 0.02
+        most = server.service.limits.batch_rows + server.service.limits.queue_rows
+        body = {"prompt": "春", "max_tokens": 20, "seed": 1}
+        with ThreadPoolExecutor(most) as pool:
+            statuses = list(pool.map(lambda _: server.complete(**body).status_code, range(most)))
+        assert statuses == [200] * most
+
+
 def test_headers_that_never_end_are_not_waited_for(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a new connection, a silent one, and one that has been used; a byte now and then changes nothing."""
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
     with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server:
         place = httpx.URL(server.url)
         clients = [socket.create_connection((place.host, place.port or 80), timeout=5) for _ in range(3)]
-        clients[2].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        clients[2].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         while b"alive" not in answer:
             answer += clients[2].recv(4096)

@@ -12,6 +12,7 @@ import pytest
 
 from modules.checkpoint.model_folder import read_provenance
 from modules.config.generation import LimitsConfig
+from modules.inference.server.access import Access
 from modules.inference.server.web_page import PAGE_FILES, model_facts
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
@@ -47,7 +48,7 @@ def opened(server: Served, tab: Page) -> Iterator[Page]:
     tab.until("document.querySelectorAll('#examples button').length")
     yield tab
     assert {url.removeprefix(server.url).partition("?")[0] for url in tab.requests()} <= {
-        *PAGE_FILES, "/card", "/v1/completions"
+        *PAGE_FILES, "/card", "/ready", "/v1/completions"
     }  # fmt: skip
     assert [line for line in tab.complaints() if "the server responded with a status of" not in line] == []
 
@@ -102,18 +103,33 @@ def test_an_example_is_a_click_away_and_the_seed_can_be_used_again(opened: Page)
 @pytest.mark.parametrize(
     ("field", "text", "message"),
     [
-        ("temperature", "hot", "400 · temperature must be a number, not 'hot'"),
-        ("max_tokens", "81", "400 · max_tokens (81) is over 80 (limits.max_new_tokens)"),
-        ("prompt", "春" * 97, "400 · prompt 0 has 97 characters; this server takes up to 94"),
+        ("temperature", "hot", "temperature must be a number, not 'hot'"),
+        ("max_tokens", "81", "max_tokens (81) is over 80 (limits.max_new_tokens)"),
+        ("max_tokens", "0", "max_tokens (0) must be at least 1"),
+        ("top_k", "1.5", "top_k must be a whole number, not 1.5"),
+        ("top_k", "-1", "top_k (-1) must be 0 (all tokens) or positive"),
+        ("top_p", "2", "top_p (2) must be above 0 and at most 1"),
+        ("temperature", "2000", "temperature (2000) must be 0 (greedy) or from 0.001 to 1000"),
+        ("repetition_penalty", "0", "repetition_penalty (0) must be from 0.01 to 100 (1: none)"),
+        ("seed", "-1", "seed (-1) must be from 0 to 2^63-1"),
+        ("stop_texts", "x" * 257, "stop holds a text of 257 characters; there may be 256"),
+        ("stop_texts", "x\n" * 17, "stop has 17 texts; there may be 16"),
+        ("prompt", "春" * 97, "prompt 0 has 97 characters; this server takes up to 94 tokens"),
     ],
-    ids=["not a number", "too many", "too long"],
 )
-def test_a_refusal_is_shown_as_the_server_words_it(opened: Page, field: str, text: str, message: str) -> None:
+def test_a_refusal_is_shown_as_the_server_words_it_and_in_chinese(
+    opened: Page, field: str, text: str, message: str
+) -> None:
+    usual = opened.value(f"document.querySelector('#{field}').value")
     ask(opened, text if field == "prompt" else "春", **({} if field == "prompt" else {field: text}))
     opened.until("!document.querySelector('#error').hidden")
-    assert opened.text("#error").startswith(message)
+    words = re.sub(r"limits\.\w+|top-[pk]|token|'hot'", "", opened.text("#error"))
+    assert not re.search("[a-z]{2}", words)
+    opened.click("#language")
+    assert opened.text("#error").startswith(f"400 · {message}")
+    opened.click("#language")
+    opened.type(f"#{field}", usual)
     assert opened.value(f"document.querySelector('#{field}').ariaInvalid") == "true"
-    assert opened.value("document.activeElement.id") == field
     ask(opened, "春", temperature="0.8", max_tokens="4")
     opened.until("document.querySelector('#error').hidden && " + IDLE)
 
@@ -126,9 +142,9 @@ def test_a_busy_server_says_when_to_come_back(server: Served, opened: Page) -> N
             until(lambda: server.engine.waiting)
             ask(opened, "春", max_tokens="4")
             opened.until("!document.querySelector('#error').hidden")
-    assert opened.text("#error") == "503 · too many prompts are waiting; try again later · 请 1 秒后再试"
+    assert opened.text("#error") == "503 · 排队的人太多，请稍后再试 · 请 1 秒后再试"
     opened.click("#language")
-    assert opened.text("#error").endswith("· try again in 1 s")
+    assert opened.text("#error") == "503 · too many prompts are waiting; try again later · try again in 1 s"
     opened.click("#language")
 
 
@@ -139,7 +155,111 @@ def test_a_stream_that_breaks_off_shows_why(server: Served, opened: Page) -> Non
         opened.until("!document.querySelector('#error').hidden")
     finally:
         server.pace.fail = False
-    assert "the model failed on this request" in opened.text("#error")
+    assert opened.text("#error") == "模型在这个请求上出错了，原因在服务器的日志里"
+
+
+def test_no_long_word_makes_a_phone_scroll_sideways(server: Served, tab: Page) -> None:
+    word = "x" * 300
+    facts = server.service.facts
+    server.service.facts = facts | {"name": word, "examples": [word], "run": facts["run"] | {"data": word}}
+    tab.look(360, 700, mobile=True)
+    try:
+        tab.open(server.url)
+        tab.until("document.querySelectorAll('#examples button').length")
+        tab.value("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        for prompt, field in (("x" * 90, "4"), ("x" * 900, "4"), ("x" * 90, "1" * 14)):
+            ask(tab, prompt, max_tokens=field, stop_texts="y" * 200)
+            tab.until("document.querySelector('#written').textContent || !document.querySelector('#error').hidden")
+            tab.until(IDLE)
+            assert tab.value("document.documentElement.scrollWidth") == 360
+    finally:
+        server.service.facts = facts
+        tab.look(1200, 900)
+
+
+def test_the_text_can_be_copied(server: Served, opened: Page) -> None:
+    opened.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    assert opened.value("document.querySelector('#copy').disabled")
+    ask(opened, "春", max_tokens="8", seed="1", temperature="0.8")
+    opened.until("document.querySelector('#status').innerText.includes('tokens/s')")
+    opened.click("#copy")
+    opened.until("document.querySelector('#copy').innerText === '已复制'")
+    expected = "春" + server.alone("春", max_new_tokens=8, seed=1, temperature=0.8, top_p=0.9)
+    assert opened.value("navigator.clipboard.readText()") == expected
+    opened.value(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined, configurable: true})"
+    )  # as without https
+    opened.until("document.querySelector('#copy').innerText === '复制'")
+    opened.click("#copy")
+    opened.until("document.querySelector('#copy').innerText === '已复制'")
+    opened.value("delete navigator.clipboard")
+
+
+def test_the_page_says_when_the_server_is_gone_and_when_it_is_back(tokenizer: Tokenizer, tab: Page) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer, name="first") as running:
+        url = running.url
+        tab.open(url)
+        tab.until("document.querySelector('#state').innerText === 'first · 就绪'")
+        running.service.state = "draining"
+        tab.until("document.querySelector('#state').innerText === '服务器正在停止'")
+    tab.until("document.querySelector('#state').innerText === '服务器没有回应'")
+    assert not tab.value("document.querySelector('#state').classList.contains('ready')")
+    ask(tab, "春")
+    tab.until("document.querySelector('#error').innerText.startsWith('服务器没有回应')")
+    with served(decoder, tokenizer, name="second", port=int(url.rpartition(":")[2])):
+        tab.until("document.querySelector('#state').innerText === 'second · 就绪'")
+        assert tab.value("document.querySelectorAll('#examples button').length") == 3
+
+
+def test_the_page_asks_for_the_key_and_sends_it(tokenizer: Tokenizer, tab: Page) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer, access=Access(key=b"k3y")) as running:
+        tab.open(running.url)
+        tab.until("!document.querySelector('#lock').hidden")
+        assert tab.text("#state").startswith("这台服务器需要 API 密钥")
+        tab.type("#key", "wrong")
+        tab.click("#lock button")
+        tab.until("document.querySelector('#state').innerText.startsWith('API 密钥不对')")
+        tab.type("#key", "k3y")
+        tab.click("#lock button")
+        tab.until("document.querySelector('#lock').hidden")
+        for _ in range(2):
+            ask(tab, "春", max_tokens="4", seed="1")
+            tab.until("document.querySelector('#status').innerText.includes('tokens/s')")
+            assert tab.value("document.querySelector('#written').textContent")
+            tab.open(running.url)  # the tab remembers it
+            tab.until("document.querySelectorAll('#examples button').length")
+            assert tab.value("document.querySelector('#lock').hidden")
+
+
+def test_a_model_with_a_template_is_talked_to_in_turns(tokenizer: Tokenizer, tab: Page) -> None:
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer.with_prompt_template("问：{src_txt}\n")) as running:
+        tab.open(running.url)
+        tab.until("document.querySelectorAll('#examples button').length")
+        assert tab.value("document.querySelector('#anew').hidden")
+        messages: list[dict[str, str]] = []
+        for question in ("春", HOSTILE[:20], "花"):
+            ask(tab, question, max_tokens="6", seed="1", temperature="0.8")
+            tab.until("document.querySelector('#status').innerText.includes('tokens/s') && " + IDLE)
+            messages.append({"role": "user", "content": question})
+            body = {"messages": messages, "max_tokens": 6, "seed": 1, "temperature": 0.8, "top_p": 0.9}
+            said = "[...document.querySelectorAll('#talk p')].map((e) => [e.className, e.textContent])"
+            assert tab.value(said) == [[message["role"], message["content"]] for message in messages]
+            answer = running.post("/v1/chat/completions", body | {"top_k": 0}).json()["choices"][0]["message"][
+                "content"
+            ]
+            assert tab.value("document.querySelector('#written').textContent") == answer
+            messages.append({"role": "assistant", "content": answer})
+        ask(tab, "春" * 97)
+        tab.until("!document.querySelector('#error').hidden")
+        assert tab.text("#error").startswith("400 · 对话有 ")
+        assert tab.value("document.querySelector('#prompt').ariaInvalid") == "true"
+        tab.click("#anew")
+        ask(tab, "春", max_tokens="6")
+        tab.until("document.querySelector('#status').innerText.includes('tokens/s') && " + IDLE)
+        assert tab.value("document.querySelectorAll('#talk p').length") == 1
 
 
 def test_text_is_never_html(opened: Page) -> None:

@@ -33,7 +33,7 @@ CONFIGS = [
     GenerationConfig(temperature=0.0, max_new_tokens=30),
     GenerationConfig(seed=3, max_new_tokens=7),
     GenerationConfig(seed=4, temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.3, max_new_tokens=24),
-    GenerationConfig(seed=5, temperature=1.5, max_new_tokens=40),
+    GenerationConfig(seed=5, temperature=1.5, frequency_penalty=1.5, logit_bias={"7": 2.0}, max_new_tokens=40),
     GenerationConfig(seed=6, max_new_tokens=1),
 ]
 

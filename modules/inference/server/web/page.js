@@ -1,48 +1,32 @@
-// The page at /: asks /v1/completions for a stream and shows it. Whatever a model or the server says is put in as
-// text; the Content-Security-Policy (page.py) would stop anything else.
+// The page at /: asks for a stream of text and shows it; of a model that answers, with what was said before. Whatever a model or the server says is put in as
+// text; the Content-Security-Policy (web_page.py) would stop anything else.
 
-const at = (id) => document.getElementById(id);
+import { at, firstLanguage, keep, say, speak } from "./language.js";
+import { inChinese } from "./refusals.js";
+
 const form = at("form");
 const numbers = ["max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"];
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+const LOOK_SECONDS = 3; // between two looks at whether the server is there
 let card = null;
+let key = null; // the API key, where the server asks for one
+let turns = []; // what was said before, as messages; a model that continues text has none
 let writing = null; // an AbortController while an answer is coming
 
 class Refusal extends Error {
   constructor(problem, status = null, retryAfter = null) {
     super(problem.message);
-    Object.assign(this, { status, retryAfter, field: problem.param });
+    Object.assign(this, { status, retryAfter, field: problem.param, inChinese: inChinese(problem.message) });
   }
-}
-
-// --- the two languages ---
-
-/** Puts one text in both languages into an element. */
-function say(element, zh, en = zh) {
-  element.replaceChildren(...[["zh", zh], ["en", en]].map(([lang, text]) => {
-    const span = document.createElement("span");
-    span.lang = lang;
-    span.textContent = text;
-    return span;
-  }));
-}
-
-function speak(language) {
-  document.documentElement.lang = language;
-  try { localStorage.setItem("language", language); } catch { /* private windows may forbid it */ }
-}
-
-function firstLanguage() {
-  let kept = null;
-  try { kept = localStorage.getItem("language"); } catch { /* as above */ }
-  return kept ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 }
 
 // --- asking ---
 
 /** What the form says. What isn't a number is sent as it is written, so that it is the server that says what's wrong. */
 function request() {
-  const body = { prompt: at("prompt").value, stream: true, stream_options: { include_usage: true } };
+  const body = { stream: true, stream_options: { include_usage: true } };
+  if (card?.answers_alone) body.messages = [...turns, { role: "user", content: at("prompt").value }];
+  else body.prompt = at("prompt").value;
   for (const name of numbers) {
     const text = at(name).value.trim();
     if (text !== "") body[name] = Number.isFinite(Number(text)) ? Number(text) : text;
@@ -51,6 +35,12 @@ function request() {
   const stop = at("stop_texts").value.split("\n").filter((line) => line !== "");
   if (stop.length) body.stop = stop.map((line) => line.replace(/\\([nt\\])/g, (_, sign) => ({ n: "\n", t: "\t" })[sign] ?? sign));
   return body;
+}
+
+/** fetch, with the API key if there is one. */
+function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  return fetch(path, { ...options, headers });
 }
 
 async function refusal(response) {
@@ -77,7 +67,7 @@ async function* events(body) {
 
 /** Shows an answer while it comes; returns what is to be told of it. Throws Refusal, or TypeError without a network. */
 async function complete(body, signal) {
-  const response = await fetch("v1/completions", {
+  const response = await ask(body.messages ? "v1/chat/completions" : "v1/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
@@ -91,7 +81,7 @@ async function complete(body, signal) {
     if (event === "[DONE]") return { finish, tokens };
     const { error, choices, usage } = JSON.parse(event);
     if (error) throw new Refusal(error);
-    text.appendData(choices[0]?.text ?? "");
+    text.appendData(choices[0]?.text ?? choices[0]?.delta?.content ?? "");
     finish = choices[0]?.finish_reason ?? finish;
     tokens = usage?.completion_tokens ?? tokens;
   }
@@ -102,7 +92,7 @@ async function write() {
   if (writing) return;
   const body = request();
   writing = new AbortController();
-  begin(body.prompt);
+  begin(body);
   const started = performance.now();
   try {
     const { finish, tokens } = await complete(body, writing.signal);
@@ -115,6 +105,7 @@ async function write() {
     if (error.name === "AbortError") say(at("status"), `已停止 · 种子 ${body.seed}`, `Stopped · seed ${body.seed}`);
     else complain(error);
   } finally {
+    if (body.messages && at("error").hidden) turns = [...body.messages, { role: "assistant", content: at("written").textContent }];
     writing = null;
     show(false);
   }
@@ -122,8 +113,14 @@ async function write() {
 
 // --- showing ---
 
-function begin(prompt) {
-  at("given").textContent = card?.answers_alone ? "" : prompt;
+function begin(body) {
+  at("given").textContent = body.prompt ?? "";
+  at("talk").replaceChildren(...(body.messages ?? []).map(({ role, content }) => {
+    const said = document.createElement("p");
+    said.className = role;
+    said.textContent = content;
+    return said;
+  }));
   at("written").replaceChildren();
   at("answer").hidden = false;
   at("error").hidden = true;
@@ -139,6 +136,8 @@ function show(busy) {
   on.disabled = false;
   if (focused) on.focus();
   off.disabled = true;
+  at("copy").disabled = busy || at("answer").hidden;
+  at("anew").hidden = busy || !turns.length;
   at("answer").setAttribute("aria-busy", String(busy));
 }
 
@@ -148,13 +147,15 @@ function complain(error) {
   at("error").hidden = false;
   if (!(error instanceof Refusal)) {
     say(at("error"), "服务器没有回应，或连接中断了。", "The server doesn't answer, or the connection broke off.");
+    look();
     return;
   }
+  if (error.status === 401) askForKey();
   const wait = error.retryAfter;
   const status = error.status ? `${error.status} · ` : "";
-  say(at("error"), `${status}${error.message}${wait ? ` · 请 ${wait} 秒后再试` : ""}`,
+  say(at("error"), `${status}${error.inChinese}${wait ? ` · 请 ${wait} 秒后再试` : ""}`,
     `${status}${error.message}${wait ? ` · try again in ${wait} s` : ""}`);
-  const input = { stop: at("stop_texts") }[error.field] ?? at(error.field ?? "");
+  const input = { stop: at("stop_texts"), messages: at("prompt") }[error.field] ?? at(error.field ?? "");
   if (input && form.contains(input)) {
     input.closest("details")?.setAttribute("open", "");
     input.setAttribute("aria-invalid", "true");
@@ -163,7 +164,8 @@ function complain(error) {
 }
 
 function offer(examples) {
-  for (const example of examples) {
+  for (const old of at("examples").querySelectorAll("button")) old.remove();
+  at("examples").append(...examples.map((example) => {
     const button = document.createElement("button");
     button.type = "button";
     button.lang = "zh-CN";
@@ -172,8 +174,22 @@ function offer(examples) {
       at("prompt").value = example;
       write();
     });
-    at("examples").append(button);
+    return button;
+  }));
+}
+
+/** The text with its prompt, as it is shown. Without https the clipboard is there for selections alone. */
+async function copy() {
+  const text = at("answer").textContent;
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    getSelection().selectAllChildren(at("answer"));
+    document.execCommand("copy");
+    getSelection().removeAllRanges();
   }
+  say(at("copy"), "已复制", "Copied");
+  await sleep(2);
+  say(at("copy"), "复制", "Copy");
 }
 
 function tell(name, zh, en = zh) {
@@ -204,31 +220,69 @@ function showCard() {
   document.title = `${card.name} · 墨韵 moyun`;
 }
 
-/** Asks for the model's card until there is one: the page is there before the model is loaded. */
-async function meet() {
-  for (;;) {
-    let wait = 2;
-    try {
-      const response = await fetch("card");
-      if (response.ok) {
-        card = await response.json();
-        say(at("state"), `${card.name} · 就绪`, `${card.name} · ready`);
-        at("state").classList.add("ready");
-        offer(card.examples);
-        showCard();
-        return;
-      }
-      const problem = await refusal(response);
-      wait = Number(problem.retryAfter) || wait;
-      say(at("state"), problem.message);
-    } catch {
-      say(at("state"), "服务器没有回应", "the server doesn't answer");
+// --- whether the server is there ---
+
+function askForKey() {
+  if (!at("lock").hidden) return; // somebody may be typing elsewhere
+  at("lock").hidden = false;
+  at("key").focus();
+}
+
+/** Tells at the top how the server is; the first time, and when it has been away, it asks for the model's card. */
+async function look() {
+  const known = card && at("state").classList.contains("ready");
+  try {
+    const response = await ask(known ? "ready" : "card");
+    if (response.ok) {
+      if (!known) meet(await response.json());
+      return;
     }
-    await sleep(wait);
+    at("state").classList.remove("ready");
+    if (response.status === 401) askForKey();
+    const problem = known ? new Refusal({ message: `the server is ${(await response.json()).status}` }) : await refusal(response);
+    say(at("state"), problem.inChinese, problem.message);
+  } catch {
+    at("state").classList.remove("ready");
+    say(at("state"), "服务器没有回应", "the server doesn't answer");
+  }
+}
+
+/** Shows what model it is. */
+function meet(model) {
+  if (card?.name !== model.name) forget();
+  card = model;
+  at("lock").hidden = true;
+  say(at("state"), `${card.name} · 就绪`, `${card.name} · ready`);
+  at("state").classList.add("ready");
+  offer(card.examples);
+  showCard();
+}
+
+/** Begins another conversation. */
+function forget() {
+  turns = [];
+  at("talk").replaceChildren();
+  at("answer").hidden = true;
+  say(at("status"), "");
+  show(false);
+}
+
+async function watch() {
+  for (;;) {
+    await look();
+    await sleep(LOOK_SECONDS);
   }
 }
 
 at("language").addEventListener("click", () => speak(document.documentElement.lang === "zh" ? "en" : "zh"));
+at("copy").addEventListener("click", copy);
+at("anew").addEventListener("click", () => { forget(); at("prompt").focus(); });
+at("lock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = at("key").value.trim();
+  keep(() => sessionStorage.setItem("key", key)); // gone with the tab
+  look();
+});
 at("stop").addEventListener("click", () => writing?.abort());
 form.addEventListener("submit", (event) => { event.preventDefault(); write(); });
 document.addEventListener("keydown", (event) => {
@@ -237,4 +291,5 @@ document.addEventListener("keydown", (event) => {
 });
 speak(firstLanguage());
 if (!matchMedia("(min-width: 56rem)").matches) for (const id of ["parameters", "card"]) at(id).open = false;
-meet();
+key = keep(() => sessionStorage.getItem("key"));
+watch();

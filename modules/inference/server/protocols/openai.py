@@ -1,6 +1,6 @@
 """OpenAI's completions (POST /v1/completions, GET /v1/models), as its Python client sends and reads them.
 
-https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k and repetition_penalty.
+https://platform.openai.com/docs/api-reference/completions. Beside its parameters: top_k, min_p and repetition_penalty.
 What OpenAI has and moyun hasn't is refused by name unless it has the value that changes nothing. Streams are
 server-sent events, written by hand so that a client that hangs up is noticed at once.
 """
@@ -10,44 +10,45 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...config.base import shown
-from .engine import Event
-from .request_handle import ClientGoneError, RequestHandle
-from .requests import (
+from ....config.base import shown
+from ..engine import Event
+from ..request_handle import ClientGoneError, RequestHandle
+from ..requests import (
     PARAMETERS,
     CompletionRequest,
     RequestError,
     as_request_error,
     bad,
     check_known,
+    is_whole,
     parse_parameters,
 )
 
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
 
-OPENAI_NAMES = {"max_new_tokens": "max_tokens"}
+TOP_LOGPROBS = 5
+"""OpenAI's most of the likeliest tokens that are told beside each."""
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None,),
     "suffix": (None, ""),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-OWN = ("model", "prompt", "max_tokens", "stream", "stream_options", "echo", "user")
-FIELDS = (*OWN, *PARAMETERS, *WITHOUT_EFFECT)
+COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "logprobs", "user")
+"""Fields of completions and of chat completions."""
+
+FIELDS = ("prompt", *COMMON, "echo", "best_of", *PARAMETERS, *WITHOUT_EFFECT)
 
 
 def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
@@ -56,23 +57,55 @@ def parse_completion(body: Mapping[str, Any], name: str) -> CompletionRequest:
     name: what clients call the served model.
     """
     check_known(body, FIELDS)
+    check_without_effect(body, WITHOUT_EFFECT)
+    echo, most = flag(body, "echo"), body.get("max_tokens")
+    only_prompt = echo and is_whole(most) and most == 0  # which nothing else that makes text can mean
+    request = parse_common({**body, "max_tokens": None} if only_prompt else body, name, "max_tokens", NEW_TOKENS)
+    if only_prompt:
+        request.config.max_new_tokens = 0
+    best_of = body.get("best_of")
+    if best_of is not None and (not is_whole(best_of) or best_of != request.n):
+        raise bad("best_of", f"isn't done here: leave it out, or give what n is, {request.n} (not {shown(best_of)})")
+    return replace(request, prompts=prompts_of(body), echo=echo, logprobs=logprobs_of(body))
+
+
+def logprobs_of(body: Mapping[str, Any]) -> int | None:
+    value = body.get("logprobs")
+    if value is not None and (not is_whole(value) or not 0 <= value <= TOP_LOGPROBS):
+        raise bad("logprobs", f"must be a whole number from 0 to {TOP_LOGPROBS}, or null, not {shown(value)}")
+    return value
+
+
+def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int) -> CompletionRequest:
+    """What completions and chat completions have in common, still without prompts.
+
+    Args:
+        new_tokens: what the client calls max_new_tokens.
+        usual: max_new_tokens where it isn't given.
+    """
     check_model(body.get("model", name), name)
     if not isinstance(user := body.get("user"), str | None):
         raise bad("user", f"must be a text, not {shown(user)}")
-    for field, values in WITHOUT_EFFECT.items():
-        value = body.get(field)
-        if isinstance(value, bool) or value not in values:
-            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
-    given = {"max_new_tokens": body.get("max_tokens")} | {field: body.get(field) for field in PARAMETERS}
+    given = {"max_new_tokens": body.get(new_tokens)} | {field: body.get(field) for field in PARAMETERS}
     # In OpenAI's interface null is the same as leaving it out.
-    config = parse_parameters(
-        {"max_new_tokens": NEW_TOKENS} | {k: v for k, v in given.items() if v is not None}, OPENAI_NAMES
-    )
+    values = {"max_new_tokens": usual} | {k: v for k, v in given.items() if v is not None}
+    config = parse_parameters(values, {"max_new_tokens": new_tokens})
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
+    n = 1 if body.get("n") is None else body["n"]
+    if not is_whole(n) or n < 1:
+        raise bad("n", f"must be a whole number of at least 1, not {shown(n)}")
     with_usage = flag(options or {}, "include_usage")
-    return CompletionRequest(prompts_of(body), config, flag(body, "stream"), flag(body, "echo"), with_usage)
+    return CompletionRequest([], config, flag(body, "stream"), include_usage=with_usage, n=n, new_tokens=new_tokens)
+
+
+def check_without_effect(body: Mapping[str, Any], fields: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses what moyun lacks where its value would change something. fields: name → values that change nothing."""
+    for field, values in fields.items():
+        value = body.get(field)
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
+            raise bad(field, f"isn't done here: leave it out, or {shown(values[-1])} (not {shown(value)})")
 
 
 def check_model(given: Any, name: str) -> None:
@@ -83,13 +116,14 @@ def check_model(given: Any, name: str) -> None:
         raise RequestError(404, message, "model", "model_not_found")
 
 
-def prompts_of(body: Mapping[str, Any]) -> list[str]:
+def prompts_of(body: Mapping[str, Any]) -> list[str | list[int]]:
+    """One prompt or several; each is a text, or a list of token ids."""
     prompt = body.get("prompt")
-    if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
-        raise bad("prompt", "must be a text or a list of texts; token ids aren't taken")
     if not isinstance(prompt, str | list):
         raise bad("prompt", f"must be a text or a list of texts, not {shown(prompt)}")
-    return [prompt] if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str) or (prompt and all(map(is_whole, prompt))):
+        return [prompt]
+    return prompt
 
 
 def flag(body: Mapping[str, Any], field: str) -> bool:
@@ -99,13 +133,13 @@ def flag(body: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def answer_head(identity: str, created: int, name: str) -> dict[str, Any]:
+def answer_head(kind: str, prefix: str, name: str) -> dict[str, Any]:
     """What every answer and every chunk of a stream begins with."""
-    return {"id": identity, "object": "text_completion", "created": created, "model": name}
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
 
 
-def choice(row: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": row, "text": text, "logprobs": None, "finish_reason": finish}
+def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": event.row, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}
 
 
 def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
@@ -113,12 +147,8 @@ def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def completion(
-    head: dict[str, Any], request: CompletionRequest, ends: Sequence[Event], usage: dict[str, int]
-) -> dict[str, Any]:
-    """The whole answer; ends: each row's last event, in order."""
-    before = request.prompts if request.echo else [""] * len(ends)
-    choices = [choice(end.row, text + end.text, end.finish) for text, end in zip(before, ends, strict=True)]
+def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    """The whole answer."""
     return head | {"choices": choices, "usage": usage}
 
 
@@ -179,14 +209,25 @@ class EventStream(Response):
             await self.break_off(scope, send, problem)
 
     async def send_pieces(self, send: Send) -> None:
-        if self.request.echo:
-            for row, prompt in enumerate(self.request.prompts):
-                await self.send_chunk(send, [choice(row, prompt, None)])
+        more = {"usage": None} if self.request.include_usage else {}  # null but in the last, as OpenAI has it
+        for choice_of_row in self.opening():
+            await self.send_chunk(send, [choice_of_row], **more)
         while event := await self.handle.next():
-            await self.send_chunk(send, [choice(event.row, event.text, event.finish)])
+            for choice_of_row in self.choices(event):
+                await self.send_chunk(send, [choice_of_row], **more)
         if self.request.include_usage:
             await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """What comes before all text."""
+        yield from ()
+
+    def choices(self, event: Event) -> Iterator[dict[str, Any]]:
+        """What an event becomes, a chunk each."""
+        logprobs = self.handle.logprobs_of(event)
+        if event.text or event.finish or (logprobs and logprobs["tokens"]):
+            yield choice(event, logprobs)
 
     async def send_chunk(self, send: Send, choices: list[dict[str, Any]], **others: Any) -> None:
         body = chunk(self.head | {"choices": choices} | others)

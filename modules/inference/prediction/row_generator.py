@@ -1,0 +1,35 @@
+"""What `pipeline()` gives: a generator of texts that takes any number of rows, too.
+
+Apart from TextGenerator, whose code goes with a registered model, and needs no readers of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ...config.generation import GenerationConfig
+from ...config.prediction import MAX_BATCH_TOKENS
+from ..text_generator import TextGenerator
+from .answering import answers_in_order
+
+
+class RowGenerator(TextGenerator):
+    """A TextGenerator with `map`."""
+
+    def map(
+        self,
+        rows: Iterable[Any],
+        *,
+        return_full_text: bool | None = None,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        **parameters: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """{"text", "stopped", "error"} of each text, or row with a column src_txt or text, in order, while no more than
+        a window of them is in memory.
+
+        A row that can't be answered has an `error` and text None. max_batch_tokens: the most that are computed at once.
+        """
+        full = self.returns_full_text if return_full_text is None else return_full_text
+        config = GenerationConfig.parse(parameters, self.defaults)
+        return answers_in_order(self, rows, config, full, max_batch_tokens)

@@ -1,0 +1,108 @@
+"""A conversation's prompt: the same ids as the rows that a model was tuned on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modules.data.encoding import encode_batch
+from modules.tokenizer.prompt_template import Message, encode_turns, read_messages
+from modules.tokenizer.tokenizer import Tokenizer
+
+TEMPLATE = "问：{src_txt}\n答："
+
+
+@pytest.fixture(scope="module")
+def tuned(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer.with_prompt_template(TEMPLATE)
+
+
+def said(*texts: str) -> list[dict[str, str]]:
+    """A conversation of a user and an assistant in turns."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def ids_of(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    return [token for turn in encode_turns(read_messages(messages), tokenizer) for part in turn for token in part]
+
+
+def test_one_question_is_the_prompt_of_a_row(tuned: Tokenizer) -> None:
+    assert ids_of(said("春眠"), tuned) == tuned.encode_prompt("春眠")
+
+
+def test_a_turn_with_its_answer_is_a_row_that_was_trained_on(tuned: Tokenizer) -> None:
+    row = encode_batch(["春眠"], ["不觉晓"], tuned, None, 90)
+    ((prompt, answer),) = encode_turns(read_messages(said("春眠", "不觉晓")), tuned)
+    assert prompt + answer == row.ids.tolist()
+    assert len(prompt) == row.prompt_lengths[0]
+    assert answer == [*tuned.encode("不觉晓"), tuned.end_of_text_id]
+
+
+def test_later_turns_follow_without_start_ids(tuned: Tokenizer) -> None:
+    first, second = encode_turns(read_messages(said("春", "山", "花")), tuned)
+    assert first.prompt == tuned.encode_prompt("春")
+    assert second.prompt == [*tuned.encode("问："), *tuned.encode("花"), *tuned.encode("\n答：")]
+    assert second.answer == []
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_stands_before_the_first_users_text(tuned: Tokenizer, role: str) -> None:
+    told = [{"role": role, "content": "用五言"}, *said("春", "山", "花")]
+    assert ids_of(told, tuned) == ids_of(said("用五言\n春", "山", "花"), tuned)
+
+
+def test_a_model_without_a_template_continues_the_texts_end_to_end(tokenizer: Tokenizer) -> None:
+    assert ids_of(said("白日", "依山尽", "，"), tokenizer) == tokenizer.encode_prompt("白日依山尽，")
+
+
+def test_special_tokens_in_messages_are_text(tuned: Tokenizer) -> None:
+    ids = ids_of(said("<|endoftext|>"), tuned)
+    assert ids.count(tuned.end_of_text_id) == len(tuned.start_ids)
+    assert tuned.decode(ids) == "问：<|endoftext|>\n答："
+
+
+def test_content_may_come_in_parts_and_empty_keys_beside_it() -> None:
+    parts = [{"type": "text", "text": "春"}, {"type": "text", "text": "眠"}]
+    earlier = {
+        "role": "assistant",
+        "content": "山",
+        "refusal": None,
+        "tool_calls": [],
+        "annotations": [],
+        "audio": None,
+    }
+    given = [{"role": "user", "content": parts}, earlier, *said("花")]
+    assert read_messages(given) == [Message("user", "春眠"), Message("assistant", "山"), Message("user", "花")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "messages must be a list of .*, not None"),
+        ("春", "messages must be a list of"),
+        ([], r"messages must be a list of .*, not \[\]"),
+        ({"role": "user", "content": "春"}, "messages must be a list of"),
+        (["春"], "messages 0 must be {'role': …, 'content': …}, not '春'"),
+        ([{"content": "春"}], "messages 0 has the role None; there is system, developer, user, assistant"),
+        ([{"role": ["user"], "content": "春"}], r"messages 0 has the role \['user'\]; there is"),
+        ([{"role": "tool", "content": "春"}], "messages 0 has the role 'tool'; there is"),
+        ([{"role": "user"}], "messages 0 content must be a text or a list of .*, not None"),
+        ([{"role": "user", "content": 5}], "messages 0 content must be a text or a list of .*, not 5"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "of the type 'image_url'"),
+        ([{"role": "user", "content": ["春"]}], "messages 0 content has a part of the type '春'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages 0 content has a part whose text is None"),
+        ([{"role": "user", "content": "春", "name": "李"}], "messages 0 has 'name', which isn't done here"),
+        ([*said("春"), {"role": "assistant", "content": "", "tool_calls": [{}]}], "messages 1 has 'tool_calls'"),
+        ([*said("春"), *said("山")], "messages 1 has the role user and comes after user, where assistant is wanted"),
+        (said("春", "山")[1:], "messages 0 has the role assistant and comes first, where user or system or developer"),
+        ([*said("春", "山"), {"role": "system", "content": "x"}], "messages 2 has the role system and comes after as"),
+        ([{"role": "system", "content": "x"}, {"role": "developer", "content": "y"}], "messages 1 has the role dev"),
+        ([{"role": "system", "content": "x"}, *said("春", "山")[1:]], "messages 1 .* after system, where user is"),
+        ([{"role": "system", "content": "x"}], "a system message alone"),
+    ],
+)  # fmt: skip
+def test_what_is_no_conversation_is_named(messages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_messages(messages)
+    assert "\n" not in str(caught.value)
