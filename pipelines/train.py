@@ -44,8 +44,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
     """Where the run will write, as far as it is known before there is a run; a dry run writes nowhere."""
     if config.dry_run or config.output_dir:
         return None if config.dry_run else config.output_dir
-    # What `mlflow run` made, or whoever starts the same job again.
-    given = None if mlflow.active_run() else given_run_id()
+    given = None if mlflow.active_run() else given_run_id()  # that `mlflow run` made, or whoever starts the job again
     return f"outputs/{stage}-{given}" if given else None
 
 

@@ -25,8 +25,11 @@ from modules.tracking.reuse.stage_cache import KEYS
 from modules.training.checkpoints.run_manifest import RunManifest
 from modules.training.checkpoints.run_manifest import read_run_manifest as read_if_there
 from pipelines.main import main
+from pipelines.prepare import prepare
+from pipelines.pretrain import pretrain
 from pipelines.sync import sync
 from tests.helpers.models import ROOT
+from tests.tracking.outbox.test_full_disk import small_training
 
 ARGUMENTS = [
     "from_scratch=true", "prepare.source=rows.jsonl.gz", "prepare.output_dir=prepared",
@@ -339,6 +342,21 @@ def test_what_other_code_made_is_made_anew_also_where_its_folder_is_named(
     assert "prepare: the same rows came out, so earlier.prepared was removed" in said
     assert not Path("earlier.prepared").exists()
     assert done_by(*arguments) == ["prepare", "finetune"]  # of this code again; of the others there is a copy
+
+
+def test_a_stage_by_itself_takes_what_other_code_made_and_says_so(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "data" / "poems-300.jsonl.gz", store / "own.jsonl.gz")
+    own = ["source=own.jsonl.gz", "output_dir=rows", "tracking.log_system_metrics=false"]
+    made, trained = prepare(load_config("prepare", own)), pretrain(small_training(store))
+    monkeypatch.setattr("modules.tracking.reuse.stage_key.code_digest", lambda _: "other code")
+    capsys.readouterr()
+    assert prepare(load_config("prepare", own)).manifest == made.manifest
+    assert pretrain(small_training(store)).run_id == trained.run_id
+    said = capsys.readouterr().out
+    for stage, folder in (("prepare", "rows"), ("pretrain", "out")):
+        assert f"{stage}: other code or libraries than today's made {folder}; remove it" in said
 
 
 def test_what_is_forced_moves_aside_what_stands_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
