@@ -8,12 +8,14 @@ from typing import Any
 
 from modules.config.data import PrepareConfig
 from modules.data.corpora.folders import prepare_rows, prepare_sample
+from modules.data.corpora.manifest import read_manifest, signed
 from modules.data.corpora.poem_archive import find_or_fetch_archive
 from modules.data.corpora.poems import build_corpus
 from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
+from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.stage_run import checking, spelled
 
 from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
@@ -24,8 +26,7 @@ from .cli.summaries import row_counts, show_prepared
 
 @dataclass(frozen=True)
 class PrepareResult:
-    run_id: str
-    """Empty where it is no run."""
+    run_id: str  # empty where it is no run
     folder: Path
     manifest: dict[str, Any]
 
@@ -42,9 +43,10 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult("", folder, {})
         quarantine = start_quarantine(config)
-        manifest = make(config, folder, quarantine)
+        earlier, program = read_manifest(folder), program_of("prepare", config)
+        manifest = signed(folder, earlier, make(config, folder, quarantine), program)
         show_quarantine(quarantine)
-        show_prepared(folder, manifest, spelled("prepare", "near_copies"))
+        show_prepared(folder, manifest, spelled("prepare", "near_copies"), program)
         if not recorded:
             return PrepareResult("", folder, manifest)
         run = begin_run()

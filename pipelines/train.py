@@ -17,8 +17,10 @@ from modules.evaluation.choosing.checkpoint_choice import extras, with_selection
 from modules.evaluation.report.figures import loss_curve
 from modules.system.signals import is_main_process
 from modules.tracking.lightning_logger import RunLogger
+from modules.tracking.models.known_models import sent_model
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
+from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.run_selection import given_run_id
 from modules.tracking.stage_run import checking, commands, connect, connected, log_rows, spelled
 from modules.tracking.summary.training_facts import CostMeter, log_changes, log_plan
@@ -34,7 +36,7 @@ from modules.training.planning.plan import TrainingPlan
 from modules.training.setup import TrainingSetup, run_manifest_of, set_up, without_path
 
 from .cli.bad_rows import keep_quarantine, log_quarantine, show_quarantine, start_quarantine
-from .cli.printing import show
+from .cli.printing import say_if_older, show
 from .cli.summaries import show_trained
 
 
@@ -42,8 +44,7 @@ def known_folder(stage: str, config: TrainingConfig) -> str | None:
     """Where the run will write, as far as it is known before there is a run; a dry run writes nowhere."""
     if config.dry_run or config.output_dir:
         return None if config.dry_run else config.output_dir
-    # What `mlflow run` made, or whoever starts the same job again.
-    given = None if mlflow.active_run() else given_run_id()
+    given = None if mlflow.active_run() else given_run_id()  # that `mlflow run` made, or whoever starts the job again
     return f"outputs/{stage}-{given}" if given else None
 
 
@@ -87,7 +88,7 @@ def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> 
         if config.dry_run:
             return TrainResult("", training.plan, setup=training)
         run = begin_run()
-        origin = dataclasses.replace(origin, run_id=run.info.run_id)
+        origin = dataclasses.replace(origin, run_id=run.info.run_id, program=program_of(stage, config))
         log_plan(run, training.plan)
         log_quarantine(run, training.quarantine)
         log_changes(run, before, made_from, start)
@@ -118,7 +119,7 @@ def finish(
     weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
     run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
-    step = read_progress(checkpoint)["global_step"]
+    run.log_saved(step := read_progress(checkpoint)["global_step"])
     uri = run.log_model(model, step) if config.tracking.log_model else None
     write_run_manifest(checkpoints, dataclasses.replace(origin, finished=True, model_uri=uri, metrics=metrics))
     show_trained(f"{stage}: done", run.info.run_id, model, metrics, config, not commands, made)
@@ -134,10 +135,13 @@ def done_before(stage: str, config: TrainingConfig, rows: RowSource | None, befo
     """What the same command has made already: whoever starts it again, a scheduler or `main`, goes on from there."""
     with connected(config.tracking):
         training = set_up_training(config, rows, before)
+        folder = Path(known_folder(stage, config) or ".")
+        uri = before.model_uri or sent_model(before.run_id, folder / "model")
     now = run_manifest_of(stage, before.run_id, config, training, parent_of(config, training.start))
-    require_finished(before, now, folder := Path(known_folder(stage, config) or "."))
+    require_finished(before, now, folder)
+    say_if_older(stage, folder, before.program, program_of(stage, config))
     show_trained(f"{stage}: was done before", before.run_id, folder / "model", before.metrics, config, not commands)
-    return TrainResult(before.run_id, training.plan, folder / "model", before.model_uri, before.metrics)
+    return TrainResult(before.run_id, training.plan, folder / "model", uri, before.metrics)
 
 
 def follow(stage: str, config: TrainingConfig, rows: RowSource | None) -> TrainResult:

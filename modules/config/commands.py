@@ -110,6 +110,11 @@ class MainConfig(StageConfig):
         stages = self.prepare, self.pretrain, self.finetune
         return [*(stage.output_dir for stage in stages if stage.output_dir), "prepared"]
 
+    def store_complaints(self) -> Iterator[str]:
+        if not self.finetune.tracking.log_model:
+            key = "finetune.tracking.log_model" if self.tracking.log_model else "tracking.log_model"
+            yield f"{key}=false: evaluate and register read the model from the store; drop it, or run the stages alone"
+
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         start, length = self.finetune.train.init_from, self.finetune.data.sequence_length
@@ -125,6 +130,7 @@ class MainConfig(StageConfig):
         for name in STAGES_OF_MAIN:
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
+        yield from self.store_complaints()
         for name in ("pretrain", "finetune"):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:

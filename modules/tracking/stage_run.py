@@ -21,6 +21,7 @@ from mlflow.tracking import fluent
 
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
+from ..data.reading.column_names import SCORED_COLUMNS
 from ..data.reading.finding import SPLIT_NAMES
 from ..system.atomic import draft_of
 from ..system.paths import expanded
@@ -55,11 +56,8 @@ def connect(config: TrackingConfig | None = None, folder: str | Path = ".") -> s
     """Points MLflow at the tracking store and returns its URI; by default mlflow.db in the folder."""
     for name in [name for name, value in os.environ.items() if name.startswith("MLFLOW_") and not value.strip()]:
         del os.environ[name]  # MLflow takes some empty ones for a name or a number
-    given = config.tracking_uri if config else None
-    uri = (
-        (given or "").strip() or os.environ.get(URI, "").strip() or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
-    )
-    uri = expanded(uri)
+    given = ((config and config.tracking_uri) or "").strip() or os.environ.get(URI, "").strip()
+    uri = expanded(given or f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}")
     if redact_text(uri) != uri:  # MLflow would print it with the address of the run
         os.environ[SILENT] = "true"
     mlflow.set_tracking_uri(uri)
@@ -281,13 +279,13 @@ def log_rows(run: TrackedRun, rows: datasets.Dataset, source: str, context: str,
 
     Args:
         context: What they are to the run, e.g. train or test.
-        digest: Their fingerprint, where it is known already.
+        digest: Their fingerprint, where it is known; else that of their texts and what metrics read beside them.
     """
     from mlflow.data.huggingface_dataset import from_huggingface
 
     from ..data.arrow import fingerprint
 
-    digest = digest or fingerprint(rows)
+    digest = digest or fingerprint(rows, SCORED_COLUMNS)
     source = redact_text(source)
     tracked = from_huggingface(rows, path=source, name=f"{name_of_rows(source)}-{context}", digest=digest[:32])
     run.log_input(tracked, context)

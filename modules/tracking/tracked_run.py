@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -161,6 +162,12 @@ class TrackedRun:
         self.checkpoints = {"folder": place, "steps": list(steps), "dataset": dataset, "ended": False}
         if before != self.checkpoints:
             self.spool.append("checkpoints", **self.checkpoints)
+
+    def log_saved(self, step: int) -> None:
+        """Says which checkpoint the run's model is made of: its metrics are listed as the run's."""
+        assert self.checkpoints, "it follows log_checkpoints"
+        self.checkpoints |= {"saved": [step, int(time.time() * 1000)]}
+        self.spool.append("checkpoints", **self.checkpoints)
 
     def log_model(self, folder: Path, step: int = 0) -> str | None:
         """Logs a model folder, once all before it has been sent; returns its models:/ URI.

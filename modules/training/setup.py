@@ -19,6 +19,7 @@ from ..data.arrow import fingerprint, text_batches
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
+from ..data.reading.column_names import SCORED_COLUMNS
 from ..data.sources import RowSource
 from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
@@ -163,4 +164,6 @@ def run_manifest_of(
     base = parent["weights_sha256"] if parent else None
     given = redact(asdict(config))
     given["train"]["micro_batch_tokens"] = training.plan.demand.micro_batch_tokens
-    return RunManifest(stage, run_id, given, data, training.tokenizer.fingerprint, base)
+    asked = training.asked if config.train.text_metric else None
+    scored = None if asked is None else fingerprint(asked, SCORED_COLUMNS)
+    return RunManifest(stage, run_id, given, data, training.tokenizer.fingerprint, base, scored_rows=scored)

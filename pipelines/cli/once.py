@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from modules.config.base import StageConfig
 from modules.tracking.reuse.contents import checksums, content_digest, content_of
-from modules.tracking.reuse.soundness import artifact_sizes, holder_of
+from modules.tracking.reuse.soundness import artifact_sizes, holder_of, only_waits
 from modules.tracking.reuse.stage_cache import (
     Found,
     find,
@@ -76,9 +77,11 @@ class Once:
             run.set_tags({"from_model": str(config.train.init_from), "from_rows": str(config.data.path)})
             if uri := facts["model_uri"]:
                 run.set_tags({"model": uri})
-                run.log_model_input(uri.removeprefix("models:/"))
         elif stage == "evaluate":
             run.log_metrics(facts["metrics"] | facts.get("intervals", {}))
+            scored = facts.get("scored") or config.model  # an earlier one with these weights, which has the scores
+            run.set_tags({"model": scored})
+            run.log_model_input(scored.removeprefix("models:/"))
         elif stage == "register":
             version = f"{facts['model_name']} {facts['version']}"
             run.set_tags({"registered_version": version, "promotion": facts["reason"]})
@@ -107,6 +110,8 @@ class Once:
 
     def done(self, stage: str, config: Any, function: Callable[[Any], Any], key: str | None, found: Found) -> Facts:
         assert self.run
+        if stage not in self.forced and found.damaged and only_waits(found.damaged, self.run().root):
+            require_sent(found.damaged)
         if found.wrong:
             say(f"{stage}: done anew, as {found.wrong}")
         if aside := make_room(stage, config, found, stage in self.forced):
@@ -117,6 +122,9 @@ class Once:
             self.keys[stage] = key
             let_find(self.run(), self.keys)
         facts = FACTS[stage](function(config), config)
+        if aside and stage == "prepare" and content_of(str(aside)) == content_digest(facts["files"]):
+            shutil.rmtree(aside)
+            say(f"{stage}: the same rows came out, so {aside} was removed")
         if stage == "register":
             facts["content"] = self.known.get(config.model) or content_of(config.model)
         whole = facts.pop("whole", True)
@@ -129,9 +137,9 @@ class Once:
 
 def require_sent(facts: Facts) -> None:
     """ValueError for a training whose model the store hasn't got."""
-    if not facts["model_uri"]:
+    if not facts.get("model_uri"):
         raise ValueError(
-            f"the model of run {facts['run_id']} couldn't be sent to the tracking store, where evaluate and register "
+            f"the model of run {facts['run_id']} couldn't be sent to the tracking store, where the stages that follow "
             f"look for it: `python -m pipelines.sync` sends it; it stands in {facts['folder']} until then"
         )
 
@@ -147,7 +155,13 @@ def of_training(result: Any, _: Any) -> Facts:
     return facts | {"model_uri": result.model_uri, "metrics": result.metrics or {}, "costs": costs, "whole": sent}
 
 
-def of_evaluation(result: Any, _: Any) -> Facts:
+def of_pretraining(result: Any, _: Any) -> Facts:
+    """What comes next reads its folder: it is of use also where the store has no copy."""
+    facts = of_training(result, _)
+    return {name: value for name, value in facts.items() if value is not None} | {"whole": True}
+
+
+def of_evaluation(result: Any, config: Any) -> Facts:
     from modules.evaluation.logged_results import intervals_of, scores_of
 
     from .results import REPORT
@@ -160,6 +174,7 @@ def of_evaluation(result: Any, _: Any) -> Facts:
         artifacts = {}
     return {
         "run_id": result.run_id,
+        "scored": config.model,
         "metrics": scores_of(found["model"]),
         "intervals": intervals_of(found["model"]),
         "scores": {who: metric.value for who, metric in perplexities.items()},
@@ -183,7 +198,7 @@ def of_registration(result: Any, config: Any) -> Facts:
 
 FACTS: dict[str, Callable[[Any, Any], Facts]] = {
     "prepare": of_prepare,
-    "pretrain": of_training,
+    "pretrain": of_pretraining,
     "finetune": of_training,
     "evaluate": of_evaluation,
     "register": of_registration,

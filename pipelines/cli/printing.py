@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,12 @@ console = Console(
 def say(line: str) -> None:
     """A plain line, at once."""
     print(line, flush=True)
+
+
+def say_if_older(stage: str, folder: Path, made_by: str | None, now: str) -> None:
+    """made_by, now: the digests of code and libraries that made what the stage takes as it is, and of those today."""
+    if made_by not in (None, now):
+        say(f"{stage}: other code or libraries than today's made {folder}; remove it, and the stage makes it anew")
 
 
 def stream_text(before: list[str], pieces: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from modules.data.splits import kind_of_rows
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
 
-from .printing import console, show
+from .printing import console, say_if_older, show
 
 if TYPE_CHECKING:
     from ..convert import ConvertResult
@@ -33,10 +33,11 @@ NEXT = {
 }
 
 
-def show_prepared(folder: Path, manifest: Mapping[str, Any], key: str) -> None:
-    """key: `near_copies`, as it is typed."""
+def show_prepared(folder: Path, manifest: Mapping[str, Any], key: str, program: str) -> None:
+    """key: `near_copies`, as it is typed. program: the digest of code and libraries, as they are now."""
     kind = kind_of_rows(manifest["columns"]) if "columns" in manifest else "rows"
     show(f"prepare: {kind} in {folder}", describe_prepared(manifest, key))
+    say_if_older("prepare", folder, manifest.get("program"), program)
 
 
 def show_trained(

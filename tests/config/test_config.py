@@ -191,6 +191,12 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
             ["finetune.train.init_from=null", "finetune.model=tiny"],
             "finetune.train.init_from must name a model; from_scratch=true makes one",
         ),
+        ("main", ["tracking.log_model=false"], "tracking.log_model=false: evaluate and register read the model from"),
+        (
+            "main",
+            ["finetune.tracking.log_model=false"],
+            "finetune.tracking.log_model=false: evaluate and register read",
+        ),
     ],
 )
 def test_impossible_values_and_combinations_are_refused(stage: str, arguments: list[str], complaint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -12,10 +13,12 @@ from modules.config.loader import load_config
 from modules.data.arrow import fingerprint
 from modules.data.rows import load_rows
 from modules.evaluation.task_rows import copies_in_training, known_training_rows
+from modules.tracking.stage_run import log_rows, stage_run
 from pipelines.finetune import finetune
 from pipelines.pretrain import pretrain
 from pipelines.train import TrainResult, set_up_training
 from tests.checkpoint.test_training_checkpoint import QUICK
+from tests.tracking.test_tracking import quiet
 
 QUIET = ["tracking.log_system_metrics=false", "train.max_steps=1", "train.max_epochs=null"]
 OWN = [f"春{number}" for number in range(8)]
@@ -30,6 +33,21 @@ def inputs(made: TrainResult) -> dict[str, tuple[str, str]]:
     """Split → (name of the data set, fingerprint) in MLflow."""
     found = MlflowClient().get_run(made.run_id).inputs.dataset_inputs
     return {entry.tags[0].value: (entry.dataset.name, entry.dataset.digest) for entry in found}
+
+
+def test_rows_with_other_answers_have_another_digest(store: Path) -> None:
+    """Scores under the same digest can be compared; how rows are grouped changes none."""
+    usual = {"src_txt": ["问"], "tgt_txt": ["答"]}
+    others = [
+        {name: [value]} for name in ("references", "slots", "choices", "answer") for value in ('["答"]', '["对"]')
+    ]
+    with stage_run("evaluate", quiet()) as run:
+        digests = [
+            log_rows(run, datasets.Dataset.from_dict(usual | other), "rows.jsonl", "test")
+            for other in ({}, *others, {"group": ["一"]})
+        ]
+    assert len(set(digests)) == 1 + len(others)
+    assert digests[0] == digests[-1] == fingerprint(datasets.Dataset.from_dict(usual))
 
 
 def test_rows_from_python_are_named_as_such(store: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,13 +15,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from modules.config.commands import STAGES_OF_MAIN
+from modules.config.commands import STAGES_OF_MAIN, SyncConfig
 from modules.config.loader import load_config
+from modules.tracking.outbox.delivery import Delivery
+from modules.tracking.outbox.spool import Record
 from modules.tracking.provenance import REUSED_FROM
 from modules.tracking.registry import resolve_model
-from pipelines.cli.once import FACTS, of_training
+from modules.tracking.reuse.stage_cache import KEYS
+from modules.training.checkpoints.run_manifest import RunManifest
+from modules.training.checkpoints.run_manifest import read_run_manifest as read_if_there
 from pipelines.main import main
+from pipelines.prepare import prepare
+from pipelines.pretrain import pretrain
+from pipelines.sync import sync
 from tests.helpers.models import ROOT
+from tests.tracking.outbox.test_full_disk import small_training
 
 ARGUMENTS = [
     "from_scratch=true", "prepare.source=rows.jsonl.gz", "prepare.output_dir=prepared",
@@ -121,6 +131,12 @@ def test_the_run_of_the_whole_says_how_good_the_model_is_from_what_and_at_what_c
         f"| {names[0]} | {metrics[names[0]]:.4g} | {metrics[names[1]]:.4g} – {metrics[names[2]]:.4g} |",
     ):
         assert line in note
+
+
+def read_run_manifest(checkpoints: Path) -> RunManifest:
+    found = read_if_there(checkpoints)
+    assert found
+    return found
 
 
 def flip(path: Path) -> None:
@@ -245,14 +261,141 @@ def test_a_training_that_was_broken_off_goes_on(place: Path, monkeypatch: pytest
     assert done_by(*arguments) == []
 
 
-def test_a_training_whose_model_was_not_sent_is_not_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["finetune.train.learning_rate=4e-3", "model_name=unsent"]
-    with monkeypatch.context() as patched:
-        unsent = {"model_uri": None, "whole": False}
-        patched.setitem(FACTS, "finetune", lambda *given: of_training(*given) | unsent)
-        with pytest.raises(ValueError, match=r"couldn't be sent to the tracking store, .*pipelines\.sync"):
-            done_by(*arguments)
+@pytest.fixture
+def outage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """A block in which the store takes no model of a stage."""
+
+    @contextmanager
+    def away(stage: str) -> Iterator[None]:
+        real = Delivery.send_model
+
+        def send(delivery: Delivery, record: Record) -> None:
+            if MlflowClient().get_run(delivery.run_id).data.tags["stage"] == stage:
+                raise ConnectionError("away")
+            real(delivery, record)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Delivery, "send_model", send)
+            yield
+
+    return away
+
+
+def test_a_training_whose_model_was_not_sent_is_taken_once_it_is(
+    place: Path, outage: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    arguments = ["finetune.train.learning_rate=4e-3", "model_name=unsent", "tracking.flush_timeout=5"]
+    with outage("finetune"), pytest.raises(ValueError, match=r"couldn't be sent to the tracking store, .*\.sync`"):
+        done_by(*arguments)
+    trained = original("finetune").info.run_id
+    with outage("finetune"), pytest.raises(ValueError, match=rf"the model of run {trained} couldn't be sent"):
+        done_by(*arguments)
+    assert original("finetune").info.run_id == trained  # another would take as long again, and leave that one
+    sync(SyncConfig())
+    assert done_by(*arguments) == ["evaluate", "register"]
+    whole = runs("tags.stage = 'main'")[0].data
+    assert MlflowClient().get_logged_model(whole.tags["model"].removeprefix("models:/")).source_run_id == trained
+    assert whole.metrics["val/loss"] == original("finetune").data.metrics["val/loss"]
+    assert whole.metrics["cost/tokens"] > original("finetune").data.metrics["cost/tokens"]
+
+
+def test_a_training_whose_unsent_model_is_gone_is_done_anew(
+    place: Path, outage: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    arguments = ["finetune.train.learning_rate=5e-3", "model_name=lost", "tracking.flush_timeout=5"]
+    with outage("finetune"), pytest.raises(ValueError, match="couldn't be sent"):
+        done_by(*arguments)
+    shutil.rmtree(model_of("finetune"))
     assert done_by(*arguments) == ["finetune", "evaluate", "register"]
+
+
+def test_a_pretraining_is_taken_from_its_folder_where_the_store_has_no_copy(
+    place: Path, outage: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    arguments = ["pretrain.train.learning_rate=4e-3", "model_name=unsent_start"]
+    without_copy = "pretrain.tracking.log_model=false"
+    assert done_by(*arguments, without_copy)[0] == "pretrain"
+    assert done_by(*arguments, without_copy) == []
+    arguments[0] = "pretrain.train.learning_rate=5e-3"
+    with outage("pretrain"):
+        assert done_by(*arguments, "tracking.flush_timeout=5")[0] == "pretrain"
+    with pytest.raises(ValueError, match="couldn't be sent"):
+        done_by(*arguments)
+    sync(SyncConfig())
+    assert done_by(*arguments) == []
+
+
+def test_what_other_code_made_is_made_anew_also_where_its_folder_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["finetune.output_dir=tuned", "model_name=folder", "register.level=0.02"]
+    assert done_by(*arguments) == ["finetune", "register"]  # the same weights as the other tests' model, so no evaluate
+    first = original("finetune").info.run_id
+    with monkeypatch.context() as patched:
+        patched.setattr("modules.tracking.reuse.stage_key.code_digest", lambda script: f"other code of {script.name}")
+        capsys.readouterr()
+        assert done_by(*arguments) == list(STAGES_OF_MAIN)
+        said = capsys.readouterr().out
+    assert "finetune: what was there lies in earlier.tuned now" in said
+    assert read_run_manifest(Path("earlier.tuned/checkpoints")).run_id == first
+    assert read_run_manifest(Path("tuned/checkpoints")).run_id == original("finetune").info.run_id != first
+    assert "prepare: the same rows came out, so earlier.prepared was removed" in said
+    assert not Path("earlier.prepared").exists()
+    assert done_by(*arguments) == ["prepare", "finetune"]  # of this code again; of the others there is a copy
+
+
+def test_a_stage_by_itself_takes_what_other_code_made_and_says_so(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "data" / "poems-300.jsonl.gz", store / "own.jsonl.gz")
+    own = ["source=own.jsonl.gz", "output_dir=rows", "tracking.log_system_metrics=false"]
+    made, trained = prepare(load_config("prepare", own)), pretrain(small_training(store))
+    monkeypatch.setattr("modules.tracking.reuse.stage_key.code_digest", lambda _: "other code")
+    capsys.readouterr()
+    assert prepare(load_config("prepare", own)).manifest == made.manifest
+    assert pretrain(small_training(store)).run_id == trained.run_id
+    said = capsys.readouterr().out
+    for stage, folder in (("prepare", "rows"), ("pretrain", "out")):
+        assert f"{stage}: other code or libraries than today's made {folder}; remove it" in said
+
+
+def test_what_is_forced_moves_aside_what_stands_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["finetune.output_dir=forced", "model_name=folder", "force=[prepare,finetune]"]
+    done_by(*arguments)
+    written = Path("prepared/manifest.json").stat().st_mtime_ns
+    first = original("finetune").info.run_id
+    done_by(*arguments)
+    assert original("finetune").info.run_id != first
+    assert read_run_manifest(Path("earlier.forced/checkpoints")).run_id == first
+    assert Path("prepared/manifest.json").stat().st_mtime_ns > written
+
+
+def test_folders_of_an_older_moyun_are_taken(place: Path) -> None:
+    """They don't say by what code they were made."""
+    config = load_config("main", [*ARGUMENTS, "finetune.output_dir=older", "model_name=older"])
+    main(config)
+    for path in (Path("prepared/manifest.json"), Path("older/checkpoints/origin.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        del facts["program"]
+        path.write_text(json.dumps(facts), encoding="utf-8")
+    before = original("finetune").info.run_id
+    MlflowClient().set_tag(runs("tags.stage = 'main'")[0].info.run_id, KEYS, "")
+    done_by("finetune.output_dir=older", "model_name=older")
+    assert original("finetune").info.run_id == before
+    assert not list(place.glob("*.older*"))
+
+
+def test_scores_and_model_of_the_whole_belong_together_where_equal_weights_were_made_anew(place: Path) -> None:
+    done_by()
+    first = runs("tags.stage = 'main'")[0]
+    assert done_by("force=[finetune]") == ["finetune"]
+    again = MlflowClient().get_run(runs("tags.stage = 'main'")[0].info.run_id)
+    assert again.data.tags["model"] == first.data.tags["model"]
+    (model,) = again.inputs.model_inputs
+    scored = MlflowClient().get_logged_model(model.model_id).metrics
+    assert "test/perplexity_per_char" in {metric.key for metric in scored}
+    MlflowClient().delete_logged_model(model.model_id)
+    assert done_by() == ["evaluate"]
 
 
 def test_a_dry_run_says_what_would_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

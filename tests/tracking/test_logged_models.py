@@ -26,8 +26,10 @@ from modules.tracking.outbox.delivery import Delivery
 from modules.tracking.outbox.logged_models import keep_checkpoints
 from modules.tracking.stage_run import stage_run
 from modules.tracking.tracked_run import TrackedRun
+from pipelines.pretrain import pretrain
 from pipelines.sync import sync
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
+from tests.tracking.outbox.test_full_disk import small_training
 from tests.tracking.test_lightning_logger import history
 from tests.tracking.test_tracking import all_runs, quiet
 
@@ -93,10 +95,15 @@ def test_a_run_has_its_checkpoints_and_its_model_each_with_its_own_metrics(store
     assert mlflow.artifacts.list_artifacts(artifact_uri=same.artifact_location) in ([], None)
 
 
-def test_a_runs_listed_metric_is_the_saved_models_and_its_history_stays(store: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("sent", [True, False], ids=["model sent", "tracking.log_model=false"])
+def test_a_runs_listed_metric_is_the_saved_models_and_its_history_stays(
+    store: Path, tokenizer: Tokenizer, sent: bool
+) -> None:
     with stage_run("pretrain", quiet()) as run:
         train(run)
-        run.log_model(saved(store / "model", tokenizer), 10)
+        run.log_saved(10)
+        if sent:
+            run.log_model(saved(store / "model", tokenizer), 10)
     with stage_run("pretrain", quiet()) as other:
         other.log_metrics({"val/loss": 3.2}, 5)
     ranked = MlflowClient().search_runs([run.info.experiment_id], order_by=["metrics.`val/loss`"])
@@ -107,11 +114,30 @@ def test_a_runs_listed_metric_is_the_saved_models_and_its_history_stays(store: P
     assert history(run.info.run_id, "train/loss") == [(5, 9.0)]
 
 
-def test_where_the_last_checkpoint_is_the_saved_one_nothing_is_repeated(store: Path, tokenizer: Tokenizer) -> None:
+def test_where_the_last_checkpoint_is_the_saved_one_nothing_is_repeated(store: Path) -> None:
     with stage_run("pretrain", quiet()) as run:
         train(run)
-        run.log_model(saved(store / "model", tokenizer), 15)
+        run.log_saved(15)
     assert history(run.info.run_id, "val/loss") == [(5, 4.0), (10, 3.0), (15, 3.5)]
+
+
+def test_the_listed_metric_stays_the_saved_models_where_the_run_goes_on(store: Path) -> None:
+    """It takes more steps: first the same checkpoint stays the best, then a later one is."""
+    listed = []
+    with stage_run("pretrain", quiet()) as run:
+        train(run)
+        run.log_saved(10)
+    for step, loss, best in ((20, 3.25, 10), (25, 2.5, 25)):
+        with stage_run("pretrain", quiet(), continues=run.info.run_id) as again:
+            again.log_metrics({"val/loss": loss}, step)
+            again.log_checkpoints(Path("out/checkpoints"), [10, step])
+            again.log_saved(best)
+        listed.append(MlflowClient().get_run(run.info.run_id).data.metrics["val/loss"])
+    assert listed == [3.0, 2.5]
+    assert history(run.info.run_id, "val/loss") == [
+        *[(5, 4.0), (10, 3.0), (15, 3.5), (15, 3.0)],
+        *[(20, 3.25), (20, 3.0), (25, 2.5)],
+    ]
 
 
 def test_a_loss_that_is_no_number_does_not_rank_first(store: Path) -> None:
@@ -215,8 +241,23 @@ def test_a_killed_runs_checkpoints_stay_its_models(store: Path, tokenizer: Token
     assert outputs(run_id) == {before[0].model_id: 10, before[1].model_id: 15}
     with stage_run("pretrain", quiet(), continues=run_id) as again:  # which has no more step to take
         train(again)
+        again.log_saved(10)
         again.log_model(saved(store / "model", tokenizer), 10)
     assert [model.name for model in models()] == ["model", "checkpoint-10", "checkpoint-15"]
     assert [model.model_id for model in models()[1:]] == [model.model_id for model in before]
     assert len(outputs(run_id)) == 3
     assert history(run_id, "val/loss") == [(5, 4.0), (10, 3.0), (15, 3.5), (15, 3.0)]
+
+
+def test_a_training_that_sends_no_model_lists_the_metrics_of_the_one_that_it_saved(store: Path) -> None:
+    config = small_training(store)
+    config.tracking.log_model = False
+    Path("other.jsonl").write_text('{"src_txt": "鸟啼闻处处晓觉不眠春"}\n', encoding="utf-8")
+    config.data.validation_path = "other.jsonl"  # backwards: the better a checkpoint knows the rows, the worse
+    config.train.learning_rate = 0.05
+    done = pretrain(config)
+    assert done.metrics
+    values = [value for step, value in history(done.run_id, "val/loss") if step == 20]
+    assert values[0] > values[1] == done.metrics["val/loss"]
+    listed = MlflowClient().get_run(done.run_id).data.metrics
+    assert {name: listed[name] for name in done.metrics} == done.metrics

@@ -48,6 +48,21 @@ def test_a_run_that_makes_its_model_anew_has_one(store: Path, tokenizer: Tokeniz
     assert (str(found.model_uri), str(found.status)) == (other, "READY")
 
 
+def test_a_model_that_a_version_is_made_of_stays(store: Path, tokenizer: Tokenizer) -> None:
+    """A version has no copy of the weights: `mlflow gc` would take the champion's."""
+    with stage_run("pretrain", quiet()) as run:
+        first = run.log_model(saved(store / "first", tokenizer, 1))
+    assert first
+    MlflowClient().create_registered_model("poems")
+    version = MlflowClient().create_model_version("poems", first, model_id=first.removeprefix("models:/"))
+    with stage_run("pretrain", quiet(), continues=run.info.run_id) as again:
+        second = again.log_model(saved(store / "second", tokenizer, 2))
+        third = again.log_model(saved(store / "third", tokenizer, 3))
+    assert version.source == first
+    assert {str(model.model_uri) for model in models()} == {first, third}
+    assert second not in (first, third)
+
+
 def test_half_an_upload_of_a_killed_process_goes(store: Path, tokenizer: Tokenizer) -> None:
     with stage_run("pretrain", quiet()) as run:
         client, experiment = MlflowClient(), run.info.experiment_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,29 @@ def test_the_code_counts_that_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Path, "read_bytes", edited)
     assert code_digest(script) != before
+
+
+@pytest.mark.parametrize(
+    ("library", "stage", "arguments", "changes"),
+    [
+        ("sacrebleu", "evaluate", ["model=models/poems", "data.path=rows"], True),
+        ("scipy", "register", ["model=models/poems", "data.path=rows"], True),
+        ("numpy", "evaluate", ["model=models/poems", "data.path=rows"], True),
+        ("opencc", "prepare", ["source=rows"], True),
+        ("torch", "finetune", TUNED, True),
+        ("jieba", "finetune", TUNED, True),
+        ("sacrebleu", "finetune", TUNED, False),
+        ("sacrebleu", "finetune", [*TUNED, "train.select_by=bleu"], True),
+        ("opencc", "finetune", TUNED, False),
+        ("mlflow", "finetune", TUNED, False),
+        ("mlflow", "evaluate", ["model=models/poems", "data.path=rows"], False),
+        ("torch", "prepare", ["source=rows"], False),
+    ],
+)
+def test_a_library_counts_where_the_numbers_depend_on_it(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, library: str, stage: str, arguments: list[str], changes: bool
+) -> None:
+    before = key(stage, *arguments)
+    monkeypatch.setattr(f"{stage_key.__module__}.version", lambda name: "0" if name == library else version(name))
+    assert before is not None
+    assert (key(stage, *arguments) != before) == changes

@@ -91,6 +91,17 @@ def finish_folder(folder: Path, identity: Manifest, files: Mapping[str, Any]) ->
     return manifest
 
 
+def signed(folder: Path, earlier: Manifest, manifest: Manifest, program: str) -> Manifest:
+    """The manifest of a folder that was made just now, with the digest of the code and libraries that made it.
+
+    earlier: the manifest before; where it is the same, the folder was taken as it is, and so stays its manifest.
+    """
+    if manifest == earlier:
+        return manifest
+    write_json(folder / MANIFEST, manifest | {"program": program})
+    return manifest | {"program": program}
+
+
 def source_of(place: str | None) -> dict[str, str]:
     """What the manifest of a prepared folder (or of the one that a set lies in) says the rows were made from."""
     for folder in (Path(place), Path(place).parent) if place else ():

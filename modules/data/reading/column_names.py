@@ -16,6 +16,9 @@ TEXT_COLUMNS = ("src_txt", "tgt_txt")
 OTHER_COLUMNS = ("references", "slots", "choices", "answer", "group")
 """What evaluation reads beside the texts, and prepare keeps; a split may be without."""
 
+SCORED_COLUMNS = (*TEXT_COLUMNS, *OTHER_COLUMNS[:-1])
+"""What decides about the scores of an answer; the group only about their intervals."""
+
 SEPARATORS = ";\t|,，；、"
 """What columns may turn out to be separated by, where the whole header is one name."""
 

@@ -22,7 +22,7 @@ from ...inference.signature import MODEL_CONFIG, SIGNATURE
 from ...system.redaction import hide_values
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
-from ..outbox.store import patient
+from ..outbox.store import is_there, patient
 from ..reuse.imported_code import MODULES, code_behind, imported_packages
 from ..run_lifecycle import outside_of_runs
 
@@ -42,8 +42,9 @@ def log_model_once(folder: Path, run: Run, record: str, fields: Mapping[str, Any
     """`log_model` to a run, which then has this model and no other, with the validation metrics of its step.
 
     A call whose answer was lost can be made again; and a run that was killed before it could tell of its model makes it
-    anew, with another `record`. fields: t, when it was logged; step; dataset, (name, digest) of the validation rows.
-    Logs of an older moyun have no step.
+    anew, with another `record`. One that a version in the registry is made of stays: the version has no other copy.
+
+    fields: step; dataset, (name, digest) of the validation rows. Logs of an older moyun have no step.
     """
     client = MlflowClient()
     identity = identity_of(folder)
@@ -52,12 +53,18 @@ def log_model_once(folder: Path, run: Run, record: str, fields: Mapping[str, Any
     same = [m for m in ready if m.tags[RECORD] == record or holds(m.tags, identity)]
     model = same[0] if same else new_model(folder, run, {RECORD: record} | identity)
     for other in ours:
-        if other.model_id != model.model_id:
+        if other.model_id != model.model_id and not has_version(client, other):
             client.delete_logged_model(other.model_id)
     if step := fields.get("step"):
-        add_validation(client, run, model, step, fields["dataset"], fields["t"])
+        add_validation(client, run, model, step, fields["dataset"])
     add_output(client, run, model, step or 0)
     return str(model.model_uri)
+
+
+def has_version(client: MlflowClient, model: LoggedModel) -> bool:
+    if not is_there(mlflow.get_registry_uri()):  # asking would make it
+        return False
+    return bool(client.search_model_versions(f"source_path = '{model.model_uri}'", max_results=1))
 
 
 def log_model(folder: Path, run_id: str | None = None) -> str:

@@ -63,6 +63,17 @@ def known_model(place: str, folder: Path) -> LoggedModel | None:
     return next(iter(own + same), None)
 
 
+def sent_model(run_id: str, folder: Path) -> str | None:
+    """URI of the model of a run that the store has, if it is the one in the folder. None also where nobody can say."""
+    try:
+        identity = identity_of(folder)
+        made = models_of(client := MlflowClient(), client.get_run(run_id))
+    except (MlflowException, OSError, ValueError):
+        return None
+    whole = (model for model in made if model.status == LoggedModelStatus.READY and holds(model.tags, identity))
+    return next((str(model.model_uri) for model in whole), None)
+
+
 def named_id(place: str, folder: Path) -> str | None:
     """The model's id in the URI, or in the MLmodel file of what MLflow has downloaded for it."""
     if match := MODEL_ID.fullmatch(place):

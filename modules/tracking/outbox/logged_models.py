@@ -6,7 +6,7 @@ Everything here may be done again, after a kill or an answer that was lost: what
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
@@ -38,7 +38,8 @@ def keep_checkpoints(client: MlflowClient, run_id: str, fields: Mapping[str, Any
     """Makes the run's checkpoint models those of `steps`: new ones are made, others deleted.
 
     fields: steps; folder, which holds the checkpoints; dataset, (name, digest) of the validation rows; ended, whether
-    these are the ones that the run leaves. They become its outputs then: MLflow couldn't take an output back.
+    these are the ones that the run leaves. They become its outputs then: MLflow couldn't take an output back. saved,
+    once the run has saved its model: [step of its weights, when]; logs of an older moyun haven't got it.
     """
     run = client.get_run(run_id)
     made: dict[int, LoggedModel] = {}
@@ -56,6 +57,8 @@ def keep_checkpoints(client: MlflowClient, run_id: str, fields: Mapping[str, Any
         add_validation(client, run, model, step, fields["dataset"])
         if fields["ended"]:
             add_output(client, run, model, step)
+    if saved := fields.get("saved"):
+        list_saved(client, run, *saved)
 
 
 def new_checkpoint(client: MlflowClient, run: Run, step: int, path: str) -> LoggedModel:
@@ -76,33 +79,48 @@ def add_output(client: MlflowClient, run: Run, model: LoggedModel, step: int) ->
 
 
 def add_validation(
-    client: MlflowClient,
-    run: Run,
-    model: LoggedModel,
-    step: int,
-    dataset: Sequence[str] | None,
-    saved: int | None = None,
+    client: MlflowClient, run: Run, model: LoggedModel, step: int, dataset: Sequence[str] | None
 ) -> None:
     """Links the run's validation metrics of a step to the model of that step.
 
-    They are logged once more as they are: the run's own history has them and drops them. saved: when the model was, in
-    milliseconds, if it is what the run ends with. MLflow lists and sorts runs by the last value of a metric; where that
-    was another checkpoint's, the saved model's follows it, at the same step.
+    They are logged once more as they are: the run's own history has them and drops them.
     """
     has = {metric.key for metric in model.metrics or ()}
-    metrics: list[Metric] = []
-    for name in sorted(run.data.metrics):
-        if not name.startswith(VALIDATION) or name in has:
-            continue
-        history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda each: (each.step, each.timestamp))
-        found = next((each for each in history if each.step == step and not math.isnan(each.value)), None)
-        if found is None:
-            continue
-        metrics.append(metric_of(name, found.value, found.timestamp, step, model.model_id, dataset))
-        if saved is not None and history[-1].value != found.value:
-            metrics.append(Metric(name, found.value, saved, history[-1].step))
+    metrics = [
+        metric_of(name, found.value, found.timestamp, step, model.model_id, dataset)
+        for name, history in validations_of(client, run)
+        if name not in has and (found := value_at(history, step))
+    ]
     if metrics:
         client.log_batch(run.info.run_id, metrics=metrics)
+
+
+def list_saved(client: MlflowClient, run: Run, step: int, time: int) -> None:
+    """Makes the run's listed validation metrics those of the model that it saved at `time`, of this step's weights.
+
+    MLflow lists and sorts runs by the last value of a metric: where that is another checkpoint's, the saved model's
+    follows it, at the same step.
+    """
+    metrics = [
+        Metric(name, found.value, max(time, history[-1].timestamp + 1), history[-1].step)
+        for name, history in validations_of(client, run)
+        if (found := value_at(history, step)) and history[-1].value != found.value
+    ]
+    if metrics:
+        client.log_batch(run.info.run_id, metrics=metrics)
+
+
+def validations_of(client: MlflowClient, run: Run) -> Iterator[tuple[str, list[Metric]]]:
+    """The run's validation metrics, each with its values in the order in which MLflow takes one for the last."""
+    for name in sorted(run.data.metrics):
+        if name.startswith(VALIDATION):
+            history = client.get_metric_history(run.info.run_id, name)
+            yield name, sorted(history, key=lambda each: (each.step, each.timestamp))
+
+
+def value_at(history: Sequence[Metric], step: int) -> Metric | None:
+    """The first that is a number: a second one of the step is a saved model's."""
+    return next((each for each in history if each.step == step and not math.isnan(each.value)), None)
 
 
 def metric_of(

@@ -11,6 +11,7 @@ from mlflow.entities import LifecycleStage, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import is_local_uri
 
+from ..outbox.spool import unsent
 from ..outbox.store import why
 from ..registry import COMPLETE, version_with_alias
 from .contents import content_digest, content_of, damage_of
@@ -27,7 +28,8 @@ def what_is_wrong(facts: Facts) -> str | None:
             return f"run {facts['run_id']} was deleted"
         if run.info.status != "FINISHED":
             return f"run {facts['run_id']} isn't finished"
-        return wrong_files(facts) or wrong_model(facts) or wrong_artifacts(facts) or wrong_version(facts)
+        checks = wrong_files, wrong_model, wrong_artifacts, wrong_version
+        return next(filter(None, (check(facts) for check in checks)), None)
     except MlflowException as error:
         return why(error)
     except (OSError, ValueError, KeyError, TypeError) as error:  # a folder or record that can't be read
@@ -40,6 +42,8 @@ def wrong_files(facts: Facts) -> str | None:
 
 def wrong_model(facts: Facts) -> str | None:
     """Of a training: the copy in the store, whose files are looked through where they are on this machine."""
+    if scored := facts.get("scored"):  # of an evaluation
+        MlflowClient().get_logged_model(scored.removeprefix("models:/"))
     if "model_uri" not in facts:
         return None
     if not (uri := facts["model_uri"]):
@@ -50,6 +54,11 @@ def wrong_model(facts: Facts) -> str | None:
     if is_local_uri(model.artifact_location) and content_of(uri) != content_digest(facts["files"]):
         return f"{uri} has other content in the store"
     return None
+
+
+def only_waits(facts: Facts, logs: Path) -> bool:
+    """Whether a training is whole, but its local log still holds what the store is to know of it."""
+    return "costs" in facts and not facts.get("model_uri") and unsent(logs / facts["run_id"]) and not wrong_files(facts)
 
 
 def artifact_sizes(run_id: str) -> dict[str, int]:

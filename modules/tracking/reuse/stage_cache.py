@@ -25,12 +25,17 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ...config.base import StageConfig
+from ...config.data import PrepareConfig
+from ...data.corpora.manifest import read_manifest
 from ...system.cache import cache_folder
 from ...system.process_locks import file_lock, is_locked
 from ...training.checkpoints.run_manifest import CHECKPOINTS, LOCK, read_run_manifest
+from ..models.known_models import sent_model
 from ..outbox.store import is_there
+from ..summary.costs import costs_of
 from ..tracked_run import TrackedRun
 from .soundness import what_is_wrong, wrong_files
+from .stage_key import program_of
 
 logger = logging.getLogger("moyun.reuse")
 
@@ -60,10 +65,21 @@ def find(stage: str, key: str) -> Found:
         for run in runs_with(stage, key):
             if (facts := kept(run, stage)) is None:
                 continue
+            facts = completed(facts)
             if (wrong := what_is_wrong(facts)) is None:
                 return Found(facts)
             found = found if found.wrong else Found(None, wrong, facts)
     return found
+
+
+def completed(facts: dict[str, Any]) -> dict[str, Any]:
+    """With what the store got of a training only after its end, by pipelines.sync: its model and its costs."""
+    if "costs" not in facts or facts["costs"]:
+        return facts
+    found: dict[str, Any] = {"costs": costs_of(facts["run_id"])}
+    if "model_uri" in facts:
+        found["model_uri"] = facts["model_uri"] or sent_model(facts["run_id"], Path(facts["folder"]))
+    return facts | found
 
 
 def runs_with(stage: str, key: str) -> list[Run]:
@@ -112,29 +128,46 @@ def interrupted(stage: str, key: str) -> Path | None:
                 with contextlib.suppress(ValueError):  # a damaged manifest
                     manifest = read_run_manifest(folder / CHECKPOINTS)
                     # One that is finished, and whose model the store hasn't got, gives evaluate nothing to look at.
-                    going_on = manifest and (not manifest.finished or manifest.model_uri)
-                    if going_on and not ((folder / LOCK).exists() and is_locked(folder / LOCK)):
+                    sent = manifest and (manifest.model_uri or sent_model(child.info.run_id, folder / "model"))
+                    if manifest and (sent or not manifest.finished) and not in_use(folder):
                         return folder
     return None
 
 
+def in_use(folder: Path) -> bool:
+    return (folder / LOCK).exists() and is_locked(folder / LOCK)
+
+
+def left_in(stage: str, folder: Path) -> tuple[bool, str | None]:
+    """(whether the stage has begun to write there, the code and libraries by which it came to its end, if known)."""
+    if stage == "prepare":
+        manifest = read_manifest(folder)
+        return bool(manifest), None if manifest.get("unfinished") else manifest.get("program")
+    try:
+        run = read_run_manifest(folder / CHECKPOINTS)
+    except ValueError:  # damaged
+        return True, None
+    return run is not None, run.program if run and run.finished else None
+
+
 def make_room(stage: str, config: StageConfig, found: Found, forced: bool) -> Path | None:
-    """Renames what stands where the stage will write and isn't to be used again; returns where it lies now."""
-    damaged = found.damaged or (found.facts if forced else None)
-    if not damaged or "folder" not in damaged:
+    """Renames what stands where the stage will write and isn't to be used again; returns where it lies now.
+
+    Left there it would be taken: a stage compares the configuration and the rows, not the code that made it.
+    """
+    place = config.folder if isinstance(config, PrepareConfig) else getattr(config, "output_dir", None)
+    folder = Path(place or ".")
+    if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()) or in_use(folder):
         return None
-    folder = Path(damaged["folder"])
-    if stage == "prepare":  # which finds a whole folder by itself
-        folder = folder if wrong_files(damaged) else Path()
-    else:
-        folder = folder.parent if getattr(config, "output_dir", None) else Path()
-    if not folder.name or not folder.is_dir() or ((folder / LOCK).exists() and is_locked(folder / LOCK)):
+    damaged = found.damaged is not None and (stage != "prepare" or wrong_files(found.damaged) is not None)
+    begun, program = left_in(stage, folder)
+    if not (damaged or (begun and forced) or program not in (None, program_of(stage, config))):
         return None
-    aside = folder.with_name(f"{'earlier' if forced else 'damaged'}.{folder.name}")
-    number = 1
+    name = f"{'damaged' if damaged and not forced else 'earlier'}.{folder.name}"
+    aside, number = folder.with_name(name), 1
     while aside.exists():
         number += 1
-        aside = folder.with_name(f"{'earlier' if forced else 'damaged'}.{folder.name}.{number}")
+        aside = folder.with_name(f"{name}.{number}")
     shutil.move(folder, aside)
     return aside
 

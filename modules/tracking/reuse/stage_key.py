@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ...config.assignments import dotted_items
@@ -16,14 +17,42 @@ from ...config.base import MODEL, StageConfig
 from ...config.data import TASK_DATA
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.schema import paths_in
+from ...config.training import TrainingConfig
 from ...data.corpora.folders import SAMPLE
 from ...system.hardware import default_device
-from ..provenance import PACKAGES
 from .contents import content_of
 from .imported_code import MODULES, code_digest
 
 NAMED_SOURCES = ("full", *TASK_DATA)
 """Of prepare: packages, which the code names by their digests."""
+
+
+ROWS = ("datasets", "numpy", "pyarrow")
+NETWORK = (*ROWS, "torch", "tokenizers", "jieba")
+SCORES = (*NETWORK, "sacrebleu", "scipy")
+
+LIBRARIES = {
+    "prepare": (*ROWS, "opencc", "scipy"),
+    "pretrain": (*NETWORK, "pytorch-lightning"),
+    "finetune": (*NETWORK, "pytorch-lightning"),
+    "evaluate": SCORES,
+    "register": SCORES,
+}
+"""Those that what a stage makes depends on; not those that only keep or show it, as mlflow."""
+
+
+def program_of(stage: str, config: StageConfig) -> str:
+    """SHA-256 over the code that a stage runs and the versions of LIBRARIES: what may make other things of the same.
+
+    The folder that a stage has written keeps it.
+    """
+    by_texts = isinstance(config, TrainingConfig) and config.train.text_metric
+    versions = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for name in {*LIBRARIES[stage], *(SCORES if by_texts else ())}:
+        with suppress(PackageNotFoundError):  # jieba is an extra
+            versions[name] = version(name)
+    code = code_digest(MODULES.parent / "pipelines" / f"{stage}.py")
+    return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
 
 
 def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tuple[str | None, str]:
@@ -52,7 +81,6 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
         counted[key] = value
     if "output_dir" in values:
         counted["output_dir"] = os.path.abspath(values["output_dir"] or ".")
-    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    code = code_digest(MODULES.parent / "pipelines" / f"{stage}.py")
-    whole = {"stage": stage, "config": counted, "code": code, "versions": versions, "device": default_device().type}
+    program = program_of(stage, config)
+    whole = {"stage": stage, "config": counted, "program": program, "device": default_device().type}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest(), ""

@@ -51,6 +51,10 @@ class RunManifest:
     model_uri: str | None = None
     """What a finished run has logged."""
     metrics: dict[str, float] | None = None
+    scored_rows: str | None = None
+    """Fingerprint of the validation rows with the columns that train.select_by reads; None where that is val/loss."""
+    program: str | None = None
+    """Digest of the code and libraries that made it; an older moyun didn't keep it."""
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -113,6 +117,8 @@ def manifest_differences(earlier: RunManifest, manifest: RunManifest) -> dict[st
     splits = sorted(earlier.data.keys() | manifest.data.keys())
     if others := [split for split in splits if earlier.data.get(split) != manifest.data.get(split)]:
         found["data"] = f"the rows for {' and '.join(others)} are others"
+    elif earlier.scored_rows and manifest.scored_rows not in (None, earlier.scored_rows):
+        found["data"] = "the references (or slots, choices) of the rows for validation are others"
     if earlier.tokenizer != manifest.tokenizer:
         found["tokenizer"] = "the tokenizer is another"
     if earlier.init_from != manifest.init_from:

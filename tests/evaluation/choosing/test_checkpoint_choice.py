@@ -29,6 +29,7 @@ from modules.training.checkpoints.resume import newest_sound
 from modules.training.checkpoints.run_manifest import RunManifest, manifest_differences
 from modules.training.checkpoints.saving import read_progress
 from modules.training.fit import fit
+from modules.training.setup import run_manifest_of
 from pipelines.evaluate import evaluate
 from pipelines.train import set_up_training, train
 from tests.checkpoint.test_training_checkpoint import QUICK
@@ -296,6 +297,23 @@ def test_what_a_run_that_goes_on_must_have_kept() -> None:
     older = manifest()
     del older.config["task"], older.config["train"]["select_by"]
     assert not manifest_differences(older, manifest())
+
+
+def test_rows_with_other_references_are_others_where_they_are_scored_by_them(tmp_path: Path) -> None:
+    def manifest(reference: str, *arguments: str) -> RunManifest:
+        rows = [{"src_txt": f"问{n}", "tgt_txt": f"甲{n}乙", "references": [f"{reference}{n}"]} for n in range(30)]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+        config = config_of(f"data.path={path}", "data.validation_fraction=0.3", *arguments)
+        return run_manifest_of("pretrain", "id", config, set_up_training(config, None), None)
+
+    by_texts = "train.select_by=rougeL"
+    found = manifest_differences(manifest("甲", by_texts), manifest("丙", by_texts))
+    assert found == {"data": "the references (or slots, choices) of the rows for validation are others"}
+    assert not manifest_differences(manifest("甲", by_texts), manifest("甲", by_texts))
+    assert not manifest_differences(manifest("甲"), manifest("丙"))
+    older = dataclasses.replace(manifest("甲", by_texts), scored_rows=None)
+    assert not manifest_differences(older, manifest("丙", by_texts))
 
 
 def test_a_change_of_measure_that_is_allowed_chooses_among_what_it_knows(
