@@ -55,11 +55,9 @@ class TrainResult:
     plan: TrainingPlan
     model: Path | None = None
     """The model folder; None after a dry run, and on all processes but the first."""
-    model_uri: str | None = None
-    """models:/ID of what was logged to MLflow."""
+    model_uri: str | None = None  # models:/ID of what was logged to MLflow
     metrics: dict[str, float] | None = None
-    setup: TrainingSetup | None = None
-    """Of a dry run: what would be trained on what."""
+    setup: TrainingSetup | None = None  # of a dry run: what would be trained on what
 
 
 def train(stage: str, config: TrainingConfig, rows: RowSource | None = None) -> TrainResult:

@@ -151,7 +151,6 @@ def log_best_model(run: TrackedRun, study: Study, folder: Path, best: Outcome) -
         inputs = made_in.inputs.dataset_inputs if made_in.inputs else []
         rows = next((each.dataset for each in inputs if each.tags[0].value == "validation"), None)
         fields = {"step": own[0] if own else None, "dataset": (rows.name, rows.digest) if rows else None}
-        fields |= {"t": made_in.info.end_time}
         return log_model_once(folder, made_in, f"best of {run.info.run_id}", fields)
 
     uri = until_answered(log)
