@@ -52,15 +52,16 @@ def progress_chart(result: SweepResult) -> Chart:
         best = (np.maximum if result.goal == "maximize" else np.minimum).accumulate(values)
         axes.step(numbers, best, color=BEST, where="post", linewidth=1.8, label="best so far")
         scatter(axes, numbers, values, result)
-        axes.set(xlabel="trial", ylabel=result.metric)
+        axes.set(xlabel="trial")
 
-    return Chart("Trials", draw)
+    return Chart(f"{result.metric} of each trial", draw)
 
 
 def response_chart(result: SweepResult, dimension: Dimension) -> Chart:
     """The score over one key's values, whatever the others had."""
+    title = f"{result.metric} by {dimension.key}"
     if len({one.values[dimension.key] for one in result.ranked}) < 2:
-        return Chart(dimension.key, None)
+        return Chart(title, None)
 
     def draw(axes: Axes) -> None:
         texts = [one.values[dimension.key] for one in result.ranked]
@@ -73,9 +74,9 @@ def response_chart(result: SweepResult, dimension: Dimension) -> Chart:
         if names:
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set(xlabel=dimension.key, ylabel=result.metric)
+        axes.set(xlabel=dimension.key)
 
-    return Chart(dimension.key, draw)
+    return Chart(title, draw)
 
 
 def parallel_chart(result: SweepResult) -> Chart:
