@@ -50,20 +50,27 @@ class Logged:
 
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last value of each."""
+    """Of the model that was saved; the last value of each where there is none."""
     rows: dict[str, str] = field(default_factory=dict)
     """Context → name and digest of a data set."""
     samples: list[dict[str, Any]] = field(default_factory=list)
+    saved: int | None = None
+    """The step of the weights that were saved."""
 
 
 def read_logged(spool: Spool) -> Logged:
-    found = Logged()
+    found, by_step = Logged(), dict[int, dict[str, float]]()
     for record in spool.all():
         fields = record.fields
         if record.kind == "tags":
             found.tags |= fields["values"]
         elif record.kind == "metrics":
-            found.metrics |= {k: v for k, v in fields["values"].items() if k.startswith(SHOWN)}
+            values = {k: v for k, v in fields["values"].items() if k.startswith(SHOWN)}
+            found.metrics |= values
+            by_step[fields["step"]] = by_step.get(fields["step"], {}) | values
+        elif record.kind == "checkpoints" and "saved" in fields:
+            found.saved = fields["saved"][0]
+            found.metrics |= by_step.get(found.saved, {})
         elif record.kind == "input":
             dataset = fields["dataset"]
             found.rows[fields["context"]] = f"`{dataset['name']}` (digest {dataset['digest'][:12]})"
@@ -91,9 +98,10 @@ def sections(run_id: str, stage: str, config: StageConfig, logged: Logged, end: 
     if scores := score_lines(logged.metrics):
         yield ["", "| score | value | 95 % interval |", "|---|---|---|", *scores]
     if logged.samples:
-        step = logged.samples[-1].get("step")
-        last = [sample for sample in logged.samples if sample.get("step") == step]
-        yield ["", *(f"> {one_line(s['prompt'])} **{one_line(answer(s))}**  " for s in last[:MOST_SAMPLES])]
+        steps = [sample.get("step") for sample in logged.samples]
+        step = logged.saved if logged.saved in steps else steps[-1]
+        shown = [sample for sample in logged.samples if sample.get("step") == step]
+        yield ["", *(f"> {one_line(s['prompt'])} **{one_line(answer(s))}**  " for s in shown[:MOST_SAMPLES])]
     yield ["", "Made by:", "", folded(command(stage, config))]
     if end == "finished" and (after := next_command(run_id, stage, config)):
         yield ["", "Next:", "", folded(after)]

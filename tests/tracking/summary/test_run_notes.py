@@ -51,6 +51,20 @@ def test_what_comes_after_prepare_names_its_rows(given: list[str], rows: str) ->
     assert shlex.split(words[-1]) == [words[-1].strip("'")]
 
 
+def test_a_training_is_described_by_the_model_that_it_saved(store: Path) -> None:
+    config = load_config("finetune", ["train.init_from=models/poems", "tracking.log_system_metrics=false"])
+    with stage_run("finetune", config) as run:
+        run.log_metrics({"val/loss": 3.25}, 10)
+        run.log_metrics({"val/loss": 4.5}, 20)
+        run.log_table({"step": [10, 20], "prompt": ["春", "春"], "text": ["春风", "春雨"]}, "samples.json")
+        run.log_checkpoints(store / "checkpoints", [10, 20])
+        run.log_saved(10)
+    note = note_of(run.info.run_id)
+    assert "| val/loss | 3.25 |" in note
+    assert "> 春 **风**" in note
+    assert "雨" not in note
+
+
 def test_a_description_of_a_failure_says_why_and_names_no_next_command(store: Path) -> None:
     config = load_config("evaluate", ["model=m", f"data.path=https://me:{CANARY}@host/x"])
     config.tracking.log_system_metrics = False
