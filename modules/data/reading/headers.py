@@ -11,7 +11,7 @@ from ...config.data import TASK_DATA, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from .column_names import OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
+from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
     SPLIT_NAMES,
@@ -71,11 +71,11 @@ def _check(
     columns: Mapping[str, str],
     section: str,
     tolerant: bool,
-    texts: Collection[str] = TEXT_COLUMNS + OTHER_COLUMNS,
+    texts: Collection[str] = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS),
 ) -> None:
     """texts: what of the rows is read; anything else may be called as it likes."""
     origin = {target: name for target, name in check_mapping(columns, section).items() if target in texts}
-    others = [name for target, name in origin.items() if target in OTHER_COLUMNS]
+    others = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
     wanted = [name for name in origin.values() if name not in others]
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []

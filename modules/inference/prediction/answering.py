@@ -100,7 +100,7 @@ def answer_window(
 
 def prompt_of(generator: TextGenerator, text: object, name: str) -> tuple[list[int], str]:
     """(ids, "") of a text that can be answered, ([], why not) of any other."""
-    from ...data.rows import fault_of
+    from ...data.quarantine import fault_of
 
     if fault := fault_of(text):
         return [], f"{name} {''.join(fault)}"

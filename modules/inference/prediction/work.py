@@ -12,8 +12,7 @@ import pyarrow as pa
 from ...config.assignments import dotted_items
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.prediction import PredictConfig
-from ...data.quarantine import DataError
-from ...data.rows import ABSENT
+from ...data.quarantine import ABSENT, DataError
 from ...model.sampling import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
