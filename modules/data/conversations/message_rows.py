@@ -6,9 +6,11 @@ whatever is done with pairs is done with the last answer, and the whole is there
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...tokenizer.prompt_template import SOURCE_FIELD, SYSTEM, TURNS_TEMPLATE, Message, check_messages, with_system
@@ -30,8 +32,34 @@ Fault = tuple[str, str]
 """As `fault_of` gives it."""
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What stands in a row in place of a text to answer."""
+
+    given: object
+
+    @functools.cached_property
+    def question(self) -> tuple[list[Message], Fault | None]:
+        """(messages up to the last of the user's, None), ([], what is wrong) where they are none."""
+        messages, fault = read_messages_in(self.given)
+        return (messages[:-1] if messages and messages[-1].role == "assistant" else messages), fault
+
+    def __str__(self) -> str:
+        return "".join(text for _, text in self.question[0])
+
+
 def read_conversation(value: object) -> tuple[list[Message], Fault | None]:
     """(messages, None) of a conversation that can be learnt from, ([], what is wrong with it) of any other."""
+    messages, fault = read_messages_in(value)
+    if fault or messages[-1].role == "assistant":
+        return messages, fault
+    if not any(role == "assistant" for role, _ in messages):
+        return [], ("has no assistant's message, and so nothing to learn", "")
+    return [], ("ends with a user's message, which no answer follows", "")
+
+
+def read_messages_in(value: object) -> tuple[list[Message], Fault | None]:
+    """(messages, None) of a value that holds a conversation, ([], what is wrong with it) of any other."""
     if isinstance(value, str) or value is ABSENT:
         if fault := fault_of(value):
             return [], fault
@@ -45,7 +73,10 @@ def read_conversation(value: object) -> tuple[list[Message], Fault | None]:
         messages = check_messages(value)
     except (ValueError, RecursionError) as error:
         return [], parted(str(error))
-    return learnable(messages)
+    for number, (_, text) in enumerate(messages, 1):
+        if fault := fault_of(text):
+            return [], (f"has a message that {fault[0]}", f"{fault[1]} (number {number})")
+    return messages, None
 
 
 def as_messages(value: object) -> object:
@@ -73,17 +104,6 @@ def parted(reason: str) -> Fault:
     if not place:
         return f"can't be used: {reason}", ""
     return f"can't be used: a message {reason[place.end() :]}", f" (number {int(place[1]) + 1})"
-
-
-def learnable(messages: list[Message]) -> tuple[list[Message], Fault | None]:
-    for number, (_, text) in enumerate(messages, 1):
-        if fault := fault_of(text):
-            return [], (f"has a message that {fault[0]}", f"{fault[1]} (number {number})")
-    if not any(role == "assistant" for role, _ in messages):
-        return [], ("has no assistant's message, and so nothing to learn", "")
-    if messages[-1].role != "assistant":
-        return [], ("ends with a user's message, which no answer follows", "")
-    return messages, None
 
 
 def as_columns(conversations: Sequence[list[Message]]) -> dict[str, list[str]]:

@@ -174,14 +174,14 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
 
 
 def _check_alone(findings: Findings, origin: Mapping[str, str]) -> None:
-    """Conversations beside texts: which of them are to be learnt can't be told."""
+    """Conversations beside texts: which of them are meant can't be told."""
     texts = [origin[target] for target in TEXT_COLUMNS if origin.get(target) in findings.columns]
     if texts:
         both = [(origin[MESSAGES], MESSAGES), *((name, "src_txt") for name in texts if name == origin["src_txt"])]
         which = " or ".join(setting(*pair, findings.section) for pair in both)
         raise DataError(
             f"{findings.where} has conversations ({origin[MESSAGES]!r}) and beside them "
-            f"{' and '.join(map(repr, texts))}; say which are to be learnt: {which}"
+            f"{' and '.join(map(repr, texts))}; say which are meant: {which}"
         )
 
 

@@ -47,7 +47,8 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(config, PredictConfig):
-        _check([(config.source, config.split or "train")], config.columns, prefix, tolerant=False, texts=["src_txt"])
+        source, texts = (config.source, config.split or "train"), ["src_txt", MESSAGES]
+        _check([source], config.columns, prefix, tolerant=False, texts=texts)
     elif isinstance(data := getattr(config, "data", None), DataConfig):
         sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
         sources = [(source, split) for source, split in sources if not is_below(source, made)]

@@ -20,7 +20,7 @@ from modules.evaluation.likelihood import score
 from modules.model.decoder import Decoder
 from modules.model.loss import IGNORED
 from modules.tokenizer.prompt_template import encode_turns, ids_of, read_messages
-from modules.tokenizer.tokenizer import Tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = "问：{src_txt}\n答："
 TALK = [
@@ -164,8 +164,6 @@ def test_what_is_kept_on_disk_is_the_same(tuned: Tokenizer, tmp_path: Path) -> N
 
 
 def test_lost_characters_of_answers_alone_are_charged(tuned: Tokenizer, tmp_path: Path) -> None:
-    from modules.tokenizer.tokenizer import load_tokenizer
-
     (tmp_path / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"春山水：问答"]) + "\n"
     )
