@@ -119,7 +119,7 @@ BAD = [
 @pytest.mark.parametrize(("talk", "reason"), BAD)
 def test_a_bad_row_is_named_and_may_be_left_out(talk: Any, reason: str) -> None:
     rows = [{"messages": TALKS[0]}, {"messages": talk}, {"messages": TALKS[1]}]
-    with pytest.raises(DataError, match=rf"the given data row 2: {reason}"):
+    with pytest.raises(DataError, match=rf"the given data row 2: .*{reason}"):
         load_rows(rows)
     quarantine = Quarantine(0.5)
     assert load_rows(rows, quarantine=quarantine).to_list() == ROWS
