@@ -23,7 +23,8 @@ from ..data.conversations.message_rows import questions_of
 from ..data.encoding import Documents, encode_rows
 from ..data.packing import in_order
 from ..model.decoder import Decoder
-from ..model.loss import CHUNK, IGNORED
+from ..model.linear import CHUNK
+from ..model.loss import IGNORED
 from ..tokenizer.lost_text import NATS_A_BYTE, LostText, lost_in_texts
 from ..tokenizer.prompt_template import Message, fit_prompt
 from ..tokenizer.tokenizer import Tokenizer
