@@ -45,7 +45,8 @@ class Conversation:
         return (messages[:-1] if messages and messages[-1].role == "assistant" else messages), fault
 
     def __str__(self) -> str:
-        return "".join(text for _, text in self.question[0])
+        messages, _ = self.question
+        return "".join(text for _, text in with_system(messages)) if messages else ""
 
 
 def read_conversation(value: object) -> tuple[list[Message], Fault | None]:
