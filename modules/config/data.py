@@ -21,7 +21,7 @@ class DataConfig:
     hub name."""
     columns: dict[str, str] = field(default_factory=dict)
     """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt};
-    or → references, slots, choices, answer, group, which stand beside the texts."""
+    or → messages, for conversations; or → references, slots, choices, answer, group, which stand beside the texts."""
     validation_path: str | None = field(default=None, metadata=PATH)
     """Rows for validation: a file, or a folder with a validation file; unset: that of data.path, else
     validation_fraction of the training rows."""
@@ -40,7 +40,8 @@ class DataConfig:
     over_long: Literal["split", "cut"] = "cut"
     """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
     prompt_template: str | None = field(default=None, metadata=LINES)
-    """How src_txt becomes a prompt when there is a tgt_txt, e.g. '{src_txt}\\n'; it travels with the tokenizer."""
+    """How src_txt becomes a prompt when there is a tgt_txt, e.g. '{src_txt}\\n', and each user's text in a conversation
+    (unset: '问：{src_txt}\\n答：', if the model has none); it travels with the tokenizer."""
     cache_dir: str | None = field(default=None, metadata=PATH)
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
@@ -96,8 +97,8 @@ class PrepareConfig(StageConfig):
     output_dir: str | None = field(default=None, metadata=PATH)
     """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
-    """For rows of your own: your column names → src_txt or tgt_txt, or what is kept beside them: references, slots,
-    choices, answer, group."""
+    """For rows of your own: your column names → src_txt or tgt_txt, or messages (conversations), or what is kept beside
+    them: references, slots, choices, answer, group."""
     near_copies: Literal["report", "drop", "ignore"] = "report"
     """For rows of your own, what becomes of those that share half of their text with another: report keeps them in one
     split where prepare splits the rows, and counts them; drop leaves all but one of them out; ignore doesn't look."""

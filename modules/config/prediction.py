@@ -31,7 +31,8 @@ class PredictConfig(StageConfig):
     split: str | None = None
     """Which rows, where the source is a folder of splits or a hub dataset: train, validation, test."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Which column holds the text, where it isn't called src_txt: columns.question=src_txt."""
+    """Which column holds the text, where it isn't called src_txt: columns.question=src_txt; or conversations, where
+    they aren't called messages: columns.conversations=messages."""
     target: str | None = field(default=None, metadata=PATH)
     """The file to write: .csv, .tsv, .jsonl or .parquet; without an ending in the source's format. Unset:
     NAME.answers.csv (or the like) beside the source."""
@@ -89,8 +90,11 @@ class PredictConfig(StageConfig):
         if not self.target and any(sign in self.source for sign in "[]*?"):
             yield f"target must be given with source={self.source}: a file that ends in one of {', '.join(WRITTEN)}"
         for name, text in self.columns.items():
-            if text != "src_txt":
-                yield f"columns.{name}={text}: must be src_txt, all that is read; any other column is kept as it is"
+            if text not in ("src_txt", "messages"):
+                yield (
+                    f"columns.{name}={text}: must be src_txt or messages, all that is read; any other column is kept "
+                    "as it is"
+                )
         names = list(self.new_columns.values())
         for key, name in self.new_columns.items():
             if not name.strip():

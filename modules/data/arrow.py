@@ -1,4 +1,4 @@
-"""Checked rows as Arrow tables: written batch by batch, read batch by batch, hashed by content."""
+"""Checked rows as Arrow tables: written batch by batch, read batch by batch, hashed by content; arrays that grow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH_ROWS = 4096
-TEXTS = ("src_txt", "tgt_txt")
+TEXTS = ("src_txt", "tgt_txt", "messages")
+"""Columns of what is learnt (messages: conversations/message_rows.py)."""
 
 BATCH_BYTES = 4_000_000
 """Of the rows of a batch: a few thousand rows may be a megabyte or a gigabyte."""
@@ -181,3 +182,29 @@ def _offsets(column: pa.LargeStringArray) -> np.ndarray:
     if not len(column):
         return np.zeros(1, np.int64)
     return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+
+
+class ArrayFile:
+    """A one-dimensional .npy file that grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("wb")
+        self.length = 0
+        self.kind: Any = None
+
+    def append(self, values: np.ndarray) -> None:
+        if not self.kind:
+            self.kind = np.lib.format.dtype_to_descr(values.dtype)
+            self.write_header()
+        self.length += len(values)
+        self.stream.write(values.tobytes())
+
+    def write_header(self) -> None:
+        """The same number of bytes for any length: numpy leaves room for the first dimension to grow."""
+        header = {"descr": self.kind, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.stream, header)
+
+    def close(self) -> None:
+        self.stream.seek(0)
+        self.write_header()
+        self.stream.close()

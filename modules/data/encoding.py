@@ -22,7 +22,9 @@ from ..tokenizer.lookup import Counts, Ids, ranges
 from ..tokenizer.lost_text import lost_in_texts
 from ..tokenizer.prompt_template import prompt_limits
 from ..tokenizer.tokenizer import Tokenizer
-from .arrow import fingerprint, text_batches
+from .arrow import ArrayFile, fingerprint, text_batches
+from .conversations.turn_documents import encode_conversations
+from .reading.column_names import MESSAGES
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Documents:
     characters: np.ndarray
     """Characters of text that each document's trained ids spell; (documents,) int32."""
     ended: np.ndarray
-    """Whether a document ends with end-of-text; (documents,) bool."""
+    """Whether a document ends with end-of-text, (documents,) bool; of a conversation how many answers do, int32."""
     lost_bytes: np.ndarray
     """UTF-8 bytes of the characters that each document's ids should spell and don't; (documents,) int32. A row's stand
     with its first document."""
@@ -57,6 +59,9 @@ class Documents:
     """Of the rows' texts."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """Character of the rows' texts → how often it doesn't come back from its ids."""
+    later_prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Where in `ids` a prompt that stands after an answer begins and ends: begin, end, begin, end, …, int64. These ids
+    aren't trained on either; only conversations have such."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -71,7 +76,16 @@ class Documents:
     def trained_tokens(self) -> np.ndarray:
         """Labels of each document that count in the loss, (documents,) int64."""
         trained: np.ndarray = np.diff(self.offsets) - self.prompt_lengths
+        begins, ends = self.later_prompts[::2], self.later_prompts[1::2]
+        np.subtract.at(trained, np.searchsorted(self.offsets, begins, "right") - 1, ends - begins)
         return trained
+
+    def later_prompts_of(self, document: int) -> np.ndarray:
+        """Where the document's later prompts begin and end, counted from its first id; (prompts, 2)."""
+        begin, end = self.offsets[document : document + 2]
+        first, last = np.searchsorted(self.later_prompts[::2], [begin, end])
+        found: np.ndarray = (self.later_prompts[2 * first : 2 * last] - begin).reshape(-1, 2)
+        return found
 
 
 class EncodedBatch(NamedTuple):
@@ -89,30 +103,38 @@ class EncodedBatch(NamedTuple):
     tokens_cut: int
     text_characters: int
     lost: Counter[str]
+    later_prompts: np.ndarray = np.zeros(0, np.int64)
 
 
 def encode_rows(
     rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int, over_long: Literal["split", "cut"] = "cut"
 ) -> Documents:
-    """Encodes src_txt (and tgt_txt); no document has more than sequence_length inputs.
+    """Encodes src_txt (and tgt_txt), or messages; no document has more than sequence_length inputs.
 
     A longer row of plain text is split so that each of its tokens is still predicted exactly once, or cut;
     a row with tgt_txt is always cut, as the second half of a target without its prompt teaches nothing.
     """
-    batches = list(encode_batches(rows, tokenizer, sequence_length, over_long))
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(batch, name) for batch in batches]) for name in ARRAYS if name != "offsets"
-    }
-    offsets = np.concatenate([[0], *(batch.lengths for batch in batches)]).cumsum()
-    return Documents(offsets=offsets, rows=len(rows), **arrays, **sums(batches))
+    batches = list(placed(encode_batches(rows, tokenizer, sequence_length, over_long)))
+    arrays: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in ARRAYS}
+    arrays["offsets"] = np.concatenate([[0], arrays["offsets"]])
+    return Documents(rows=len(rows), **arrays, **sums(batches))
 
 
-def sums(batches: Iterable[EncodedBatch]) -> dict[str, Any]:
+def placed(batches: Iterable[EncodedBatch]) -> Iterator[dict[str, Any]]:
+    """The fields of each batch, and where its documents and their later prompts stand among the ids of all."""
+    total = 0
+    for batch in batches:
+        offsets = total + batch.lengths.cumsum()
+        yield batch._asdict() | {"offsets": offsets, "later_prompts": total + batch.later_prompts}
+        total = int(offsets[-1])
+
+
+def sums(batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What is counted over all batches, by its name in Documents."""
     counts: dict[str, Any] = dict.fromkeys(COUNTS, 0) | {"lost": Counter[str]()}
     for batch in batches:
         for name in counts:
-            counts[name] += getattr(batch, name)
+            counts[name] += batch[name]
     return counts
 
 
@@ -129,6 +151,9 @@ def encode_batches(
             f"{smallest - 1} are needed, for start and template, a token of text and one to predict"
         )
     for batch in text_batches(rows):
+        if MESSAGES in batch:
+            yield EncodedBatch(**encode_conversations(batch[MESSAGES], tokenizer, sequence_length + 1))
+            continue
         yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
 
 
@@ -218,7 +243,7 @@ def count_trained_characters(
     return counts
 
 
-ARRAYS = tuple(entry.name for entry in fields(Documents))[:6]
+ARRAYS = (*[entry.name for entry in fields(Documents)][:6], "later_prompts")
 COUNTS = ("rows_cut", "rows_split", "tokens_cut", "text_characters")
 
 
@@ -249,41 +274,13 @@ def write_documents(
     columns = {name: ArrayFile(folder / f"{name}.npy") for name in ARRAYS}
     columns["offsets"].append(np.zeros(1, np.int64))
 
-    def appended() -> Iterator[EncodedBatch]:
-        total = 0
-        for batch in encode_batches(rows, tokenizer, sequence_length, over_long):
-            parts = batch._asdict() | {"offsets": total + batch.lengths.cumsum()}
-            total = int(parts["offsets"][-1])
+    def appended() -> Iterator[dict[str, Any]]:
+        for batch in placed(encode_batches(rows, tokenizer, sequence_length, over_long)):
             for name in ARRAYS:
-                columns[name].append(parts[name])
+                columns[name].append(batch[name])
             yield batch
 
     counts = {"rows": len(rows), **sums(appended())}
     for column in columns.values():
         column.close()
     (folder / "counts.json").write_text(json.dumps(counts))
-
-
-class ArrayFile:
-    """A one-dimensional .npy file that grows."""
-
-    def __init__(self, path: Path) -> None:
-        self.stream = path.open("wb")
-        self.length = 0
-
-    def append(self, values: np.ndarray) -> None:
-        if not self.length:
-            self.kind = np.lib.format.dtype_to_descr(values.dtype)
-            self.write_header()
-        self.length += len(values)
-        self.stream.write(values.tobytes())
-
-    def write_header(self) -> None:
-        """The same number of bytes for any length: numpy leaves room for the first dimension to grow."""
-        header = {"descr": self.kind, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.stream, header)
-
-    def close(self) -> None:
-        self.stream.seek(0)
-        self.write_header()
-        self.stream.close()

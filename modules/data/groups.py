@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .arrow import text_batches
+from .conversations.message_rows import users_texts
 from .corpora.verse import SPLITS
 from .quarantine import DataError
 
@@ -118,14 +119,15 @@ def places_by_hash(
     rows: datasets.Dataset, validation_fraction: float, test_fraction: float, alike: Numbers | None = None
 ) -> np.ndarray:
     """Each row's split, by the SHA-1 of its src_txt, a number from 0 to 1: test below one bound, validation below the
-    next. So the shares are met on average, rows of one src_txt stay together, and none moves when others are added.
+    next. So the shares are met on average, rows of one src_txt stay together, and none moves when others are added. Of
+    a conversation it is that of all that the user says.
 
     Groups, and rows that are alike, have a number that follows from the lowest of theirs. Where rows have groups, where
     a split would be empty, and where one would be smaller than what falls into it, splits are filled in the order of
     these numbers, as near to their shares as whole groups allow. Rows that are alike in such numbers that they would be
     a split by themselves aren't copies but how these data are: they are divided like others.
     """
-    found = np.array([hash_share(text) for batch in text_batches(rows) for text in batch["src_txt"]])
+    found = np.array([hash_share(text) for batch in text_batches(rows) for text in users_texts(batch)])
     texts = np.unique(found, return_inverse=True)[1]
     groups = group_numbers(rows)
     shares = {"test": test_fraction, "validation": validation_fraction}

@@ -116,6 +116,8 @@ def collate(documents: Documents, chosen: np.ndarray, multiple: int = 1) -> Micr
         ids = documents.ids[documents.offsets[index] : documents.offsets[index + 1]].astype(np.int64)
         following = ids[1:].copy()
         following[: documents.prompt_lengths[index] - 1] = IGNORED
+        for begin, end in documents.later_prompts_of(index):
+            following[begin - 1 : end - 1] = IGNORED
         inputs.append(ids[:-1])
         labels.append(following)
     lengths = documents.lengths[chosen]

@@ -25,6 +25,11 @@ MAX_BAD_ROWS = 100_000
 SHOWN_CHARACTERS = 200
 """Of a bad row's text in the list of what was left out."""
 
+ABSENT = object()
+"""In place of a value that a row lacks."""
+
+_JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+
 
 class DataError(ValueError):
     """A user's data can't be used as it is; the message says what, where, and what to do."""
@@ -111,6 +116,25 @@ class Findings:
 
     def in_order(self) -> list[BadRow]:
         return sorted(self.bad, key=lambda row: (row.file, row.position))
+
+
+def fault_of(value: object) -> tuple[str, str] | None:
+    """(what is wrong, what more there is to say of this value); None for a text."""
+    if isinstance(value, str):
+        if not value or value.isspace():
+            return ("is only white space" if value else "is empty"), ""
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            if "\udc80" <= half <= "\udcff":  # how readers hand on what they could not decode
+                return "holds bytes that aren't UTF-8, or half a surrogate pair", f" ({half!a})"
+            return "holds half a surrogate pair, which is no character", f" ({half!a})"
+        return None
+    if value is ABSENT:
+        return "is missing", ""
+    name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
+    return f"is {name}, not a string", "" if value is None else f" ({beginning(value)[:40]})"
 
 
 def beginning(row: object) -> str:

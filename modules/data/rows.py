@@ -1,4 +1,5 @@
-"""Rows: users' own data → a `datasets.Dataset` with string columns src_txt and, if present, tgt_txt.
+"""Rows: users' own data → a `datasets.Dataset` with string columns src_txt and, if present, tgt_txt; of conversations
+their last turn, and all of it in messages (conversations/message_rows.py).
 
 Every value is the text that stands in the file: nothing is inferred, stripped, normalised or filled in. What
 can't be taken as it stands is refused (or left out, if so asked), all bad rows at once, with file, line and reason.
@@ -20,21 +21,19 @@ import datasets
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
-from .quarantine import BadRow, DataError, Findings, Quarantine, beginning
-from .reading.column_names import NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
+from .conversations.message_rows import Fault, as_columns, read_conversation
+from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
+from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
 
-RULES = 3
+RULES = 4
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
-ABSENT = object()
-"""In place of a value that a row lacks."""
-_JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
 _Batches = Iterator[dict[str, list[str]]]
 T = TypeVar("T")
 
@@ -56,8 +55,8 @@ def load_rows(
         "data/*.csv", a folder of split files such as train.csv or of files alone, a folder written by
         `save_to_disk`, a Dataset, a DatasetDict, {"src_txt": […]}, a list of dicts or of texts, or, where no such
         path exists, the name of a Hugging Face hub dataset.
-    columns: the user's name → src_txt or tgt_txt, as ModelScope's `remap_columns` takes it, or one of OTHER_COLUMNS,
-        which is then kept as an extra.
+    columns: the user's name → src_txt, tgt_txt or messages, as ModelScope's `remap_columns` takes it, or one of
+        OTHER_COLUMNS, which is then kept as an extra.
     split: which file of a folder or split of a hub dataset; "train" by default. Refused other than as "train"
         where the source has no splits, so that training rows never pass for validation rows.
     max_rows: read no further than that many rows; what follows is not checked.
@@ -75,8 +74,9 @@ def load_rows(
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
     beside = {name: name for name in sorted(extras) if name not in columns}
-    beside |= {target: name for target, name in origin.items() if target not in TEXT_COLUMNS}
-    texts = {target: name for target, name in origin.items() if target in TEXT_COLUMNS}
+    learnt = (*TEXT_COLUMNS, MESSAGES)
+    beside |= {target: name for target, name in origin.items() if target not in learnt}
+    texts = {target: name for target, name in origin.items() if target in learnt}
     request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section)
     files = files_of(source, split) if cache else None
     if cache and files:
@@ -112,7 +112,9 @@ class _Request:
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        findings, rows = open_source(self.source, self.split, self.origin.values(), self.extras.values())
+        texts = [name for target, name in self.origin.items() if target != MESSAGES]
+        others = [*self.extras.values(), *(name for name in self.origin.values() if name not in texts)]
+        findings, rows = open_source(self.source, self.split, texts, others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
@@ -202,8 +204,10 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
+        conversations, faults = _conversations(values)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
-        bad = _note_bad_values(findings, batch, texts_alone, wanted)
+        bad = _note_bad_values(findings, batch, texts_alone, wanted, faults)
+        values = conversations | values
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
             values = {name: [texts[index] for index in good] for name, texts in values.items()} if good else {}
@@ -218,6 +222,15 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         findings.raise_if_bad(any_other=any_good)
     if present is None:
         raise DataError(f"{findings.where} has no rows")
+
+
+def _conversations(values: dict[str, list[object]]) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    """(columns of rows that are conversations, what is wrong with some of them); `values` is rid of the column."""
+    given = values.pop(MESSAGES, None)
+    if given is None or not values.keys().isdisjoint(TEXT_COLUMNS):  # both are refused, once all columns are known
+        return {}, {}
+    read = [read_conversation(value) for value in given]
+    return as_columns([messages for messages, _ in read]), {row: fault for row, (_, fault) in enumerate(read) if fault}
 
 
 def as_text(value: object) -> str:
@@ -253,12 +266,17 @@ def size_of(value: object) -> int:
 
 
 def _note_bad_values(
-    findings: Findings, batch: list[tuple[int, Row]], values: Mapping[str, list[object]], origin: Mapping[str, str]
+    findings: Findings,
+    batch: list[tuple[int, Row]],
+    values: Mapping[str, list[object]],
+    origin: Mapping[str, str],
+    conversations: Mapping[int, Fault],
 ) -> set[int]:
-    """Notes the rows of a batch that hold something else than text; returns which they are."""
-    faults: dict[int, list[tuple[str, str]]] = {}
+    """Notes the rows of a batch that hold something else than text, or such conversations; returns which they are."""
+    labels = {target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()}
+    faults = {row: [(f"{labels[MESSAGES]} {fault}", more)] for row, (fault, more) in conversations.items()}
     for target, column in values.items():
-        label = target if origin[target] == target else f"{target} (column {origin[target]!r})"
+        label = labels[target]
         for index, value in enumerate(column):
             fault = fault_of(value)
             if fault:
@@ -270,22 +288,3 @@ def _note_bad_values(
         reason = " and ".join(fault for fault, _ in found)
         findings.note(position, reason, "".join(more for _, more in found), row, file)
     return set(faults)
-
-
-def fault_of(value: object) -> tuple[str, str] | None:
-    """(what is wrong, what more there is to say of this value); None for a text."""
-    if isinstance(value, str):
-        if not value or value.isspace():
-            return ("is only white space" if value else "is empty"), ""
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = value[error.start]
-            if "\udc80" <= half <= "\udcff":  # how readers hand on what they could not decode
-                return "holds bytes that aren't UTF-8, or half a surrogate pair", f" ({half!a})"
-            return "holds half a surrogate pair, which is no character", f" ({half!a})"
-        return None
-    if value is ABSENT:
-        return "is missing", ""
-    name = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
-    return f"is {name}, not a string", "" if value is None else f" ({beginning(value)[:40]})"

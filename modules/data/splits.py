@@ -18,7 +18,7 @@ from .arrow import TEXTS
 from .corpora.manifest import read_manifest
 from .groups import GROUP, count_of_other_groups, fill, serving_groups
 from .quarantine import DataError, Quarantine
-from .reading.column_names import require_mapped
+from .reading.column_names import MESSAGES, require_mapped
 from .reading.finding import check_prepared, find_files
 from .rows import load_rows
 from .sources import RowSource, has_split, has_splits
@@ -138,10 +138,7 @@ def require_same_kind(
     train: datasets.Dataset, other: datasets.Dataset, place: Place, others_place: Place, section: str = "data."
 ) -> None:
     """DataError where one has answers to learn and the other plain text: a score would be of another task."""
-    kinds = [
-        "pairs (src_txt and tgt_txt)" if "tgt_txt" in rows.column_names else "plain text (src_txt alone)"
-        for rows in (train, other)
-    ]
+    kinds = [KINDS[kind_of_rows(rows.column_names)] for rows in (train, other)]
     if kinds[0] != kinds[1]:
         raise DataError(
             f"{place}: {kinds[0]}, but {others_place}: {kinds[1]}; give all splits the same columns "
@@ -151,7 +148,17 @@ def require_same_kind(
 
 def kind_of_rows(columns: Collection[str]) -> str:
     """In words: what is learnt from rows hangs on their columns."""
+    if MESSAGES in columns:
+        return "conversations"
     return "pairs" if "tgt_txt" in columns else "rows of plain text"
+
+
+KINDS = {
+    "conversations": "conversations (messages)",
+    "pairs": "pairs (src_txt and tgt_txt)",
+    "rows of plain text": "plain text (src_txt alone)",
+}
+"""What `kind_of_rows` says, with the columns."""
 
 
 def reader(

@@ -9,7 +9,7 @@ from ..config.generation import GenerationConfig
 from ..inference.prediction.answering import batches
 from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
-from ..tokenizer.prompt_template import prompt_limit
+from ..tokenizer.prompt_template import Message, fit_prompt, prompt_limit
 from ..tokenizer.tokenizer import Tokenizer
 
 
@@ -21,26 +21,26 @@ class Answer:
 
     None where no model wrote it."""
     cut: bool = False
-    """Whether the prompt had to lose the end of its source to fit."""
+    """Whether the prompt had to lose the end of its source, or earlier turns, to fit."""
 
 
 def write_answers(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    sources: Sequence[str],
+    sources: Sequence[str | Sequence[Message]],
     config: GenerationConfig,
     max_batch_tokens: int = 8192,
     progress: Callable[[float], None] | None = None,
 ) -> list[Answer]:
-    """An answer a source, in order; a batch fills at most max_batch_tokens positions (or is one row)."""
+    """An answer a source or conversation, in order; a batch fills at most max_batch_tokens positions, or is one row."""
     positions = decoder.config.max_position_embeddings
     limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
-    prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
+    fitted = [fit_prompt(source, tokenizer, limit) for source in sources]
+    prompts = [prompt for prompt, _ in fitted]
     generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
     for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
         for row, found in zip(batch, generator.write_ids([prompts[row] for row in batch], config), strict=True):
-            cut = len(prompts[row]) == limit and len(tokenizer.encode_prompt(sources[row])) > limit
-            answers[row] = Answer(found.text, found.stopped, cut)
+            answers[row] = Answer(found.text, found.stopped, cut=fitted[row][1])
         if progress:
             progress(len(answers) / len(sources))
     return [answers[row] for row in range(len(sources))]

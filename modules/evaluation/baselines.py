@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import datasets
@@ -23,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.evaluation import NGRAMS
+from ..data.conversations.message_rows import conversations_of
+from ..data.splits import texts_alone
 from ..tokenizer.lookup import CODE_POINTS, code_points
 from ..tokenizer.lost_text import NATS_A_BYTE
-from ..tokenizer.prompt_template import fill_template
+from ..tokenizer.prompt_template import fill_template, with_system
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, perplexity
 from .task_rows import TaskRow, first_sentence
@@ -33,18 +36,23 @@ from .task_rows import TaskRow, first_sentence
 
 def ngram_floor(train: datasets.Dataset, test: datasets.Dataset, tokenizer: Tokenizer) -> dict[str, Metric]:
     """{"unigram": …, "bigram": …, "trigram": …}: fitted on train, scored on the same part of test as the model."""
-    texts, starts = zip(*scored_texts(test, tokenizer), strict=True)
-    return ngram_floors((text for text, _ in scored_texts(train, tokenizer)), texts, starts)
+    texts, starts, owners = zip(*scored_texts(test, tokenizer), strict=True)
+    return ngram_floors((text for text, _, _ in scored_texts(train, tokenizer)), texts, starts, owners)
 
 
-def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
-    """(the whole text of a row, where the scored part starts)."""
+def scored_texts(rows: datasets.Dataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int, int]]:
+    """(the whole text of a row or turn, where the scored part starts, the row's number).
+
+    A turn stands for itself: n-grams see no further back than its prompt.
+    """
     if "tgt_txt" not in rows.column_names:
-        yield from ((text, 0) for text in rows["src_txt"])
+        yield from ((text, 0, row) for row, text in enumerate(rows["src_txt"]))
         return
-    for source, target in zip(rows["src_txt"], rows["tgt_txt"], strict=True):
-        prompt = fill_template(tokenizer.prompt_template, source)
-        yield prompt + target, len(prompt)
+    for row, messages in enumerate(conversations_of(texts_alone(rows))):
+        said = [text for _, text in with_system(messages)]
+        for source, target in zip(said[::2], said[1::2], strict=True):
+            prompt = fill_template(tokenizer.prompt_template, source)
+            yield prompt + target, len(prompt), row
 
 
 START, END, UNKNOWN, FIRST_CHARACTER = 0, 1, 2, 3
@@ -159,16 +167,23 @@ class NgramModel:
 
 
 def ngram_floors(
-    train_texts: Iterable[str], test_texts: Iterable[str], starts: Iterable[int] | None = None
+    train_texts: Iterable[str],
+    test_texts: Iterable[str],
+    starts: Iterable[int] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> dict[str, Metric]:
-    """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character on `test_texts` (from `starts` on)."""
+    """{"unigram": …, "bigram": …, "trigram": …}: perplexity per character on `test_texts` (from `starts` on).
+
+    owners: the number of the row that each text is of; unset: each is a row.
+    """
     train, test = list(train_texts), list(test_texts)
     begin = [0] * len(test) if starts is None else list(starts)
     predictions = np.array([len(text) - start + 1 for text, start in zip(test, begin, strict=True)])
+    of_rows = partial(np.bincount, range(len(test)) if owners is None else owners)
     models = {name: NgramModel(order).fit(train) for order, name in enumerate(NGRAMS, start=1)}
     charged = models[NGRAMS[0]].unseen_bytes(test, begin) * NATS_A_BYTE
     return {
-        name: perplexity("perplexity_per_char", model.row_losses(test, begin) + charged, predictions)
+        name: perplexity("perplexity_per_char", of_rows(model.row_losses(test, begin) + charged), of_rows(predictions))
         for name, model in models.items()
     }
 

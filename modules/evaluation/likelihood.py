@@ -19,12 +19,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..checkpoint.loading import load_verified
+from ..data.conversations.message_rows import questions_of
 from ..data.encoding import Documents, encode_rows
 from ..data.packing import in_order
 from ..model.decoder import Decoder
 from ..model.linear import CHUNK
 from ..model.loss import IGNORED
 from ..tokenizer.lost_text import NATS_A_BYTE, LostText, lost_in_texts
+from ..tokenizer.prompt_template import Message, fit_prompt
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, mean, perplexity, with_clusters
 from .task_rows import groups_of, read_choices
@@ -69,7 +71,8 @@ class Likelihoods:
 def score(
     decoder: Decoder, tokenizer: Tokenizer, rows: Dataset, max_batch_tokens: int = 8192, progress: OnProgress = None
 ) -> Likelihoods:
-    """Scores every token of src_txt, or of tgt_txt given src_txt, and each end-of-text; nothing is padded.
+    """Scores every token of src_txt, or of tgt_txt given src_txt, or of each of the assistant's messages given what was
+    said before, and each end-of-text; nothing is padded.
 
     A row that is longer than the model's positions is scored in pieces, and counts as one all the same.
     """
@@ -140,8 +143,9 @@ def choice_accuracy(
     cut = 0
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
-        asked = zip(rows["src_txt"][start : start + ROWS], some, strict=True)
-        encoded = [encode_question(source, choices, tokenizer, limit) for source, (choices, _) in asked]
+        part = rows.select(range(start, start + len(some)))
+        asked = zip(questions_of(part), some, strict=True)
+        encoded = [encode_question(question, choices, tokenizer, limit) for question, (choices, _) in asked]
         cut += sum(shortened for _, _, shortened in encoded)
         losses = iter(score_documents(decoder, choice_documents(encoded), max_batch_tokens))
         for choices, answer in some:
@@ -168,12 +172,12 @@ Question = tuple[list[int], list[list[int]], bool]
 """(ids of the prompt, ids of each choice, whether the source was cut)"""
 
 
-def encode_question(source: str, choices: list[str], tokenizer: Tokenizer, limit: int) -> Question:
-    """Where the longest choice doesn't fit, the source loses its end, the same for all choices."""
+def encode_question(source: str | Sequence[Message], choices: list[str], tokenizer: Tokenizer, limit: int) -> Question:
+    """Where the longest choice doesn't fit, the source loses its end, the same for all choices; a conversation loses
+    its earliest turns first."""
     ids = tokenizer.encode_batch(choices)
-    room = limit + 1 - max(map(len, ids))
-    prompt = tokenizer.encode_prompt(source, room)
-    return prompt, ids, len(prompt) == room and len(tokenizer.encode_prompt(source)) > room
+    prompt, cut = fit_prompt(source, tokenizer, limit + 1 - max(map(len, ids)))
+    return prompt, ids, cut
 
 
 def choice_documents(questions: Sequence[Question]) -> Documents:

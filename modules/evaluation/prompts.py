@@ -6,7 +6,7 @@ prompts of them, so that likelihood and generation see exactly the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -14,8 +14,18 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
+from ..data.conversations.message_rows import conversations_of, default_template
+from ..data.reading.column_names import MESSAGES
+from ..data.splits import texts_alone
 from ..tokenizer.lost_text import kept_sign, loses, vanishes
-from ..tokenizer.prompt_template import SOURCE_FIELD, fill_template, prompt_limit
+from ..tokenizer.prompt_template import (
+    SOURCE_FIELD,
+    Message,
+    fill_template,
+    prompt_limit,
+    with_system,
+    without_first_turn,
+)
 from ..tokenizer.tokenizer import Tokenizer
 
 
@@ -27,10 +37,10 @@ class Prompted:
     """What didn't fit into the model's positions: examples_dropped, prompts_cut."""
 
 
-def template_of(tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
+def template_of(rows: datasets.Dataset, tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
     """The model's own where it was tuned with one, else the task's."""
     own = tokenizer.prompt_template if task.own_template else None
-    return own or task.template or data.prompt_template or SOURCE_FIELD
+    return own or task.template or data.prompt_template or default_template(rows.column_names)
 
 
 def build_prompts(
@@ -51,16 +61,20 @@ def build_prompts(
     require_examples(rows, train, task)
     if "tgt_txt" not in rows.column_names:
         return Prompted(rows, tokenizer.with_prompt_template(None), {})
-    template = template_of(tokenizer, task, data)
+    template = template_of(rows, tokenizer, task, data)
     if not task.examples or train is None:
         return Prompted(rows, tokenizer.with_prompt_template(template), {})
     writer = FewShot(tokenizer, template, task, train, seed)
     texts = []
-    for index, (source, target) in enumerate(zip(rows["src_txt"], rows["tgt_txt"], strict=True)):
-        free = max(answer_tokens, len(tokenizer.encode(target)) + 1)
-        texts.append(writer.prompt(index, source, prompt_limit(positions, free)))
-    asked = rows.remove_columns("src_txt").add_column("src_txt", texts)
-    return Prompted(asked, tokenizer.with_prompt_template(SOURCE_FIELD), writer.counts)
+    for index, (*asked, target) in enumerate(conversations_of(texts_alone(rows))):
+        free = max(answer_tokens, len(tokenizer.encode(target.text)) + 1)
+        texts.append(writer.prompt(index, asked, prompt_limit(positions, free)))
+    others = [name for name in rows.column_names if name not in ("src_txt", MESSAGES)]
+    return Prompted(
+        rows.select_columns(others).add_column("src_txt", texts),
+        tokenizer.with_prompt_template(SOURCE_FIELD),
+        writer.counts,
+    )
 
 
 def require_examples(rows: datasets.Dataset, train: datasets.Dataset | None, task: TaskConfig) -> None:
@@ -97,36 +111,49 @@ class FewShot:
                 f"examples; give one that is in its vocabulary, e.g. task.separator='{kept_sign(tokenizer)}'"
             )
         self.tokenizer, self.template, self.task, self.seed = tokenizer, template, task, seed
-        self.sources, self.targets = list(train["src_txt"]), list(train["tgt_txt"])
+        self.train = list(conversations_of(texts_alone(train)))
         self.counts = {"examples_dropped": 0, "prompts_cut": 0}
 
-    def prompt(self, index: int, source: str, limit: int) -> str:
-        """The text of row `index`. ValueError where not even the template fits."""
-        solved = [
-            fill_template(self.template, self.sources[example]) + self.targets[example] + self.task.separator
-            for example in self.drawn(index, source)
-        ]
+    def prompt(self, index: int, asked: list[Message], limit: int) -> str:
+        """The text of row `index`, of a conversation up to its last question. ValueError where not even the template
+        fits.
+
+        What a conversation's earlier turns were is shown as examples are; when these are gone, the earliest go too.
+        """
+        solved = [self.written(self.train[example]) for example in self.drawn(index, asked)]
         room = limit - len(self.tokenizer.start_ids)
-        while solved and self.size("".join(solved) + fill_template(self.template, source)) > room:
+        while solved and self.size("".join(solved) + self.written(asked)) > room:
             solved = solved[1:]
             self.counts["examples_dropped"] += 1
-        if self.size("".join(solved) + fill_template(self.template, source)) > room:
-            source = self.shortened(source, room)
+        if self.size("".join(solved) + self.written(asked)) > room:
+            asked = self.shortened(asked, room)
             self.counts["prompts_cut"] += 1
-        return "".join(solved) + fill_template(self.template, source)
+        return "".join(solved) + self.written(asked)
+
+    def written(self, messages: Sequence[Message]) -> str:
+        """Question and answer in turns, the separator after each answer."""
+        return "".join(
+            fill_template(self.template, text) if role == "user" else text + self.task.separator
+            for role, text in with_system(messages)
+        )
 
     def size(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
 
-    def drawn(self, index: int, source: str) -> list[int]:
-        """Numbers of training rows, never of one with this source: it would be the answer."""
+    def drawn(self, index: int, asked: Sequence[Message]) -> list[int]:
+        """Numbers of training rows, never of one in which just this is asked: it would be the answer."""
         rng = np.random.default_rng((self.seed, index))
-        count = min(len(self.sources), self.task.examples + 16)  # spares, for any that are left out below
-        drawn = rng.choice(len(self.sources), count, replace=False).tolist()
-        return [number for number in drawn if self.sources[number] != source][: self.task.examples]
+        count = min(len(self.train), self.task.examples + 16)  # spares, for any that are left out below
+        drawn = rng.choice(len(self.train), count, replace=False).tolist()
+        return [number for number in drawn if self.train[number][: len(asked)] != asked][: self.task.examples]
 
-    def shortened(self, source: str, room: int) -> str:
-        """The longest beginning of the source that fits."""
+    def shortened(self, asked: list[Message], room: int) -> list[Message]:
+        """The latest turns that fit, or the longest beginning of the last question."""
+        while len(with_system(asked)) > 1:
+            asked = without_first_turn(asked)
+            if self.size(self.written(asked)) <= room:
+                return asked
+        ((_, source),) = with_system(asked)
         fits, over = 0, len(source)
         while over - fits > 1:
             middle = (fits + over) // 2
@@ -137,4 +164,4 @@ class FewShot:
                 f"task.template ({self.template!r}) leaves none of the source within {room} tokens: shorten it, or "
                 "lower generation.max_new_tokens"
             )
-        return source[:fits]
+        return [Message("user", source[:fits])]

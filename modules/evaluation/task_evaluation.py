@@ -14,11 +14,12 @@ import numpy as np
 
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.arrow import count_copies
+from ..data.conversations.message_rows import learnt_texts, questions_of
 from ..data.splits import Place, place_in
 from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
 from ..tokenizer.lost_text import LostText, lost_named, lost_separator
-from ..tokenizer.prompt_template import split_template
+from ..tokenizer.prompt_template import Message, split_template
 from ..tokenizer.tokenizer import Tokenizer
 from .answers import Answer, write_answers
 from .baselines import NEEDS_TRAINING_ROWS, ngram_floor, trivial_answers
@@ -142,7 +143,7 @@ class Task:
         """The training rows' answers, or texts where they have none, to find copies in."""
         if self.train is None:
             return None
-        return TrainingText(self.train["tgt_txt" if "tgt_txt" in self.train.column_names else "src_txt"])
+        return TrainingText(learnt_texts(self.train))
 
     def of_model(self, decoder: Decoder, tokenizer: Tokenizer, progress: Progress | None = None) -> Evaluation:
         """Likelihood of all rows, answers to the chosen ones."""
@@ -174,7 +175,7 @@ class Task:
         """What the tokenizer loses of the prompt template, and of the separator where there is one."""
         if "tgt_txt" not in self.test.column_names:
             return
-        template = template_of(tokenizer, self.task, self.config.data)
+        template = template_of(self.test, tokenizer, self.task, self.config.data)
         if sign := lost_separator(template, tokenizer):
             self.left_out[f"{sign!r} of the prompt template"] = (
                 "this model's tokenizer loses it: nothing parts question and answer"
@@ -225,11 +226,11 @@ class Task:
             own = prompted.tokenizer
             separator = own.decode(own.encode(self.task.separator))  # what comes back of it
             generation = dataclasses.replace(generation, stop=[*generation.stop, separator])
-        sources = [row.source for row in rows]
+        sources: list[str | list[Message]] = [row.source for row in rows]
         if "tgt_txt" in prompted.rows.column_names:
-            sources = prompted.rows.select(chosen)["src_txt"]
+            sources = questions_of(prompted.rows.select(chosen))
         most, shown = self.config.max_batch_tokens, part_of(progress, "answers")
-        return write_answers(decoder, prompted.tokenizer, list(sources), generation, most, shown)
+        return write_answers(decoder, prompted.tokenizer, sources, generation, most, shown)
 
     def samples(self, found: Evaluation, decoder: Decoder, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """A table of what a model writes to the prompts, else to `first_of_groups`: prompt, text, stopped."""
@@ -263,7 +264,7 @@ class Task:
         """n-gram models on the same text (in this tokenizer's prompts), and guessing among choices."""
         found = {"chance": self.found(self.chance)} if self.chance else {}
         if self.config.ngram_floor and self.train is not None and "perplexity" in self.metrics:
-            asked = tokenizer.with_prompt_template(template_of(tokenizer, self.task, self.config.data))
+            asked = tokenizer.with_prompt_template(template_of(self.test, tokenizer, self.task, self.config.data))
             floors = ngram_floor(self.train, self.test, asked)
             found |= {name: self.found([metric]) for name, metric in floors.items()}
         return found

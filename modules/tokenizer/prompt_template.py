@@ -6,8 +6,9 @@ its source; a row with a target loses its source first, then the target's end.
 
 A conversation is such rows one after the other: the template around a user's text, then the answer and end-of-text. So
 every model with a template takes turns, and an answer ends as the model was trained to end it. A system message stands
-before the first user's text, with a line end between. A model without a template continues text: there the texts are
-laid end to end, and the answer is what follows.
+before the first user's text, with a line end between. A conversation that is too long loses its earliest turns, and
+keeps the system message. A model without a template continues text: there the texts are laid end to end, and the answer
+is what follows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 SOURCE_FIELD = "{src_txt}"
 
 SYSTEM = ("system", "developer")
+TURNS_TEMPLATE = "问：{src_txt}\n答："
+"""For conversations, where no other template is named: nothing else would part who speaks."""
+
 ROLES = (*SYSTEM, "user", "assistant")
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 """Values of a message's other keys that change nothing: OpenAI's client has such in an earlier answer."""
@@ -78,9 +82,14 @@ class Turn(NamedTuple):
 
 
 def read_messages(given: Any) -> list[Message]:
-    """A list of {"role": …, "content": …}, checked: user, assistant, user … in turns.
+    """`check_messages`, with a system message as a part of the first user's text."""
+    return with_system(check_messages(given))
 
-    A system message comes back as a part of the first user's text. ValueError names the message that can't be done.
+
+def check_messages(given: Any) -> list[Message]:
+    """A list of {"role": …, "content": …}, checked: user, assistant, user … in turns, after one system message at most.
+
+    ValueError names the message that can't be done.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
         raise ValueError(f"messages must be a list of {{'role': …, 'content': …}}, not {shown(given)}")
@@ -94,11 +103,22 @@ def read_messages(given: Any) -> list[Message]:
                 "user and assistant take turns, after one system message at most"
             )
         before = role
-    if messages[0].role in SYSTEM:
-        if len(messages) == 1:
-            raise ValueError("messages has a system message alone; a user's must follow")
-        messages[:2] = [Message("user", f"{messages[0].text}\n{messages[1].text}")]
+    if messages[0].role in SYSTEM and len(messages) == 1:
+        raise ValueError("messages has a system message alone; a user's must follow")
     return messages
+
+
+def with_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation, with the system message as a part of the first user's text."""
+    if messages[0].role not in SYSTEM:
+        return list(messages)
+    return [Message("user", f"{messages[0].text}\n{messages[1].text}"), *messages[2:]]
+
+
+def without_first_turn(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation without its earliest question and answer; a system message stays."""
+    first = int(messages[0].role in SYSTEM)
+    return [*messages[:first], *messages[first + 2 :]]
 
 
 def followers(role: str | None) -> tuple[str, ...]:
@@ -140,9 +160,49 @@ def encode_turns(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Turn
     texts = [message.text for message in messages]
     if tokenizer.prompt_template is None:
         return [Turn(tokenizer.encode_prompt("".join(texts)), [])]
-    users, answers = ([tokenizer.encode(text) for text in texts[first::2]] for first in (0, 1))
+    return turns_of_ids(tokenizer.encode_batch(texts), tokenizer)
+
+
+def turns_of_ids(texts: Sequence[list[int]], tokenizer: Tokenizer) -> list[Turn]:
+    """The turns of a conversation whose texts, user's and assistant's in turn, have these ids."""
+    users, answers = texts[::2], texts[1::2]
     before, after = tokenizer.prompt_parts
     prompts = [[*before, *user, *after] for user in users]
     prompts[1:] = [prompt[len(tokenizer.start_ids) :] for prompt in prompts[1:]]
     ended = [[*answer, tokenizer.end_of_text_id] for answer in answers] + [[]] * (len(users) - len(answers))
     return [Turn(*turn) for turn in zip(prompts, ended, strict=True)]
+
+
+def ids_of(turns: Sequence[Turn]) -> list[int]:
+    """What the model sees of a conversation."""
+    return [token for turn in turns for part in turn for token in part]
+
+
+def fit_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> list[Turn]:
+    """`encode_turns` of what fits into `limit` ids: the earliest turns go first, and the system message stays.
+
+    Of a single turn that is too long the source loses its end, as a row's does, and then the answer.
+    """
+    turns = encode_turns(with_system(messages), tokenizer)
+    while len(turns) > 1 and (left := len(ids_of(turns))) > limit:
+        for turn in turns[:-1]:  # the system message then stands before another turn, and all is encoded anew
+            messages = without_first_turn(messages)
+            if (left := left - len(turn.prompt) - len(turn.answer)) <= limit:
+                break
+        turns = encode_turns(with_system(messages), tokenizer)
+    if len(ids_of(turns)) <= limit:
+        return turns
+    (prompt, answer), (before, after) = turns[0], tokenizer.prompt_parts
+    if not answer:
+        return [Turn(tokenizer.encode_prompt(with_system(messages)[0].text, limit), [])]
+    kept = min(len(prompt), prompt_limit(limit, len(answer), len(before) + len(after)))
+    prompt = [*prompt[: kept - len(after)], *after]
+    return [Turn(prompt, answer[: limit - len(prompt)])]
+
+
+def fit_prompt(asked: str | Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[int], bool]:
+    """(the ids of a source, or of a conversation up to its last question; whether some are left out to be within
+    `limit`). ValueError where nothing of the question would be left."""
+    messages = [Message("user", asked)] if isinstance(asked, str) else asked
+    whole = ids_of(encode_turns(with_system(messages), tokenizer))
+    return (whole, False) if len(whole) <= limit else (ids_of(fit_turns(messages, tokenizer, limit)), True)

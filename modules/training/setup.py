@@ -16,6 +16,7 @@ from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
+from ..data.conversations.message_rows import default_template, texts_of_rows
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
@@ -27,7 +28,7 @@ from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
 from ..system.redaction import redact
 from ..tokenizer.lost_text import kept_sign, lost_named, lost_separator
-from ..tokenizer.prompt_template import SOURCE_FIELD, split_template
+from ..tokenizer.prompt_template import split_template
 from ..tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from .callbacks import Selection
 from .checkpoints.run_manifest import RunManifest
@@ -108,7 +109,7 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
 
 
 def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
-    """With the prompt template that the rows need: none for plain text; for pairs config's, else the tokenizer's."""
+    """With the prompt template that the rows need: none for plain text; for others config's, else the tokenizer's."""
     if start:
         tokenizer = open_tokenizer(start)
     elif config.tokenizer.path:
@@ -117,7 +118,7 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None
     if "tgt_txt" in rows.column_names:
-        template = config.data.prompt_template or tokenizer.prompt_template or SOURCE_FIELD
+        template = config.data.prompt_template or tokenizer.prompt_template or default_template(rows.column_names)
         if sign := lost_separator(template, tokenizer):
             raise ValueError(
                 f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
@@ -148,7 +149,7 @@ class Texts:
 
     def __iter__(self) -> Iterator[str]:
         for batch in text_batches(self.rows):
-            for texts in batch.values():
+            for texts in texts_of_rows(batch):
                 yield from texts
 
 

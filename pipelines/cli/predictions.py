@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from modules.config.prediction import PredictConfig
+from modules.data.reading.column_names import MESSAGES
 from modules.inference.prediction.source_rows import Survey
 from modules.inference.prediction.work import Progress, Written
 from modules.tokenizer.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def prediction_plan(config: PredictConfig, survey: Survey, tokenizer: Tokenizer,
     return {
         "rows": f"{survey.rows:,} of {config.source}",
         "model": f"{config.model}, which {mode}",
-        "text read": next(iter(config.columns), "src_txt"),
+        "text read": next(iter(config.columns), "src_txt" if "src_txt" in survey.columns else MESSAGES),
         "columns kept": ", ".join(survey.columns),
         "columns added": ", ".join(config.new_columns.values()),
         config.column: "prompt and continuation" if full else "without the prompt",
@@ -88,7 +89,7 @@ def show_written(config: PredictConfig, survey: Survey, written: Written, run_id
 def next_command(config: PredictConfig, survey: Survey) -> str:
     """Scores, where the rows have answers of their own; else the same model for others."""
     model = shlex.quote(f"model={config.model}")
-    if "tgt_txt" in survey.columns and config.split is None:
+    if not survey.columns.keys().isdisjoint(("tgt_txt", MESSAGES)) and config.split is None:
         return f"python -m pipelines.evaluate {model} {shlex.quote(f'data.test_path={config.source}')}"
     return f"python -m pipelines.serve {model}"
 

@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 
 from modules.config.loader import load_config
+from modules.data.reading.column_names import MESSAGES
 from modules.data.rows import load_rows
 from modules.data.sources import has_split, has_splits
 from modules.inference.text_generator import TextGenerator, texts_of
@@ -64,7 +65,10 @@ class MsDataset:
 
     @cached_property
     def rows(self) -> datasets.Dataset:
-        return reduce(datasets.Dataset.map, self.changes, load_rows(self.source, self.columns, self.split))
+        rows = load_rows(self.source, self.columns, self.split)
+        if MESSAGES in rows.column_names:  # which the trainer reads as they are
+            rows = rows.select_columns([MESSAGES])
+        return reduce(datasets.Dataset.map, self.changes, rows)
 
 
 def build_trainer(name: str = Trainers.gpt3_trainer, default_args: Mapping[str, Any] | None = None) -> Trainer:

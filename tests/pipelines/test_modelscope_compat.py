@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 
 from modules.config.loader import load_config
+from modules.data.rows import load_rows
 from modules.training.optimizer import learning_rate_factor
 from pipelines.modelscope_compat import MsDataset, Tasks, Trainers, build_trainer, pipeline, read_config
 from pipelines.modelscope_compat.recipe import Node, configured, noam_warmup
@@ -70,6 +72,14 @@ def test_the_cards_script_runs_after_one_changed_line(place: Path) -> None:
     assert pipe(["白日", {"text": "春"}], max_length=8)[0]["text"] == text
     with pytest.raises(ValueError, match=r"max_length=2 counts the prompt too, which has \d tokens"):
         pipe("白日", max_length=2)
+
+
+def test_conversations_are_rows_that_the_trainer_reads(place: Path) -> None:
+    said = [{"from": "human", "value": "春"}, {"from": "gpt", "value": "山"}]
+    (place / "talks.json").write_text(json.dumps([{"conversations": said}] * 6))
+    rows = MsDataset.load("talks.json", split="train").remap_columns({"conversations": "messages"}).rows
+    (read, *_) = load_rows(datasets.DatasetDict({"train": rows}), split="train")
+    assert (read["src_txt"], read["tgt_txt"]) == ("春", "山")
 
 
 def test_pairs_that_are_mapped(place: Path) -> None:

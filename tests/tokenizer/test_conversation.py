@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from modules.data.encoding import encode_batch
-from modules.tokenizer.prompt_template import Message, encode_turns, read_messages
+from modules.tokenizer.prompt_template import (
+    TURNS_TEMPLATE,
+    Message,
+    check_messages,
+    encode_turns,
+    fit_prompt,
+    read_messages,
+)
 from modules.tokenizer.tokenizer import Tokenizer
+from tests.helpers.models import ROOT
 
 TEMPLATE = "问：{src_txt}\n答："
 
@@ -54,6 +63,27 @@ def test_a_system_message_stands_before_the_first_users_text(tuned: Tokenizer, r
 
 def test_a_model_without_a_template_continues_the_texts_end_to_end(tokenizer: Tokenizer) -> None:
     assert ids_of(said("白日", "依山尽", "，"), tokenizer) == tokenizer.encode_prompt("白日依山尽，")
+
+
+def test_what_fits_is_the_latest_turns_and_the_system_message(tuned: Tokenizer) -> None:
+    told = [{"role": "system", "content": "用五言"}, *said("春" * 20, "山" * 20, "花", "水", "日")]
+    messages = check_messages(told)
+    whole = ids_of(told, tuned)
+    assert fit_prompt(messages, tuned, len(whole)) == (whole, False)
+    latest = ids_of([told[0], *told[3:]], tuned)
+    assert fit_prompt(messages, tuned, len(whole) - 1) == (latest, True)
+    assert fit_prompt(messages, tuned, len(latest)) == (latest, True)
+    last = ids_of([told[0], told[5]], tuned)
+    assert fit_prompt(messages, tuned, len(latest) - 1) == (last, True)
+    assert fit_prompt(messages, tuned, len(last) - 1) == (tuned.encode_prompt("用五言\n日", len(last) - 1), True)
+    assert fit_prompt("春" * 20, tuned, 25) == (tuned.encode_prompt("春" * 20, 25), True)
+    with pytest.raises(ValueError, match="leaves no room for the text"):
+        fit_prompt(messages, tuned, 5)
+
+
+def test_the_template_where_no_other_is_named_is_that_of_instructions() -> None:
+    text = (ROOT / "conf" / "data" / "instructions.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["prompt_template"] == TURNS_TEMPLATE
 
 
 def test_special_tokens_in_messages_are_text(tuned: Tokenizer) -> None:

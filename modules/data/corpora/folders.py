@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,19 @@ from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import TEXTS, fingerprint, text_batches
+from ..conversations.message_rows import users_texts
 from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
-from ..reading.column_names import OTHER_COLUMNS, require_mapped
+from ..reading.column_names import MESSAGES, OTHER_COLUMNS, require_mapped
 from ..rows import load_rows
 from ..sources import has_split
-from ..splits import groups_are_named, place_in, require_same_kind
+from ..splits import groups_are_named, place_in, require_same_kind, texts_alone
 from .dedup import MOST_TEXTS, near_copies_of_many
 from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
 from .poems import RECIPE, rows_by_split, write_derived_sets
 from .verse import SPLITS
 
-LISTS = OTHER_COLUMNS[:3]
+LISTS = (MESSAGES, *OTHER_COLUMNS[:3])
 """Columns whose values are lists."""
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
@@ -175,8 +177,11 @@ def digest(row: Mapping[str, str]) -> bytes:
     return blake2b("\0".join(f"{len(text)} {text}" for text in texts).encode(), digest_size=16).digest()
 
 
-def near_copies_in(splits: Mapping[str, datasets.Dataset], column: str = "src_txt") -> dict[str, Numbers] | None:
-    """By split a number for each row, the same for near copies; those of pairs go by their sources.
+def near_copies_in(
+    splits: Mapping[str, datasets.Dataset], texts_of: Callable[[Any], list[str]] = users_texts
+) -> dict[str, Numbers] | None:
+    """By split a number for each row, the same for near copies; those of pairs go by their sources, those of
+    conversations by what the user says.
 
     The number is that of the first of them, counted from the first test row. None for too many rows.
     """
@@ -184,7 +189,7 @@ def near_copies_in(splits: Mapping[str, datasets.Dataset], column: str = "src_tx
     if number_of(splits) > MOST_TEXTS:
         return None
     numbers = near_copies_of_many(
-        batch[column] for name in names for batch in text_batches(splits[name].select_columns([column]))
+        texts_of(batch) for name in names for batch in text_batches(texts_alone(splits[name]))
     )
     return dict(zip(names, np.split(numbers, np.cumsum([len(splits[name]) for name in names])[:-1]), strict=True))
 
@@ -195,7 +200,9 @@ def one_of_each(
     """(rows without near copies, their numbers): of a split none that has one in the splits before it (test first),
     and of several in it the first. In one split, pairs are such only if their answers are near copies too, or the same.
     """
-    answers = near_copies_in(splits, "tgt_txt") if "tgt_txt" in next(iter(splits.values())).column_names else None
+    answers = (
+        near_copies_in(splits, itemgetter("tgt_txt")) if "tgt_txt" in next(iter(splits.values())).column_names else None
+    )
     before: set[int] = set()
     kept: dict[str, Numbers] = {}
     for name in test_first(splits):
@@ -219,7 +226,8 @@ def columns_found(
 ) -> dict[str, Any]:
     """Which columns are kept, by their new names, and which of the source's aren't."""
     present = {column for rows in found.values() for column in rows.column_names}
-    kept = [column for column in (*TEXTS, *OTHER_COLUMNS) if column in present]
+    texts = [MESSAGES] if MESSAGES in present else TEXTS
+    kept = [column for column in (*texts, *OTHER_COLUMNS) if column in present]
     used = {*columns, *(column for column in kept if column not in columns.values())}
     return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
 
@@ -251,8 +259,10 @@ def groups_found(splits: Mapping[str, datasets.Dataset], named: bool) -> dict[st
 
 
 def written(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    texts = TEXTS if MESSAGES in rows.column_names else ()  # which messages hold
     for row in rows_of(rows):
-        yield {name: as_list(value) if name in LISTS else value for name, value in row.items()}
+        columns = {name: value for name, value in row.items() if name == MESSAGES or name not in texts}
+        yield {name: as_list(value) if name in LISTS else value for name, value in columns.items()}
 
 
 def as_list(text: str) -> Any:

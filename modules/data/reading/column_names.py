@@ -13,10 +13,13 @@ from ..quarantine import DataError, Findings
 
 TEXT_COLUMNS = ("src_txt", "tgt_txt")
 
+MESSAGES = "messages"
+"""In place of the texts: what user and assistant say in turns. Checked rows have the last turn as their texts."""
+
 OTHER_COLUMNS = ("references", "slots", "choices", "answer", "group")
 """What evaluation reads beside the texts, and prepare keeps; a split may be without."""
 
-SCORED_COLUMNS = (*TEXT_COLUMNS, *OTHER_COLUMNS[:-1])
+SCORED_COLUMNS = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS[:-1])
 """What decides about the scores of an answer; the group only about their intervals."""
 
 SEPARATORS = ";\t|,，；、"
@@ -30,6 +33,10 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 TARGET_NAMES = {"targettext", "targettxt", "target", "targets", "tgt", "trg", "trgtxt", "trgtext"}
 """Plain names of a target that are spelt out, or cut short, and so match too few letters."""
+
+
+CONVERSATION_NAMES = {"message", "messages", "conversation", "conversations", "dialog", "dialogue", "chat", "chats"}
+"""Plain names of a column that may hold conversations."""
 
 
 class EveryColumn(Collection[str]):
@@ -54,21 +61,32 @@ def used_columns(texts: Collection[str], extras: Collection[str]) -> Collection[
 
 
 def check_mapping(columns: Mapping[str, str], section: str = "data.") -> dict[str, str]:
-    """{"src_txt": the user's name for it, …}, without regard to what the data holds; OTHER_COLUMNS where mapped."""
+    """{"src_txt": the user's name for it, …}, without regard to what the data holds; OTHER_COLUMNS where mapped.
+
+    Both the texts and MESSAGES, unless the mapping says which there are.
+    """
     origin: dict[str, str] = {}
-    known = TEXT_COLUMNS + OTHER_COLUMNS
+    known = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS)
     for name, target in columns.items():
         if target not in known:
             near = difflib.get_close_matches(str(target), known, 1, 0.3)
             hint = f"; did you mean {setting(name, near[0], section)}?" if near else ""
             others = ", ".join(OTHER_COLUMNS)
             raise DataError(
-                f"{section}columns.{name}={target}: the target must be src_txt or tgt_txt (or one of {others}){hint}"
+                f"{section}columns.{name}={target}: the target must be src_txt or tgt_txt (or messages, or one of "
+                f"{others}){hint}"
             )
         if target in origin:
             raise DataError(f"{section}columns: both {origin[target]!r} and {name!r} are mapped to {target}; keep one")
         origin[target] = name
-    origin = {target: target for target in TEXT_COLUMNS if target not in columns} | origin
+    texts = [target for target in TEXT_COLUMNS if target in origin]
+    if texts and MESSAGES in origin:
+        raise DataError(
+            f"{section}columns: {origin[MESSAGES]!r} is mapped to messages and {origin[texts[0]]!r} to {texts[0]}: "
+            "conversations have no texts beside them; keep one"
+        )
+    wanted = [MESSAGES] if MESSAGES in origin else [*TEXT_COLUMNS, *([] if texts else [MESSAGES])]
+    origin = {target: target for target in wanted if target not in columns} | origin
     return {target: origin[target] for target in known if target in origin}
 
 
@@ -137,8 +155,13 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
                 f" {setting(name, target, findings.section)}; leave that setting out, or rename the column {target!r};"
                 f" the columns are {listed}"
             )
+    if origin.get(MESSAGES) in findings.columns:
+        _check_alone(findings, origin)
+        return
     free = [name for name in present if name not in used]
     if origin.get("src_txt") not in findings.columns:
+        if MESSAGES in origin:
+            _check_other_name(findings, free, listed)
         example = setting(nearest("src_txt", free) or "YOUR_COLUMN", "src_txt", findings.section)
         if "YOUR_COLUMN" in example and not all(map(PLAIN_KEY.fullmatch, free)):  # which the user puts in its place
             example = f"""'{findings.section}columns={{"YOUR_COLUMN": src_txt}}'"""
@@ -148,6 +171,27 @@ def check_present(findings: Findings, columns: Mapping[str, str], origin: Mappin
         )
     if origin.get("tgt_txt") == "tgt_txt" and "tgt_txt" not in findings.columns:
         _check_nearly_named(findings, free, listed)
+
+
+def _check_alone(findings: Findings, origin: Mapping[str, str]) -> None:
+    """Conversations beside texts: which of them are meant can't be told."""
+    texts = [origin[target] for target in TEXT_COLUMNS if origin.get(target) in findings.columns]
+    if texts:
+        both = [(origin[MESSAGES], MESSAGES), *((name, "src_txt") for name in texts if name == origin["src_txt"])]
+        which = " or ".join(setting(*pair, findings.section) for pair in both)
+        raise DataError(
+            f"{findings.where} has conversations ({origin[MESSAGES]!r}) and beside them "
+            f"{' and '.join(map(repr, texts))}; say which are meant: {which}"
+        )
+
+
+def _check_other_name(findings: Findings, names: Iterable[str], listed: str) -> None:
+    """Where no column is called src_txt or messages, and one as conversations often are."""
+    if talks := [name for name in names if plain(name) in CONVERSATION_NAMES]:
+        raise DataError(
+            f"{findings.where} has no column src_txt; its columns are {listed}; if {talks[0]!r} holds what user and "
+            f"assistant say in turns, give {setting(talks[0], MESSAGES, findings.section)}"
+        )
 
 
 def _check_separated(findings: Findings, present: Sequence[str], listed: str) -> None:

@@ -11,7 +11,7 @@ from ...config.data import TASK_DATA, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from .column_names import OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
+from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
     SPLIT_NAMES,
@@ -47,7 +47,8 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(config, PredictConfig):
-        _check([(config.source, config.split or "train")], config.columns, prefix, tolerant=False, texts=["src_txt"])
+        source, texts = (config.source, config.split or "train"), ["src_txt", MESSAGES]
+        _check([source], config.columns, prefix, tolerant=False, texts=texts)
     elif isinstance(data := getattr(config, "data", None), DataConfig):
         sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
         sources = [(source, split) for source, split in sources if not is_below(source, made)]
@@ -71,11 +72,11 @@ def _check(
     columns: Mapping[str, str],
     section: str,
     tolerant: bool,
-    texts: Collection[str] = TEXT_COLUMNS + OTHER_COLUMNS,
+    texts: Collection[str] = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS),
 ) -> None:
     """texts: what of the rows is read; anything else may be called as it likes."""
     origin = {target: name for target, name in check_mapping(columns, section).items() if target in texts}
-    others = [name for target, name in origin.items() if target in OTHER_COLUMNS]
+    others = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
     wanted = [name for name in origin.values() if name not in others]
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []

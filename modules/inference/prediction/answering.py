@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ...config.prediction import MAX_BATCH_TOKENS
+from ...tokenizer.prompt_template import encode_turns, ids_of, with_system
 
 if TYPE_CHECKING:
     from ...config.generation import GenerationConfig
@@ -100,12 +101,14 @@ def answer_window(
 
 def prompt_of(generator: TextGenerator, text: object, name: str) -> tuple[list[int], str]:
     """(ids, "") of a text that can be answered, ([], why not) of any other."""
-    from ...data.rows import fault_of
+    from ...data.conversations.message_rows import Conversation
+    from ...data.quarantine import fault_of
 
-    if fault := fault_of(text):
+    messages, fault = text.question if isinstance(text, Conversation) else ([], fault_of(text))
+    if fault:
         return [], f"{name} {''.join(fault)}"
-    assert isinstance(text, str)
-    ids, positions = generator.tokenizer.encode_prompt(text), generator.decoder.config.max_position_embeddings
+    tokenizer, positions = generator.tokenizer, generator.decoder.config.max_position_embeddings
+    ids = ids_of(encode_turns(with_system(messages), tokenizer)) if messages else tokenizer.encode_prompt(str(text))
     if not ids:
         return [], f"{name} has no tokens: the model's tokenizer knows none of its characters"
     if len(ids) >= positions:
@@ -124,9 +127,11 @@ def answers_in_order(
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """{"text", "stopped", "error"} of each row, in order, with no more than a window of them held."""
+    from ...data.conversations.message_rows import Conversation
+
     for window in windows(rows):
         texts = [text_of_row(row) for row in window]
-        generator.note_lost([text for text in texts if isinstance(text, str)])
+        generator.note_lost([str(text) for text in texts if isinstance(text, str | Conversation)])
         found: dict[int, RowAnswer] = {}
         for answers in answer_window(generator, texts, config, max_batch_tokens):
             found |= answers
@@ -135,7 +140,11 @@ def answers_in_order(
 
 
 def text_of_row(row: Any) -> object:
-    """A text itself, or what stands in a row under src_txt or, where there is no such column, text."""
+    """A text itself, or what stands in a row under src_txt or, where there is no such column, text or messages."""
+    if isinstance(row, Mapping) and "messages" in row and not {"src_txt", "text"} & row.keys():
+        from ...data.conversations.message_rows import Conversation
+
+        return Conversation(row["messages"])
     return row.get("src_txt", row.get("text")) if isinstance(row, Mapping) else row
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config.prediction import PredictConfig
-from ...data.quarantine import DataError, Findings
-from ...data.reading.column_names import EVERY_COLUMN, check_mapping, check_present
+from ...data.conversations.message_rows import Conversation
+from ...data.quarantine import ABSENT, DataError, Findings
+from ...data.reading.column_names import EVERY_COLUMN, MESSAGES, check_mapping, check_present
 from ...data.reading.finding import check_prepared, find_files, may_be_on_hub, nowhere
 from ...data.sources import has_splits, open_source
 
@@ -45,8 +46,11 @@ class Source:
     def __init__(self, config: PredictConfig) -> None:
         """DataError where there is no such source, or it has several splits."""
         self.place, self.split, self.mapping = config.source, config.split, config.columns
-        self.column = check_mapping(config.columns, "")["src_txt"]
-        """Which holds the text."""
+        known = check_mapping(config.columns, "")
+        self.texts = {target: known[target] for target in ("src_txt", MESSAGES) if target in known}
+        """What is read → the column that may hold it."""
+        self.column = next(iter(self.texts.values()))
+        """Which holds the text, or the conversation."""
         self.findings = Findings(self.place)
         check_prepared(self.place)
         if self.split is None and has_splits(self.place) and (Path(self.place).exists() or may_be_on_hub(self.place)):
@@ -58,7 +62,8 @@ class Source:
 
     def __iter__(self) -> Iterator[SourceRow]:
         """All rows in order. DataError at the end where some lines weren't rows at all."""
-        self.findings, rows = open_source(self.place, self.split, [self.column], EVERY_COLUMN)
+        texts = [name for target, name in self.texts.items() if target != MESSAGES]
+        self.findings, rows = open_source(self.place, self.split, texts, EVERY_COLUMN)
         self.findings.section = ""
         for position, values in rows:
             yield SourceRow(self.findings.file, position, values)
@@ -76,7 +81,8 @@ class Source:
                 found.columns.setdefault(name, set()).update(kinds_of(value))
         if not found.rows:
             raise DataError(f"{self.findings.where} has no rows")
-        check_present(self.findings, self.mapping, {"src_txt": self.column})
+        check_present(self.findings, self.mapping, self.texts)
+        self.column = next(name for name in self.texts.values() if name in self.findings.columns)
         found.columns = {name: found.columns.get(name, set()) for name in self.findings.columns}
         found.types, found.digest = self.findings.types, digest.hexdigest()
         return found
@@ -92,6 +98,11 @@ class Source:
                 f"source={self.place} changed while it was read: nothing was written; start again with force=true when "
                 "nothing writes to it any more"
             )
+
+    def asked(self, row: SourceRow) -> object:
+        """What stands there to be answered."""
+        value = row.values.get(self.column, ABSENT)
+        return Conversation(value) if self.column == self.texts.get(MESSAGES) else value
 
     def at(self, row: SourceRow) -> str:
         """Where it stands: rows.csv:17."""

@@ -12,8 +12,8 @@ import pyarrow as pa
 from ...config.assignments import dotted_items
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.prediction import PredictConfig
+from ...data.conversations.message_rows import Conversation
 from ...data.quarantine import DataError
-from ...data.rows import ABSENT
 from ...model.sampling import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class Written:
             if len(self.first_errors) < SAMPLES:
                 self.first_errors.append(f"{source.at(row)}: {answer.error}")
         elif len(self.samples) < SAMPLES:
-            prompt = row.values[source.column]
+            prompt = str(source.asked(row))
             self.samples.append({"prompt": prompt, "text": text, "stopped": answer.stopped})
 
 
@@ -88,7 +88,7 @@ class Prediction:
                 done = earlier.up_to(first + len(window))
                 rows += len(done)
                 if len(done) < len(window):
-                    texts = [row.values.get(self.source.column, ABSENT) for row in window]
+                    texts = [self.source.asked(row) for row in window]
                     warned = warned or warn_of_lost(texts, generator.tokenizer)
                     limits = self.config.generation, self.config.max_batch_tokens, self.source.column
                     inside = {number - first for number in done}
@@ -117,14 +117,14 @@ class Prediction:
         return written
 
     def finished(self, row: SourceRow, answer: RowAnswer, written: Written) -> dict[str, Any]:
-        shown = shown_answer(answer, row.values.get(self.source.column), self.full)
+        shown = shown_answer(answer, self.source.asked(row), self.full)
         written.count(self.source, row, answer, shown["text"])
         return {**row.values, **dict(zip(self.new_columns, shown.values(), strict=True))}
 
 
 def warn_of_lost(texts: Sequence[object], tokenizer: Tokenizer) -> bool:
     """Whether the model doesn't see all of these texts, of which it warns."""
-    lost = lost_named([text for text in texts if isinstance(text, str)], tokenizer)
+    lost = lost_named([str(text) for text in texts if isinstance(text, str | Conversation)], tokenizer)
     if lost:
         logger.warning("the model doesn't see all of some rows: its tokenizer loses %s", lost)
     return bool(lost)

@@ -1,0 +1,1 @@
+"""Conversations as rows: read, checked and encoded."""
