@@ -18,7 +18,7 @@ from modules.data.corpora.verse import han_only
 from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
 from modules.evaluation.verse.form import couplet_form, form_of
-from modules.evaluation.verse.rhymes import rhymes_of, tone_of
+from modules.inference.verse.rhymes import rhymes_of, tone_of
 from modules.system.jsonl import read_jsonl
 
 

@@ -37,7 +37,8 @@ def write_answers(
     limit = max(prompt_limit(positions, config.max_new_tokens), tokenizer.smallest_limit(pairs=True))
     prompts = [tokenizer.encode_prompt(source, limit) for source in sources]
     generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
-    for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
+    most = max_batch_tokens // config.num_beams  # each beam fills its own positions
+    for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, most):
         for row, found in zip(batch, generator.write_ids([prompts[row] for row in batch], config), strict=True):
             cut = len(prompts[row]) == limit and len(tokenizer.encode_prompt(sources[row])) > limit
             answers[row] = Answer(found.text, found.stopped, cut)

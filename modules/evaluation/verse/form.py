@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 
 from ...data.corpora.verse import clauses, han_only
-from .rhymes import LEVEL, OBLIQUE, rhyme, tone_of
+from ...inference.verse.rhymes import LEVEL, OBLIQUE, rhyme, tone_of
 
 LENGTHS = (5, 7)
 
