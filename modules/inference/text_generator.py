@@ -103,11 +103,15 @@ class TextGenerator:
             pieces[row].append(piece)
 
     def stream(self, text: Given, **parameters: Any) -> Iterator[str]:
-        """The continuation of one text, piece by piece; never half a character, never part of a stop text."""
-        texts = texts_of([text])
+        """The continuation of one text, piece by piece; never half a character, never part of a stop text.
+
+        Parameters are checked at once, and whether the text fits a form of verse.
+        """
+        texts, config = texts_of([text]), GenerationConfig.parse(parameters, self.defaults)
         self.note_lost(texts)
-        for _, piece in self.stream_ids(self.encode(texts), GenerationConfig.parse(parameters, self.defaults)):
-            yield piece
+        prompts = self.encode(texts)
+        constraint_of(self.tokenizer, prompts[0], config)
+        return (piece for _, piece in self.stream_ids(prompts, config))
 
     def score_ids(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[TokenScore]]:
         """Log-probabilities of each prompt's own tokens; nothing is written. top: of the likeliest beside each."""

@@ -12,7 +12,8 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from ...data.corpora.verse import clauses, han_only
+from ...config.verse.han import han_only
+from ...data.corpora.verse import clauses
 from ...inference.verse.rhymes import LEVEL, OBLIQUE, rhyme, tone_of
 
 LENGTHS = (5, 7)

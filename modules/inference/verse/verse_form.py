@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ...config.base import shown
 from ...config.verse.forms import patterns_of
-from ...data.corpora.verse import PUNCTUATION, han_only
+from ...config.verse.han import PUNCTUATION, han_only
 from .rhymes import LEVEL, is_level, rhymes_of, tones_of
 
 MARKS = {"，": frozenset("，；：？！"), "。": frozenset("。；？！")}

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.corpora.verse import han_only
+from ...config.verse.han import han_only
 from ...tokenizer.tokenizer import Tokenizer
 from .verse_form import MARKS, Characters, Place, VerseForm
 

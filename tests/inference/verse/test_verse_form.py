@@ -7,7 +7,7 @@ from functools import reduce
 import pytest
 
 from modules.config.verse.forms import FORMS, patterns_of
-from modules.data.corpora.verse import han_only
+from modules.config.verse.han import han_only
 from modules.evaluation.verse.form import form_of
 from modules.inference.verse.rhymes import TABLE
 from modules.inference.verse.verse_form import Place, VerseForm

@@ -11,8 +11,10 @@ import torch
 from modules.config.base import ConfigError
 from modules.config.generation import GenerationConfig
 from modules.config.verse.forms import FORMS
-from modules.data.corpora.verse import clauses, han_only
+from modules.config.verse.han import han_only
+from modules.data.corpora.verse import clauses
 from modules.evaluation.verse.form import line_lengths, regular, rhyming
+from modules.inference.prediction.row_generator import RowGenerator
 from modules.inference.text_generator import TextGenerator, require_room
 from modules.inference.verse.verse_tokens import VerseTokens, constraint_of
 from modules.model import sampling
@@ -147,6 +149,18 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(generator: TextGenerato
     config = GenerationConfig(form="五绝")
     with pytest.raises(ValueError, match=r"^prompts: generation\.form 五绝 .*'黄'"):
         require_room("prompts", ["春", "白日依山尽黄河"], generator.tokenizer, 96, config)
+
+
+def test_a_stream_is_refused_before_its_first_piece(generator: TextGenerator) -> None:
+    with pytest.raises(ValueError, match="^form 五绝"):
+        generator.stream("白日依山尽黄河", form="五绝")
+
+
+def test_a_row_that_does_not_fit_is_that_rows_error(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    found = list(RowGenerator(decoder, tokenizer).map(["白日依山尽黄河", "春"], form="五绝", max_new_tokens=40, seed=1))
+    assert found[0]["text"] is None
+    assert "a mark belongs where '黄' stands" in found[0]["error"]
+    assert regular(found[1]["text"]) == 1.0
 
 
 def test_nothing_is_masked_where_no_row_asks(
