@@ -22,7 +22,8 @@ from ..checkpoint.loading import load_verified
 from ..data.encoding import Documents, encode_rows
 from ..data.packing import in_order
 from ..model.decoder import Decoder
-from ..model.loss import CHUNK, IGNORED
+from ..model.linear import CHUNK
+from ..model.loss import IGNORED
 from ..tokenizer.lost_text import NATS_A_BYTE, LostText, lost_in_texts
 from ..tokenizer.tokenizer import Tokenizer
 from .statistics import Metric, mean, perplexity, with_clusters

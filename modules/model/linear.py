@@ -25,6 +25,10 @@ ONEDNN_FORMATS = (
     (torch.float32, torch.bfloat16) if AVX512 and torch.cpu._is_avx512_bf16_supported() else (torch.float32,)
 )
 
+CHUNK = 512
+"""Tokens whose logits are made at once on a CPU: few enough for them to stay near its caches, enough for fast products.
+"""
+
 # oneDNN compiles code for each new number of rows and keeps 1,024 of them, 0.7 MB each; few are used again.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 

@@ -18,10 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from .linear import product
-
-CHUNK = 512
-"""Tokens at once on a CPU: few enough for their logits to stay near its caches, enough for fast matrix products."""
+from .linear import CHUNK, product
 
 SOFTMAX_ROWS = 64
 """Tokens at once whose softmax is taken on a CPU: in float32 they fit its caches, whatever the products' format."""

@@ -23,7 +23,8 @@ from modules.data.encoding import encode_rows
 from modules.data.packing import ShuffledSteps, make_step
 from modules.model import loss as loss_module
 from modules.model.decoder import build_decoder, meta_decoder
-from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy
+from modules.model.linear import CHUNK
+from modules.model.loss import IGNORED, linear_cross_entropy
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.fit import fit as fit_training
 from modules.training.lightning_module import LanguageModel

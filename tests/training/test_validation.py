@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.model.loss import CHUNK, IGNORED, linear_cross_entropy, stopping_cross_entropy
+from modules.model.linear import CHUNK
+from modules.model.loss import IGNORED, linear_cross_entropy, stopping_cross_entropy
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.training.test_lightning_module import fit, short_training
 

@@ -306,4 +306,4 @@ def test_parameters_reach_the_model(server: str) -> None:
 def test_bad_input_is_a_400_that_says_why(server: str, body: Any, message: str) -> None:
     status, answer = post(server, body)
     assert status == 400
-    assert message in answer["message"].partition("Error:")[2], answer["message"][-500:]
+    assert message in answer["message"].rpartition("Error:")[2], answer["message"][-500:]

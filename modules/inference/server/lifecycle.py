@@ -12,7 +12,6 @@ import errno
 import ipaddress
 import logging
 import math
-import os
 import resource
 import signal
 import socket
@@ -142,9 +141,6 @@ KEEP_ALIVE_SECONDS = 30
 
 LOADING = "loading"
 
-KEPT_KERNELS = "256"
-"""oneDNN compiles a kernel for each matrix and number of tokens, and would keep 1,024, of half a megabyte each."""
-
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
 
@@ -162,7 +158,6 @@ class Lifecycle:
 
     def __init__(self, config: ServeConfig, folder: Path, name: str, key: bytes | None = None) -> None:
         """key: the API key that clients must send."""
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
         self.config, self.folder = config, folder
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)

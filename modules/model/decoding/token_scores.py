@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..loss import CHUNK
+from ..linear import CHUNK
 from .upload import upload
 
 NOT_NUMBERS = (

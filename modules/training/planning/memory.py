@@ -15,7 +15,8 @@ from itertools import groupby
 from ...config.model import ModelConfig
 from ...config.training import TrainerConfig
 from ...model.attention import MATERIALIZED_LENGTH
-from ...model.loss import CHUNK, GPU_LOGITS, SOFTMAX_ROWS
+from ...model.linear import CHUNK
+from ...model.loss import GPU_LOGITS, SOFTMAX_ROWS
 from ..optimizer import OPTIMIZERS, Shape
 from ..precision import compute_format, on_gpu
 
