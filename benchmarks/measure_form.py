@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from modules.data.corpora.verse import han_only
+from modules.config.verse.han import han_only
 from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
 from modules.evaluation.verse.form import couplet_form, form_of
-from modules.evaluation.verse.rhymes import rhymes_of, tone_of
+from modules.inference.verse.rhymes import rhymes_of, tone_of
 from modules.system.jsonl import read_jsonl
 
 

@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         task = Task(config, *rows)
         windows = {name: open_model(folder).config.max_position_embeddings for name, folder in folders.items()}
         tokenizers = {name: open_tokenizer(folder) for name, folder in folders.items()}
-        require_room("prompts", config.prompts, tokenizers["model"], windows["model"])
+        require_room("prompts", config.prompts, tokenizers["model"], windows["model"], config.generation)
         asked = {name: task.prompted(tokenizers[name], windows[name]) for name in folders}
         task.note_copies(folders["model"])
         if config.dry_run:

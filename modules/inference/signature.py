@@ -9,7 +9,14 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 
 from ..config.generation import GenerationConfig
 
-TYPES = {"int": DataType.long, "int | None": DataType.long, "float": DataType.double, "list[str]": DataType.string}
+TYPES = {
+    "int": DataType.long,
+    "int | None": DataType.long,
+    "float": DataType.double,
+    "bool": DataType.boolean,
+    "str | None": DataType.string,
+    "list[str]": DataType.string,
+}
 """A generation parameter's type → MLflow's, which has none for a mapping: logit_bias is taken, but not declared."""
 
 PARAMS = ParamSchema(

@@ -12,10 +12,12 @@ import torch
 from ..config.base import shown
 from ..config.generation import GenerationConfig
 from ..model.decoder import Decoder
+from ..model.decoding.beam_search import beam_search
 from ..model.decoding.token_scores import Scores, TokenScore
-from ..model.sampling import check_biases, generate, prefill
+from ..model.sampling import Rows, check_biases, generate, prefill, start
 from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
+from .verse.verse_tokens import constraint_of
 
 logger = logging.getLogger("moyun.generation")
 
@@ -101,11 +103,15 @@ class TextGenerator:
             pieces[row].append(piece)
 
     def stream(self, text: Given, **parameters: Any) -> Iterator[str]:
-        """The continuation of one text, piece by piece; never half a character, never part of a stop text."""
-        texts = texts_of([text])
+        """The continuation of one text, piece by piece; never half a character, never part of a stop text.
+
+        Parameters are checked at once, and whether the text fits a form of verse.
+        """
+        texts, config = texts_of([text]), GenerationConfig.parse(parameters, self.defaults)
         self.note_lost(texts)
-        for _, piece in self.stream_ids(self.encode(texts), GenerationConfig.parse(parameters, self.defaults)):
-            yield piece
+        prompts = self.encode(texts)
+        constraint_of(self.tokenizer, prompts[0], config)
+        return (piece for _, piece in self.stream_ids(prompts, config))
 
     def score_ids(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[TokenScore]]:
         """Log-probabilities of each prompt's own tokens; nothing is written. top: of the likeliest beside each."""
@@ -126,9 +132,29 @@ class TextGenerator:
         for text in (text for text in config.stop if loses(text, self.tokenizer)):
             logger.warning("generation.stop: this model's tokenizer loses part of %r, so no text will end there", text)
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
-        tokens = generate(self.decoder, prompts, config, self.tokenizer.end_of_text_id, scores)
+        constraints = [constraint_of(self.tokenizer, prompt, config) for prompt in prompts]
+        end_of_text_id = self.tokenizer.end_of_text_id
+        if config.num_beams > 1:
+            if any(scores):
+                raise ValueError("num_beams doesn't go with log-probabilities: ask for them with num_beams=1")
+            rows = start(self.decoder, prompts, [config] * len(prompts), constraints=constraints)
+            tokens = self.search(rows, config)
+        else:
+            tokens = generate(self.decoder, prompts, config, end_of_text_id, scores, constraints)
         yield from write_pieces(tokens, writers)
         return writers
+
+    def search(self, rows: Rows, config: GenerationConfig) -> Generator[tuple[int, int | None], int | None]:
+        """As `generate`, by beam search: tokens come when all rows have been written."""
+
+        def stops(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(ids) if config.stop else ""
+            return any(stop in text for stop in config.stop)
+
+        for number, ids in enumerate(beam_search(self.decoder, rows, self.tokenizer.end_of_text_id, stops)):
+            for token in ids:
+                yield number, token
+            yield number, None
 
     def note_lost(self, prompts: Sequence[str]) -> None:
         """Warns of what the model won't see of some prompts."""
@@ -164,8 +190,21 @@ def text_in(where: str, value: Any) -> str:
     return value
 
 
-def require_room(key: str, prompts: Sequence[str], tokenizer: Tokenizer, positions: int) -> None:
-    """ValueError naming the first of a key's prompts that leaves the model no position to write to."""
+def require_form(prompts: Sequence[str], tokenizer: Tokenizer, config: GenerationConfig) -> None:
+    """ValueError for the first of some prompts that doesn't fit the config's form of verse."""
+    for prompt in prompts if config.form else ():
+        try:
+            constraint_of(tokenizer, tokenizer.encode_prompt(prompt), config)
+        except ValueError as error:
+            raise ValueError(f"generation.{error}") from None
+
+
+def require_room(
+    key: str, prompts: Sequence[str], tokenizer: Tokenizer, positions: int, config: GenerationConfig
+) -> None:
+    """ValueError naming the first of a key's prompts that leaves the model no position to write to, or one that doesn't
+    fit the config's form of verse.
+    """
     for prompt in prompts:
         tokens = len(tokenizer.encode_prompt(prompt))
         if not 0 < tokens < positions:
@@ -173,6 +212,10 @@ def require_room(key: str, prompts: Sequence[str], tokenizer: Tokenizer, positio
                 f"{key} holds {shown(prompt)}, {tokens:,} tokens, and the model has {positions:,} positions for prompt "
                 f"and continuation: {'shorten it' if tokens else 'leave it out'}"
             )
+    try:
+        require_form(prompts, tokenizer, config)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def write_pieces(

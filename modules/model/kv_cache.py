@@ -67,6 +67,15 @@ class KVCache:
         self.layers = [cached[: len(rows)] for cached in self.layers]
         self.set_lengths(self.lengths[torch.tensor(rows, device=self.lengths.device)])
 
+    def reorder(self, rows: Sequence[int]) -> None:
+        """New row i is the old rows[i], which may come several times or not at all."""
+        if list(rows) == list(range(len(self.lengths))):
+            return
+        chosen = torch.tensor(rows, device=self.lengths.device)
+        self.storage = [cached.index_select(0, chosen) for cached in self.layers]
+        self.layers = list(self.storage)
+        self.set_lengths(self.lengths[chosen])
+
     def merge(self, other: KVCache, capacity: int) -> None:
         """Appends the rows of another cache, and makes room for at least `capacity` positions in each row.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .decoder import Decoder
+from .decoding.constraints import Constraint
 from .decoding.sampler import Sampler, checked
 from .decoding.token_scores import Measured, Scores, measure_prompts
 from .decoding.upload import upload
@@ -44,10 +45,13 @@ class Rows:
     scores: list[Scores | None] = field(default_factory=list)
     """Of rows whose log-probabilities are wanted; the batch fills them."""
     prompt_lengths: list[int] = field(default_factory=list)
+    constraints: list[Constraint | None] = field(default_factory=list)
+    """What each keeps to from here on, if anything."""
 
     def __post_init__(self) -> None:
         self.scores = self.scores or [None] * len(self.ids)
         self.prompt_lengths = self.prompt_lengths or [len(ids) for ids in self.ids]
+        self.constraints = self.constraints or [None] * len(self.ids)
 
     def select(self, indices: list[int]) -> Rows:
         return Rows(*([member[i] for i in indices] for member in vars(self).values()))
@@ -69,15 +73,18 @@ def generate(
     config: GenerationConfig | Sequence[GenerationConfig],
     end_of_text_id: int,
     scores: Sequence[Scores | None] = (),
+    constraints: Sequence[Constraint | None] = (),
 ) -> Generator[tuple[int, int | None], int | None]:
     """Continues every prompt; yields (row, token id) as they come, and (row, None) when a row has ended.
 
     A row ends with end-of-text (which isn't yielded), after max_new_tokens, or at the model's last position.
     `.send(row)` instead of next() ends that row early: a stop text was found, or its reader has gone.
     All rows share a config, or each has its own. scores: of each row, filled before its tokens are yielded.
+    constraints: what each row keeps to; `form` is the caller's to turn into them (inference/verse).
     Raises ValueError for a prompt that is empty, or leaves no position to write to.
     """
-    rows = start(decoder, prompts, config if isinstance(config, Sequence) else [config] * len(prompts), scores)
+    configs = config if isinstance(config, Sequence) else [config] * len(prompts)
+    rows = start(decoder, prompts, configs, scores, constraints)
     batch = open_batch(decoder, end_of_text_id, len(prompts))
     batch.join(rows)
     yield from write(batch, batch.advance)
@@ -100,6 +107,8 @@ def write(batch: Batch, advance: Callable[[list[int]], None]) -> Generator[tuple
                 if token == batch.end_of_text_id or stopped == number or rows.remaining[i] == 0:
                     ended.add(i)
                     yield number, None
+                elif constraint := rows.constraints[i]:
+                    rows.constraints[i] = constraint.after(token)
             left = moved_up(len(rows.ids), ended)
             if not left:
                 break
@@ -125,6 +134,7 @@ def start(
     prompts: Sequence[Sequence[int]],
     configs: Sequence[GenerationConfig],
     scores: Sequence[Scores | None] = (),
+    constraints: Sequence[Constraint | None] = (),
 ) -> Rows:
     """Rows of these prompts, nothing written yet. Raises ValueError as `generate` does."""
     limit = decoder.config.max_position_embeddings
@@ -141,7 +151,8 @@ def start(
     generators = [generator_of(ids, config.seed) for ids, config in zip(prompts, configs, strict=True)]
     remaining = [min(config.max_new_tokens, limit - len(ids)) for ids, config in zip(prompts, configs, strict=True)]
     ids = [list(prompt) for prompt in prompts]
-    return Rows(list(range(len(prompts))), ids, generators, remaining, list(configs), list(scores))
+    numbers = list(range(len(prompts)))
+    return Rows(numbers, ids, generators, remaining, list(configs), list(scores), constraints=list(constraints))
 
 
 def check_biases(config: GenerationConfig, vocab_size: int) -> None:
@@ -191,7 +202,7 @@ class Batch:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
         if self.sampler is None:
             self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
-        ids = self.sampler(self.logits, self.rows.generators)
+        ids = self.sampler(self.logits, self.rows.generators, self.rows.constraints)
         tokens = checked(ids.tolist())
         if measured := self.sampler.measure(self.logits, ids):
             self.note(self.sampler.scored, measured, tokens)

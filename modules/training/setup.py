@@ -85,7 +85,8 @@ def set_up(
     splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
-    require_room("train.sample_prompts", config.train.sample_prompts, tokenizer, model.max_position_embeddings)
+    prompts, positions = config.train.sample_prompts, model.max_position_embeddings
+    require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)

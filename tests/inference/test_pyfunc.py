@@ -12,6 +12,7 @@ import mlflow
 import pytest
 
 from modules.inference.text_generator import TextGenerator
+from modules.inference.verse.rhymes import TABLE
 from modules.tokenizer.tokenizer import Tokenizer as AnyTokenizer
 from modules.tokenizer.tokenizer import load_tokenizer
 from modules.tracking.models.exported_model import PYFUNC, log_model
@@ -89,11 +90,12 @@ def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, to
     folder = logged(store, tokenizer)
     named = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
     assert set(named) == {*REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
-    command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(OPTIONS)]
+    options = OPTIONS | ({"form": "五绝"} if kind == "character" else {})  # the other's vocabulary can't rhyme
+    command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(options)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     decoder = make_decoder(make_config(tokenizer.vocab_size))
-    assert json.loads(done.stdout.splitlines()[-1]) == TextGenerator(decoder, tokenizer)(["白日依山尽，"], **OPTIONS)
+    assert json.loads(done.stdout.splitlines()[-1]) == TextGenerator(decoder, tokenizer)(["白日依山尽，"], **options)
 
 
 @pytest.mark.server
@@ -116,14 +118,18 @@ def test_a_dockerfile_installs_what_the_model_names_and_copies_all_of_it(store: 
 def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokenizer) -> None:
     folder = logged(store, tokenizer)
     carried = {path.relative_to(folder / "code") for path in (folder / "code").rglob("*") if path.is_file()}
-    assert carried == {file.relative_to(MODULES.parent) for file in code_behind(PYFUNC)}
+    assert carried == {file.relative_to(MODULES.parent) for file in [*code_behind(PYFUNC), TABLE]}
     packages = {path.parts[1] for path in carried if len(path.parts) > 2}
     assert packages <= {"system", "config", "tokenizer", "model", "checkpoint", "inference"}
     assert {path.parts[:2] for path in carried if len(path.parts) > 3} <= {
         ("modules", "checkpoint"),
         ("modules", "config"),
+        ("modules", "inference"),
         ("modules", "model"),
-    }  # no server/
+    }
+    assert {
+        path.parts[2] for path in carried if path.parts[:2] == ("modules", "inference") and len(path.parts) > 3
+    } == {"verse"}  # no server/
     assert imported_packages(code_behind(PYFUNC)) == {*REQUIREMENTS, "jieba", "yaml"} - {"pyyaml"}
     left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}
     assert not left_out & {path.name for path in carried}

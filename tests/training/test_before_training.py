@@ -14,6 +14,7 @@ import pytest
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from modules.config.generation import GenerationConfig
 from modules.config.loader import load_config
 from modules.inference.text_generator import require_room
 from modules.system.signals import is_worker
@@ -41,11 +42,11 @@ def model(store: Path, tokenizer: Tokenizer) -> Path:
 
 def test_a_prompt_leaves_room_for_a_token(tokenizer: Tokenizer) -> None:
     prompt = "春" * 7  # and a start token
-    require_room("prompts", ["春", prompt], tokenizer, 9)
+    require_room("prompts", ["春", prompt], tokenizer, 9, GenerationConfig())
     with pytest.raises(
         ValueError, match=f"^prompts holds '{prompt}', 8 tokens, and the model has 8 positions .*shorten"
     ):
-        require_room("prompts", ["春", prompt], tokenizer, 8)
+        require_room("prompts", ["春", prompt], tokenizer, 8, GenerationConfig())
 
 
 def test_sample_prompts_that_do_not_fit_are_refused_before_training(

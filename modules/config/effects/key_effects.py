@@ -60,7 +60,8 @@ TABLE: dict[type, dict[Effect, str]] = {
     LoraConfig: {Effect.RESULT: "rank alpha dropout target_modules"},
     GenerationConfig: {
         Effect.RESULT: "max_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
-        "frequency_penalty logit_bias seed stop"
+        "frequency_penalty logit_bias seed stop num_beams "
+        "length_penalty form tones"
     },
     PrepareConfig: {
         Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import opencc
 
+from ...config.verse.han import HAN, PUNCTUATION, han_only
 from .poem_archive import RawPoem
-from .verse import HAN, PUNCTUATION, han_only
 
 SHORTEST, LONGEST = 8, 400  # Han characters of a row kept
 

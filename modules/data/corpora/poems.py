@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.verse.han import han_only
 from ...system.atomic import write_json
 from ...system.jsonl import Row, read_jsonl, write_jsonl
 from .dedup import leak_rate, near_copies
 from .manifest import MANIFEST, Manifest, files_unchanged, read_manifest, unseen, write_splits
 from .poem_archive import ARCHIVE_SHA512, PACKAGE, check_integrity, read_archive
 from .poem_cleaning import Poem, Simplifier, clean_poems
-from .verse import SPLITS, Split, cut_couplets, cut_quatrains, han_only, split_of
+from .verse import SPLITS, Split, cut_couplets, cut_quatrains, split_of
 
 RECIPE = "v2"
 EXPECTED_POEMS = 309_369  # of the published archive under this recipe; a build that differs is refused

@@ -1,4 +1,4 @@
-"""What a poem's text is made of: Han characters, clauses, quatrains, couplets; and the split it belongs to."""
+"""What a poem's text is made of: clauses, quatrains, couplets; and the split it belongs to."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import hashlib
 import re
 from typing import Literal
 
+from ...config.verse.han import PUNCTUATION, han_only
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-PUNCTUATION = "，。！？；：、"
-HAN = "〇㐀-䶿一-鿿豈-龎\U00020000-\U0003ffff"  # ranges of a regular-expression class
-_NOT_HAN = re.compile(f"[^{HAN}]")
 _CLAUSE = re.compile(f"[^{PUNCTUATION}]+")
 _CLAUSE_WITH_PUNCTUATION = re.compile(f"[^{PUNCTUATION}]+[{PUNCTUATION}]*")
-
-
-def han_only(text: str) -> str:
-    """The Han characters of `text`, in order."""
-    return _NOT_HAN.sub("", text)
 
 
 def clauses(text: str) -> list[str]:

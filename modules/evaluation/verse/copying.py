@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.corpora.verse import han_only
+from ...config.verse.han import han_only
 from ...tokenizer.lookup import code_points
 
 SHORTEST = 7

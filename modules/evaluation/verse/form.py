@@ -12,8 +12,9 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from ...data.corpora.verse import clauses, han_only
-from .rhymes import LEVEL, OBLIQUE, rhyme, tone_of
+from ...config.verse.han import han_only
+from ...data.corpora.verse import clauses
+from ...inference.verse.rhymes import LEVEL, OBLIQUE, rhyme, tone_of
 
 LENGTHS = (5, 7)
 

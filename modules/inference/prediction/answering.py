@@ -10,6 +10,7 @@ import numpy as np
 
 from ...config.prediction import MAX_BATCH_TOKENS
 from ...tokenizer.prompt_template import encode_turns, ids_of, with_system
+from ..verse.verse_tokens import constraint_of
 
 if TYPE_CHECKING:
     from ...config.generation import GenerationConfig
@@ -83,7 +84,7 @@ def answer_window(
     prompts: dict[int, list[int]] = {}
     refused: dict[int, RowAnswer] = {}
     for row, text in enumerate(texts):
-        ids, error = prompt_of(generator, text, name)
+        ids, error = prompt_of(generator, text, name, config)
         if error:
             refused[row] = RowAnswer(error=error)
         else:
@@ -92,15 +93,16 @@ def answer_window(
         yield left
     rows = list(prompts)
     new_tokens = min(config.max_new_tokens, generator.decoder.config.max_position_embeddings)
-    for batch in batches([len(prompts[row]) for row in rows], new_tokens, max_batch_tokens):
+    most = max_batch_tokens // config.num_beams  # each beam fills its own positions
+    for batch in batches([len(prompts[row]) for row in rows], new_tokens, most):
         asked = [rows[index] for index in batch if rows[index] not in done]
         if asked:
             found = generator.write_ids([prompts[row] for row in asked], config)
             yield {row: RowAnswer(one.text, one.tokens, one.stopped) for row, one in zip(asked, found, strict=True)}
 
 
-def prompt_of(generator: TextGenerator, text: object, name: str) -> tuple[list[int], str]:
-    """(ids, "") of a text that can be answered, ([], why not) of any other."""
+def prompt_of(generator: TextGenerator, text: object, name: str, config: GenerationConfig) -> tuple[list[int], str]:
+    """(ids, "") of a text that can be answered, ([], why not) of any other. config: for the form of verse in it."""
     from ...data.conversations.message_rows import Conversation
     from ...data.quarantine import fault_of
 
@@ -116,6 +118,10 @@ def prompt_of(generator: TextGenerator, text: object, name: str) -> tuple[list[i
             f"{name} comes to {len(ids):,} tokens, and the model has {positions:,} positions for prompt and answer: "
             "shorten it"
         )
+    try:
+        constraint_of(generator.tokenizer, ids, config)
+    except ValueError as error:
+        return [], f"{name}: {error}"
     return ids, ""
 
 

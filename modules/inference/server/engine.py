@@ -21,6 +21,7 @@ import torch
 
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
+from ...model.decoding.constraints import Constraint
 from ...model.decoding.token_scores import Scores, TokenScore
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
@@ -70,6 +71,8 @@ class ActiveSequence:
     """What was written and not yet handed over."""
     scores: Scores | None = None
     """Where log-probabilities are wanted; what it holds was not yet handed over."""
+    constraint: Constraint | None = None
+    """The form of verse that is to be kept."""
     cancelled: bool = False
     """Set from any thread: whoever asked has gone or waited too long."""
 
@@ -211,7 +214,8 @@ class Engine:
                 del begun[number]
         left = begun.values()
         prompts, configs = [sequence.prompt for sequence in left], [sequence.config for sequence in left]
-        rows = start(self.decoder, prompts, configs, [sequence.scores for sequence in left])
+        scores, constraints = [sequence.scores for sequence in left], [sequence.constraint for sequence in left]
+        rows = start(self.decoder, prompts, configs, scores, constraints)
         rows.numbers = list(begun)
         return rows
 

@@ -12,6 +12,7 @@ from starlette.types import Receive
 from ...tokenizer.tokenizer import Tokenizer
 from ..logprobs import LogprobsWriter
 from ..text_generator import Writer
+from ..verse.verse_tokens import constraint_of
 from .engine import ActiveSequence, Engine, Event
 from .requests import CompletionRequest, RequestError
 
@@ -43,6 +44,7 @@ class RequestHandle:
         ]
         self.logprobs: list[LogprobsWriter] = []
         for sequence in self.sequences:
+            sequence.constraint = constraint_of(tokenizer, sequence.prompt, sequence.config)
             prompt = request.prompts[sequence.row // request.n]
             echoed = (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) if request.echo else None
             if echoed:

@@ -17,6 +17,7 @@ from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.sampling import check_biases
 from ...tokenizer.tokenizer import Tokenizer
+from ..verse.verse_tokens import constraint_of
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
@@ -136,6 +137,8 @@ def parse_parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> Gen
     except ConfigError as error:
         name, _, complaint = error.complaints[0].partition(" ")
         raise bad(names.get(name, name), complaint[:500]) from None
+    if config.num_beams > 1:
+        raise bad("num_beams", "isn't done by the server: search with generate, predict or pipeline(), or give 1")
     if len(config.stop) > STOP_TEXTS:
         raise bad("stop", f"has {len(config.stop)} texts; there may be {STOP_TEXTS}")
     for text in config.stop:
@@ -192,6 +195,7 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
             raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", most - own)
         if given:
             check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
+        check_form(f"{field} {row}", ids, request.config, tokenizer)
         prompts.append(ids)
     check_bias(request.config, tokenizer)
     return prompts
@@ -202,6 +206,13 @@ def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
         check_biases(config, tokenizer.vocab_size)
     except ValueError as error:
         raise bad(*str(error).split(" ", 1)) from None
+
+
+def check_form(field: str, ids: Sequence[int], config: GenerationConfig, tokenizer: Tokenizer) -> None:
+    try:
+        constraint_of(tokenizer, ids, config)
+    except ValueError as error:
+        raise bad("form", f"{str(error).removeprefix('form ')} ({field})") from None
 
 
 def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:

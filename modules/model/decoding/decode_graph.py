@@ -20,6 +20,7 @@ from ..attention import takes_any_lengths
 from ..decoder import Decoder
 from ..kv_cache import KVCache
 from ..sampling import Batch, Rows, attention_kernels, prefill
+from .constraints import Constraint
 from .sampler import Sampler, checked
 from .token_scores import Measured, TokenScore
 from .upload import upload
@@ -173,7 +174,8 @@ def take(decoder: Decoder, places: int, capacity: int) -> DecodeGraph:
 class GraphBatch(Batch):
     """A batch whose steps are replayed. The GPU is one token ahead, so that it computes while this one is read.
 
-    What it computes of a row that turns out to have ended is thrown away.
+    What it computes of a row that turns out to have ended is thrown away. While any row has a constraint, what may come
+    next hangs on the token before: then nothing is computed ahead.
     """
 
     def __init__(self, decoder: Decoder, end_of_text_id: int, places: int) -> None:
@@ -182,6 +184,8 @@ class GraphBatch(Batch):
         self.graph: DecodeGraph | None = None
         self.places: list[int] = []
         """Of each row."""
+        self.waits = False
+        """Whether the next token is computed only when this one has been taken."""
         self.measured: list[tuple[list[int], list[int], Measured]] = []
         """Of the tokens in graph.ids whose log-probabilities are wanted: places, how many likeliest ones, and these."""
 
@@ -191,7 +195,7 @@ class GraphBatch(Batch):
         places = upload(free, torch.int64, self.device)
         logits = graph.cache.read(self.decoder, rows, places)
         sampler = Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device)
-        ids = graph.ids[places] = sampler(logits, rows.generators)
+        ids = graph.ids[places] = sampler(logits, rows.generators, rows.constraints)
         self.keep(sampler, [free[row] for row in sampler.scored], logits, ids)
         self.rows.extend(rows)
         self.places += free
@@ -216,7 +220,8 @@ class GraphBatch(Batch):
         measured = [(places, tops, found.on_cpu()) for places, tops, found in self.measured]
         self.measured.clear()
         ready = torch.cuda.current_stream(self.device).record_event() if self.graph.ids.is_cuda else None
-        if max(self.rows.remaining) > 1:
+        self.waits = any(self.rows.constraints)
+        if not self.waits and max(self.rows.remaining) > 1:
             self.launch(self.graph)
         if ready:
             ready.synchronize()
@@ -236,6 +241,7 @@ class GraphBatch(Batch):
 
     def launch(self, graph: DecodeGraph) -> None:
         """Starts to compute every place's next token."""
+        counted = self.waits and self.sampler is None  # the last token was taken, and a new sampler finds it in its row
         if self.sampler is None:
             graph.cache.occupy(self.places)
         graph.replay(self.decoder)
@@ -244,17 +250,22 @@ class GraphBatch(Batch):
             by_place = self.rows.select([row_at.get(place, 0) for place in range(len(graph.ids))])
             by_place.scores = [by_place.scores[place] if place in row_at else None for place in range(len(graph.ids))]
             self.sampler = Sampler(by_place, self.end_of_text_id, graph.logits.shape[-1], self.device)
-        self.sampler.append(lambda: graph.ids.clamp(min=0))  # -1, no number, is refused when it has been read
+        if not counted:
+            self.sampler.append(lambda: graph.ids.clamp(min=0))  # -1, no number, is refused when it has been read
         generators: list[random.Random | None] = [None] * len(graph.ids)
-        for place, generator in zip(self.places, self.rows.generators, strict=True):
-            generators[place] = generator
-        graph.ids.copy_(self.sampler(graph.logits, generators))
+        constraints: list[Constraint | None] = [None] * len(graph.ids)
+        for row, place in enumerate(self.places):
+            generators[place], constraints[place] = self.rows.generators[row], self.rows.constraints[row]
+        graph.ids.copy_(self.sampler(graph.logits, generators, constraints))
         self.keep(self.sampler, self.sampler.scored, graph.logits, graph.ids)
 
     def advance(self, left: list[int]) -> None:
         if len(left) < len(self.places):
             self.rows, self.places = self.rows.select(left), [self.places[i] for i in left]
             self.sampler = None
+        if self.waits:
+            assert self.graph is not None
+            self.launch(self.graph)
 
     def close(self) -> None:
         if self.graph is not None:

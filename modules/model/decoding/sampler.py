@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .constraints import Constraint, mask
 from .penalties import Penalties
 from .token_scores import NOT_NUMBERS, Measured, measure
 from .upload import upload
@@ -60,9 +61,14 @@ class Sampler:
         """The rows whose tokens' log-probabilities are wanted."""
         self.tops = [scores.top for scores in rows.scores if scores]
 
-    def __call__(self, logits: Tensor, generators: Sequence[random.Random | None]) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor,
+        generators: Sequence[random.Random | None],
+        constraints: Sequence[Constraint | None] = (),
+    ) -> Tensor:
         """logits (B, V), the rows' generators → ids (B,), -1 where probabilities aren't numbers."""
-        scores = logits = self.penalties(logits.float())
+        scores = logits = mask(self.penalties(logits.float()), constraints)
         if self.draws:
             probabilities = (logits / self.temperature).softmax(-1)
             if self.candidates:

@@ -19,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from ...checkpoint.loading import open_tokenizer, verified_hash
 from ...checkpoint.model_folder import read_provenance
 from ...inference.signature import MODEL_CONFIG, SIGNATURE
+from ...inference.verse.rhymes import TABLE
 from ...system.redaction import hide_values
 from ...tokenizer.tokenizer import load_tokenizer
 from ..outbox.logged_models import add_output, add_validation, models_of
@@ -120,7 +121,7 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
             model_id=model.model_id,
             python_model=str(PYFUNC),
             artifacts={"model": str(folder)},
-            code_paths=[str(serving_code(Path(code)))],
+            code_paths=[str(part) for part in serving_code(Path(code)).iterdir()],
             pip_requirements=requirements_of(folder),
             signature=SIGNATURE,
             model_config=dict(MODEL_CONFIG),
@@ -144,9 +145,9 @@ def requirements_of(folder: Path) -> list[str]:
 
 
 def serving_code(folder: Path) -> Path:
-    """Copies what a served model imports, and nothing else of moyun, to folder/modules."""
-    for file in code_behind(PYFUNC):
+    """Copies what a served model imports, and nothing else of moyun but the table of rhymes; returns the folder."""
+    for file in [*code_behind(PYFUNC), TABLE]:
         target = folder / file.relative_to(MODULES.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    return folder / MODULES.name
+    return folder

@@ -14,7 +14,7 @@ from modules.data.corpora.verse import cut_couplets, cut_quatrains, split_of
 from modules.evaluation.statistics import mean
 from modules.evaluation.verse.copying import TrainingText
 from modules.evaluation.verse.form import couplet_form, form_of, line_lengths, repeated_share
-from modules.evaluation.verse.rhymes import rhyme, rhymes_of, tone_of
+from modules.inference.verse.rhymes import rhyme, rhymes_of, tone_of
 from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
 

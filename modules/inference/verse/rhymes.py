@@ -20,10 +20,20 @@ def rhymes_of(character: str) -> frozenset[str]:
     return _rhymes().get(character, frozenset())
 
 
+def is_level(rhyme: str) -> bool:
+    """Whether the characters of a rhyme have a level tone."""
+    return _TONES[rhyme[:2]] == LEVEL
+
+
+def tones_of(character: str) -> frozenset[str]:
+    """平 and 仄 as far as it has readings of them; none where the table lacks it."""
+    return frozenset(LEVEL if is_level(rhyme) else OBLIQUE for rhyme in rhymes_of(character))
+
+
 def tone_of(character: str) -> str | None:
     """平 (level) or 仄 (oblique: 上, 去 and 入); None where its readings differ in that, or the table lacks it."""
-    tones = {LEVEL if _TONES[rhyme[:2]] == "平" else OBLIQUE for rhyme in rhymes_of(character)}
-    return tones.pop() if len(tones) == 1 else None
+    tones = tones_of(character)
+    return next(iter(tones)) if len(tones) == 1 else None
 
 
 def rhyme(first: str, second: str) -> bool | None:

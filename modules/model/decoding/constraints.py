@@ -1,0 +1,38 @@
+"""Which tokens a row may be written with: a mask on its logits, after all penalties; torch only.
+
+B: rows, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Constraint(Protocol):
+    """What a row must keep to, at one place of it; never changed."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """By token id, whether it may come next; of ids beyond its end none may. At least one may."""
+
+    def after(self, token: int) -> Constraint:
+        """The same after a token that was allowed."""
+
+
+def mask(logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
+    """logits (B, V) → -inf for what a row's constraint doesn't allow; they stay as they are where no row has one."""
+    if not any(constraints):
+        return logits
+    allowed = np.ones(tuple(logits.shape), np.bool_)
+    for row, constraint in enumerate(constraints):
+        if constraint:
+            found = constraint.allowed
+            allowed[row, : len(found)] = found
+            allowed[row, len(found) :] = False
+    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
