@@ -46,6 +46,12 @@ def float32_by_itself() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are answered three at a time."""
+    monkeypatch.setattr("modules.inference.prediction.answering.WINDOW_ROWS", 3)
+
+
 SEARCH_PATH = list(sys.path)
 
 

@@ -53,6 +53,8 @@ class TextGenerator:
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationConfig()
         check_biases(self.defaults, tokenizer.vocab_size)
+        self.looked_at: set[str] = set()
+        """Stop texts that were warned of, or needn't be."""
 
     @property
     def returns_full_text(self) -> bool:
@@ -129,8 +131,9 @@ class TextGenerator:
             return []
         positions = self.decoder.config.max_position_embeddings
         most = [min(config.max_new_tokens, positions - len(prompt)) for prompt in prompts]
-        for text in (text for text in config.stop if loses(text, self.tokenizer)):
+        for text in [text for text in config.stop if text not in self.looked_at and loses(text, self.tokenizer)]:
             logger.warning("generation.stop: this model's tokenizer loses part of %r, so no text will end there", text)
+        self.looked_at |= set(config.stop)
         writers = [Writer(self.tokenizer, config.stop, tokens) for tokens in most]
         constraints = [constraint_of(self.tokenizer, prompt, config) for prompt in prompts]
         end_of_text_id = self.tokenizer.end_of_text_id

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-ctranslate2 = pytest.importorskip("ctranslate2")
-transformers = pytest.importorskip("transformers")
+import ctranslate2
+import transformers
 
-from modules.checkpoint.formats import huggingface  # noqa: E402
-from modules.config.generation import GenerationConfig  # noqa: E402
-from modules.model.sampling import generate  # noqa: E402
-from tests.checkpoint.formats.test_huggingface import decoder_of, stored_model, tokenizer_of  # noqa: E402
-from tests.helpers.models import make_config  # noqa: E402
+from modules.checkpoint.formats import huggingface
+from modules.config.generation import GenerationConfig
+from modules.model.sampling import generate
+from tests.checkpoint.formats.test_huggingface import decoder_of, stored_model, tokenizer_of
+from tests.helpers.models import make_config
 
 NEW = 24
 

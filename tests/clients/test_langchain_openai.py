@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,16 +21,13 @@ def server(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
+def options(server: RealServer) -> dict[str, Any]:
+    sampling = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
+    return {"base_url": f"{server.url}/v1", "api_key": server.key, "model": "poet", "max_retries": 0, **sampling}
+
+
 def test_text(server: RealServer) -> None:
-    model = langchain.OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key=server.key,
-        model="poet",
-        max_tokens=12,
-        temperature=0.8,
-        seed=3,
-        max_retries=0,
-    )
+    model = langchain.OpenAI(**options(server))
     expected = server.answer("春眠", max_new_tokens=12, temperature=0.8, seed=3)
     assert model.invoke("春眠") == expected
     assert "".join(model.stream("春眠")) == expected
@@ -37,15 +35,7 @@ def test_text(server: RealServer) -> None:
 
 
 def test_chat(server: RealServer) -> None:
-    model = langchain.ChatOpenAI(
-        base_url=f"{server.url}/v1",
-        api_key=server.key,
-        model="poet",
-        max_tokens=12,
-        temperature=0.8,
-        seed=3,
-        max_retries=0,
-    )
+    model = langchain.ChatOpenAI(**options(server))
     expected = server.answer("用五言\n春眠", max_new_tokens=12, temperature=0.8, seed=3)
     conversation = [("system", "用五言"), ("user", "春眠")]
     answer = model.invoke(conversation)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+import transformers  # noqa: E402
 
 from modules.checkpoint.adapter import read_adapter, save_adapter  # noqa: E402
 from modules.checkpoint.loading import load_model, open_model  # noqa: E402

@@ -31,3 +31,12 @@ def test_lost_characters_of_a_prompt_are_named(
         lossless = TextGenerator(make_decoder(make_config(tokenizer.vocab_size)), tokenizer)
         lossless("春眠\n不觉😀", max_new_tokens=1)
     assert caplog.messages == [f"{SAID}'\\n', '😀'", f"{SAID}'😀'"]
+
+
+def test_a_stop_text_that_is_lost_is_named_once(bert: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    generator = TextGenerator(make_decoder(make_config(bert.vocab_size)), bert)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            generator("春眠", max_new_tokens=1, stop=["眠", "😀"])
+    (said,) = caplog.messages
+    assert said.startswith("generation.stop: this model's tokenizer loses part of '😀'")

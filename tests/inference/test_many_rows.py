@@ -20,11 +20,6 @@ def model(store: Path, tokenizer: Tokenizer) -> Path:
     return small_model(store / "model", tokenizer)
 
 
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "WINDOW_ROWS", 3)
-
-
 # --- memory, and Python ---
 
 

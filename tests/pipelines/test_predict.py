@@ -17,7 +17,6 @@ import pytest
 from mlflow import MlflowClient
 
 from modules.data.quarantine import DataError
-from modules.inference.prediction import answering
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
@@ -28,11 +27,6 @@ from tests.helpers.predictions import TEXTS, alone, jsonl, read, run, small_mode
 @pytest.fixture
 def model(store: Path, tokenizer: Tokenizer) -> Path:
     return small_model(store / "model", tokenizer)
-
-
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "WINDOW_ROWS", 3)
 
 
 # --- what stands in the target ---

@@ -11,7 +11,6 @@ import pytest
 from mlflow import MlflowClient
 
 from modules.data.quarantine import DataError
-from modules.inference.prediction import answering
 from modules.inference.prediction.journal import Journal
 from modules.inference.text_generator import TextGenerator
 from modules.system.process_locks import take_lock
@@ -24,11 +23,6 @@ from tests.tracking.test_tracking import all_runs
 @pytest.fixture
 def model(store: Path, tokenizer: Tokenizer) -> Path:
     return small_model(store / "model", tokenizer)
-
-
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "WINDOW_ROWS", 3)
 
 
 # --- interrupted, and gone on ---

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.evaluation import EvaluateConfig
+from ...config.generation import GenerationConfig
 from ...tracking.run_lifecycle import metric_history
 from ..statistics import Metric, PairedComparison, rows_in_words
 from ..task_evaluation import Evaluation, ScoredRow, Task
@@ -76,8 +78,6 @@ def evaluation_report(
 
 def facts_of(task: Task, model: Evaluation, names: Mapping[str, str]) -> dict[str, str]:
     config, generation = task.config, task.config.generation
-    greedy = generation.temperature == 0
-    sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
     facts = {
         "model": config.model,
         **{who: f"{name} ({getattr(config, who)})" for who, name in names.items() if who != "model"},
@@ -88,13 +88,22 @@ def facts_of(task: Task, model: Evaluation, names: Mapping[str, str]) -> dict[st
         "of these among the training rows too": f"{task.copies:,}" if task.copies else "",
         "lost by the model's tokenizer": str(model.lost) if model.lost and model.lost.counts else "",
         "texts generated": f"for {len(model.rows):,} rows" if model.rows else "",
-        "generation": (
-            f"{'greedy' if greedy else sampled}; at most {generation.max_new_tokens} tokens" if model.rows else ""
-        ),
+        "generation": drawn(generation) if model.rows else "",
         "solved examples in each prompt": str(config.task.examples or ""),
         "too long for the model": ", ".join(f"{label(name)}: {n:,}" for name, n in model.counts.items() if n),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def drawn(generation: GenerationConfig) -> str:
+    """How texts were written: what is always told of sampling, and every other key that isn't as it is anyway."""
+    told = ("temperature", "top_p", "seed", "max_new_tokens")
+    sampled = f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, seed {generation.seed}"
+    usual = asdict(GenerationConfig())
+    others = {key: value for key, value in asdict(generation).items() if value != usual[key]}
+    parts = ["greedy" if generation.temperature == 0 else sampled]
+    parts += [f"{key} {value}" for key, value in others.items() if key not in told]
+    return f"{', '.join(parts)}; at most {generation.max_new_tokens} tokens"
 
 
 def metrics_of(found: Evaluation) -> list[Metric]:

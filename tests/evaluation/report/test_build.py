@@ -10,8 +10,9 @@ import datasets
 import mlflow
 import pytest
 
+from modules.config.generation import GenerationConfig
 from modules.config.loader import load_config
-from modules.evaluation.report.build import lengths, tally, training_curves
+from modules.evaluation.report.build import drawn, lengths, tally, training_curves
 from modules.system.jsonl import write_jsonl
 from pipelines.evaluate import evaluate
 from pipelines.train import train
@@ -43,6 +44,19 @@ def page(model: Path, store: Path, poems: dict[str, list[str]]) -> Callable[...,
         return text
 
     return made
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "temperature 1, top-p 1, seed None; at most 128 tokens"),
+        ({"temperature": 0.0, "max_new_tokens": 9}, "greedy; at most 9 tokens"),
+        ({"min_p": 0.1, "seed": 3}, "temperature 1, top-p 1, seed 3, min_p 0.1; at most 128 tokens"),
+        ({"temperature": 0.0, "repetition_penalty": 1.5}, "greedy, repetition_penalty 1.5; at most 128 tokens"),
+    ],
+)
+def test_the_report_says_how_texts_were_written(given: dict[str, Any], said: str) -> None:
+    assert drawn(GenerationConfig(**given)) == said
 
 
 def test_an_evaluation_leaves_its_report_with_the_run(
