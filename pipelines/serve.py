@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
-from modules.checkpoint.loading import check_folder
+from modules.config.base import is_registered, model_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.access import API_KEY, read_key
-from modules.inference.server.lifecycle import Lifecycle, is_loading
+from modules.inference.server.lifecycle import Lifecycle
+from modules.system.redaction import FROM_ENVIRONMENT
 
-from . import find_model
 from .cli.command_line import run_stage
 from .cli.printing import say
+from .cli.serving import find_served
 
 
 def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     key = read_key(os.environ)
-    folder = find_model(config.model, config.tracking)
-    check_folder(folder)
-    name = config.name or name_of(config.model, folder)
-    server = Lifecycle(config, folder, name, key)
-    if not server.this_machine_only:
-        asked = f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
-        names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
-        say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
-    say(f"serve: verifying and loading {folder}")
-    server.run(lambda address: say(ready_line(name, address, key is not None)))
+    place = Path(config.model) if is_registered(config.model) else model_folder(config.model)
+    model = config.model if is_registered(config.model) else str(place)
+    source = partial(find_served, model, config.tracking, dict(FROM_ENVIRONMENT))
+    name = config.name or name_of(config.model, place)
+    server = Lifecycle(config, source, name, key)
+
+    def found(folder: Path) -> None:
+        if not server.this_machine_only:
+            asked = (
+                f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
+            )
+            names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
+            say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
+        say(f"serve: verifying and loading {folder}")
+
+    server.run(lambda address: say(ready_line(name, address, key is not None)), found)
 
 
 def ready_line(name: str, address: str, with_key: bool) -> str:
@@ -48,5 +56,3 @@ def name_of(model: str, folder: Path) -> str:
 
 if __name__ == "__main__":
     run_stage("serve", serve)
-    if is_loading():  # stopped before it served: torch aborts when Python ends around a thread that computes
-        os._exit(0)

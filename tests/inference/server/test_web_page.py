@@ -312,8 +312,7 @@ def test_the_card_says_where_the_model_comes_from(tokenizer: Tokenizer, tmp_path
         "config": {"data": {"path": "/home/somebody/quatrains"}, "train": {"sample_prompts": ["春"]}},
     }  # fmt: skip
     folder = save_model(tmp_path / "model", decoder, tokenizer, run)
-    with served(decoder, tokenizer) as running:
-        running.service.serve_with(running.engine, tokenizer, read_provenance(folder))
+    with served(decoder, tokenizer, run=read_provenance(folder)) as running:
         card = httpx.get(f"{running.url}/card").json()
     assert card["name"] == "small"
     assert card["examples"] == ["春"]
