@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
 from pathlib import Path
 
 from modules.config.base import is_registered, model_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.access import API_KEY, read_key
 from modules.inference.server.lifecycle import Lifecycle
+from modules.inference.server.model_process.messages import Found
+from modules.inference.server.model_process.served_model import ServedModel
 from modules.system.redaction import FROM_ENVIRONMENT
 
 from .cli.command_line import run_stage
 from .cli.printing import say
-from .cli.serving import find_served
+from .cli.serving import GivenModel
 
 
 def serve(config: ServeConfig) -> None:
@@ -24,20 +25,24 @@ def serve(config: ServeConfig) -> None:
     key = read_key(os.environ)
     place = Path(config.model) if is_registered(config.model) else model_folder(config.model)
     model = config.model if is_registered(config.model) else str(place)
-    source = partial(find_served, model, config.tracking, dict(FROM_ENVIRONMENT))
+    source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
     name = config.name or name_of(config.model, place)
     server = Lifecycle(config, source, name, key)
 
-    def found(folder: Path) -> None:
+    def found(model: Found) -> None:
         if not server.this_machine_only:
             asked = (
                 f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
             )
             names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
             say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
-        say(f"serve: verifying and loading {folder}")
+        say(f"serve: verifying and loading {model.folder}")
 
-    server.run(lambda address: say(ready_line(name, address, key is not None)), found)
+    def ready(model: ServedModel) -> None:
+        origin = ", ".join(f"{what.partition('_')[0]} {which}" for what, which in model.origin.items())
+        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key is not None))
+
+    server.run(ready, found)
 
 
 def ready_line(name: str, address: str, with_key: bool) -> str:

@@ -90,7 +90,8 @@ class Service:
 
     def serve_without(self, model: ServedModel) -> None:
         """No longer asks it for anything."""
-        self.serving.remove(model)
+        if model in self.serving:
+            self.serving.remove(model)
         if not self.serving and self.state == "ready":
             self.state = "loading"
 
@@ -100,6 +101,11 @@ class Service:
         if not self.serving or self.state != "ready":
             raise RequestError(503, f"the server is {self.state}", code=self.state)
         return self.serving[-1]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The version and the run of the model that is served now, where there are any."""
+        return dict(self.serving[-1].origin) if self.serving else {}
 
     # --- asking for text ---
 
@@ -197,11 +203,11 @@ class Service:
         return JSONResponse(self.serving[-1].facts)
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created)]})
+        return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created) | self.origin]})
 
     async def model(self, name: str) -> Response:
         openai.check_model(name, self.name)
-        return JSONResponse(openai.model_entry(self.name, self.created))
+        return JSONResponse(openai.model_entry(self.name, self.created) | self.origin)
 
 
 def create_app(service: Service) -> ASGIApp:

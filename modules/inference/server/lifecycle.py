@@ -27,8 +27,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ...config.generation import ServeConfig
 from .access import access_of
 from .app import Service, create_app
-from .model_process.messages import Setup
-from .model_process.supervisor import keep_serving
+from .model_process.messages import Folder, Found, Setup, Source
+from .model_process.served_model import ServedModel
+from .model_process.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -147,18 +148,17 @@ class QuietServer(uvicorn.Server):
 class Lifecycle:
     """One server, in this process but for the model. Raises ValueError where it can't listen."""
 
-    def __init__(
-        self, config: ServeConfig, source: Path | Callable[[], Path], name: str, key: bytes | None = None
-    ) -> None:
+    def __init__(self, config: ServeConfig, source: Source | Path, name: str, key: bytes | None = None) -> None:
         """What is served to whom.
 
         Args:
             config: Its `model` is for `source` to find.
-            source: The model's folder, or what finds it: a function of a module, since another process calls it.
+            source: The model's folder, or what finds it.
             name: What clients call the model.
             key: The API key that clients must send.
         """
         self.config = config
+        source = source if isinstance(source, Source) else Folder(source)
         self.setup = Setup(source, config.dtype, name, config.limits)
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)
@@ -166,16 +166,16 @@ class Lifecycle:
         self.this_machine_only = ipaddress.ip_address(host).is_loopback
         self.service = Service(name, config.limits, access_of(config, host, key))
 
-    def run(self, ready: Callable[[str], None], found: Callable[[Path], None] = lambda folder: None) -> None:
+    def run(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None] = lambda found: None) -> None:
         """Serves until SIGTERM or SIGINT. Raises what keeps the model from being served, CheckpointError if damaged.
 
         Args:
-            ready: Is called with the address when requests are taken for the first time.
-            found: Is called with the model's folder before it is loaded.
+            ready: Is called when a model takes requests: at the start, when its process had died, when its alias moved.
+            found: Is called before it is loaded.
         """
         asyncio.run(self.serve(ready, found))
 
-    async def serve(self, ready: Callable[[str], None], found: Callable[[Path], None]) -> None:
+    async def serve(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None]) -> None:
         self.stopping = asyncio.Event()
         self.server = QuietServer(
             uvicorn.Config(
@@ -202,8 +202,9 @@ class Lifecycle:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
 
-    async def work(self, ready: Callable[[str], None], found: Callable[[Path], None]) -> None:
-        keeping = asyncio.create_task(keep_serving(self.service, self.setup, found, lambda: ready(self.address)))
+    async def work(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None]) -> None:
+        supervisor = Supervisor(self.service, self.setup, self.config.follow_seconds, found, ready)
+        keeping = asyncio.create_task(supervisor.run())
         stopped = asyncio.create_task(self.stopping.wait())
         await asyncio.wait((keeping, stopped), return_when=asyncio.FIRST_COMPLETED)
         if self.stopping.is_set():

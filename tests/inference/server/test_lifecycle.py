@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from modules.config.loader import ConfigError, load_config
 from modules.inference.server.lifecycle import Lifecycle, listen
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.serve import name_of, serve
-from tests.helpers.model_sources import once_there
+from tests.helpers.model_sources import OnceThere
 from tests.helpers.models import make_config, make_decoder, save_model
 from tests.helpers.server_tools import address_in, process, send_and_keep, until
 
@@ -83,7 +82,7 @@ def test_the_drain_is_bounded(saved: Path, tmp_path: Path) -> None:
 def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, tmp_path: Path) -> None:
     found: list[Any] = []
     config = load_config("serve", [f"model={saved}", "port=0"])
-    server = Lifecycle(config, partial(once_there, tmp_path / "go", saved), "x")
+    server = Lifecycle(config, OnceThere(tmp_path / "go", saved), "x")
 
     def look_around() -> None:
         for path in ("/health", "/ready"):

@@ -160,8 +160,8 @@ def test_a_stream_that_breaks_off_shows_why(server: Served, opened: Page) -> Non
 
 def test_no_long_word_makes_a_phone_scroll_sideways(server: Served, tab: Page) -> None:
     word = "x" * 300
-    facts = server.service.facts
-    server.service.facts = facts | {"name": word, "examples": [word], "run": facts["run"] | {"data": word}}
+    facts = server.service.serving[-1].facts
+    server.service.serving[-1].facts = facts | {"name": word, "examples": [word], "run": facts["run"] | {"data": word}}
     tab.look(360, 700, mobile=True)
     try:
         tab.open(server.url)
@@ -173,7 +173,7 @@ def test_no_long_word_makes_a_phone_scroll_sideways(server: Served, tab: Page) -
             tab.until(IDLE)
             assert tab.value("document.documentElement.scrollWidth") == 360
     finally:
-        server.service.facts = facts
+        server.service.serving[-1].facts = facts
         tab.look(1200, 900)
 
 

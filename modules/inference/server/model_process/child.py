@@ -18,7 +18,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .messages import Cancel, Event, Failed, Found, Prompt, Ready, Setup, Write, Written, messages_of, packed
+from .messages import (
+    AskNewest,
+    Cancel,
+    Event,
+    Failed,
+    Found,
+    Newest,
+    Prompt,
+    Ready,
+    Setup,
+    Write,
+    Written,
+    messages_of,
+    packed,
+)
 
 if TYPE_CHECKING:
     from ....model.decoder import Decoder
@@ -49,6 +63,7 @@ class Desk:
     def open(self, decoder: Decoder, tokenizer: Tokenizer, setup: Setup) -> Engine:
         from ..engine import Engine
 
+        self.source = setup.source
         self.engine = Engine(decoder, tokenizer, setup.limits, self.post, self.heard)
         return self.engine
 
@@ -71,6 +86,16 @@ class Desk:
             elif isinstance(message, Cancel):
                 found = [self.active.pop(number, None) for number in message.numbers]
                 self.engine.cancel([sequence for sequence in found if sequence])
+            elif isinstance(message, AskNewest):  # aside: the registry may take its time
+                threading.Thread(target=self.tell_newest, name="newest", daemon=True).start()
+
+    def tell_newest(self) -> None:
+        try:
+            version = self.source.newest()
+            found = Newest(version, "" if version else "the alias names none")
+        except Exception as error:
+            found = Newest(None, " ".join(str(error).split()))
+        self.send(found)
 
     def write(self, prompts: list[Prompt]) -> None:
         sequences, refused = [], []
@@ -104,12 +129,13 @@ def sequence_of(prompt: Prompt, tokenizer: Tokenizer) -> ActiveSequence:
 def load(desk: Desk, setup: Setup) -> None:
     """Has a model ready to write; says how far it is, or why it can't be had."""
     try:
-        folder = setup.source() if callable(setup.source) else setup.source
+        version = setup.version or setup.source.newest()
+        folder = setup.source.find(version)
         from ....checkpoint.loading import check_folder
         from ....checkpoint.model_folder import read_provenance
 
         check_folder(folder)
-        desk.send(Found(folder))
+        desk.send(Found(folder, version))
         decoder, tokenizer = load_and_warm(folder, setup.dtype)
         desk.open(decoder, tokenizer, setup).start()
         desk.send(ready(folder, decoder, tokenizer, setup, read_provenance(folder)))

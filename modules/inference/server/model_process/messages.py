@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -41,16 +41,37 @@ class Event(NamedTuple):
 # --- to the model's process ---
 
 
+class Source:
+    """Where the served model is. It travels to the model's process, which asks it."""
+
+    def newest(self) -> str | None:
+        """The version that an alias names now; None where there is none. Raises what keeps it from knowing."""
+        return None
+
+    def find(self, version: str | None) -> Path:
+        """The folder of a version, or of the model where it has none."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    folder: Path
+
+    def find(self, version: str | None) -> Path:
+        return self.folder
+
+
 @dataclass(frozen=True)
 class Setup:
     """The first message: which model is to be served, and how."""
 
-    source: Path | Callable[[], Path]
-    """The model's folder, or what finds it."""
+    source: Source
     dtype: str
     name: str
     """What clients call it."""
     limits: LimitsConfig
+    version: str | None = None
+    """Which version of the model; None: the newest, or the only one."""
 
 
 class Prompt(NamedTuple):
@@ -75,12 +96,23 @@ class Cancel(NamedTuple):
     numbers: list[int]
 
 
+class AskNewest(NamedTuple):
+    """Which version does the alias name? The answer is Newest."""
+
+
 # --- from it ---
 
 
 @dataclass(frozen=True)
 class Found:
     folder: Path
+    version: str | None
+
+
+class Newest(NamedTuple):
+    version: str | None
+    """None: it can't be found."""
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,9 @@ class ServedModel:
                 f"room for text: start and prompt template alone take {own} tokens"
             )
         self.characters = characters_of(self.text_tokens, tokenizer)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Its version in the registry and its run, as far as they are known."""
+        found = {"version": self.facts.get("version"), "run_id": self.facts["run"]["run_id"]}
+        return {name: value for name, value in found.items() if value}

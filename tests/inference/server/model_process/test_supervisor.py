@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +18,7 @@ import pytest
 from modules.config.loader import load_config
 from modules.inference.server.lifecycle import Lifecycle
 from modules.tokenizer.tokenizer import Tokenizer
-from tests.helpers.model_sources import dies, fails
+from tests.helpers.model_sources import Dies, Fails
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.server_tools import address_in, process, send_and_keep, until
 
@@ -104,11 +103,12 @@ def test_a_child_that_dies_costs_its_requests_and_is_started_again(
 def test_the_child_ends_when_the_server_is_killed(started: subprocess.Popen[str]) -> None:
     url = address_in(started)
     child = child_of(started)
-    send_and_keep(url, "/v1/completions", BODY | {"prompt": ["春"] * 16, "max_tokens": 1024, "stream": True})
+    stream = send_and_keep(url, "/v1/completions", BODY | {"prompt": ["春"] * 16, "max_tokens": 1024, "stream": True})
     until(lambda: "moyun_running_rows 16" in httpx.get(f"{url}/metrics").text)
     started.kill()
     child.wait(10)
     assert not child.is_running()
+    stream.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -129,7 +129,7 @@ def test_a_signal_to_both_processes_lets_requests_finish(number: signal.Signals,
 
 
 def test_a_child_that_dies_again_and_again_ends_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    server = Lifecycle(load_config("serve", ["port=0"]), partial(dies, tmp_path), "x")
+    server = Lifecycle(load_config("serve", ["port=0"]), Dies(tmp_path), "x")
     with pytest.raises(
         ValueError, match="the model's process died 3 times while it loaded: killed by SIGKILL: the sys"
     ):
@@ -145,11 +145,11 @@ def test_a_child_that_dies_again_and_again_ends_the_server(tmp_path: Path, caplo
     [("user", ValueError, "no such thing"), ("own", ZeroDivisionError, "ours"), ("odd", RuntimeError, "1 and 2")],
 )
 def test_what_fails_in_the_child_is_raised_here(what: str, kind: type[Exception], message: str) -> None:
-    server = Lifecycle(load_config("serve", ["port=0"]), partial(fails, what), "x")
+    server = Lifecycle(load_config("serve", ["port=0"]), Fails(what), "x")
     with pytest.raises(kind) as caught:
         server.run(lambda address: pytest.fail("it says that it is ready"))
     assert str(caught.value) == message
-    assert "in fails" in "".join(caught.value.__notes__)  # where it was raised
+    assert "in find" in "".join(caught.value.__notes__)  # where it was raised
 
 
 def test_it_starts_in_any_folder_with_what_python_imports_here(saved: Path, tmp_path: Path) -> None:
