@@ -214,6 +214,8 @@ class Supervisor:
         told_at = -math.inf
         while True:
             await asyncio.sleep(self.follow_seconds)
+            if self.service.state != "ready":
+                continue
             try:
                 version = await self.current.newest()
             except ProcessLostError:
