@@ -45,6 +45,14 @@ class ProcessLostError(Exception):
     """The model's process has died; the message says how."""
 
 
+class NotServedError(Exception):
+    """Why a model can't be served."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.why)
+        self.error = failed.error
+
+
 class RegistryError(Exception):
     """The registry doesn't say which version there is."""
 
@@ -76,14 +84,14 @@ class ModelProcess:
         await asyncio.to_thread(self.process.wait)
 
     async def load(self, found: Callable[[Found], None]) -> None:
-        """Has the model verified and warm. Raises what keeps it from being served, or ProcessLostError.
+        """Has the model verified and warm. Raises NotServedError, ProcessLostError, or ValueError for what doesn't fit.
 
         found: is called before it is loaded.
         """
         while True:
             message = await self.next_message()
             if isinstance(message, Failed):
-                raise pickle.loads(message.error)
+                raise NotServedError(message)
             if isinstance(message, Found):
                 self.version = message.version
                 found(message)
@@ -182,10 +190,12 @@ class Supervisor:
                 await self.serve(replace(self.setup, version=process.version))
 
     async def serve(self, setup: Setup) -> None:
-        """`take_over`, with patience for a process that dies."""
+        """`take_over`, with patience for a process that dies. Raises what keeps the model from being served."""
         for left in reversed(range(LOADS)):
             try:
                 await self.take_over(setup)
+            except NotServedError as failed:
+                raise pickle.loads(failed.error) from None
             except ProcessLostError as lost:
                 if not left:
                     raise ValueError(f"the model's process died {LOADS} times while it loaded: {lost}") from None
@@ -196,9 +206,9 @@ class Supervisor:
     async def take_over(self, setup: Setup) -> None:
         """Loads a model, which takes requests from then on."""
         process = ModelProcess(setup, self.service.metrics)
+        await process.start()
         self.processes.append(process)
         try:
-            await process.start()
             await process.load(self.found)
         except BaseException:
             await self.end(process)
