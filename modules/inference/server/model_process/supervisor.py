@@ -72,8 +72,7 @@ class ModelProcess:
 
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = start_python(CHILD, theirs)
+        self.process = await asyncio.to_thread(start_python, CHILD, theirs)  # on a busy machine it takes a while
         await asyncio.get_running_loop().create_unix_connection(lambda: self.client, sock=ours)
         self.client.send(self.setup)
 
@@ -282,7 +281,8 @@ async def first_of(*works: Coroutine[Any, Any, Any]) -> None:
 
 
 def start_python(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """`python -m` with a socket's number as its argument, in an interpreter that imports from where this one does.
+    """`python -m` with a socket's number as its argument, in an interpreter that imports from where this one does. Here
+    the socket is closed.
 
     Ctrl-C in a terminal, and SIGTERM of systemd, come to both processes: the new one leaves it to this one what to
     do about them. So they are blocked when it starts.
@@ -291,11 +291,12 @@ def start_python(module: str, connection: socket.socket) -> subprocess.Popen[byt
     command = [sys.executable, "-P", "-m", module, str(connection.fileno())]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        return subprocess.Popen(
-            command,
-            pass_fds=[connection.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        with connection:
+            return subprocess.Popen(
+                command,
+                pass_fds=[connection.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+            )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
