@@ -22,6 +22,7 @@ import torch
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.decoding.constraints import Constraint
+from ...model.decoding.prefix_cache import PrefixCache
 from ...model.decoding.token_scores import Scores, TokenScore
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
@@ -102,6 +103,7 @@ class Engine:
     ) -> None:
         """post: calls a function with its argument on the event loop, e.g. loop.call_soon_threadsafe."""
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
+        self.prefixes = PrefixCache(limits.kept_tokens(decoder.config.max_position_embeddings))
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
         self.starting = 0
@@ -189,7 +191,7 @@ class Engine:
         rows = self.begin(sequences)
         if not rows.ids:
             return
-        batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows)
+        batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows, self.prefixes)
         batch.join(rows)
         tokens = write(batch, partial(self.advance, batch))
         reply: int | None = None
