@@ -206,15 +206,14 @@ class Batch:
 
     def remember(self, rows: Iterable[int], unread: int = 1) -> None:
         """Keeps keys and values of these rows, but those of their last tokens that are `unread`."""
-        for row in rows if self.prefixes else ():
-            assert self.prefixes is not None
-            ids, (cache, place) = self.rows.ids[row], self.place_of(row)
-            self.prefixes.keep(ids, len(ids) - unread, partial(cache.positions, place))
+        if self.prefixes:
+            for row in rows:
+                self.prefixes.keep(self.rows.ids[row], len(self.rows.ids[row]) - unread, self.reader_of(row))
 
-    def place_of(self, row: int) -> tuple[KVCache, int]:
-        """Where keys and values of a row are."""
+    def reader_of(self, row: int) -> Callable[[int, int], Tensor]:
+        """What gives keys and values of positions of a row: KVCache.positions."""
         assert self.cache is not None
-        return self.cache, row
+        return partial(self.cache.positions, row)
 
     def next_tokens(self) -> list[int]:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
@@ -272,8 +271,7 @@ def prefill(
 ) -> Tensor:
     """Runs all prompts through the decoder, fills the cache, returns next-token logits (B, V).
 
-    What several begin with is read once, and what stands in `prefixes` not at all.
-    scores: what is wanted of the prompts' own tokens, which is found on the way.
+    scores: what is wanted of the prompts' own tokens, which is found on the way. prefixes: what needn't be read.
     """
     device = decoder.word_embeddings.weight.device
     most = [before_wanted(*each) for each in zip(prompts, scores or [None] * len(prompts), strict=True)]

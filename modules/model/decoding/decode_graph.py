@@ -9,7 +9,8 @@ A row attends to its own filled positions alone, so that what it becomes doesn't
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -206,9 +207,9 @@ class GraphBatch(Batch):
         self.remember(range(len(self.places) - len(free), len(self.places)), 0)
         self.sampler = None
 
-    def place_of(self, row: int) -> tuple[KVCache, int]:
+    def reader_of(self, row: int) -> Callable[[int, int], Tensor]:
         assert self.graph is not None
-        return self.graph.cache, self.places[row]
+        return partial(self.graph.cache.positions, self.places[row])
 
     def with_room(self, rows: int, capacity: int) -> DecodeGraph:
         """The graph, or a larger one that goes on where it was."""
