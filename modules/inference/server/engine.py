@@ -23,7 +23,7 @@ from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.decoding.constraints import Constraint
 from ...model.decoding.prefix_cache import PrefixCache
-from ...model.decoding.token_scores import Scores, TokenScore
+from ...model.decoding.token_scores import Scores, TokenScore, before_wanted
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
@@ -68,6 +68,8 @@ class ActiveSequence:
     arrived: float = field(default_factory=time.monotonic)
     tokens: int = 0
     """Written so far."""
+    cached: int = 0
+    """Tokens of the prompt that were kept from earlier ones and aren't read again."""
     pieces: list[str] = field(default_factory=list)
     """What was written and not yet handed over."""
     scores: Scores | None = None
@@ -215,6 +217,9 @@ class Engine:
                 self.take(number, None)
                 del begun[number]
         left = begun.values()
+        for sequence in left:
+            sequence.cached = self.prefixes.length_of(sequence.prompt, before_wanted(sequence.prompt, sequence.scores))
+            self.metrics.cached_tokens.inc(sequence.cached)
         prompts, configs = [sequence.prompt for sequence in left], [sequence.config for sequence in left]
         scores, constraints = [sequence.scores for sequence in left], [sequence.constraint for sequence in left]
         rows = start(self.decoder, prompts, configs, scores, constraints)

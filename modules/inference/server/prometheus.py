@@ -36,6 +36,11 @@ class Metrics:
         )
         self.generated_tokens = Counter("moyun_generated_tokens", "Tokens written", registry=registry)
         self.prompt_tokens = Counter("moyun_prompt_tokens", "Tokens of accepted prompts", registry=registry)
+        self.cached_tokens = Counter(
+            "moyun_cached_prompt_tokens",
+            "Tokens, of those of all texts' prompts, that were kept from earlier ones and not read again",
+            registry=registry,
+        )
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Asks these whenever the metrics are read."""

@@ -53,7 +53,7 @@ class RequestHandle:
                 writer = LogprobsWriter(tokenizer, request.logprobs, prompt, sequence.prompt, echoed)
                 self.logprobs.append(writer)
                 sequence.scores = writer.scores
-        self.open = len(self.sequences)
+        self.open, self.n = len(self.sequences), request.n
         engine.submit(self.sequences)
 
     async def __aenter__(self) -> RequestHandle:
@@ -109,3 +109,8 @@ class RequestHandle:
     def tokens(self) -> int:
         """Written so far, of all rows."""
         return sum(sequence.tokens for sequence in self.sequences)
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that weren't read, as each one's first text found them."""
+        return sum(sequence.cached for sequence in self.sequences[:: self.n])

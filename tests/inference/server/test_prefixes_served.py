@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from modules.tokenizer.tokenizer import Tokenizer
@@ -81,3 +82,24 @@ def test_what_is_asked_of_a_prompts_own_tokens_is_told_whatever_is_kept(server: 
     first = server.complete(**body).json()["choices"]
     server.complete(prompt=POEM, max_tokens=3, seed=1)
     assert server.complete(**body).json()["choices"] == first
+
+
+def test_usage_and_metrics_tell_what_was_not_read(tokenizer: Tokenizer) -> None:
+    with served(make_decoder(make_config(tokenizer.vocab_size)), tokenizer) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+        def cached(**options: Any) -> int:
+            asked: dict[str, Any] = {"model": "small", "prompt": [POEM, POEM[:40]], "max_tokens": 3, "seed": 1}
+            usage = client.completions.create(**asked | options).usage
+            assert usage is not None
+            details = usage.prompt_tokens_details
+            return details.cached_tokens or 0 if details else 0
+
+        prompts = server.generator.encode([POEM, POEM[:40]])
+        all_but_the_last = [(len(ids) - 1) // 16 * 16 for ids in prompts]
+        assert cached(prompt=[POEM]) == 0
+        assert cached(prompt=[POEM], n=3) == all_but_the_last[0]  # prompts are counted once, however many texts
+        assert cached() == sum(all_but_the_last)
+        assert cached(prompt="春") == 0
+        total = 3 * all_but_the_last[0] + sum(all_but_the_last)
+        assert f"moyun_cached_prompt_tokens_total {float(total)}" in httpx.get(f"{server.url}/metrics").text
