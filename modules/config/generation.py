@@ -202,8 +202,8 @@ class LimitsConfig:
     prompt_tokens: int | None = None
     """Tokens of a prompt; unset: as many as the model has positions, but one to write to."""
     prefix_tokens: int | None = None
-    """Tokens of recent prompts and texts whose keys and values are kept, so that what a prompt begins with like one of
-    them isn't read again; unset: half of what the batch may hold (batch_rows × the model's positions); 0: none."""
+    """Tokens of recent prompts and texts whose keys and values are kept, so that a prompt that begins like one of them
+    is read from there on; unset: as many as take half as many numbers as the model has (base: 2,800); 0: none."""
     max_new_tokens: int = 1024
     """The highest max_new_tokens (max_tokens) that a request may ask for."""
     request_seconds: float = 60.0
@@ -219,10 +219,6 @@ class LimitsConfig:
         yield from not_positive(self, "request_seconds", "drain_seconds")
         if self.request_rows > self.queue_rows:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"
-
-    def kept_tokens(self, positions: int) -> int:
-        """What prefix_tokens comes to for a model of so many positions."""
-        return self.batch_rows * positions // 2 if self.prefix_tokens is None else self.prefix_tokens
 
 
 HOST_NAME = re.compile(r"[\w.-]+|\[?[\da-f:.]*:[\da-f:.]*:[\da-f:.]*\]?", re.ASCII | re.IGNORECASE)

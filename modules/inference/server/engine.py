@@ -22,7 +22,7 @@ import torch
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.decoding.constraints import Constraint
-from ...model.decoding.prefix_cache import PrefixCache
+from ...model.decoding.prefix_cache import PrefixCache, usual_room
 from ...model.decoding.token_scores import Scores, TokenScore, before_wanted
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
@@ -105,7 +105,7 @@ class Engine:
     ) -> None:
         """post: calls a function with its argument on the event loop, e.g. loop.call_soon_threadsafe."""
         self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
-        self.prefixes = PrefixCache(limits.kept_tokens(decoder.config.max_position_embeddings))
+        self.prefixes = PrefixCache(usual_room(decoder) if limits.prefix_tokens is None else limits.prefix_tokens)
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
         self.starting = 0

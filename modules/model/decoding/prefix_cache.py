@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..attention import Layout
-from ..decoder import Decoder
+from ..decoder import Decoder, parameter_count
 from ..kv_cache import KVCache
 from .upload import upload
 
@@ -92,6 +92,12 @@ class PrefixCache:
         """The first block last: so none goes before those that come after it, which are of no use alone."""
         for key in reversed(keys):
             self.blocks.move_to_end(key)
+
+
+def usual_room(decoder: Decoder) -> int:
+    """So many tokens that keys and values are half as many numbers as the model's parameters."""
+    config = decoder.config
+    return parameter_count(config) // (4 * config.num_hidden_layers * config.hidden_size)
 
 
 class Run(NamedTuple):

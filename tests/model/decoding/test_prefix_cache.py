@@ -15,7 +15,7 @@ from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding import decode_graph, prefix_cache
 from modules.model.decoding.decode_graph import FREE, GraphBatch
-from modules.model.decoding.prefix_cache import BLOCK, PrefixCache, block_keys
+from modules.model.decoding.prefix_cache import BLOCK, PrefixCache, block_keys, usual_room
 from modules.model.decoding.token_scores import Scores
 from modules.model.kv_cache import KVCache
 from modules.model.quantization import prepare_for_inference
@@ -258,6 +258,15 @@ def test_no_more_is_kept_than_there_is_room_for(decoder: Decoder) -> None:
     none = PrefixCache(0)
     none.keep(texts[0], 50, lambda first, end: torch.zeros(2, 4, 2, end - first, 12))
     assert not none.blocks
+
+
+def test_by_default_half_as_many_numbers_are_kept_as_there_are_parameters(decoder: Decoder) -> None:
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    prefixes = PrefixCache(usual_room(decoder))
+    for number in range(50):
+        written(open_batch(decoder, END, 1, prefixes), [[number] * 60], [CONFIGS[1]])
+    kept = sum(block.numel() for block in prefixes.blocks.values())
+    assert parameters / 2 - BLOCK * 2 * 2 * 48 < kept <= parameters / 2
 
 
 def test_blocks_hold_no_memory_but_their_own(decoder: Decoder, kind: Any) -> None:
