@@ -14,6 +14,7 @@ from modules.config.generation import GenerationConfig
 from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding import decode_graph, prefix_cache
+from modules.model.decoding.beam_search import beam_search
 from modules.model.decoding.decode_graph import FREE, GraphBatch
 from modules.model.decoding.prefix_cache import BLOCK, PrefixCache, block_keys, usual_room
 from modules.model.decoding.token_scores import Scores
@@ -162,6 +163,18 @@ def test_constraints_see_the_logits_of_each_alone(decoder: Decoder, kind: Any) -
 
     expected = [(row, token) for row, prompt in enumerate(PROMPTS) for _, token in falling([prompt])]
     assert falling(PROMPTS) == expected
+
+
+def test_beam_search_finds_what_it_finds_for_each_alone(decoder: Decoder, passes: list[int]) -> None:
+    config = GenerationConfig(num_beams=3, max_new_tokens=8)
+
+    def searched(prompts: Sequence[list[int]]) -> list[list[int]]:
+        return beam_search(decoder, start(decoder, prompts, [config] * len(prompts)), END, lambda ids: False)
+
+    expected = [text for prompt in PROMPTS for text in searched([prompt])]
+    passes.clear()
+    assert searched(PROMPTS) == expected
+    assert passes[:3] == [16, 16, 48]
 
 
 # --- what is kept ---
