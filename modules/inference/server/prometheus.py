@@ -28,6 +28,11 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.cached_tokens = Counter(
+            "moyun_cached_prompt_tokens",
+            "Tokens, of those of all texts' prompts, that were kept from earlier ones and not read again",
+            registry=registry,
+        )
         self.first_token_seconds = Histogram(
             "moyun_time_to_first_token_seconds",
             "From a prompt's entry into the queue to its first token",
@@ -36,11 +41,6 @@ class Metrics:
         )
         self.generated_tokens = Counter("moyun_generated_tokens", "Tokens written", registry=registry)
         self.prompt_tokens = Counter("moyun_prompt_tokens", "Tokens of accepted prompts", registry=registry)
-        self.cached_tokens = Counter(
-            "moyun_cached_prompt_tokens",
-            "Tokens, of those of all texts' prompts, that were kept from earlier ones and not read again",
-            registry=registry,
-        )
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Asks these whenever the metrics are read."""

@@ -62,11 +62,11 @@ class RequestHandle:
                 self.logprobs.append(writer)
                 sequence = sequence._replace(top=writer.top, scored=writer.scored)
             sequences.append(sequence)
+        self.kept, self.n = [0] * len(sequences), request.n
+        """Tokens of each row's prompt that weren't read; rows of a prompt."""
         self.open = len(sequences)
         self.written = [0] * len(sequences)
         """Tokens, by row."""
-        self.kept, self.n = [0] * len(sequences), request.n
-        """Tokens of each row's prompt that weren't read; rows of a prompt."""
         self.numbers = model.submit(sequences, self.inbox.put_nowait)
 
     async def __aenter__(self) -> RequestHandle:
@@ -102,8 +102,9 @@ class RequestHandle:
         if event.finish in ENDS:
             status, message, code = ENDS[event.finish]
             raise RequestError(status, message, code=code)
+        self.kept[event.row] = event.cached
         self.open -= event.finish is not None
-        self.written[event.row], self.kept[event.row] = event.tokens, event.cached
+        self.written[event.row] = event.tokens
         return event._replace(text=self.echoed.pop(event.row, "") + event.text)
 
     def logprobs_of(self, event: Event) -> dict[str, Any] | None:
