@@ -61,7 +61,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     GenerationConfig: {
         Effect.RESULT: "max_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
         "frequency_penalty logit_bias seed stop num_beams "
-        "length_penalty form tones"
+        "length_penalty form tones json_schema regex"
     },
     PrepareConfig: {
         Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",

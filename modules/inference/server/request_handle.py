@@ -11,8 +11,8 @@ from starlette.types import Receive
 
 from ...tokenizer.tokenizer import Tokenizer
 from ..logprobs import LogprobsWriter
+from ..row_constraints import constraint_of
 from ..text_generator import Writer
-from ..verse.verse_tokens import constraint_of
 from .engine import ActiveSequence, Engine, Event
 from .requests import CompletionRequest, RequestError
 

@@ -29,7 +29,7 @@ NAMED_SOURCES = ("full", *TASK_DATA)
 
 ROWS = ("datasets", "numpy", "pyarrow")
 NETWORK = (*ROWS, "torch", "tokenizers", "jieba")
-SCORES = (*NETWORK, "sacrebleu", "scipy")
+SCORES = (*NETWORK, "sacrebleu", "scipy", "llguidance")
 
 LIBRARIES = {
     "prepare": (*ROWS, "opencc", "scipy"),
@@ -49,7 +49,7 @@ def program_of(stage: str, config: StageConfig) -> str:
     by_texts = isinstance(config, TrainingConfig) and config.train.text_metric
     versions = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in {*LIBRARIES[stage], *(SCORES if by_texts else ())}:
-        with suppress(PackageNotFoundError):  # jieba is an extra
+        with suppress(PackageNotFoundError):  # jieba and llguidance are extras
             versions[name] = version(name)
     code = code_digest(MODULES.parent / "pipelines" / f"{stage}.py")
     return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()

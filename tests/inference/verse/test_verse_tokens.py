@@ -15,8 +15,9 @@ from modules.config.verse.han import han_only
 from modules.data.corpora.verse import clauses
 from modules.evaluation.verse.form import line_lengths, regular, rhyming
 from modules.inference.prediction.row_generator import RowGenerator
+from modules.inference.row_constraints import constraint_of
 from modules.inference.text_generator import TextGenerator, require_room
-from modules.inference.verse.verse_tokens import VerseTokens, constraint_of
+from modules.inference.verse.verse_tokens import VerseTokens
 from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding.decode_graph import FREE, GraphBatch
@@ -172,7 +173,7 @@ def test_nothing_is_masked_where_no_row_asks(
     monkeypatch.setattr(torch.Tensor, "masked_fill", refuse)
     TextGenerator(decoder, tokenizer)("春", max_new_tokens=4, seed=1)
     with pytest.raises(AssertionError, match="a mask was made"):
-        TextGenerator(decoder, tokenizer)("春", max_new_tokens=4, seed=1, form="五绝")
+        TextGenerator(decoder, tokenizer)("春", max_new_tokens=40, seed=1, form="五绝")
 
 
 def test_unknown_characters_of_a_prompt_count(poems: dict[str, list[str]]) -> None:
