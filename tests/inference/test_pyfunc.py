@@ -93,7 +93,8 @@ def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, to
     extras = {"jieba"} if kind == "jieba_bpe" else set()
     extras |= {"llguidance"} if find_spec("llguidance") else set()
     assert set(named) == REQUIREMENTS | extras
-    options = OPTIONS | ({"form": "五绝", "max_new_tokens": 20} if kind == "character" else {})  # the other's vocabulary can't rhyme
+    form = {"form": "五绝", "max_new_tokens": 20}
+    options = OPTIONS | (form if kind == "character" else {})  # the other's vocabulary can't rhyme
     command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(options)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
