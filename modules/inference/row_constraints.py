@@ -46,12 +46,17 @@ def require_constraint(tokenizer: Tokenizer, config: GenerationConfig) -> None:
     constraint_of(tokenizer, [], config if answers else replace(config, max_new_tokens=0))
 
 
-def require_constraints(prompts: Sequence[str], tokenizer: Tokenizer, config: GenerationConfig) -> None:
-    """ValueError for the first of some prompts whose continuation can't keep to what is asked for."""
+def require_constraints(prompts: Sequence[str], tokenizer: Tokenizer, config: GenerationConfig, key: str = "") -> None:
+    """ValueError for the first of some prompts whose continuation can't keep to what is asked for.
+
+    key: the prompts', to stand before what is said of one.
+    """
+    where = ""
     try:
         require_constraint(tokenizer, config)
+        where = f"{key}: " if key else ""
         for prompt in prompts if config.form else ():
             constraint_of(tokenizer, tokenizer.encode_prompt(prompt), config)
     except ValueError as error:
         message = str(error).replace(" max_new_tokens=", " generation.max_new_tokens=")
-        raise ValueError(f"generation.{message}") from None
+        raise ValueError(f"{where}generation.{message}") from None

@@ -197,10 +197,7 @@ def require_room(
                 f"{key} holds {shown(prompt)}, {tokens:,} tokens, and the model has {positions:,} positions for prompt "
                 f"and continuation: {'shorten it' if tokens else 'leave it out'}"
             )
-    try:
-        require_constraints(prompts, tokenizer, config)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+    require_constraints(prompts, tokenizer, config, key)
 
 
 def write_pieces(
