@@ -26,6 +26,9 @@ ROLES_ELSEWHERE = {"human": "user", "gpt": "assistant"}
 
 PLACE = re.compile(r"messages (\d+) ")
 
+PYTHON = re.compile(r"\s*(array\()?\[\s*\{'")
+"""How a list of messages begins that was written as Python shows it."""
+
 WANTED = "; [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}, …] is wanted"
 
 Fault = tuple[str, str]
@@ -67,7 +70,8 @@ def read_messages_in(value: object) -> tuple[list[Message], Fault | None]:
         try:
             value = json.loads(str(value))
         except (ValueError, RecursionError):
-            return [], ("is text that isn't JSON", WANTED)
+            python = "; Python's own spelling, as pandas writes it: json.dumps makes JSON of a list"
+            return [], ("is text that isn't JSON", python if PYTHON.match(str(value)) else WANTED)
     if not isinstance(value := as_messages(value), list):
         return [], ("isn't a list of messages", f" ({beginning(value)[:40]}){WANTED}")
     try:
@@ -94,9 +98,10 @@ def as_messages(value: object) -> object:
 def as_message(message: object) -> object:
     if not isinstance(message, Mapping) or message.get("role") or "from" not in message:
         return message
-    others = {key: value for key, value in message.items() if key not in ("role", "content", "from", "value")}
-    role, content = message["from"], message.get("content") or message.get("value")
-    return {"role": ROLES_ELSEWHERE.get(role, role) if isinstance(role, str) else role, "content": content, **others}
+    text, role = "content" if message.get("content") else "value", message["from"]
+    others = {key: value for key, value in message.items() if key not in ("role", "from", text)}
+    role = ROLES_ELSEWHERE.get(role, role) if isinstance(role, str) else role
+    return {**others, "role": role, "content": message.get(text)}
 
 
 def parted(reason: str) -> Fault:
