@@ -104,7 +104,7 @@ BAD = [
     (5, r"messages isn't a list of messages \(5\)"),
     ("春", "messages is text that isn't JSON"),
     ("", "messages is empty"),
-    ("[{'role': 'user', 'content': '春'}]", "messages is text that isn't JSON; Python's own spelling, as pandas writes"),
+    ("[{'role': 'user', 'content': '春'}]", "messages is text that isn't JSON; Python's own spelling"),
     ([{"from": "human", "value": "春", "content": "夏"}], "a message has 'value', which isn't done here"),
     ('{"role": "user", "content": "x"}', "messages isn't a list of messages"),
     (

@@ -12,6 +12,8 @@ import openai
 import pydantic
 import pytest
 
+from modules.config.guided import grammar
+from modules.inference.guided_tokens import MADE
 from modules.inference.server import requests
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
@@ -85,6 +87,16 @@ def test_an_object_an_expression_and_invocations(server: Served) -> None:
 def test_what_is_cut_says_so(server: Served) -> None:
     answer = server.post("/v1/completions", {"prompt": "春", "response_format": FORMAT, "max_tokens": 5}).json()
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_gets_too_complex_is_cut_too(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "LIMITS", {"step_max_items": 40, "step_lexer_fuel": 200})
+    MADE.pop(server.generator.tokenizer, None)
+    schema = {"type": "array", "items": {"enum": [f"甲{n}" for n in range(300)]}, "minItems": 9}
+    answer = server.post("/v1/completions", {"prompt": "春", "json_schema": schema, **OPTIONS}).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] < OPTIONS["max_tokens"]
+    MADE.pop(server.generator.tokenizer)
 
 
 BROKEN = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"contains": {}}}}}}
