@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from ....config.base import shown
 from ....config.generation import CONSTRAINTS
-from ..engine import Event
+from ..model_process.messages import Event
 from ..request_handle import ClientGoneError, RequestHandle
 from ..requests import (
     PARAMETERS,
