@@ -20,7 +20,7 @@ from typing import Any
 KEYS = ("json_schema", "regex")
 """Generation parameters that are compiled to a grammar."""
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 50_000,
     "max_lexer_states": 20_000,
