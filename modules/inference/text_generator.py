@@ -65,16 +65,15 @@ class TextGenerator:
         one = is_one(text)
         texts = texts_of([text] if one else text)
         self.note_lost(texts)
-        prompts = [encode_asked(asked, self.tokenizer) for asked in texts]
-        for prompt in prompts:
+        for prompt in self.encode(texts) if any(getattr(config, key) for key in CONSTRAINTS) else ():
             self.constraint_of(prompt, config)
         results = []
-        for asked, row in zip(texts, self.write_ids(prompts, config), strict=True):
+        for asked, row in zip(texts, self.write(texts, config), strict=True):
             full = self.returns_full_text and isinstance(asked, str) if return_full_text is None else return_full_text
             results.append({"text": as_text(asked) * full + row.text})
         return results[0] if one else results
 
-    def write(self, texts: Sequence[str], config: GenerationConfig | None = None) -> list[Continuation]:
+    def write(self, texts: Sequence[Asked], config: GenerationConfig | None = None) -> list[Continuation]:
         """The continuation of each text, in order."""
         return self.write_ids(self.encode(texts), config)
 
@@ -112,7 +111,7 @@ class TextGenerator:
         """
         texts, config = texts_of([text]), GenerationConfig.parse(parameters, self.defaults)
         self.note_lost(texts)
-        prompts = [encode_asked(texts[0], self.tokenizer)]
+        prompts = self.encode(texts)
         self.constraint_of(prompts[0], config)
         return (piece for _, piece in self.stream_ids(prompts, config))
 
@@ -179,7 +178,7 @@ class TextGenerator:
         if lost := lost_named([*map(as_text, prompts)], self.tokenizer):
             logger.warning("the model doesn't see all of the prompt: its tokenizer loses %s", lost)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Asked]) -> list[list[int]]:
         """The prompt of each text. Raises ValueError for what is no text."""
         return [encode_asked(asked, self.tokenizer) for asked in texts_of(texts)]
 
