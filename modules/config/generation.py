@@ -231,6 +231,9 @@ class LimitsConfig:
     """Bytes of a request's body."""
     prompt_tokens: int | None = None
     """Tokens of a prompt; unset: as many as the model has positions, but one to write to."""
+    prefix_tokens: int | None = None
+    """Tokens of recent prompts and texts whose keys and values are kept, so that a prompt that begins like one of them
+    is read from there on; unset: as many as take half as many numbers as the model has (base: 2,800); 0: none."""
     max_new_tokens: int = 1024
     """The highest max_new_tokens (max_tokens) that a request may ask for."""
     request_seconds: float = 60.0
@@ -242,6 +245,7 @@ class LimitsConfig:
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "batch_rows", "queue_rows", "request_rows")
         yield from too_small(self, 1, "body_bytes", "prompt_tokens", "max_new_tokens")
+        yield from too_small(self, 0, "prefix_tokens")
         yield from not_positive(self, "request_seconds", "drain_seconds")
         if self.request_rows > self.queue_rows:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"

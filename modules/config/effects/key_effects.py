@@ -86,8 +86,8 @@ TABLE: dict[type, dict[Effect, str]] = {
     },
     ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port limits"},
     LimitsConfig: {
-        Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
-        "drain_seconds",
+        Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens prefix_tokens max_new_tokens "
+        "request_seconds drain_seconds",
     },
     ConvertConfig: {
         Effect.RESULT: "source adapter prompt_template format tensor_parallel dtype",

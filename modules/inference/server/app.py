@@ -118,7 +118,7 @@ class Service:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
             choices = [openai.choice(end, handle.logprobs_of(end)) for end in await handle.ends()]
-        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle)))
 
     async def chat(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
@@ -132,7 +132,7 @@ class Service:
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
         choices = [chat.answered(end, chat.content_logprobs(handle.logprobs_of(end), request)) for end in ends]
-        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle)))
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds

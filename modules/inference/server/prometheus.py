@@ -28,6 +28,11 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.cached_tokens = Counter(
+            "moyun_cached_prompt_tokens",
+            "Tokens, of those of all texts' prompts, that were kept from earlier ones and not read again",
+            registry=registry,
+        )
         self.first_token_seconds = Histogram(
             "moyun_time_to_first_token_seconds",
             "From a prompt's entry into the queue to its first token",

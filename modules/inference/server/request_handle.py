@@ -62,6 +62,8 @@ class RequestHandle:
                 self.logprobs.append(writer)
                 sequence = sequence._replace(top=writer.top, scored=writer.scored)
             sequences.append(sequence)
+        self.kept, self.n = [0] * len(sequences), request.n
+        """Tokens of each row's prompt that weren't read; rows of a prompt."""
         self.open = len(sequences)
         self.written = [0] * len(sequences)
         """Tokens, by row."""
@@ -100,6 +102,7 @@ class RequestHandle:
         if event.finish in ENDS:
             status, message, code = ENDS[event.finish]
             raise RequestError(status, message, code=code)
+        self.kept[event.row] = event.cached
         self.open -= event.finish is not None
         self.written[event.row] = event.tokens
         return event._replace(text=self.echoed.pop(event.row, "") + event.text)
@@ -124,3 +127,8 @@ class RequestHandle:
     def tokens(self) -> int:
         """Written so far, of all rows."""
         return sum(self.written)
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that weren't read, as each one's first text found them."""
+        return sum(self.kept[:: self.n])

@@ -117,6 +117,7 @@ class ModelClient(asyncio.Protocol):
             if row is None:  # cancelled, at a moment when it was already begun
                 continue
             if event.tokens and not row.tokens:
+                self.metrics.cached_tokens.inc(event.cached)
                 self.metrics.first_token_seconds.observe(time.monotonic() - row.arrived)
             row.begun, row.tokens = True, event.tokens
             if event.finish:

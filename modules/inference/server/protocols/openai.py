@@ -163,12 +163,13 @@ def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
     return {"index": event.row, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}
 
 
-def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
-    read = sum(len(ids) for ids in prompts)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def token_usage(prompts: Sequence[Sequence[int]], handle: RequestHandle) -> dict[str, Any]:
+    given, written = sum(len(ids) for ids in prompts), handle.tokens
+    cached = {"prompt_tokens_details": {"cached_tokens": handle.cached}} if handle.cached else {}
+    return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written, **cached}
 
 
-def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
     """The whole answer."""
     return head | {"choices": choices, "usage": usage}
 
@@ -237,7 +238,7 @@ class EventStream(Response):
             for choice_of_row in self.choices(event):
                 await self.send_chunk(send, [choice_of_row], **more)
         if self.request.include_usage:
-            await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
+            await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
 
     def opening(self) -> Iterator[dict[str, Any]]:
