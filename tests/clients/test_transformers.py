@@ -15,7 +15,8 @@ from modules.config.loader import load_config
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.convert import convert
-from tests.helpers.models import make_config, make_decoder, save_model
+from tests.checkpoint.formats.test_huggingface import decoder_of, stored_model
+from tests.helpers.models import make_config, save_model
 
 TEMPLATE = "问：{src_txt}\n答："
 NEW = 12
@@ -25,7 +26,7 @@ NEW = 12
 def ours(request: pytest.FixtureRequest, store: Path, tokenizer: Tokenizer) -> TextGenerator:
     """The model, and its export in exported/."""
     tokenizer = tokenizer.with_prompt_template(request.param)
-    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    decoder = decoder_of(stored_model(make_config(tokenizer.vocab_size)))
     save_model(store / "model", decoder, tokenizer, {})
     convert(load_config("convert", ["source=model", "target=exported", "format=huggingface"]))
     return TextGenerator(decoder, tokenizer)
