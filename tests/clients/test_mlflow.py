@@ -50,10 +50,13 @@ def served(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["models", "serve", "-m", str(folder), "--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
+    # It starts the uvicorn that the PATH has.
+    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     with (folder.parent / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command],
             cwd=folder.parent,
+            env=environment,
             stdout=log,
             stderr=log,
             start_new_session=True,

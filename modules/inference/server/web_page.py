@@ -106,7 +106,7 @@ def request_fields() -> Iterator[dict[str, Any]]:
                 "kind": str(entry.type).removesuffix(" | None"),
                 "default": None if renamed else getattr(usual, entry.name),
                 "choices": CHOICES.get(entry.name),
-                "hint": " ".join(docs[entry.name].split()),
+                "hint": " ".join(docs[entry.name].replace("`", "").split()),
             }
 
 

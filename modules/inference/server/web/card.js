@@ -18,7 +18,7 @@ export function showCard(card) {
     `${a.num_hidden_layers} layers × ${a.hidden_size}, ${a.num_attention_heads} heads, ${a.max_position_embeddings} positions`);
   const kind = { character: ["逐字", "characters"], bpe: ["字节对", "BPE"] }[card.tokenizer] ?? [card.tokenizer, card.tokenizer];
   tell("tokenizer", `${kind[0]}，${count(a.vocab_size)} 个`, `${kind[1]}, ${count(a.vocab_size)} ids`);
-  tell("template", card.template?.replace("{src_txt}", "…"));
+  tell("template", card.template?.replace("{src_txt}", "…").replaceAll("\n", "↵"));
   const rows = Object.entries(run.rows).map(([split, n]) => `${split} ${count(n)}`).join(", ");
   const data = [run.data, rows].filter(Boolean).join(": ");
   tell("data", data && `${data}${rows ? " 行" : ""}`, `${data}${rows ? " rows" : ""}`);
