@@ -244,7 +244,8 @@ function welcome(task) {
   placeholder(at("prompt"), ...task.hint);
   at("earlier").hidden = !talks();
   at("with_earlier").checked = !task.alone;
-  at("writing")[talks() ? "append" : "prepend"](at("composer"));
+  if (talks()) at("writing").append(at("error"), at("composer"));
+  else at("writing").prepend(at("composer"), at("error"));
   document.body.classList.toggle("talks", talks());
   offer(card.examples.length ? card.examples : (task.examples ?? []));
   offerFields(card, task.generation, [...FIRST, ...(talks() ? [] : OF_VERSE)]);
