@@ -28,9 +28,8 @@ def of_task(tab: Page, tokenizer: Tokenizer, task: str, **facts: Any) -> Iterato
     template = yaml.safe_load((ROOT / "conf" / "data" / f"{task}.yaml").read_text(encoding="utf-8"))["prompt_template"]
     run = {"config": {"data": {"path": f"prepared/sample/{task}"}, "train": {"sample_prompts": RECIPES}}}
     decoder = make_decoder(make_config(tokenizer.vocab_size))
-    with served(decoder, tokenizer.with_prompt_template(template)) as running:
-        running.service.serve_with(running.engine, running.service.tokenizer, run)
-        running.service.facts |= facts
+    with served(decoder, tokenizer.with_prompt_template(template), run=run) as running:
+        running.service.serving[-1].facts |= facts
         tab.events.clear()
         tab.open(running.url)
         tab.until(KNOWN)

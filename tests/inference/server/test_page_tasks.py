@@ -81,8 +81,7 @@ def test_a_task_is_told_by_its_name_and_template(
 ) -> None:
     run = {"config": {"data": {"path": path}, "task": {"name": task}}}
     decoder = make_decoder(make_config(tokenizer.vocab_size))
-    with served(decoder, tokenizer.with_prompt_template(template)) as running:
-        running.service.serve_with(running.engine, running.service.tokenizer, run)
+    with served(decoder, tokenizer.with_prompt_template(template), run=run) as running:
         tab.open(running.url)
         tab.until(KNOWN)
         assert tab.text("#prompt-label") == expected
