@@ -213,7 +213,7 @@ class Service:
 def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
     for path, name in ENDPOINTS.items():
-        app.add_api_route(path, getattr(service, name), methods=["POST"], response_model=None)
+        app.add_route(path, getattr(service, name), methods=["POST"])  # FastAPI's own would look for parameters
     endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,
