@@ -10,6 +10,7 @@ from modules.checkpoint.loading import check_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.access import API_KEY, read_key
 from modules.inference.server.lifecycle import Lifecycle, is_loading
+from modules.inference.server.records.ratings import Recorder
 
 from . import find_model
 from .cli.command_line import run_stage
@@ -17,13 +18,25 @@ from .cli.printing import say
 
 
 def serve(config: ServeConfig) -> None:
+    """`serve_model`, and with `traces` what is asked and answered is sent to MLflow."""
+    if not config.traces:
+        serve_model(config)
+        return
+    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
+
+    with sending_traces(config) as (sender, where):
+        say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
+        serve_model(config, sender)
+
+
+def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     key = read_key(os.environ)
     folder = find_model(config.model, config.tracking)
     check_folder(folder)
     name = config.name or name_of(config.model, folder)
-    server = Lifecycle(config, folder, name, key)
+    server = Lifecycle(config, folder, name, key, recorder)
     if not server.this_machine_only:
         asked = f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
         names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"

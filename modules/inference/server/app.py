@@ -23,6 +23,7 @@ from .engine import Engine, QueueFullError
 from .prometheus import Metrics
 from .protocols import chat, mlflow_protocol, openai
 from .protocols.openai import OUTCOME, EventStream
+from .records.ratings import Recorder, take_feedback
 from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
     CompletionRequest,
@@ -59,21 +60,26 @@ ENDPOINTS = {
 }
 """Those that ask for text, with POST."""
 
+ASKER, HANDLE = "moyun.asker", "moyun.handle"
+"""Keys of the ASGI scope: the name of the API key, and the RequestHandle of what was accepted."""
+
 OPEN = frozenset(("/health", "/ready", "/ping", *PAGE_FILES))
 """What is answered without the API key: they tell nothing of the model."""
 
 THERE_IS = (
-    "POST /v1/completions, /v1/chat/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, "
-    "/ping and /metrics"
+    "POST /v1/completions, /v1/chat/completions, /invocations and /v1/feedback, GET / (a page), /card, /v1/models, "
+    "/health, /ready, /ping and /metrics"
 )
 
 
 class Service:
     """The endpoints' common state: loading until `serve_with`, then ready, then draining."""
 
-    def __init__(self, name: str, limits: LimitsConfig, access: Access | None = None) -> None:
-        self.name, self.limits, self.access = name, limits, access or Access()
-        self.metrics = Metrics()
+    def __init__(
+        self, name: str, limits: LimitsConfig, access: Access | None = None, recorder: Recorder | None = None
+    ) -> None:
+        self.name, self.limits, self.access, self.recorder = name, limits, access or Access(), recorder
+        self.metrics = Metrics(self.access.key_names)
         self.metrics.watch(
             lambda: len(self.engine.waiting) if self.engine else 0,
             lambda: len(self.engine.running) if self.engine else 0,
@@ -109,6 +115,7 @@ class Service:
         request = openai.parse_completion(await self.body(http, deadline), self.name)
         handle, prompts = self.submit(request, http, "prompt")
         head = openai.answer_head("text_completion", "cmpl", self.name)
+        handle.transcript.id = head["id"]
         if request.stream:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
@@ -121,6 +128,7 @@ class Service:
         request = chat.with_conversation(request, messages, self.tokenizer, self.prompt_tokens, self.characters)
         handle, prompts = self.submit(request, http, "messages")
         head = openai.answer_head("chat.completion" + ".chunk" * request.stream, "chatcmpl", self.name)
+        handle.transcript.id = head["id"]
         if request.stream:
             return chat.ChatStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
@@ -166,8 +174,20 @@ class Service:
             handle = RequestHandle(self.engine, self.tokenizer, request, prompts, http.receive)
         except QueueFullError:
             raise RequestError(503, "the server is stopping", code="draining") from None
-        self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
+        http.scope[HANDLE], handle.transcript.model = handle, self.facts
+        self.metrics.taken(sum(map(len, prompts)), http.scope.get(ASKER))
         return handle, prompts
+
+    def ended(self, scope: Scope, endpoint: str, seconds: float) -> None:
+        """Counts a request for text, and tells the recorder of one that was accepted."""
+        outcome, handle = scope.get(OUTCOME, "failed"), scope.get(HANDLE)
+        self.metrics.ended(endpoint, outcome, scope.get(ASKER), seconds, handle.tokens if handle else 0)
+        if handle and self.recorder:
+            self.recorder.answered(handle.transcript.ended(endpoint, outcome, seconds, handle.tokens))
+
+    async def feedback(self, http: Request) -> Response:
+        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        return JSONResponse(take_feedback(await self.body(http, deadline), self.recorder))
 
     # --- asking about the server ---
 
@@ -190,7 +210,7 @@ class Service:
     async def card(self) -> Response:
         if self.engine is None:
             raise RequestError(503, f"the server is {self.state}", code=self.state)
-        return JSONResponse(self.facts)
+        return JSONResponse(self.facts | {"feedback": self.recorder is not None})
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created)]})
@@ -204,6 +224,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
     for path, name in ENDPOINTS.items():
         app.add_api_route(path, getattr(service, name), methods=["POST"], response_model=None)
+    app.add_api_route("/v1/feedback", service.feedback, methods=["POST"], response_model=None)
     endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,
@@ -258,17 +279,15 @@ class Observer:
         app = problem_response(path, problem) if problem else self.app
         if endpoint is None:
             return await app(scope, receive, send)
-        arrived, metrics = time.monotonic(), self.service.metrics
+        scope[ASKER] = service.access.asker(scope["headers"])
+        arrived = time.monotonic()
         self.service.in_flight += 1
         send = partial(noting_status, scope, send)
         try:
             await app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
-            outcome = scope.get(OUTCOME, "failed")
-            metrics.requests.labels(endpoint, outcome).inc()
-            if outcome == "ok":
-                metrics.request_seconds.labels(endpoint).observe(time.monotonic() - arrived)
+            service.ended(scope, endpoint, time.monotonic() - arrived)
 
 
 async def noting_status(scope: Scope, send: Send, message: Message) -> None:

@@ -33,9 +33,10 @@ from ...config.generation import GenerationConfig, ServeConfig
 from ...model.decoder import Decoder
 from ...model.sampling import generate
 from ...tokenizer.tokenizer import Tokenizer
-from .access import access_of
+from .access import ApiKeys, access_of
 from .app import Service, create_app
 from .engine import Engine
+from .records.ratings import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -156,14 +157,21 @@ class QuietServer(uvicorn.Server):
 class Lifecycle:
     """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
 
-    def __init__(self, config: ServeConfig, folder: Path, name: str, key: bytes | None = None) -> None:
-        """key: the API key that clients must send."""
+    def __init__(
+        self,
+        config: ServeConfig,
+        folder: Path,
+        name: str,
+        key: ApiKeys | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """key: one of which clients must send; recorder: is told of what was asked and answered."""
         self.config, self.folder = config, folder
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)
         host = self.listener.getsockname()[0]
         self.this_machine_only = ipaddress.ip_address(host).is_loopback
-        self.service = Service(name, config.limits, access_of(config, host, key))
+        self.service = Service(name, config.limits, access_of(config, host, key), recorder)
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serves until SIGTERM or SIGINT; ready is called with the address when requests are taken."""

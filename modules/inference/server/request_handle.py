@@ -14,6 +14,7 @@ from ..logprobs import LogprobsWriter
 from ..text_generator import Writer
 from ..verse.verse_tokens import constraint_of
 from .engine import ActiveSequence, Engine, Event
+from .records.transcript import Transcript
 from .requests import CompletionRequest, RequestError
 
 
@@ -37,6 +38,7 @@ class RequestHandle:
     ) -> None:
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.engine, self.receive = engine, receive
+        self.transcript = Transcript(request, prompts)
         texts = [(ids, config) for ids in prompts for config in request.configs]
         self.sequences = [
             ActiveSequence(row, ids, config, Writer(tokenizer, config.stop), request.stream, self.inbox.put_nowait)
@@ -48,6 +50,7 @@ class RequestHandle:
             prompt = request.prompts[sequence.row // request.n]
             echoed = (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) if request.echo else None
             if echoed:
+                self.transcript.echoed[sequence.row] = len(echoed)
                 sequence.pieces.append(echoed)
             if request.logprobs is not None:
                 writer = LogprobsWriter(tokenizer, request.logprobs, prompt, sequence.prompt, echoed)
@@ -88,6 +91,7 @@ class RequestHandle:
         if event.finish == "stopped":
             raise RequestError(503, "the server was stopped before this was done", code="draining")
         self.open -= event.finish is not None
+        self.transcript.add(event)
         return event
 
     def logprobs_of(self, event: Event) -> dict[str, Any] | None:

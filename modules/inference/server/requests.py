@@ -16,6 +16,7 @@ from starlette.requests import Request
 from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.sampling import check_biases
+from ...tokenizer.prompt_template import Message
 from ...tokenizer.tokenizer import Tokenizer
 from ..verse.verse_tokens import constraint_of
 
@@ -65,6 +66,8 @@ class CompletionRequest:
     """What the client calls max_new_tokens."""
     logprobs: int | None = None
     """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
+    messages: Sequence[Message] = ()
+    """The conversation that the one prompt was made of."""
 
     @property
     def configs(self) -> list[GenerationConfig]:
