@@ -6,15 +6,18 @@ import logging
 import os
 from pathlib import Path
 
-from modules.checkpoint.loading import check_folder
+from modules.config.base import is_registered, model_folder
 from modules.config.generation import ServeConfig
 from modules.inference.server.access import API_KEY, read_key
-from modules.inference.server.lifecycle import Lifecycle, is_loading
+from modules.inference.server.lifecycle import Lifecycle
+from modules.inference.server.model_process.messages import Found
+from modules.inference.server.model_process.served_model import ServedModel
 from modules.inference.server.records.ratings import Recorder
+from modules.system.redaction import FROM_ENVIRONMENT
 
-from . import find_model
 from .cli.command_line import run_stage
 from .cli.printing import say
+from .cli.serving import GivenModel
 
 
 def serve(config: ServeConfig) -> None:
@@ -33,16 +36,26 @@ def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     key = read_key(os.environ)
-    folder = find_model(config.model, config.tracking)
-    check_folder(folder)
-    name = config.name or name_of(config.model, folder)
-    server = Lifecycle(config, folder, name, key, recorder)
-    if not server.this_machine_only:
-        asked = f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
-        names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
-        say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
-    say(f"serve: verifying and loading {folder}")
-    server.run(lambda address: say(ready_line(name, address, key is not None)))
+    place = Path(config.model) if is_registered(config.model) else model_folder(config.model)
+    model = config.model if is_registered(config.model) else str(place)
+    source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
+    name = config.name or name_of(config.model, place)
+    server = Lifecycle(config, source, name, key, recorder)
+
+    def found(model: Found) -> None:
+        if not server.this_machine_only:
+            asked = (
+                f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
+            )
+            names = "" if config.allowed_hosts else ", by its IP address (by a name, if allowed_hosts has it)"
+            say(f"serve: others can reach {server.address}{names}, and {asked}: docs/serving.md")
+        say(f"serve: verifying and loading {model.folder}")
+
+    def ready(model: ServedModel) -> None:
+        origin = ", ".join(f"{what.partition('_')[0]} {which}" for what, which in model.origin.items())
+        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key is not None))
+
+    server.run(ready, found)
 
 
 def ready_line(name: str, address: str, with_key: bool) -> str:
@@ -61,5 +74,3 @@ def name_of(model: str, folder: Path) -> str:
 
 if __name__ == "__main__":
     run_stage("serve", serve)
-    if is_loading():  # stopped before it served: torch aborts when Python ends around a thread that computes
-        os._exit(0)

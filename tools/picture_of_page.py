@@ -42,8 +42,7 @@ def take(tab: Page, url: str, folder: Path) -> None:
 def main(model: str = "models:/moyun@champion", target: str = "docs/pictures") -> None:
     folder = find_model(model) if is_registered(model) else model_folder(model)
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
-    with served(decoder, tokenizer, name="moyun") as running, page() as tab:
-        running.service.serve_with(running.engine, tokenizer, read_provenance(folder))
+    with served(decoder, tokenizer, name="moyun", run=read_provenance(folder)) as running, page() as tab:
         take(tab, running.url, Path(target))
 
 

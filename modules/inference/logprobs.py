@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..model.decoding.token_scores import Scores, TokenScore
 from ..tokenizer.spelling import TokenSpeller, spelling
 from ..tokenizer.tokenizer import Tokenizer
 
-Entry = tuple[str, int, TokenScore]
+Score: TypeAlias = tuple[int, float | None, list[tuple[int, float]]]
+"""A model.decoding.token_scores.TokenScore, without torch: a token, its log-probability, the likeliest in its place."""
+
+Entry = tuple[str, int, Score]
 """A token's spelling, the character of the text that it begins in, and its log-probabilities."""
 
 
@@ -30,14 +32,16 @@ class LogprobsWriter:
         given = isinstance(prompt, str)
         before, after = map(len, tokenizer.prompt_parts) if given else (0, 0)
         self.tokenizer = tokenizer
-        self.scores = Scores(top, range(0) if echoed is None else range(before, len(ids) - after))
+        self.top = top
+        self.scored = range(0) if echoed is None else range(before, len(ids) - after)
+        """Positions of the prompt's tokens that are told."""
         self.positions = tokenizer.positions(echoed) if echoed and given else None
         self.prompt_speller, self.speller = TokenSpeller(tokenizer), TokenSpeller(tokenizer, len(echoed or ""))
         self.characters = self.tokens = 0
         self.waiting: list[Entry] = []
         """Tokens that begin after the text so far."""
 
-    def push(self, text: str, scores: Sequence[TokenScore], final: bool) -> dict[str, Any]:
+    def push(self, text: str, scores: Sequence[Score], final: bool) -> dict[str, Any]:
         """The `logprobs` that belong to the next piece of text.
 
         A token comes with the piece that it begins in.
@@ -49,27 +53,28 @@ class LogprobsWriter:
         ready, self.waiting = self.waiting[:count], self.waiting[count:]
         return {
             "tokens": [token for token, _, _ in ready],
-            "token_logprobs": [score.logprob for _, _, score in ready],
+            "token_logprobs": [logprob for _, _, (_, logprob, _) in ready],
             "top_logprobs": [self.alternatives(token, score) for token, _, score in ready],
             "text_offset": [at for _, at, _ in ready],
         }
 
-    def entry(self, score: TokenScore) -> Entry:
+    def entry(self, score: Score) -> Entry:
         number, self.tokens = self.tokens, self.tokens + 1
-        if number >= len(self.scores.prompt):
-            return *self.speller.push(score.token), score
-        token, at = self.prompt_speller.push(score.token)
+        if number >= len(self.scored):
+            return *self.speller.push(score[0]), score
+        token, at = self.prompt_speller.push(score[0])
         return token, at if self.positions is None else self.positions[number], score
 
-    def alternatives(self, token: str, score: TokenScore) -> dict[str, float] | None:
+    def alternatives(self, token: str, score: Score) -> dict[str, float] | None:
         """The likeliest tokens and the one that is there, the likeliest first; None where nothing comes before it."""
-        if score.logprob is None:
+        own, own_logprob, top = score
+        if own_logprob is None:
             return None
         found: dict[str, float] = {}
-        for other, logprob in score.top:
-            name = token if other == score.token else spelling(self.tokenizer, other)
+        for other, logprob in top:
+            name = token if other == own else spelling(self.tokenizer, other)
             # Two tokens may be spelt alike, as WordPiece's at the beginning of a word and within.
             found[self.tokenizer.token(other) if name in found else name] = logprob
-        if score.token not in dict(score.top):
-            found[self.tokenizer.token(score.token) if token in found else token] = score.logprob
+        if own not in dict(top):
+            found[self.tokenizer.token(own) if token in found else token] = own_logprob
         return found

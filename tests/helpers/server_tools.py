@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,10 @@ from modules.inference.server.access import Access
 from modules.inference.server.app import Service, create_app
 from modules.inference.server.engine import Engine
 from modules.inference.server.lifecycle import Connection, QuietServer, address_of, listen
+from modules.inference.server.model_process.child import Desk, ready
+from modules.inference.server.model_process.messages import Setup, messages_of
+from modules.inference.server.model_process.model_client import ModelClient
+from modules.inference.server.model_process.served_model import ServedModel
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
@@ -79,6 +83,37 @@ class Served:
         }
 
 
+class EngineInProcess:
+    """What the model's process does, in a thread of this one, so that a test can look into it."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, service: Service, run: Mapping[str, Any] | None = None
+    ) -> None:
+        self.service, self.tokenizer = service, tokenizer
+        self.ours, theirs = socket.socketpair()
+        self.desk = Desk(theirs)
+        setup = Setup(Path(service.name), "auto", service.name, service.limits)
+        self.engine = self.desk.open(decoder, tokenizer, setup)
+        self.ready = ready(Path(service.name), decoder, tokenizer, setup, run or {})
+        self.listening = threading.Thread(target=self.desk.listen, args=(messages_of(theirs),))
+        self.engine.start()
+        self.listening.start()
+
+    async def serve(self) -> None:
+        """On the server's event loop."""
+        client = ModelClient(self.service.limits, self.service.metrics)
+        await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=self.ours)
+        positions, facts = self.ready.positions, self.ready.facts
+        self.model = ServedModel(client, self.tokenizer, positions, self.service.limits, facts)
+        self.service.serve_with(self.model)
+
+    async def stop(self) -> None:
+        self.model.client.transport.abort()
+        await asyncio.to_thread(self.listening.join)
+        await asyncio.to_thread(self.engine.stop)
+        self.desk.connection.close()
+
+
 @contextmanager
 def served(
     decoder: Decoder,
@@ -86,26 +121,29 @@ def served(
     name: str = "small",
     access: Access | None = None,
     port: int = 0,
+    run: Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Iterator[Served]:
-    """The whole server but for its process: signals are the business of lifecycle's own tests."""
+    """The whole server but for its processes: they and signals are the business of lifecycle's own tests.
+
+    run: how the model was made (read_provenance), for the card.
+    """
     loop = asyncio.new_event_loop()
     service = Service(name, LimitsConfig(**limits), access)
     pace = Pace()
     generator = TextGenerator(decoder, tokenizer)
     hook = decoder.register_forward_pre_hook(pace)
-    engine = Engine(decoder, tokenizer, service.limits, service.metrics, loop.call_soon_threadsafe)
+    model = EngineInProcess(decoder, tokenizer, service, run)
     listener = listen("127.0.0.1", port)
     options: dict[str, Any] = {"http": Connection, "log_config": None, "log_level": "critical", "lifespan": "off"}
     server = QuietServer(uvicorn.Config(create_app(service), **options))
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
-    engine.start()
     thread.start()
     try:
-        service.serve_with(engine, tokenizer)
-        yield Served(address_of(listener), service, engine, pace, generator)
+        asyncio.run_coroutine_threadsafe(model.serve(), loop).result()
+        yield Served(address_of(listener), service, model.engine, pace, generator)
     finally:
-        engine.stop()
+        asyncio.run_coroutine_threadsafe(model.stop(), loop).result()
         server.should_exit = server.force_exit = True
         thread.join()
         loop.close()

@@ -17,26 +17,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...config.base import shown
 from ...config.generation import LimitsConfig
-from ...tokenizer.tokenizer import Tokenizer
 from .access import Access
-from .engine import Engine, QueueFullError
+from .model_process.model_client import QueueFullError
+from .model_process.served_model import ServedModel
 from .prometheus import Metrics
 from .protocols import chat, mlflow_protocol, openai
 from .protocols.openai import OUTCOME, EventStream
 from .records.ratings import Recorder, take_feedback
+from .records.request_end import ASKER, HANDLE, note_end
 from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
     CompletionRequest,
     RequestError,
     as_request_error,
-    characters_of,
     check_limits,
-    most_prompt_tokens,
-    overhead_of,
     read_body,
     tokenize,
 )
-from .web_page import PAGE_FILES, model_facts, page_file
+from .web_page import PAGE_FILES, page_file
 
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
@@ -60,9 +58,6 @@ ENDPOINTS = {
 }
 """Those that ask for text, with POST."""
 
-ASKER, HANDLE = "moyun.asker", "moyun.handle"
-"""Keys of the ASGI scope: the name of the API key, and the RequestHandle of what was accepted."""
-
 OPEN = frozenset(("/health", "/ready", "/ping", *PAGE_FILES))
 """What is answered without the API key: they tell nothing of the model."""
 
@@ -80,40 +75,48 @@ class Service:
     ) -> None:
         self.name, self.limits, self.access, self.recorder = name, limits, access or Access(), recorder
         self.metrics = Metrics(self.access.key_names)
+        self.serving: list[ServedModel] = []
+        """Those with texts under way; the last takes new requests."""
         self.metrics.watch(
-            lambda: len(self.engine.waiting) if self.engine else 0,
-            lambda: len(self.engine.running) if self.engine else 0,
+            lambda: sum(model.client.waiting for model in self.serving),
+            lambda: sum(model.client.running for model in self.serving),
         )
-        self.engine: Engine | None = None
         self.state: Literal["loading", "ready", "draining"] = "loading"
         self.in_flight = 0
         """Requests taken and not wholly answered."""
         self.created = int(time.time())
 
-    def serve_with(self, engine: Engine, tokenizer: Tokenizer, run: Mapping[str, Any] | None = None) -> None:
-        """Takes requests from here on; ValueError where no prompt could be short enough.
+    def serve_with(self, model: ServedModel) -> None:
+        """It takes requests from here on; those under way stay with the model that has begun them."""
+        self.serving.append(model)
+        if self.state == "loading":
+            self.state = "ready"
 
-        run: how the model was made (read_provenance), for the card.
-        """
-        positions, own = engine.decoder.config.max_position_embeddings, overhead_of(tokenizer)
-        self.prompt_tokens = most_prompt_tokens(self.limits, positions)
-        self.text_tokens = self.prompt_tokens - own
-        if self.text_tokens < 1:
-            raise ValueError(
-                f"limits.prompt_tokens={self.limits.prompt_tokens} (with the model's {positions} positions) leaves no "
-                f"room for text: start and prompt template alone take {own} tokens"
-            )
-        self.engine, self.tokenizer = engine, tokenizer
-        self.facts = model_facts(self.name, engine.decoder, tokenizer, self.limits, run or {})
-        self.characters = characters_of(self.text_tokens, tokenizer)
-        self.state = "ready"
+    def serve_without(self, model: ServedModel) -> None:
+        """No longer asks it for anything."""
+        if model in self.serving:
+            self.serving.remove(model)
+        if not self.serving and self.state == "ready":
+            self.state = "loading"
+
+    @property
+    def current(self) -> ServedModel:
+        """The one that takes requests; RequestError where there is none, or the server drains."""
+        if not self.serving or self.state != "ready":
+            raise RequestError(503, f"the server is {self.state}", code=self.state)
+        return self.serving[-1]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The version and the run of the model that is served now, where there are any."""
+        return dict(self.serving[-1].origin) if self.serving else {}
 
     # --- asking for text ---
 
     async def completions(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         request = openai.parse_completion(await self.body(http, deadline), self.name)
-        handle, prompts = self.submit(request, http, "prompt")
+        handle, prompts = self.submit(self.current, request, http, "prompt")
         head = openai.answer_head("text_completion", "cmpl", self.name)
         handle.transcript.id = head["id"]
         if request.stream:
@@ -125,8 +128,9 @@ class Service:
     async def chat(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         request, messages = chat.parse_chat(await self.body(http, deadline), self.name, self.limits)
-        request = chat.with_conversation(request, messages, self.tokenizer, self.prompt_tokens, self.characters)
-        handle, prompts = self.submit(request, http, "messages")
+        model = self.current
+        request = chat.with_conversation(request, messages, model.tokenizer, model.prompt_tokens, model.characters)
+        handle, prompts = self.submit(model, request, http, "messages")
         head = openai.answer_head("chat.completion" + ".chunk" * request.stream, "chatcmpl", self.name)
         handle.transcript.id = head["id"]
         if request.stream:
@@ -138,9 +142,10 @@ class Service:
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        full = self.tokenizer.prompt_template is None
-        request = mlflow_protocol.parse_invocation(await self.body(http, deadline), self.limits, full)
-        handle, _ = self.submit(request, http, "src_txt")
+        body = await self.body(http, deadline)
+        model = self.current
+        request = mlflow_protocol.parse_invocation(body, self.limits, full=model.tokenizer.prompt_template is None)
+        handle, _ = self.submit(model, request, http, "src_txt")
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
         return JSONResponse(mlflow_protocol.predictions(ends))
@@ -154,36 +159,32 @@ class Service:
 
     def no_room(self, rows: int = 1) -> RequestError | None:
         """The 503 of a server that is loading, that drains, or that has no room for so many; else None."""
-        if self.engine is None or self.state != "ready":
-            return RequestError(503, f"the server is {self.state}", code=self.state)
-        if not self.engine.has_room(rows):
+        try:
+            model = self.current
+        except RequestError as problem:
+            return problem
+        if not model.client.has_room(rows):
             return RequestError(503, "too many prompts are waiting; try again later", code="overloaded")
         return None
 
-    def submit(self, request: CompletionRequest, http: Request, field: str) -> tuple[RequestHandle, list[list[int]]]:
-        """Puts the request into the engine's queue; returns its prompts' ids too. RequestError where it is refused.
+    def submit(
+        self, model: ServedModel, request: CompletionRequest, http: Request, field: str
+    ) -> tuple[RequestHandle, list[list[int]]]:
+        """Puts the request into the model's queue; returns its prompts' ids too. RequestError where it is refused.
 
         field: what the client calls its prompts.
         """
-        check_limits(request, self.limits, field, self.text_tokens, self.characters)
+        check_limits(request, self.limits, field, model.text_tokens, model.characters)
         if problem := self.no_room(len(request.prompts) * request.n):
             raise problem
-        prompts = tokenize(request, self.tokenizer, self.prompt_tokens, field)
+        prompts = tokenize(request, model.tokenizer, model.prompt_tokens, field)
         try:
-            assert self.engine
-            handle = RequestHandle(self.engine, self.tokenizer, request, prompts, http.receive)
+            handle = RequestHandle(model.client, model.tokenizer, request, prompts, http.receive)
         except QueueFullError:
-            raise RequestError(503, "the server is stopping", code="draining") from None
-        http.scope[HANDLE], handle.transcript.model = handle, self.facts
+            raise RequestError(503, "too many prompts are waiting; try again later", code="overloaded") from None
+        http.scope[HANDLE], handle.transcript.model = handle, model.facts
         self.metrics.taken(sum(map(len, prompts)), http.scope.get(ASKER))
         return handle, prompts
-
-    def ended(self, scope: Scope, endpoint: str, seconds: float) -> None:
-        """Counts a request for text, and tells the recorder of one that was accepted."""
-        outcome, handle = scope.get(OUTCOME, "failed"), scope.get(HANDLE)
-        self.metrics.ended(endpoint, outcome, scope.get(ASKER), seconds, handle.tokens if handle else 0)
-        if handle and self.recorder:
-            self.recorder.answered(handle.transcript.ended(endpoint, outcome, seconds, handle.tokens))
 
     async def feedback(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
@@ -208,16 +209,16 @@ class Service:
         return page_file(http.url.path)
 
     async def card(self) -> Response:
-        if self.engine is None:
+        if not self.serving:
             raise RequestError(503, f"the server is {self.state}", code=self.state)
-        return JSONResponse(self.facts | {"feedback": self.recorder is not None})
+        return JSONResponse({**self.serving[-1].facts, "feedback": self.recorder is not None})
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created)]})
+        return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created) | self.origin]})
 
     async def model(self, name: str) -> Response:
         openai.check_model(name, self.name)
-        return JSONResponse(openai.model_entry(self.name, self.created))
+        return JSONResponse(openai.model_entry(self.name, self.created) | self.origin)
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -287,7 +288,8 @@ class Observer:
             await app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
-            service.ended(scope, endpoint, time.monotonic() - arrived)
+            ended = scope, endpoint, scope.get(OUTCOME, "failed"), time.monotonic() - arrived
+            note_end(*ended, service.metrics, service.recorder)
 
 
 async def noting_status(scope: Scope, send: Send, message: Message) -> None:

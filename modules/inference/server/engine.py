@@ -7,7 +7,6 @@ sampling.write's business and depends on its prompt, parameters and seed alone.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -15,56 +14,39 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.decoding.constraints import Constraint
-from ...model.decoding.token_scores import Scores, TokenScore
+from ...model.decoding.token_scores import Scores
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
-from .prometheus import Metrics
+from .model_process.messages import Event, FinishReason
 
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 2048
 """The most prompt tokens read between two tokens of the running rows, which wait; one prompt may have more."""
 
-FinishReason = Literal["stop", "length", "failed", "stopped"]
-"""stop, length: as OpenAI has them; failed: the model did; stopped: the row was cancelled, or the engine stops."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """A piece of a sequence's text, or its end."""
-
-    row: int
-    """Which prompt of its request."""
-    text: str
-    finish: FinishReason | None = None
-    """Why the text ended; None where it goes on."""
-    scores: Sequence[TokenScore] = ()
-    """Of its tokens, and before them of the prompt's, where they are wanted. Tokens whose text is still held back, as
-    it may begin a stop text, are among them."""
+COUNT_SECONDS = 1.0
+"""The longest that the number of tokens is kept to oneself."""
 
 
 @dataclass(eq=False)
 class ActiveSequence:
-    """One prompt on its way to a text. Made by the event loop, then the engine's thread's alone but for `cancelled`."""
+    """One prompt on its way to a text. The engine's thread's alone but for `cancelled`."""
 
-    row: int
+    number: int
+    """Its own, among all that the engine is given."""
     prompt: list[int]
     config: GenerationConfig
     writer: Writer
     stream: bool
-    """Whether pieces are wanted as they come; otherwise the whole text at its end."""
-    deliver: Callable[[Event], None]
-    """Called on the event loop."""
-    arrived: float = field(default_factory=time.monotonic)
+    """Whether pieces are wanted as they come; otherwise the first and all the rest."""
     tokens: int = 0
     """Written so far."""
     pieces: list[str] = field(default_factory=list)
@@ -78,15 +60,8 @@ class ActiveSequence:
 
     def event(self, finish: FinishReason | None = None) -> Event:
         """All that was not yet handed over."""
-        return Event(self.row, "".join(self.pieces), finish, tuple(self.scores.found) if self.scores else ())
-
-
-Outbox = dict[ActiveSequence, Event]
-"""Sequence → what was written of it since the event loop was last told."""
-
-
-class QueueFullError(Exception):
-    """Batch and queue are full."""
+        scores = tuple(self.scores.found) if self.scores else ()
+        return Event(self.number, "".join(self.pieces), finish, scores, self.tokens, self.writer.stopped)
 
 
 class Engine:
@@ -97,36 +72,33 @@ class Engine:
         decoder: Decoder,
         tokenizer: Tokenizer,
         limits: LimitsConfig,
-        metrics: Metrics,
-        post: Callable[[Callable[[Outbox], None], Outbox], object],
+        post: Callable[[list[Event]], object],
+        heard: Callable[[], bool] = lambda: True,
     ) -> None:
-        """post: calls a function with its argument on the event loop, e.g. loop.call_soon_threadsafe."""
-        self.decoder, self.tokenizer, self.limits, self.metrics, self.post = decoder, tokenizer, limits, metrics, post
+        """What it works with.
+
+        Args:
+            post: Is told what was written, also that `tokens` have become more and nothing else.
+            heard: Whether what was posted has been read. Otherwise pieces gather: a stream then gets several tokens at
+                once, and whoever reads catches up.
+        """
+        self.decoder, self.tokenizer, self.limits, self.post, self.heard = decoder, tokenizer, limits, post, heard
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
-        self.starting = 0
-        """Sequences that have left `waiting` and aren't in `running` yet."""
+        self.tokens = 0
+        """Written so far, of all sequences."""
         self.changed = threading.Condition()
         self.stopping = False
-        self.numbers = itertools.count()
-        self.outbox: Outbox = {}
-        self.delivered = True
-        """Whether the event loop has taken what it was handed last."""
+        self.outbox: dict[ActiveSequence, FinishReason | None] = {}
+        """Sequences of which there is something to tell, and why they ended if they have."""
+        self.posted = time.monotonic()
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     # --- any thread ---
 
-    def has_room(self, rows: int = 1) -> bool:
-        """Whether there are free places in batch and queue for so many."""
-        with self.changed:  # or a row that leaves the queue at this moment is counted twice
-            taken = len(self.waiting) + self.starting + len(self.running)
-        return taken + rows <= self.limits.batch_rows + self.limits.queue_rows
-
     def submit(self, sequences: Sequence[ActiveSequence]) -> None:
-        """Raises QueueFullError where there is no room for all of them."""
+        """How many there may be is for whoever submits them to say."""
         with self.changed:
-            if self.stopping or not self.has_room(len(sequences)):
-                raise QueueFullError
             self.waiting.extend(sequences)
             self.changed.notify()
 
@@ -147,7 +119,7 @@ class Engine:
             self.stopping = True
             for sequence in [*self.waiting, *self.running.values()]:
                 sequence.cancelled = True
-            self.post(self.deliver, {sequence: Event(sequence.row, "", "stopped") for sequence in self.waiting})
+            self.post([sequence.event("stopped") for sequence in self.waiting])
             self.waiting.clear()
             self.changed.notify()
         if self.thread.ident:
@@ -162,10 +134,9 @@ class Engine:
                 self.write_batch(sequences)
             except Exception:  # of these rows nothing can be saved; the next must not suffer for it
                 logger.exception("the model failed on a batch of %d rows", len(self.running))
-                self.outbox |= {sequence: Event(sequence.row, "", "failed") for sequence in self.running.values()}
+                self.outbox |= dict.fromkeys(self.running.values(), "failed")
             self.running.clear()
-            self.post(self.deliver, self.outbox)
-            self.outbox = {}
+            self.hand_over()
             if not self.waiting:
                 give_freed_memory_back()  # each batch has other shapes, and malloc would keep the gaps between them
 
@@ -181,7 +152,6 @@ class Engine:
                 if sequences and tokens > PREFILL_TOKENS:
                     break
                 sequences.append(self.waiting.popleft())
-            self.starting = len(sequences)
         return sequences
 
     def write_batch(self, sequences: list[ActiveSequence]) -> None:
@@ -202,10 +172,11 @@ class Engine:
 
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
         """Rows of sequences that run from now on, but for those that end here: only their prompts are scored."""
-        begun = {next(self.numbers): sequence for sequence in sequences}
+        begun = {sequence.number: sequence for sequence in sequences}
         with self.changed:
             self.running.update(begun)
-            self.starting = 0
+        self.outbox |= dict.fromkeys(sequences)
+        self.flush()
         if scored := [number for number, sequence in begun.items() if not sequence.config.max_new_tokens]:
             if any(begun[n].scores for n in scored):
                 prefill(self.decoder, [begun[n].prompt for n in scored], None, [begun[n].scores for n in scored])
@@ -233,40 +204,30 @@ class Engine:
         if token is None:
             del self.running[number]
             sequence.pieces.append(sequence.writer.flush())
-            finish = finish_of(sequence, self.decoder.config.max_position_embeddings)
-            self.outbox[sequence] = sequence.event(finish)
+            self.outbox[sequence] = finish_of(sequence, self.decoder.config.max_position_embeddings)
             return False
         sequence.tokens += 1
-        self.metrics.generated_tokens.inc()
-        if sequence.tokens == 1:
-            self.metrics.first_token_seconds.observe(time.monotonic() - sequence.arrived)
+        self.tokens += 1
         if sequence.cancelled:
             return True
         if text := sequence.writer.push(token):
             sequence.pieces.append(text)
-        if sequence.stream and (text or sequence.scores):
-            self.outbox[sequence] = sequence.event()
+        if sequence.tokens == 1 or (sequence.stream and (text or sequence.scores)):
+            self.outbox[sequence] = None
         return sequence.writer.stopped
 
     def flush(self) -> None:
-        """Posts what was written since the last time, unless the event loop hasn't taken that yet.
+        """Posts what was written since the last time, if that was heard."""
+        if (self.outbox or time.monotonic() - self.posted > COUNT_SECONDS) and self.heard():
+            self.hand_over()
 
-        While the loop is behind, pieces gather: a stream then gets several tokens at once, and the loop catches up.
-        """
-        if self.outbox and self.delivered:
-            for sequence in self.outbox:
-                sequence.pieces.clear()
-                if sequence.scores:
-                    sequence.scores.found.clear()
-            self.delivered = False
-            self.post(self.deliver, self.outbox)
-            self.outbox = {}
-
-    def deliver(self, outbox: Outbox) -> None:
-        """On the event loop."""
-        for sequence, event in outbox.items():
-            sequence.deliver(event)
-        self.delivered = True
+    def hand_over(self) -> None:
+        self.post([sequence.event(finish) for sequence, finish in self.outbox.items()])
+        for sequence in self.outbox:
+            sequence.pieces.clear()
+            if sequence.scores:
+                sequence.scores.found.clear()
+        self.outbox, self.posted = {}, time.monotonic()
 
 
 def finish_of(sequence: ActiveSequence, positions: int) -> FinishReason:

@@ -1,4 +1,4 @@
-"""A server from its start to its end: listen, load and verify, serve, drain, stop.
+"""A server from its start to its end: listen, have the model loaded and verified, serve, drain, stop.
 
 It listens before the model is there, so that whoever watches it sees a process that is alive and not ready. A client's
 connection has a time limit of its own, since uvicorn would wait for ever for request headers that don't come.
@@ -15,10 +15,8 @@ import math
 import resource
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ...checkpoint.loading import load_for_inference, open_tokenizer, verify_model
-from ...checkpoint.model_folder import read_provenance
-from ...checkpoint.verification import GOLDEN_PROMPT
-from ...config.generation import GenerationConfig, ServeConfig
-from ...model.decoder import Decoder
-from ...model.sampling import generate
-from ...tokenizer.tokenizer import Tokenizer
+from ...config.generation import ServeConfig
 from .access import ApiKeys, access_of
 from .app import Service, create_app
-from .engine import Engine
+from .model_process.messages import Folder, Found, Setup, Source
+from .model_process.served_model import ServedModel
+from .model_process.supervisor import Supervisor
 from .records.ratings import Recorder
 
 logger = logging.getLogger(__name__)
@@ -140,8 +134,6 @@ HANG_UP_SECONDS = 2
 KEEP_ALIVE_SECONDS = 30
 """Longer than httpx, and so OpenAI's client, keeps its own: the server must not hang up on a request under way."""
 
-LOADING = "loading"
-
 TICK = 0.02
 """Seconds between two looks at what is still in flight."""
 
@@ -155,29 +147,44 @@ class QuietServer(uvicorn.Server):
 
 
 class Lifecycle:
-    """One server in one process. Raises ValueError where it can't listen, CheckpointError for a damaged model."""
+    """One server, in this process but for the model. Raises ValueError where it can't listen."""
 
     def __init__(
         self,
         config: ServeConfig,
-        folder: Path,
+        source: Source | Path,
         name: str,
         key: ApiKeys | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        """key: one of which clients must send; recorder: is told of what was asked and answered."""
-        self.config, self.folder = config, folder
+        """What is served to whom.
+
+        Args:
+            config: Its `model` is for `source` to find.
+            source: The model's folder, or what finds it.
+            name: What clients call the model.
+            key: The API key, or keys, one of which clients must send.
+            recorder: Is told of what was asked and answered.
+        """
+        self.config = config
+        source = source if isinstance(source, Source) else Folder(source)
+        self.setup = Setup(source, config.dtype, name, config.limits)
         self.listener = listen(config.host, config.port)
         self.address = address_of(self.listener)
         host = self.listener.getsockname()[0]
         self.this_machine_only = ipaddress.ip_address(host).is_loopback
         self.service = Service(name, config.limits, access_of(config, host, key), recorder)
 
-    def run(self, ready: Callable[[str], None]) -> None:
-        """Serves until SIGTERM or SIGINT; ready is called with the address when requests are taken."""
-        asyncio.run(self.serve(ready))
+    def run(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None] = lambda found: None) -> None:
+        """Serves until SIGTERM or SIGINT. Raises what keeps the model from being served, CheckpointError if damaged.
 
-    async def serve(self, ready: Callable[[str], None]) -> None:
+        Args:
+            ready: Is called when a model takes requests: at the start, when its process had died, when its alias moved.
+            found: Is called before it is loaded.
+        """
+        asyncio.run(self.serve(ready, found))
+
+    async def serve(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None]) -> None:
         self.stopping = asyncio.Event()
         self.server = QuietServer(
             uvicorn.Config(
@@ -197,31 +204,24 @@ class Lifecycle:
             loop.add_signal_handler(number, self.stop)
         serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
         try:
-            await self.work(ready)
+            await self.work(ready, found)
         finally:
             self.server.should_exit = True
             await serving
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
 
-    async def work(self, ready: Callable[[str], None]) -> None:
-        loading = load_aside(self.folder, self.config.dtype)
-        stopped: asyncio.Future[Any] = asyncio.ensure_future(self.stopping.wait())
-        await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if stopped.done():
-            loading.cancel()
-            return
-        decoder, tokenizer = loading.result()
-        post = asyncio.get_running_loop().call_soon_threadsafe
-        engine = Engine(decoder, tokenizer, self.config.limits, self.service.metrics, post)
-        engine.start()
-        try:
-            self.service.serve_with(engine, tokenizer, read_provenance(self.folder))
-            ready(self.address)
-            await stopped
+    async def work(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None]) -> None:
+        supervisor = Supervisor(self.service, self.setup, self.config.follow_seconds, found, ready)
+        keeping = asyncio.create_task(supervisor.run())
+        stopped = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait((keeping, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if self.stopping.is_set():
             await self.drain()
-        finally:
-            engine.stop()
+            keeping.cancel()
+        stopped.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
 
     def stop(self) -> None:
         """Drains at the first signal; at the second it doesn't wait for requests."""
@@ -236,37 +236,6 @@ class Lifecycle:
             async with asyncio.timeout(self.config.limits.drain_seconds):
                 while self.service.in_flight and not self.server.force_exit:
                     await asyncio.sleep(TICK)
-
-
-def load_aside(folder: Path, dtype: str) -> asyncio.Future[tuple[Decoder, Tokenizer]]:
-    """`load_and_warm` in a thread that may be left behind when the process ends, unlike those of asyncio.to_thread."""
-    result: Future[tuple[Decoder, Tokenizer]] = Future()
-    threading.Thread(target=settle, args=(result, folder, dtype), name=LOADING, daemon=True).start()
-    return asyncio.wrap_future(result)
-
-
-def is_loading() -> bool:
-    """Whether a model is being loaded, for nobody if the server has ended."""
-    return any(thread.name == LOADING for thread in threading.enumerate())
-
-
-def settle(result: Future[tuple[Decoder, Tokenizer]], folder: Path, dtype: str) -> None:
-    with contextlib.suppress(InvalidStateError):  # a signal came first, and nobody waits any more
-        try:
-            result.set_result(load_and_warm(folder, dtype))
-        except Exception as error:
-            result.set_exception(error)
-
-
-def load_and_warm(folder: Path, dtype: str) -> tuple[Decoder, Tokenizer]:
-    """The model, verified, after a first pass. Raises CheckpointError where it isn't what was saved."""
-    verify_model(folder)
-    decoder, tokenizer = load_for_inference(folder, dtype), open_tokenizer(folder)
-    prompt = tokenizer.encode_prompt(GOLDEN_PROMPT)[: decoder.config.max_position_embeddings - 1]
-    config = GenerationConfig(max_new_tokens=2, temperature=0.0)
-    for _ in generate(decoder, [prompt or [tokenizer.end_of_text_id]], config, end_of_text_id=-1):
-        pass  # the first pass takes several times as long as those after it, and no client should wait for that
-    return decoder, tokenizer
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from ...config.generation import LimitsConfig
-from ...model.decoder import Decoder, parameter_count
 from ...tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ...model.decoder import Decoder
 
 WEB = Path(__file__).parent / "web"
 
@@ -61,6 +63,8 @@ def model_facts(
     name: str, decoder: Decoder, tokenizer: Tokenizer, limits: LimitsConfig, run: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The model's card: what it is, and how it was made as far as `run` (read_provenance) says."""
+    from ...model.decoder import parameter_count  # asked in the model's process, while the server's never needs torch
+
     architecture = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
     return {
         "name": name,

@@ -6,12 +6,14 @@ B: rows, V: vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Constraint(Protocol):
@@ -29,10 +31,10 @@ def mask(logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
     """logits (B, V) → -inf for what a row's constraint doesn't allow; they stay as they are where no row has one."""
     if not any(constraints):
         return logits
-    allowed = np.ones(tuple(logits.shape), np.bool_)
+    refused = torch.zeros(logits.shape, dtype=torch.bool)
     for row, constraint in enumerate(constraints):
         if constraint:
-            found = constraint.allowed
-            allowed[row, : len(found)] = found
-            allowed[row, len(found) :] = False
-    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+            found = torch.from_numpy(constraint.allowed)
+            refused[row, : len(found)] = ~found
+            refused[row, len(found) :] = True
+    return logits.masked_fill(refused.to(logits.device), -torch.inf)

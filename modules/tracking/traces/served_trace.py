@@ -83,7 +83,6 @@ def span_of(record: AnswerRecord) -> Span:
         "mlflow.llm.model": record.model.get("name"),
         "parameters": asdict(record.request.config) | {"n": record.request.n, "stream": record.request.stream},
         "time_to_first_text_seconds": record.first_text_seconds,
-        "model": record.model,
     }
     if record.request.messages:
         attributes["mlflow.message.format"] = "openai"

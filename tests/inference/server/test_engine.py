@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 
 from modules.config.generation import GenerationConfig, LimitsConfig
 from modules.inference.server import engine
-from modules.inference.server.engine import ActiveSequence, Engine, Event, QueueFullError
-from modules.inference.server.prometheus import Metrics
+from modules.inference.server.engine import ActiveSequence, Engine
+from modules.inference.server.model_process.messages import Event
 from modules.inference.text_generator import TextGenerator, Writer
 from modules.model.decoder import Decoder
 from modules.model.decoding import decode_graph
@@ -42,15 +41,19 @@ class Desk:
         self.tokenizer = tokenizer
         self.pace = Pace()
         self.hook = decoder.register_forward_pre_hook(self.pace)
-        self.engine = Engine(decoder, tokenizer, LimitsConfig(**limits), Metrics(), lambda hand, outbox: hand(outbox))
+        self.engine = Engine(decoder, tokenizer, LimitsConfig(**limits), self.take)
         self.events: dict[ActiveSequence, list[Event]] = {}
+
+    def take(self, events: list[Event]) -> None:
+        jobs = list(self.events)
+        for event in events:
+            self.events[jobs[event.row]].append(event)
 
     def job(self, prompt: str, stream: bool = False, **parameters: Any) -> ActiveSequence:
         config = GenerationConfig(**parameters)
-        events: list[Event] = []
         writer = Writer(self.tokenizer, config.stop)
-        job = ActiveSequence(0, self.tokenizer.encode_prompt(prompt), config, writer, stream, events.append)
-        self.events[job] = events
+        job = ActiveSequence(len(self.events), self.tokenizer.encode_prompt(prompt), config, writer, stream)
+        self.events[job] = []
         return job
 
     def submit(self, prompt: str, **parameters: Any) -> ActiveSequence:
@@ -171,43 +174,6 @@ def test_a_cancelled_job_leaves_the_queue_at_once(desk: Desk) -> None:
     assert waiting.tokens == 0
 
 
-def test_a_full_queue_takes_no_more(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Free places in the batch are room too; what has left the queue and doesn't run yet has one."""
-    desk = Desk(decoder, tokenizer, batch_rows=1, queue_rows=2, request_rows=2)  # nothing runs yet
-    desk.engine.submit([desk.job("春"), desk.job("山")])
-    assert desk.engine.has_room()
-    assert not desk.engine.has_room(2)
-    taken = desk.engine.next_sequences(1)
-    assert len(taken) == 1
-    assert not desk.engine.has_room(2)
-    desk.engine.begin(taken)
-    assert not desk.engine.has_room(2)
-    desk.engine.submit([desk.job("花")])
-    assert not desk.engine.has_room()
-    with pytest.raises(QueueFullError):
-        desk.submit("水")
-    assert len(desk.engine.waiting) == 2
-
-
-def test_what_leaves_the_queue_is_counted_once(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    desk = Desk(decoder, tokenizer, batch_rows=4, queue_rows=2, request_rows=2)
-    desk.engine.submit([desk.job("春") for _ in range(4)])
-    taken = desk.engine.next_sequences(4)
-    found: list[bool] = []
-    asking = threading.Thread(target=lambda: found.append(desk.engine.has_room(2)))
-
-    class Watched(dict[int, ActiveSequence]):
-        def update(self, *others: Any) -> None:  # type: ignore[override]
-            super().update(*others)
-            asking.start()
-            asking.join(0.2)  # another thread asks at just this moment
-
-    desk.engine.running = Watched()
-    desk.engine.begin(taken)
-    asking.join()
-    assert found == [True]
-
-
 def test_a_failing_model_fails_its_rows_and_not_the_next(desk: Desk) -> None:
     desk.pace.fail = True
     jobs = [desk.submit(prompt, seed=1, max_new_tokens=5) for prompt in ("春", "山")]
@@ -227,15 +193,16 @@ def test_stopping_tells_everybody(desk: Desk) -> None:
 
 def test_pieces_gather_while_the_event_loop_is_behind(decoder: Decoder, tokenizer: Tokenizer) -> None:
     desk = Desk(decoder, tokenizer)
-    held: list[Any] = []
-    desk.engine.post = lambda hand, outbox: held.append((hand, dict(outbox)))  # a loop that is busy for the time being
+    held: list[list[Event]] = []
+    desk.engine.post = held.append
+    desk.engine.heard = lambda: not held  # whoever reads is busy for the time being
     desk.engine.start()
     job = desk.submit("春", stream=True, seed=3, max_new_tokens=20)
     until(lambda: job.tokens == 20 and not desk.engine.running)
     desk.engine.stop()
-    for hand, outbox in held:
-        hand(outbox)
-    assert len(desk.events[job]) == 2  # the first piece, and all the rest
+    for events in held:
+        desk.take(events)
+    assert [bool(event.text) for event in desk.events[job]] == [False, True]  # that it has begun, and all its text
     text = TextGenerator(decoder, tokenizer)("春", seed=3, max_new_tokens=20, return_full_text=False)["text"]
     assert "".join(event.text for event in desk.events[job]) == text
     desk.hook.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from modules.checkpoint.weights import CheckpointError
 from modules.config.loader import ConfigError, load_config
-from modules.inference.server import lifecycle
 from modules.inference.server.lifecycle import Lifecycle, listen
 from modules.tokenizer.tokenizer import Tokenizer
 from pipelines.serve import name_of, serve
+from tests.helpers.model_sources import OnceThere
 from tests.helpers.models import make_config, make_decoder, save_model
 from tests.helpers.server_tools import address_in, process, send_and_keep, until
 
@@ -78,20 +79,21 @@ def test_the_drain_is_bounded(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alive_but_not_ready_while_the_model_is_loading(saved: Path, tmp_path: Path) -> None:
     found: list[Any] = []
     config = load_config("serve", [f"model={saved}", "port=0"])
-    server = Lifecycle(config, saved, "x")
-    load = lifecycle.load_and_warm
+    server = Lifecycle(config, OnceThere(tmp_path / "go", saved), "x")
 
-    def look_around(*arguments: Any) -> Any:
+    def look_around() -> None:
         for path in ("/health", "/ready"):
             found.append(httpx.get(server.address + path))
         found.append(httpx.post(f"{server.address}/v1/completions", json={"prompt": "春"}))
-        return load(*arguments)
+        (tmp_path / "go").touch()
 
-    monkeypatch.setattr(lifecycle, "load_and_warm", look_around)
+    looking = threading.Thread(target=look_around)
+    looking.start()
     server.run(lambda address: server.stop())
+    looking.join()
     assert [answer.status_code for answer in found] == [200, 503, 503]
     assert found[1].json() == {"status": "loading"}
     assert found[2].json()["error"]["message"] == "the server is loading"

@@ -14,10 +14,9 @@ from starlette.types import ASGIApp, Message
 
 from modules.config.generation import LimitsConfig
 from modules.inference.server.app import Service, create_app
-from modules.inference.server.engine import Engine
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
-from tests.helpers.server_tools import Pace
+from tests.helpers.server_tools import EngineInProcess, Pace
 
 texts = st.text(st.characters(), max_size=12) | st.sampled_from(["春", "\ud800", "\x00", "<|endoftext|>", "𠮷" * 40])
 numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, -1, 0.5, 2**63, 2**64, 1e308, 10**400])
@@ -84,9 +83,9 @@ class Caller:
         self.loop = asyncio.new_event_loop()
         service = Service("small", LimitsConfig(max_new_tokens=4, prompt_tokens=30, body_bytes=2000))
         decoder = make_decoder(make_config(tokenizer.vocab_size))
-        self.engine = Engine(decoder, tokenizer, service.limits, service.metrics, self.loop.call_soon_threadsafe)
-        self.engine.start()
-        service.serve_with(self.engine, tokenizer)
+        self.model = EngineInProcess(decoder, tokenizer, service)
+        self.engine = self.model.engine
+        self.loop.run_until_complete(self.model.serve())
         self.app: ASGIApp = create_app(service)
 
     def __call__(self, path: str, body: bytes) -> tuple[int, bytes]:
@@ -118,7 +117,7 @@ class Caller:
 def caller(tokenizer: Tokenizer) -> Iterator[Caller]:
     caller = Caller(tokenizer)
     yield caller
-    caller.engine.stop()
+    caller.loop.run_until_complete(caller.model.stop())
     caller.loop.close()
 
 

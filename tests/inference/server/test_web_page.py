@@ -160,8 +160,8 @@ def test_a_stream_that_breaks_off_shows_why(server: Served, opened: Page) -> Non
 
 def test_no_long_word_makes_a_phone_scroll_sideways(server: Served, tab: Page) -> None:
     word = "x" * 300
-    facts = server.service.facts
-    server.service.facts = facts | {"name": word, "examples": [word], "run": facts["run"] | {"data": word}}
+    facts = server.service.serving[-1].facts
+    server.service.serving[-1].facts = facts | {"name": word, "examples": [word], "run": facts["run"] | {"data": word}}
     tab.look(360, 700, mobile=True)
     try:
         tab.open(server.url)
@@ -173,7 +173,7 @@ def test_no_long_word_makes_a_phone_scroll_sideways(server: Served, tab: Page) -
             tab.until(IDLE)
             assert tab.value("document.documentElement.scrollWidth") == 360
     finally:
-        server.service.facts = facts
+        server.service.serving[-1].facts = facts
         tab.look(1200, 900)
 
 
@@ -312,8 +312,7 @@ def test_the_card_says_where_the_model_comes_from(tokenizer: Tokenizer, tmp_path
         "config": {"data": {"path": "/home/somebody/quatrains"}, "train": {"sample_prompts": ["春"]}},
     }  # fmt: skip
     folder = save_model(tmp_path / "model", decoder, tokenizer, run)
-    with served(decoder, tokenizer) as running:
-        running.service.serve_with(running.engine, tokenizer, read_provenance(folder))
+    with served(decoder, tokenizer, run=read_provenance(folder)) as running:
         card = httpx.get(f"{running.url}/card").json()
     assert card["name"] == "small"
     assert card["examples"] == ["春"]

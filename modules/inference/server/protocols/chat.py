@@ -15,7 +15,7 @@ from ....config.base import shown
 from ....config.generation import LimitsConfig
 from ....tokenizer.prompt_template import Message, encode_turns, read_messages
 from ....tokenizer.tokenizer import Tokenizer
-from ..engine import Event
+from ..model_process.messages import Event
 from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, is_whole
 from .openai import COMMON, EventStream, check_without_effect, flag, parse_common
 

@@ -12,7 +12,7 @@ from typing import Any
 from ....config.base import shown
 from ....config.generation import LimitsConfig
 from ...mlflow_input import BODY_FORMATS, COLUMN, EXAMPLE_BODY, column_of
-from ..engine import Event
+from ..model_process.messages import Event
 from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, parse_parameters
 
 

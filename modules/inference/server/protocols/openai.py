@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....config.base import shown
-from ..engine import Event
+from ..model_process.messages import Event
 from ..request_handle import ClientGoneError, RequestHandle
 from ..requests import (
     PARAMETERS,

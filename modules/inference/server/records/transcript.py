@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..requests import CompletionRequest
 
 if TYPE_CHECKING:
-    from ..engine import Event
+    from ..model_process.messages import Event
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ class Transcript:
         self.model: Mapping[str, Any] = {}
         self.texts = [""] * (len(prompts) * request.n)
         self.finishes: list[str | None] = [None] * len(self.texts)
-        self.echoed: dict[int, int] = {}
-        """Row → how many characters of prompt its text begins with."""
         self.accepted = time.monotonic()
         self.first_text_seconds: float | None = None
 
     def add(self, event: Event) -> None:
+        """A piece of a text, without the prompt that the answer may begin with."""
         in_pieces = self.request.stream or not event.finish
         if event.text and in_pieces and self.first_text_seconds is None:
             self.first_text_seconds = time.monotonic() - self.accepted
@@ -82,7 +81,7 @@ class Transcript:
             endpoint,
             outcome,
             self.request,
-            [WrittenText(text[self.echoed.get(row, 0) :], finish) for row, (text, finish) in enumerate(texts)],
+            [WrittenText(text, finish) for text, finish in texts],
             time.time() - seconds,
             seconds,
             self.first_text_seconds,
