@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from modules.config.base import is_registered, model_folder
 from modules.config.generation import ServeConfig
-from modules.inference.server.access import API_KEY, read_key
+from modules.inference.server.access import API_KEY, ApiKeys, read_key
 from modules.inference.server.lifecycle import Lifecycle
 from modules.inference.server.model_process.messages import Found
 from modules.inference.server.model_process.served_model import ServedModel
@@ -53,13 +54,14 @@ def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
 
     def ready(model: ServedModel) -> None:
         origin = ", ".join(f"{what.partition('_')[0]} {which}" for what, which in model.origin.items())
-        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key is not None))
+        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key))
 
     server.run(ready, found)
 
 
-def ready_line(name: str, address: str, with_key: bool) -> str:
-    key = f"with the API key of {API_KEY}" if with_key else "without an API key"
+def ready_line(name: str, address: str, keys: ApiKeys | None) -> str:
+    known = f"the {len(keys)} named API keys" if isinstance(keys, Mapping) else "the API key"
+    key = f"with {known} of {API_KEY}" if keys else "without an API key"
     places = f"{address}/ in a browser, {address}/v1 for OpenAI's clients"
     return f"serve: {name} is ready {key}: {places}; Ctrl-C stops"
 

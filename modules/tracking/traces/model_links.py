@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 
 from ...config.base import is_registered, model_folder
-from ..models.known_models import MODEL_ID, known_model
-from ..registry import version_with_alias
 
-REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))/?")
+MODEL_ID = re.compile(r"models:/(m-[0-9a-f]{32})/?")
+REGISTERED = re.compile(r"models:/([^/@]+)(?:@[^/@]+|/(\d+))/?")
 
 Links = tuple[str | None, str | None]
 """(the LoggedModel's id, the version's number), None where the store knows of none."""
@@ -38,16 +36,14 @@ class ModelLinks:
         if match := MODEL_ID.fullmatch(self.place):
             return match[1], None
         if match := REGISTERED.fullmatch(self.place):
-            version = version_named(match[1], match[2], number or match[3])
-            source = MODEL_ID.fullmatch(str(version.source)) if version else None
-            return source[1] if source else None, str(version.version) if version else None
+            if not (number := number or match[2]):
+                return None, None
+            source = MlflowClient().get_model_version(match[1], number).source
+            found = MODEL_ID.fullmatch(str(source))
+            return found[1] if found else None, number
         if is_registered(self.place):  # a run's: runs:/RUN_ID/checkpoint-STEP
             return None, None
+        from ..models.known_models import known_model  # which takes torch; a registered model is found without it
+
         model = known_model(self.place, model_folder(self.place))
         return str(model.model_id) if model else None, None
-
-
-def version_named(name: str, alias: str | None, number: str | None) -> ModelVersion | None:
-    if number:
-        return MlflowClient().get_model_version(name, number)
-    return version_with_alias(name, alias or "")
