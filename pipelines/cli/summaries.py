@@ -167,7 +167,7 @@ def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
     if kept:
         lines["columns kept"] = f"{', '.join(kept)}, beside the texts"
     if traces := manifest.get("traces"):
-        lines["texts in traces"] = ", ".join(f"{count:,} {what}" for what, count in traces.items())
+        lines["served requests"] = ", ".join(f"{count:,} {what}" for what, count in traces.items())
     if others := manifest.get("columns not kept"):
         more = f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
         lines["columns not kept"] = redact_text(", ".join(others[:NAMES_SHOWN]) + more)
