@@ -85,7 +85,10 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.CONTENT: "model source",
         Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
     },
-    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port traces limits"},
+    ServeConfig: {
+        Effect.RESULT: "model dtype",
+        Effect.NOTHING: "name host allowed_hosts port traces follow_seconds limits",
+    },
     LimitsConfig: {
         Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
         "drain_seconds",

@@ -179,11 +179,12 @@ class Service:
             raise problem
         prompts = tokenize(request, model.tokenizer, model.prompt_tokens, field)
         try:
-            handle = RequestHandle(model.client, model.tokenizer, request, prompts, http.receive)
+            asker = http.scope.get(ASKER)
+            handle = RequestHandle(model.client, model.tokenizer, request, prompts, http.receive, asker)
         except QueueFullError:
             raise RequestError(503, "too many prompts are waiting; try again later", code="overloaded") from None
         http.scope[HANDLE], handle.transcript.model = handle, model.facts
-        self.metrics.taken(sum(map(len, prompts)), http.scope.get(ASKER))
+        self.metrics.taken(sum(map(len, prompts)), asker)
         return handle, prompts
 
     async def feedback(self, http: Request) -> Response:
@@ -224,8 +225,8 @@ class Service:
 def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
     for path, name in ENDPOINTS.items():
-        app.add_api_route(path, getattr(service, name), methods=["POST"], response_model=None)
-    app.add_api_route("/v1/feedback", service.feedback, methods=["POST"], response_model=None)
+        app.add_route(path, getattr(service, name), methods=["POST"])  # FastAPI's own would look for parameters
+    app.add_route("/v1/feedback", service.feedback, methods=["POST"])
     endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,

@@ -161,6 +161,7 @@ class Engine:
             return
         batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows)
         batch.join(rows)
+        self.take_in(batch, len(rows.ids))  # of requests that came together, all but the first came meanwhile
         tokens = write(batch, partial(self.advance, batch))
         reply: int | None = None
         while True:
@@ -194,7 +195,11 @@ class Engine:
         """sampling.write's `advance`: goes on with the rows left, and takes in those that join them."""
         self.flush()
         batch.advance(left)
-        sequences = self.next_sequences(self.limits.batch_rows - len(left))
+        self.take_in(batch, len(left))
+
+    def take_in(self, batch: Batch, running: int) -> None:
+        """Has waiting sequences join as many as run."""
+        sequences = self.next_sequences(self.limits.batch_rows - running)
         if sequences and (rows := self.begin(sequences)).ids:
             batch.join(rows)
 

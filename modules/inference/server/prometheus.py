@@ -39,7 +39,7 @@ class Metrics:
         )
         written = ("moyun_generated_tokens", "Tokens written")
         self.generated_tokens = Counter(*written, registry=None if names else registry)
-        """Counted as they are written; by keys they are counted at a request's end, in `tokens_of_key`."""
+        """Of all requests; where keys have names, /metrics has `tokens_of_key` in its place."""
         self.tokens_of_key = Counter(*written, of_key, registry=registry if names else None)
         self.prompt_tokens = Counter("moyun_prompt_tokens", "Tokens of accepted prompts", of_key, registry=registry)
         for name in names:
@@ -49,13 +49,14 @@ class Metrics:
         """A request was accepted. asker: the name of its API key."""
         (self.prompt_tokens.labels(asker or "") if self.names else self.prompt_tokens).inc(prompt_tokens)
 
-    def ended(self, endpoint: str, outcome: str, asker: str | None, seconds: float, tokens: int) -> None:
-        """tokens: written for the request."""
+    def written(self, tokens: int, asker: str | None) -> None:
+        if self.names:
+            self.tokens_of_key.labels(asker or "").inc(tokens)
+
+    def ended(self, endpoint: str, outcome: str, asker: str | None, seconds: float) -> None:
         self.requests.labels(endpoint, outcome, *([asker or ""] if self.names else [])).inc()
         if outcome == "ok":
             self.request_seconds.labels(endpoint).observe(seconds)
-        if self.names:
-            self.tokens_of_key.labels(asker or "").inc(tokens)
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Asks these whenever the metrics are read."""

@@ -42,7 +42,9 @@ class RequestHandle:
         request: CompletionRequest,
         prompts: Sequence[list[int]],
         receive: Receive,
+        asker: str | None = None,
     ) -> None:
+        """asker: the name of the API key that asks."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.model, self.receive = model, receive
         self.transcript = Transcript(request, prompts)
@@ -67,7 +69,7 @@ class RequestHandle:
         self.open = len(sequences)
         self.written = [0] * len(sequences)
         """Tokens, by row."""
-        self.numbers = model.submit(sequences, self.inbox.put_nowait)
+        self.numbers = model.submit(sequences, self.inbox.put_nowait, asker)
 
     async def __aenter__(self) -> RequestHandle:
         self.watcher = asyncio.create_task(self.watch())

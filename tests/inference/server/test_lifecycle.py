@@ -168,6 +168,8 @@ def test_what_is_no_folder_is_refused_before_anything_is_said(
         ("limits.batch_rows=0", "limits.batch_rows (0) must be at least 1"),
         ("limits.request_rows=64", "limits.request_rows (64) is over queue_rows (32): it could never be queued"),
         ("limits.request_seconds=0", "limits.request_seconds (0.0) must be a positive number"),
+        ("follow_seconds=-1", "follow_seconds (-1.0) must be 0 (never) or a number of seconds"),
+        ("follow_seconds=nan", "follow_seconds (nan) must be 0 (never) or a number of seconds"),
         ("limits.bodybytes=5", "did you mean limits.body_bytes?"),
     ],
 )

@@ -248,16 +248,14 @@ def test_without_names_the_metrics_are_what_they_were(server: Served) -> None:
     assert not any("key=" in name for name in found)
 
 
-def test_tokens_of_a_request_that_was_broken_off_count_too(shared: Served) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_request_that_was_broken_off_count_too(shared: Served, stream: bool) -> None:
     name = 'moyun_generated_tokens_total{key="alice"}'
-    before = metrics_of(shared, "alice-k3y").get(name, 0)
-    shared.pace.seconds = 0.03
-    with httpx.stream(
-        "POST",
-        f"{shared.url}/v1/completions",
-        json={"prompt": "春", "max_tokens": 60, "stream": True, "logit_bias": {"0": -100}},
-        headers=bearer("alice-k3y"),
-    ) as answer:
-        next(answer.iter_raw())
+    before, shared.pace.seconds, passes = metrics_of(shared, "alice-k3y").get(name, 0), 0.03, shared.pace.passes
+    body = {"prompt": "春", "max_tokens": 60, "stream": stream, "logit_bias": {"0": -100}}
+    client = send_and_keep(shared.url, "/v1/completions", body, bearer("alice-k3y"))
+    until(lambda: shared.pace.passes > passes + 5)
+    client.close()
+    until(lambda: not shared.engine.running and not shared.service.in_flight)
     shared.pace.seconds = 0.0
-    until(lambda: metrics_of(shared, "alice-k3y").get(name, 0) > before)
+    until(lambda: metrics_of(shared, "alice-k3y")[name] == before + shared.pace.passes - passes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ....config.generation import LimitsConfig
@@ -15,7 +14,7 @@ class ServedModel:
     """Together they stay: a request is tokenized, written and answered by one and the same."""
 
     def __init__(
-        self, client: ModelClient, tokenizer: Tokenizer, positions: int, limits: LimitsConfig, facts: Mapping[str, Any]
+        self, client: ModelClient, tokenizer: Tokenizer, positions: int, limits: LimitsConfig, facts: dict[str, Any]
     ) -> None:
         """Raises ValueError where no prompt could be short enough.
 

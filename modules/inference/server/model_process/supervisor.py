@@ -171,7 +171,7 @@ class Supervisor:
         """Until another has taken its place, which another of the same model does when it dies."""
         self.changed.clear()
         await first_of(process.client.lost.wait(), self.changed.wait())
-        if not process.client.lost.is_set():
+        if process is not self.current:  # whose end is then `retire`'s business
             return
         self.service.serve_without(process.model)
         how = await process.how_it_ended()
@@ -214,6 +214,8 @@ class Supervisor:
         told_at = -math.inf
         while True:
             await asyncio.sleep(self.follow_seconds)
+            if self.service.state != "ready":
+                continue
             try:
                 version = await self.current.newest()
             except ProcessLostError:

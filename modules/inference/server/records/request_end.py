@@ -16,6 +16,6 @@ def note_end(
     scope: Scope, endpoint: str, outcome: str, seconds: float, metrics: Metrics, recorder: Recorder | None
 ) -> None:
     handle: RequestHandle | None = scope.get(HANDLE)
-    metrics.ended(endpoint, outcome, scope.get(ASKER), seconds, handle.tokens if handle else 0)
+    metrics.ended(endpoint, outcome, scope.get(ASKER), seconds)
     if handle and recorder:
         recorder.answered(handle.transcript.ended(endpoint, outcome, seconds, handle.tokens))

@@ -76,7 +76,9 @@ def version_of(url: str) -> str:
     return version
 
 
-def test_a_version_takes_over_without_a_request_refused_or_cut(registry: Alias) -> None:
+def test_a_version_takes_over_without_a_request_refused_or_cut(
+    registry: Alias, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = {version: text_of(registry.registry / version) for version in ("1", "2")}
     assert expected["1"] != expected["2"]
     answers: list[httpx.Response] = []
@@ -109,12 +111,15 @@ def test_a_version_takes_over_without_a_request_refused_or_cut(registry: Alias) 
                 thread.join()
 
     while_serving(registry, work)
+    assert not caplog.records
     assert {answer.status_code for answer in answers} == {200}
     texts = [answer.json()["choices"][0]["text"] for answer in answers]
     assert set(texts) == set(expected.values())  # none is of one version's tokens in the other's characters
 
 
-def test_a_text_that_one_version_has_begun_is_ended_by_it_and_the_limits_are_the_new_ones(registry: Alias) -> None:
+def test_a_text_that_one_version_has_begun_is_ended_by_it_and_the_limits_are_the_new_ones(
+    registry: Alias, caplog: pytest.LogCaptureFixture
+) -> None:
     def work(url: str) -> None:
         card = httpx.get(f"{url}/card").json()
         assert (card["architecture"]["max_position_embeddings"], card["answers_alone"]) == (300, False)
@@ -125,12 +130,14 @@ def test_a_text_that_one_version_has_begun_is_ended_by_it_and_the_limits_are_the
             registry.move("2")
             until(lambda: version_of(url) == "2")
             assert list(lines)[-2:] == ["data: [DONE]", ""]
+        until(lambda: len(psutil.Process().children()) == 1)
         card = httpx.get(f"{url}/card").json()
         assert (card["architecture"]["max_position_embeddings"], card["answers_alone"]) == (150, True)
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"prompt": [1] * 200})
         assert "takes up to 149 tokens" in refused.json()["error"]["message"]
 
     while_serving(registry, work)
+    assert not caplog.records  # the end of the old one is no death
 
 
 def test_a_version_that_cannot_be_served_changes_nothing_and_is_not_tried_again(

@@ -1,0 +1,100 @@
+"""A registered model behind HTTP: found by its alias, and followed when that moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import mlflow
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from modules.config.base import TrackingConfig
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.tracking.models.exported_model import log_model
+from modules.tracking.stage_run import connect
+from pipelines.cli import serving
+from pipelines.cli.serving import GivenModel
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
+from tests.helpers.server_tools import until
+
+
+@pytest.fixture
+def registered(store: Path, tokenizer: Tokenizer) -> MlflowClient:
+    """Two versions of `poet`; champion is the first."""
+    connect(folder=store)
+    client = MlflowClient()
+    with mlflow.start_run(experiment_id="0"):
+        for number in (1, 2):
+            decoder = make_decoder(make_config(tokenizer.vocab_size), seed=number)
+            folder = save_model(store / f"made-{number}", decoder, tokenizer, {"run_id": f"{number}abc"})
+            mlflow.register_model(log_model(folder), "poet")
+    client.set_registered_model_alias("poet", "champion", "1")
+    return client
+
+
+@pytest.mark.server
+def test_the_command_follows_champion(registered: MlflowClient, store: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.serve", "model=models:/poet@champion", "port=0", "follow_seconds=0.3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    log = store / "log"
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            command, cwd=store, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            assert started.stdout
+            lines = [started.stdout.readline() for _ in range(2)]
+            assert lines[0].startswith("serve: verifying and loading ")
+            assert lines[1].startswith(
+                "serve: poet (version 1, run 1abc) is ready without an API key: http://127.0.0.1"
+            )
+            url = address_in_line(lines[1])
+            assert httpx.get(f"{url}/v1/models").json()["data"][0]["version"] == "1"
+            assert not [entry for entry in psutil.Process(started.pid).memory_maps() if "torch" in entry.path]
+            registered.set_registered_model_alias("poet", "champion", "2")
+            assert "poet (version 2, run 2abc) is ready" in "".join(started.stdout.readline() for _ in range(2))
+            assert httpx.get(f"{url}/card").json()["version"] == "2"
+            registered.delete_registered_model_alias("poet", "champion")
+            until(lambda: log.read_text())
+            assert httpx.get(f"{url}/ready").status_code == 200
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(20) == 0
+        finally:
+            started.kill()
+            started.wait()
+    (line,) = log.read_text().splitlines()
+    assert line == "no newer version can be found: the alias names none; going on with version 2"
+
+
+def address_in_line(line: str) -> str:
+    return line[line.index("http://") :].partition("/ in a browser")[0]
+
+
+def test_what_has_no_alias_is_not_followed(
+    registered: MlflowClient, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "redact_output", lambda: None)
+    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
+    for place, version in (("models:/poet@champion", "1"), ("models:/poet/2", None), (str(store / "made-2"), None)):
+        source = GivenModel(place, TrackingConfig(), {})
+        assert source.newest() == version
+        folder = source.find(version)
+        number = version or "2"
+        assert f"run_id: {number}abc" in (folder / "run.yaml").read_text()
+
+
+def test_a_store_that_is_not_there_is_not_made(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "redact_output", lambda: None)
+    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
+    (store / "mlflow.db").unlink()
+    source = GivenModel("models:/poet@champion", TrackingConfig(), {})
+    assert source.newest() is None
+    with pytest.raises(ValueError, match=r"models:/poet@champion: there is no tracking store .*make demo"):
+        source.find(None)
+    assert not (store / "mlflow.db").exists()
