@@ -62,8 +62,8 @@ OPEN = frozenset(("/health", "/ready", "/ping", *PAGE_FILES))
 """What is answered without the API key: they tell nothing of the model."""
 
 THERE_IS = (
-    "POST /v1/completions, /v1/chat/completions, /invocations and /v1/feedback, GET / (a page), /card, /v1/models, "
-    "/health, /ready, /ping and /metrics"
+    "POST /v1/completions, /v1/chat/completions and /invocations, /v1/feedback for ratings, GET / (a page), /card, "
+    "/v1/models, /health, /ready, /ping and /metrics"
 )
 
 

@@ -89,6 +89,8 @@ class Told:
 
     at: float = -TELL_SECONDS
     dropped: int = 0
+    refused_at: float = -TELL_SECONDS
+    refused: int = 0
     away: bool = False
 
 
@@ -185,8 +187,8 @@ class TraceSender:
 
     def failed(self, task: Task, error: Exception, for_good: bool) -> None:
         if for_good:
-            logger.warning("traces: the store doesn't take that of %s: %s", task.answer.record.id, why(error))
             self.remove(task)
+            self.tell_refused(task, error)
             return
         self.failures += 1
         if self.failures > 1 and not self.told.away:
@@ -204,6 +206,14 @@ class TraceSender:
         with self.changed:
             self.waiting.remove(task)
             self.characters_waiting -= task.size
+
+    def tell_refused(self, task: Task, error: Exception) -> None:
+        self.told.refused += 1
+        now = time.monotonic()
+        if now - self.told.refused_at > TELL_SECONDS:
+            what = "traces: the store refuses that of %s: %s (%d since this was said last)"
+            logger.warning(what, task.answer.record.id, why(error), self.told.refused)
+            self.told.refused, self.told.refused_at = 0, now
 
     def tell_dropped(self) -> None:
         now = time.monotonic()

@@ -195,12 +195,15 @@ def test_what_the_store_refuses_is_said_and_the_rest_goes_on(shelf: Shelf, caplo
     sender = sender_to(shelf)
     with caplog.at_level(logging.WARNING, logger="moyun.tracking"):
         sender.answered(first := answer_record())
+        for _ in range(20):
+            sender.answered(answer_record())
         until(lambda: not sender.waiting)
         shelf.problem = None
         sender.answered(second := answer_record())
         sender.close(60)
     assert shelf.ids == [second.id]
-    assert f"doesn't take that of {first.id}: the experiment must be active" in caplog.text
+    (said,) = [message for message in caplog.messages if "refuses" in message]
+    assert said.startswith(f"traces: the store refuses that of {first.id}: the experiment must be active (1 since")
 
 
 def test_one_that_the_store_always_fails_at_keeps_no_other_from_it(shelf: Shelf) -> None:
