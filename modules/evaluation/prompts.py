@@ -20,7 +20,9 @@ from ..data.splits import texts_alone
 from ..tokenizer.lost_text import kept_sign, loses, vanishes
 from ..tokenizer.prompt_template import (
     SOURCE_FIELD,
+    SYSTEM,
     Message,
+    cut_source,
     fill_template,
     prompt_limit,
     with_system,
@@ -154,14 +156,15 @@ class FewShot:
             if self.size(self.written(asked)) <= room:
                 return asked
         ((_, source),) = with_system(asked)
+        told = len(asked[0].text) + 1 if asked[0].role in SYSTEM else 0
         fits, over = 0, len(source)
         while over - fits > 1:
             middle = (fits + over) // 2
-            fit = self.size(fill_template(self.template, source[:middle])) <= room
+            fit = self.size(fill_template(self.template, cut_source(source, told, middle))) <= room
             fits, over = (middle, over) if fit else (fits, middle)
         if not fits:
             raise ValueError(
                 f"task.template ({self.template!r}) leaves none of the source within {room} tokens: shorten it, or "
                 "lower generation.max_new_tokens"
             )
-        return [Message("user", source[:fits])]
+        return [Message("user", cut_source(source, told, fits))]

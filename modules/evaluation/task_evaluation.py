@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.arrow import count_copies
-from ..data.conversations.message_rows import learnt_texts, questions_of
+from ..data.conversations.message_rows import last_turns, learnt_texts, questions_of
 from ..data.splits import Place, place_in
 from ..inference.text_generator import TextGenerator, require_form
 from ..model.decoder import Decoder
@@ -32,7 +32,6 @@ from .verse.copying import TrainingText
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, the share of it that is done)."""
-
 
 SAMPLES = 3
 """Test rows in a table of samples."""
@@ -271,8 +270,8 @@ class Task:
         found = {"chance": self.found(self.chance)} if self.chance else {}
         if self.config.ngram_floor and self.train is not None and "perplexity" in self.metrics:
             asked = tokenizer.with_prompt_template(template_of(self.test, tokenizer, self.task, self.config.data))
-            floors = ngram_floor(self.train, self.test, asked)
-            found |= {name: self.found([metric]) for name, metric in floors.items()}
+            test = last_turns(self.test) if self.task.examples else self.test  # as build_prompts has them
+            found |= {name: self.found([metric]) for name, metric in ngram_floor(self.train, test, asked).items()}
         return found
 
     def of_texts(self, texts: Sequence[str]) -> list[Metric]:

@@ -14,7 +14,7 @@ is what follows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ TURNS_TEMPLATE = "问：{src_txt}\n答："
 """For conversations, where no other template is named: nothing else would part who speaks."""
 
 ROLES = (*SYSTEM, "user", "assistant")
+Cut = TypeVar("Cut", str, list[int])
+
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 """Values of a message's other keys that change nothing: OpenAI's client has such in an earlier answer."""
 
@@ -181,7 +183,7 @@ def ids_of(turns: Sequence[Turn]) -> list[int]:
 def fit_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> list[Turn]:
     """`encode_turns` of what fits into `limit` ids: the earliest turns go first, and the system message stays.
 
-    Of a single turn that is too long the source loses its end, as a row's does, and then the answer.
+    Of a single turn that is too long the source loses its end, as a row's does (`cut_source`), and then the answer.
     """
     turns = encode_turns(with_system(messages), tokenizer)
     while len(turns) > 1 and (left := len(ids_of(turns))) > limit:
@@ -193,11 +195,21 @@ def fit_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> 
     if len(ids_of(turns)) <= limit:
         return turns
     (prompt, answer), (before, after) = turns[0], tokenizer.prompt_parts
-    if not answer:
-        return [Turn(tokenizer.encode_prompt(with_system(messages)[0].text, limit), [])]
-    kept = min(len(prompt), prompt_limit(limit, len(answer), len(before) + len(after)))
-    prompt = [*prompt[: kept - len(after)], *after]
+    if answer:
+        kept = min(len(prompt), prompt_limit(limit, len(answer), len(before) + len(after)))
+    else:  # ValueError where nothing of the question would be left
+        kept = len(tokenizer.encode_prompt("".join(text for _, text in with_system(messages)), limit))
+    told = len(tokenizer.encode(f"{messages[0].text}\n")) if messages[0].role in SYSTEM else 0
+    source = prompt[len(before) : len(prompt) - len(after)]
+    prompt = [*before, *cut_source(source, told, kept - len(before) - len(after)), *after]
     return [Turn(prompt, answer[: limit - len(prompt)])]
+
+
+def cut_source(source: Cut, told: int, room: int) -> Cut:
+    """So much of a source that is too long, in characters or ids: it loses its end; but where the system message at its
+    beginning (`told`) is over half of the room, that is cut, too, so that as much is left of the question."""
+    question = min(len(source) - told, max(room - told, room - room // 2))
+    return source[: room - question] + source[told : told + question]
 
 
 def fit_prompt(asked: str | Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[int], bool]:

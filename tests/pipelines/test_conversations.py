@@ -118,10 +118,11 @@ def test_a_checkpoint_is_chosen_by_texts_and_training_goes_on_bit_for_bit(chat: 
 def test_few_shot_shows_earlier_turns_as_examples(chat: Path, base: Path, store: Path) -> None:
     prepare(load_config("prepare", [f"source={chat}", "validation_fraction=0.1", "test_fraction=0.2"]))
     keys = ["data.path=prepared/chat", "task=instructions", "task.metrics=[perplexity,exact_match]", "task.examples=1"]
-    model = scored(base, *keys).evaluations["model"]
+    found = scored(base, *keys).evaluations
     test = load_rows(store / "prepared" / "chat", split="test")
     expected = [len(text) + 1 for text in test["tgt_txt"]]
-    assert model["perplexity_per_char"].statistics[:, 1].tolist() == expected
+    for who in ("model", "unigram", "bigram", "trigram"):  # all of the last answer alone
+        assert found[who]["perplexity_per_char"].statistics[:, 1].tolist() == expected
 
 
 def test_a_dry_run_counts_what_is_cut(chat: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

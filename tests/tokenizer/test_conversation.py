@@ -14,6 +14,7 @@ from modules.tokenizer.prompt_template import (
     check_messages,
     encode_turns,
     fit_prompt,
+    fit_turns,
     read_messages,
 )
 from modules.tokenizer.tokenizer import Tokenizer
@@ -75,10 +76,29 @@ def test_what_fits_is_the_latest_turns_and_the_system_message(tuned: Tokenizer) 
     assert fit_prompt(messages, tuned, len(latest)) == (latest, True)
     last = ids_of([told[0], told[5]], tuned)
     assert fit_prompt(messages, tuned, len(latest) - 1) == (last, True)
-    assert fit_prompt(messages, tuned, len(last) - 1) == (tuned.encode_prompt("用五言\n日", len(last) - 1), True)
+    assert fit_prompt(messages, tuned, len(last) - 1) == (tuned.encode_prompt("用五言日"), True)
     assert fit_prompt("春" * 20, tuned, 25) == (tuned.encode_prompt("春" * 20, 25), True)
     with pytest.raises(ValueError, match="leaves no room for the text"):
         fit_prompt(messages, tuned, 5)
+
+
+@pytest.mark.parametrize(
+    ("system", "question", "kept"),
+    [
+        ("规" * 40, "春眠", "规" * 18 + "春眠"),
+        ("规" * 40, "春" * 40, "规" * 10 + "春" * 10),
+        ("规则", "春" * 40, "规则\n" + "春" * 17),
+        ("规" * 15, "春" * 5, "规" * 15 + "春" * 5),
+    ],
+)
+def test_a_long_system_message_leaves_half_of_the_room_to_the_question(
+    tuned: Tokenizer, system: str, question: str, kept: str
+) -> None:
+    told = check_messages([{"role": "system", "content": system}, *said(question, "山")])
+    overhead = sum(map(len, tuned.prompt_parts))
+    assert fit_prompt(told[:2], tuned, overhead + 20) == (tuned.encode_prompt(kept), True)
+    ((prompt, answer),) = fit_turns(told, tuned, overhead + 22)
+    assert (prompt, answer) == (tuned.encode_prompt(kept), [*tuned.encode("山"), tuned.end_of_text_id])
 
 
 def test_the_template_where_no_other_is_named_is_that_of_instructions() -> None:

@@ -26,7 +26,10 @@ ROLES_ELSEWHERE = {"human": "user", "gpt": "assistant"}
 
 PLACE = re.compile(r"messages (\d+) ")
 
-WANTED = "; [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}, …] is wanted"
+WANTED = '; [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …] is wanted'
+
+SHOWN_BY_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
+"""How a list of messages begins that pandas has put into a CSV file."""
 
 Fault = tuple[str, str]
 """As `fault_of` gives it."""
@@ -67,6 +70,8 @@ def read_messages_in(value: object) -> tuple[list[Message], Fault | None]:
         try:
             value = json.loads(str(value))
         except (ValueError, RecursionError):
+            if SHOWN_BY_PYTHON.match(str(value)):
+                return [], ("is a list as Python shows it, not JSON", "; write a .jsonl file, or json.dumps(…) of each")
             return [], ("is text that isn't JSON", WANTED)
     if not isinstance(value := as_messages(value), list):
         return [], ("isn't a list of messages", f" ({beginning(value)[:40]}){WANTED}")
@@ -92,7 +97,10 @@ def as_messages(value: object) -> object:
 
 
 def as_message(message: object) -> object:
-    if not isinstance(message, Mapping) or message.get("role") or "from" not in message:
+    if not isinstance(message, Mapping):
+        return message
+    message = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in message.items()}
+    if message.get("role") or "from" not in message:
         return message
     others = {key: value for key, value in message.items() if key not in ("role", "content", "from", "value")}
     role, content = message["from"], message.get("content") or message.get("value")
@@ -150,6 +158,11 @@ def questions_of(rows: datasets.Dataset) -> list[str | list[Message]]:
     return [stored_messages(text)[:-1] for text in rows[MESSAGES]]
 
 
+def last_turns(rows: datasets.Dataset) -> datasets.Dataset:
+    """Conversations as pairs, of their last question and answer."""
+    return rows.remove_columns([name for name in rows.column_names if name == MESSAGES])
+
+
 def learnt_texts(rows: datasets.Dataset) -> list[str]:
     """The texts that training on the rows teaches to write."""
     if MESSAGES not in rows.column_names:
@@ -168,6 +181,13 @@ def users_texts(batch: Mapping[str, list[Any]]) -> list[str]:
     if MESSAGES not in batch:
         return batch["src_txt"]
     return ["\n".join(text for role, text in messages if role == "user") for messages in conversations_in(batch)]
+
+
+def answers_texts(batch: Mapping[str, list[Any]]) -> list[str]:
+    """What is answered, of each row: all that the assistant says."""
+    if MESSAGES not in batch:
+        return batch["tgt_txt"]
+    return ["\n".join(text for role, text in messages if role == "assistant") for messages in conversations_in(batch)]
 
 
 def default_template(columns: Collection[str]) -> str:

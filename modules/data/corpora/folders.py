@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import TEXTS, fingerprint, text_batches
-from ..conversations.message_rows import users_texts
+from ..conversations.message_rows import answers_texts, users_texts
 from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..reading.column_names import MESSAGES, OTHER_COLUMNS, require_mapped
@@ -216,16 +215,15 @@ def one_of_each(
     """(rows without near copies, their numbers): of a split none that has one in the splits before it (test first),
     and of several in it the first. In one split, pairs are such only if their answers are near copies too, or the same.
     """
-    answers = (
-        near_copies_in(splits, itemgetter("tgt_txt")) if "tgt_txt" in next(iter(splits.values())).column_names else None
-    )
+    answers = near_copies_in(splits, answers_texts) if "tgt_txt" in next(iter(splits.values())).column_names else None
     before: set[int] = set()
     kept: dict[str, Numbers] = {}
     for name in test_first(splits):
         sources, targets = alike[name].tolist(), [0] * len(splits[name])
         if answers:
             known: dict[str, int] = {}
-            numbered = zip(splits[name]["tgt_txt"], answers[name].tolist(), strict=True)
+            texts = (text for batch in text_batches(texts_alone(splits[name])) for text in answers_texts(batch))
+            numbered = zip(texts, answers[name].tolist(), strict=True)
             targets = [known.setdefault(text, number) for text, number in numbered]
         rows = enumerate(zip(sources, targets, strict=True))
         first = unseen(rows, lambda row: row[1], set())

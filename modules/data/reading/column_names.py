@@ -185,12 +185,17 @@ def _check_alone(findings: Findings, origin: Mapping[str, str]) -> None:
         )
 
 
-def _check_other_name(findings: Findings, names: Iterable[str], listed: str) -> None:
+def _check_other_name(findings: Findings, names: Sequence[str], listed: str) -> None:
     """Where no column is called src_txt or messages, and one as conversations often are."""
     if talks := [name for name in names if plain(name) in CONVERSATION_NAMES]:
         raise DataError(
             f"{findings.where} has no column src_txt; its columns are {listed}; if {talks[0]!r} holds what user and "
             f"assistant say in turns, give {setting(talks[0], MESSAGES, findings.section)}"
+        )
+    if {"role", "content"} <= set(names) or {"from", "value"} <= set(names):
+        raise DataError(
+            f"{findings.where} has no column src_txt; its columns are {listed}, as messages have; a row is a whole "
+            'conversation: {"messages": [{"role": …, "content": …}, …]}'
         )
 
 

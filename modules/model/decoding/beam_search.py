@@ -21,9 +21,6 @@ from .penalties import Penalties
 from .token_scores import NOT_NUMBERS
 from .upload import upload
 
-IMPOSSIBLE = -1e9
-"""The score of what can't be."""
-
 
 class Hypothesis(NamedTuple):
     """A text that has ended."""
@@ -58,28 +55,28 @@ class Search:
 
         count: how many beams there are to be.
         """
+        candidates = [candidate for candidate in candidates if candidate.score > -torch.inf]  # or it is forbidden
         open_ones, written = [], len(self.ids[0]) + 1
         for place, candidate in enumerate(candidates):
             ids = [*self.ids[candidate.beam], candidate.token]
             if self.remaining > 1 and not self.ends(ids):
                 open_ones.append(candidate)
-            elif place < count and candidate.score > IMPOSSIBLE:
+            elif place < count:
                 self.finished.append(Hypothesis(candidate.score / written**self.length_penalty, ids))
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self.finished[count:]
         self.remaining -= 1
         if not open_ones or not self.improvable(open_ones[0].score / written**self.length_penalty, count):
             return []
-        # Fewer may be open where a stop text ended the others: the rest are beams without hope.
-        left = [*open_ones, *(candidates[0]._replace(score=-torch.inf) for _ in range(count - len(open_ones)))][:count]
+        # Fewer may be open where a form forbids, or a stop text ended, the others: the rest are beams without hope.
+        left = [*open_ones, *[open_ones[0]._replace(score=-torch.inf)] * (count - len(open_ones))][:count]
         self.ids = [[*self.ids[candidate.beam], candidate.token] for candidate in left]
         self.scores = [candidate.score for candidate in left]
         return left
 
     def improvable(self, best: float, count: int) -> bool:
         """Whether what is open, at best with this score, may yet come among the best."""
-        worst = self.finished[-1].score if len(self.finished) == count else IMPOSSIBLE
-        return best > worst
+        return len(self.finished) < count or best > self.finished[-1].score
 
 
 @torch.no_grad()
@@ -147,8 +144,5 @@ def continued(beams: Rows, kept: Sequence[tuple[int, int]]) -> Rows:
     return replace(
         chosen,
         ids=[[*ids, token] for ids, token in zip(chosen.ids, tokens, strict=True)],
-        constraints=[
-            constraint.after(token) if constraint and constraint.allowed[token] else constraint
-            for constraint, token in pairs
-        ],
+        constraints=[constraint and constraint.after(token) for constraint, token in pairs],
     )

@@ -13,6 +13,7 @@ import pytest
 
 from modules.config.data import DataConfig, PrepareConfig
 from modules.data.arrow import fingerprint
+from modules.data.conversations.message_rows import stored_messages
 from modules.data.corpora.folders import prepare_rows
 from modules.data.quarantine import DataError, Quarantine
 from modules.data.reading.headers import check_headers
@@ -103,6 +104,7 @@ BAD = [
     (None, "messages isn't a list of messages"),
     (5, r"messages isn't a list of messages \(5\)"),
     ("春", "messages is text that isn't JSON"),
+    (str(said("春", "日")), "messages is a list as Python shows it, not JSON; write a .jsonl file, or json.dumps"),
     ("", "messages is empty"),
     ('{"role": "user", "content": "x"}', "messages isn't a list of messages"),
     (
@@ -124,6 +126,18 @@ def test_a_bad_row_is_named_and_may_be_left_out(talk: Any, reason: str) -> None:
     quarantine = Quarantine(0.5)
     assert load_rows(rows, quarantine=quarantine).to_list() == ROWS
     assert len(quarantine.rows) == 1
+
+
+def test_contents_in_parts_as_pandas_reads_them(tmp_path: Path) -> None:
+    parts = [[{**message, "content": [{"type": "text", "text": message["content"]}]} for message in TALKS[1]]]
+    path = write(tmp_path, ".parquet", parts)
+    assert load_rows(path).to_list() == load_rows(pd.read_parquet(path).to_dict("records")).to_list() == ROWS[1:]
+
+
+def test_messages_that_are_rows_themselves_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"messages": TALKS[0]}))
+    with pytest.raises(DataError, match=r"its columns are 'role', 'content', as messages have; a row is a whole conv"):
+        load_rows(tmp_path / "one.json")
 
 
 def test_a_row_without_the_column_is_bad(tmp_path: Path) -> None:
@@ -188,3 +202,13 @@ def test_a_shared_system_message_makes_no_near_copies(tmp_path: Path) -> None:
     path = write(tmp_path, ".jsonl", [[system, *said(text, "一样的回答是这样的")] for text in questions])
     manifest = prepare_rows(tmp_path / "folder", str(path), {}, 0.3, 0.3)
     assert manifest["near copies"]["rows"] == 0
+
+
+def test_near_copies_in_a_split_are_told_apart_by_all_their_answers(tmp_path: Path) -> None:
+    asked = "请写一首春天的五言绝句，要有山有水"
+    texts = ["白日依山尽黄河入海流", "松下问童子言师采药去", "白日依山尽黄河入海溜"]
+    path = write(tmp_path, ".jsonl", [said(f"{asked}{n}", text, "谢谢", "不客气") for n, text in enumerate(texts)])
+    manifest = prepare_rows(tmp_path / "folder", str(path), {}, 0, 0, near_copies="drop")
+    assert manifest["near copies dropped"] == 1
+    rows = load_rows(tmp_path / "folder" / "train.jsonl.gz")
+    assert [stored_messages(row)[1].text for row in rows["messages"]] == texts[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,27 @@ def test_beams_keep_a_form_of_verse(tokenizer: Tokenizer) -> None:
     for row in TextGenerator(decoder, tokenizer).write(["", "春"], config):
         assert row.stopped
     assert regular("春" + row.text) == 1.0
+
+
+@pytest.mark.parametrize("penalty", [-10.0, 10.0])
+def test_texts_of_one_length_are_ranked_alike_by_any_length_penalty(
+    small: Decoder, tokenizer: Tokenizer, penalty: float
+) -> None:
+    generator, bias = TextGenerator(small, tokenizer), {str(tokenizer.end_of_text_id): -100.0}
+    config = GenerationConfig(num_beams=3, max_new_tokens=MOST, logit_bias=bias)
+    expected = generator.write(PROMPTS, config)
+    assert generator.write(PROMPTS, replace(config, length_penalty=penalty)) == expected
+    assert {row.tokens for row in expected} == {MOST}
+
+
+@pytest.mark.parametrize("stop", [[], ["。"]])
+def test_a_form_may_leave_fewer_tokens_than_there_are_beams(tokenizer: Tokenizer, stop: list[str]) -> None:
+    """The weights have rows beyond the vocabulary, as in checkpoints that are padded."""
+    decoder = make_decoder(make_config(3 * tokenizer.vocab_size))
+    config = GenerationConfig(num_beams=64, max_new_tokens=30, form="五绝", stop=stop)
+    for row in TextGenerator(decoder, tokenizer).write(["", "白日依山尽，黄河入海流"], config):
+        assert row.stopped
+        assert not stop or row.text.count("，") <= 1
 
 
 def test_a_beam_is_an_integer_within_bounds(small: Decoder, tokenizer: Tokenizer) -> None:
