@@ -174,7 +174,7 @@ def why_left_out(example: Example, take: str) -> str | None:
     """The reason; None for a text that is taken."""
     if not example.question:
         return "asked in token ids"
-    if not "".join(message["content"] for message in example.question).strip() or not target_of(example).strip():
+    if not all(text.strip() for text in (*(part["content"] for part in example.question), target_of(example))):
         return "without a prompt or a text"
     if example.correction is not None:
         return None

@@ -131,6 +131,7 @@ def test_what_can_be_no_row_is_left_out_and_counted(send: Callable[..., None]) -
         (answer_record([[5, 6]], ["甲"]), [UP]),
         (answer_record([""], ["乙"]), [UP]),
         (answer_record(["春"], [" "]), [UP]),
+        (answer_record(texts=["乙"], messages=[("user", "春"), ("assistant", ""), ("user", "秋")]), [UP]),
         (answer_record(["春"], ["半"], finish=None, outcome="disconnected"), [UP]),
         (answer_record(["春"], ["长"], finish="length"), [UP]),
         (answer_record(["秋"], ["不"]), [DOWN]),
@@ -140,9 +141,9 @@ def test_what_can_be_no_row_is_left_out_and_counted(send: Callable[..., None]) -
     assert served
     assert [row["tgt_txt"] for row in served.rows] == ["长"]
     assert served.facts["traces"] == {
-        "traces": 7,
+        "traces": 8,
         "asked in token ids": 1,
-        "without a prompt or a text": 2,
+        "without a prompt or a text": 3,
         "broken off": 1,
         "cut off by max_tokens": 1,
         "thumbs down without a correction": 1,
