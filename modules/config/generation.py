@@ -278,6 +278,9 @@ class ServeConfig(CommandConfig):
     follow_seconds: float = 30.0
     """Between two looks at where the alias of `model` points (models:/NAME@ALIAS); another version is loaded beside the
     one that serves, and takes over when it is ready. About as long as it takes to load. 0: never."""
+    traces: float = 0.0
+    """Share of the requests, from 0 (none) to 1 (all), whose prompts and texts are kept as traces in the experiment
+    that `tracking` names. Above 0 clients can rate texts too (POST /v1/feedback), each of which then has a trace."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def complaints(self) -> Iterator[str]:
@@ -286,6 +289,7 @@ class ServeConfig(CommandConfig):
         )
         if not 0 <= self.port < 2**16:
             yield f"port ({self.port}) must be from 0 to 65535"
+        yield from unless(lambda value: 0 <= value <= 1, "from 0 (none) to 1 (all requests)", self, ["traces"])
         if not self.host:
             yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
         for name in self.allowed_hosts:

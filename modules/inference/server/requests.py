@@ -19,6 +19,7 @@ from ...config.base import ConfigError, shown
 from ...config.generation import GenerationConfig, LimitsConfig, as_json
 from ...config.guided.grammar import KEYS as GRAMMARS
 from ...config.guided.grammar import fault_of
+from ...tokenizer.prompt_template import Message
 from ...tokenizer.tokenizer import Tokenizer
 from ..row_constraints import constraint_of
 from .protocols.response_format import FIELD as RESPONSE_FORMAT
@@ -72,6 +73,8 @@ class CompletionRequest:
     """What the client calls json_schema."""
     logprobs: int | None = None
     """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
+    messages: Sequence[Message] = ()
+    """The conversation that the one prompt was made of."""
 
     @property
     def configs(self) -> list[GenerationConfig]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
-from ...config.data import TASK_DATA
+from ...config.data import TASK_DATA, TRACES
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
@@ -64,6 +64,8 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
     train = values.get("train", {})
     if train.get("allow_changed") or train.get("resume_from") not in (None, "auto"):
         return None, "it goes on from another training"
+    if stage == "prepare" and values["source"] == TRACES:
+        return None, "there may be other traces by now"
     data = values.get("data", {})
     if data and not data["path"] and not data["test_path"]:
         return None, "no rows are named"
