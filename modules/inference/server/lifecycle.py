@@ -218,6 +218,7 @@ class Lifecycle:
             uvicorn.Config(
                 create_app(self.service),
                 http=Connection,
+                ws="none",
                 log_config=None,
                 log_level="warning",
                 access_log=False,
