@@ -57,7 +57,7 @@ class ActiveSequence:
     scores: Scores | None = None
     """Where log-probabilities are wanted; what it holds was not yet handed over."""
     constraint: Constraint | None = None
-    """The form of verse that is to be kept."""
+    """What the text is held to."""
     cancelled: bool = False
     """Set from any thread: whoever asked has gone or waited too long."""
 
@@ -246,4 +246,5 @@ def finish_of(sequence: ActiveSequence, positions: int) -> FinishReason:
     if sequence.cancelled:
         return "stopped"
     most = min(sequence.config.max_new_tokens, positions - len(sequence.prompt))
-    return "length" if sequence.tokens == most and not sequence.writer.stopped else "stop"
+    given_up = sequence.constraint is not None and sequence.constraint.given_up
+    return "length" if (sequence.tokens == most or given_up) and not sequence.writer.stopped else "stop"

@@ -13,6 +13,7 @@ from ...tokenizer.tokenizer import Tokenizer
 from ..logprobs import LogprobsWriter
 from .model_process.messages import Event, FinishReason, Prompt
 from .model_process.model_client import ModelClient
+from .records.transcript import Transcript
 from .requests import CompletionRequest, RequestError
 
 
@@ -41,9 +42,12 @@ class RequestHandle:
         request: CompletionRequest,
         prompts: Sequence[list[int]],
         receive: Receive,
+        asker: str | None = None,
     ) -> None:
+        """asker: the name of the API key that asks."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.model, self.receive = model, receive
+        self.transcript = Transcript(request, prompts)
         self.logprobs: list[LogprobsWriter] = []
         self.echoed: dict[int, str] = {}
         """Prompts that stand before texts of which nothing was told yet."""
@@ -67,7 +71,7 @@ class RequestHandle:
         self.open = len(sequences)
         self.written = [0] * len(sequences)
         """Tokens, by row."""
-        self.numbers = model.submit(sequences, self.inbox.put_nowait)
+        self.numbers = model.submit(sequences, self.inbox.put_nowait, asker)
 
     async def __aenter__(self) -> RequestHandle:
         self.watcher = asyncio.create_task(self.watch())
@@ -104,6 +108,7 @@ class RequestHandle:
             raise RequestError(status, message, code=code)
         self.kept[event.row] = event.cached
         self.open -= event.finish is not None
+        self.transcript.add(event)
         self.written[event.row] = event.tokens
         return event._replace(text=self.echoed.pop(event.row, "") + event.text)
 
