@@ -44,7 +44,7 @@ def predict(config: PredictConfig) -> PredictResult:
         require_usable(config, survey, tokenizer)
         facts = made_of(config, survey, model_hash(folder), tokenizer)
         goes_on = journal.require_same(facts, config.force)
-        show("predict: what will be done", prediction_plan(config, survey, tokenizer, goes_on))
+        show("predict: what will be done", prediction_plan(config, source, survey, tokenizer, goes_on))
         if config.dry_run:
             return PredictResult("", config.place, Written())
         outside.enter_context(journal.claimed())
@@ -55,8 +55,7 @@ def predict(config: PredictConfig) -> PredictResult:
         log_used_model(run, config.model, folder)
         with telling_how_to_go_on(config):
             generator = TextGenerator(*load_verified(folder, config.dtype), config.generation)
-            full = generator.returns_full_text if config.return_full_text is None else config.return_full_text
-            task, speed = Prediction(config, source, survey, journal, full), Speed()
+            task, speed = Prediction(config, source, survey, journal, source.answered_in_full(tokenizer)), Speed()
             with progress_of_rows(survey.rows, speed) as progress:
                 task.answer(generator, progress)
             written = task.write()

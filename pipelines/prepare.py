@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from modules.config.data import PrepareConfig
-from modules.data.corpora.folders import prepare_rows, prepare_sample
-from modules.data.corpora.manifest import read_manifest, signed
+from modules.data.corpora.folders import ServedRows, prepare_rows, prepare_sample
+from modules.data.corpora.manifest import Manifest, read_manifest, signed
 from modules.data.corpora.poem_archive import find_or_fetch_archive
 from modules.data.corpora.poems import build_corpus
 from modules.data.corpora.task_corpus import prepare_corpus
@@ -17,6 +17,7 @@ from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
 from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.stage_run import checking, spelled
+from modules.tracking.traces.rated_rows import rows_of_traces
 
 from .cli.bad_rows import log_quarantine, show_quarantine, start_quarantine
 from .cli.command_line import run_stage
@@ -37,14 +38,13 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
     recorded: Whether it is a run in MLflow; a dry run of main needs the rows alone.
     """
     with checking("prepare", config) as begin_run:
-        folder = config.folder
+        folder, served = config.folder, rows_of_traces(config, spelled("prepare", ""))
         if config.dry_run:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult("", folder, {})
-        quarantine = start_quarantine(config)
-        earlier, program = read_manifest(folder), program_of("prepare", config)
-        manifest = signed(folder, earlier, make(config, folder, quarantine), program)
+        quarantine, program = start_quarantine(config), program_of("prepare", config)
+        manifest = signed(folder, read_manifest(folder), make(config, folder, quarantine, served), program)
         show_quarantine(quarantine)
         show_prepared(folder, manifest, spelled("prepare", "near_copies"), program)
         if not recorded:
@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
         return PrepareResult(run.info.run_id, folder, manifest)
 
 
-def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> dict[str, Any]:
+def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, served: ServedRows | None) -> Manifest:
     archive = Path(config.archive) if config.archive else None
     with progress_of("prepare") as report:
         if config.source == "full":
@@ -69,9 +69,8 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None) -> 
             manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
         else:
             report("rows", 0)
-            fractions = config.validation_fraction, config.test_fraction
-            own = folder, config.source, config.columns, *fractions, quarantine, spelled("prepare", "")
-            manifest = prepare_rows(*own, config.near_copies)
+            own = folder, config.source, config.columns, config.validation_fraction, config.test_fraction, quarantine
+            manifest = prepare_rows(*own, spelled("prepare", ""), config.near_copies, served)
             report("rows", 1)
     return manifest
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from modules.config.base import is_registered, model_folder
 from modules.config.generation import ServeConfig
-from modules.inference.server.access import API_KEY, read_key
+from modules.inference.server.access import API_KEY, ApiKeys, read_key
 from modules.inference.server.lifecycle import Lifecycle
 from modules.inference.server.model_process.messages import Found
 from modules.inference.server.model_process.served_model import ServedModel
+from modules.inference.server.records.ratings import Recorder
 from modules.system.redaction import FROM_ENVIRONMENT
 
 from .cli.command_line import run_stage
@@ -20,6 +22,18 @@ from .cli.serving import GivenModel
 
 
 def serve(config: ServeConfig) -> None:
+    """`serve_model`, and with `traces` what is asked and answered is sent to MLflow."""
+    if not config.traces:
+        serve_model(config)
+        return
+    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
+
+    with sending_traces(config) as (sender, where):
+        say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
+        serve_model(config, sender)
+
+
+def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
     """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     key = read_key(os.environ)
@@ -27,7 +41,7 @@ def serve(config: ServeConfig) -> None:
     model = config.model if is_registered(config.model) else str(place)
     source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
     name = config.name or name_of(config.model, place)
-    server = Lifecycle(config, source, name, key)
+    server = Lifecycle(config, source, name, key, recorder)
 
     def found(model: Found) -> None:
         if not server.this_machine_only:
@@ -40,13 +54,14 @@ def serve(config: ServeConfig) -> None:
 
     def ready(model: ServedModel) -> None:
         origin = ", ".join(f"{what.partition('_')[0]} {which}" for what, which in model.origin.items())
-        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key is not None))
+        say(ready_line(f"{name} ({origin})" if origin else name, server.address, key))
 
     server.run(ready, found)
 
 
-def ready_line(name: str, address: str, with_key: bool) -> str:
-    key = f"with the API key of {API_KEY}" if with_key else "without an API key"
+def ready_line(name: str, address: str, keys: ApiKeys | None) -> str:
+    known = f"the {len(keys)} named API keys" if isinstance(keys, Mapping) else "the API key"
+    key = f"with {known} of {API_KEY}" if keys else "without an API key"
     places = f"{address}/ in a browser, {address}/v1 for OpenAI's clients"
     return f"serve: {name} is ready {key}: {places}; Ctrl-C stops"
 

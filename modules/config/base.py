@@ -31,6 +31,10 @@ LINES = {"holds": "lines"}
 """Metadata of a field whose text may run over lines: on the command line \\n, \\t and \\\\ are escapes in it."""
 
 
+JSON = {"holds": "json"}
+"""Metadata of a field with JSON as text: a mapping in a file stands for it."""
+
+
 class ConfigError(ValueError):
     """All that is wrong with a configuration, one complaint a line."""
 

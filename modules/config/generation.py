@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from .base import (
     EMBEDDED,
+    JSON,
     LINES,
     MODEL,
     REMOVED,
@@ -20,6 +22,8 @@ from .base import (
     too_small,
     unless,
 )
+from .guided.grammar import KEYS as GRAMMARS
+from .guided.grammar import fault_of
 from .verse.forms import FORMS
 
 EXPECTED = {
@@ -41,13 +45,16 @@ MOST_BEAMS = 64
 BIASED_TOKENS = 300
 """The most token ids in logit_bias, as OpenAI has it."""
 
+CONSTRAINTS = ("form", *GRAMMARS)
+"""Parameters that say what a text is held to while it is written."""
+
 
 @dataclass
 class GenerationConfig:
     """How text is sampled.
 
-    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, form, temperature, top_k,
-    top_p, min_p.
+    In this order: logit_bias, repetition_penalty, presence_penalty and frequency_penalty, what the text is held to
+    (form, json_schema or regex), temperature, top_k, top_p, min_p.
     """
 
     max_new_tokens: int = 128
@@ -82,6 +89,12 @@ class GenerationConfig:
     如梦令, 浣溪沙, 采桑子, 卜算子, 菩萨蛮. Lines, rhyme (平水韵) and end; unset: any text."""
     tones: bool = False
     """Whether `form` fixes the tones (平仄) of all characters too, not only of those that rhyme."""
+    json_schema: str | None = field(default=None, metadata=JSON)
+    """A JSON schema: what is written is JSON that keeps it, e.g. '{"type": "object"}'; in files and from Python a
+    mapping, too. Needs moyun[guided]."""
+    regex: str | None = None
+    """A regular expression (Rust's syntax) that what is written matches as a whole, e.g. '[一-龥]{5}，'. Needs
+    moyun[guided]."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], defaults: GenerationConfig | None = None) -> GenerationConfig:
@@ -96,6 +109,8 @@ class GenerationConfig:
         """
         types = {entry.name: str(entry.type) for entry in fields(cls)}
         values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+        if isinstance(schema := values.get("json_schema"), Mapping):
+            values["json_schema"] = as_json("json_schema", schema)
         for name, value in values.items():
             if name not in types:
                 remedy = REMOVED.get(name, f"there is {', '.join(types)}")
@@ -152,6 +167,21 @@ class GenerationConfig:
             yield f"form ({shown(self.form)}) must be one of {', '.join(FORMS)}"
         if self.tones and self.form is None:
             yield f"tones are kept in a form of verse: give form too, one of {', '.join(FORMS)}"
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            yield f"{' and '.join(given)} exclude each other: a text is held to one of them"
+            return
+        for name in given:
+            if name in GRAMMARS and (fault := fault_of(name, getattr(self, name))):
+                yield f"{name} {fault}"
+
+
+def as_json(name: str, value: Any) -> str:
+    """A mapping as the text that a key of JSON holds. ConfigError where something in it isn't JSON."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=dict)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{name} isn't JSON ({error})"]) from None
 
 
 def fits(value: Any, kind: str) -> bool:
@@ -201,6 +231,9 @@ class LimitsConfig:
     """Bytes of a request's body."""
     prompt_tokens: int | None = None
     """Tokens of a prompt; unset: as many as the model has positions, but one to write to."""
+    prefix_tokens: int | None = None
+    """Tokens of recent prompts and texts whose keys and values are kept, so that a prompt that begins like one of them
+    is read from there on; unset: as many as take half as many numbers as the model has (base: 2,800); 0: none."""
     max_new_tokens: int = 1024
     """The highest max_new_tokens (max_tokens) that a request may ask for."""
     request_seconds: float = 60.0
@@ -212,6 +245,7 @@ class LimitsConfig:
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "batch_rows", "queue_rows", "request_rows")
         yield from too_small(self, 1, "body_bytes", "prompt_tokens", "max_new_tokens")
+        yield from too_small(self, 0, "prefix_tokens")
         yield from not_positive(self, "request_seconds", "drain_seconds")
         if self.request_rows > self.queue_rows:
             yield f"request_rows ({self.request_rows}) is over queue_rows ({self.queue_rows}): it could never be queued"
@@ -244,6 +278,9 @@ class ServeConfig(CommandConfig):
     follow_seconds: float = 30.0
     """Between two looks at where the alias of `model` points (models:/NAME@ALIAS); another version is loaded beside the
     one that serves, and takes over when it is ready. About as long as it takes to load. 0: never."""
+    traces: float = 0.0
+    """Share of the requests, from 0 (none) to 1 (all), whose prompts and texts are kept as traces in the experiment
+    that `tracking` names. Above 0 clients can rate texts too (POST /v1/feedback), each of which then has a trace."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def complaints(self) -> Iterator[str]:
@@ -252,6 +289,7 @@ class ServeConfig(CommandConfig):
         )
         if not 0 <= self.port < 2**16:
             yield f"port ({self.port}) must be from 0 to 65535"
+        yield from unless(lambda value: 0 <= value <= 1, "from 0 (none) to 1 (all requests)", self, ["traces"])
         if not self.host:
             yield "host must not be empty; 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in"
         for name in self.allowed_hosts:

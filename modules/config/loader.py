@@ -28,9 +28,10 @@ from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
 from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
-from .base import LINES, REMOVED, CommandConfig, ConfigError, extreme
+from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths
 from .evaluation import TaskConfig
+from .generation import as_json
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 
@@ -276,6 +277,8 @@ def set_leaf(
             value = parse_value(value, key.type, key.holds == LINES["holds"])
         elif key.holds == LINES["holds"] and unread_escapes(value):
             logger.warning("%s (%s) holds a backslash and a letter: YAML reads \\n in double quotes alone", name, where)
+        elif key.holds == JSON["holds"] and isinstance(value, Mapping):
+            value = as_json(name, value)
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return

@@ -21,8 +21,10 @@ from torch import Tensor
 from ..checkpoint.loading import load_verified
 from ..data.conversations.message_rows import questions_of
 from ..data.encoding import Documents, encode_rows
-from ..data.packing import in_order
+from ..data.packing import MicroBatch, StepDataset, split_step
+from ..model.attention import Layout
 from ..model.decoder import Decoder
+from ..model.decoding.prefix_cache import beginnings
 from ..model.linear import CHUNK
 from ..model.loss import IGNORED
 from ..tokenizer.lost_text import NATS_A_BYTE, LostText, lost_in_texts
@@ -101,22 +103,49 @@ def lost_of_rows(rows: Dataset, tokenizer: Tokenizer, positions: int) -> LostTex
 
 @torch.inference_mode()
 def score_documents(
-    decoder: Decoder, documents: Documents, max_batch_tokens: int = 8192, progress: OnProgress = None
+    decoder: Decoder,
+    documents: Documents,
+    max_batch_tokens: int = 8192,
+    progress: OnProgress = None,
+    sizes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The summed negative log-likelihood of each document's labels, (documents,) float64, in nats."""
+    """The summed negative log-likelihood of each document's labels, (documents,) float64, in nats.
+
+    What prompts of a batch have in common is read once.
+    sizes: of each what it is sorted by in place of its length, which isn't larger; those of equal size stay together.
+    """
     decoder.eval()
     device = decoder.word_embeddings.weight.device
     losses = np.zeros(len(documents))
-    steps = in_order(documents, max_batch_tokens)
+    plan = split_step(np.arange(len(documents)), documents.lengths if sizes is None else sizes, max_batch_tokens)
+    steps = StepDataset(documents, plan, max_batch_tokens)
     for index in range(len(steps)):
         for batch in steps[index].micro_batches:
-            head = partial(token_losses, decoder.head, labels=batch.labels.to(device))
-            found = decoder(batch.input_ids.to(device), batch.layout.lengths, head=head).cpu().numpy()
+            input_ids, labels, lengths = left_to_read(decoder, documents, batch)
+            head = partial(token_losses, decoder.head, labels=labels.to(device))
+            found = decoder(input_ids.to(device), lengths, head=head).cpu().numpy()
             document = np.arange(len(batch.documents)).repeat(documents.trained_tokens[batch.documents])
             losses[batch.documents] = np.bincount(document, found, len(batch.documents))
         if progress:
             progress((index + 1) / len(steps))
     return losses
+
+
+def left_to_read(
+    decoder: Decoder, documents: Documents, batch: MicroBatch
+) -> tuple[Tensor, Tensor, Sequence[int] | Layout]:
+    """Ids, labels and lengths of a batch, without what several of its prompts begin with: that is read here, once."""
+    lengths = batch.layout.lengths
+    most = np.minimum(documents.prompt_lengths[batch.documents], lengths) - 1  # the last one is asked what comes next
+    before: list[Tensor | None] = []
+    if decoder.compute_dtype is None:  # else keys and values that are kept would have another format than these
+        before = beginnings(decoder, [ids.tolist() for ids in batch.input_ids[0].split(lengths)], most.tolist())
+    if not any(kv is not None for kv in before):
+        return batch.input_ids, batch.labels, lengths
+    skipped = torch.tensor([0 if kv is None else kv.shape[3] for kv in before])
+    left = batch.layout.positions >= skipped.repeat_interleave(torch.tensor(lengths))
+    layout = Layout.of((torch.tensor(lengths) - skipped).tolist(), decoder.word_embeddings.weight.device, before)
+    return batch.input_ids[:, left], batch.labels[:, left], layout
 
 
 def token_losses(head: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -147,7 +176,9 @@ def choice_accuracy(
         asked = zip(questions_of(part), some, strict=True)
         encoded = [encode_question(question, choices, tokenizer, limit) for question, (choices, _) in asked]
         cut += sum(shortened for _, _, shortened in encoded)
-        losses = iter(score_documents(decoder, choice_documents(encoded), max_batch_tokens))
+        documents = choice_documents(encoded)
+        sizes = np.repeat([len(prompt) + max(map(len, ids)) for prompt, ids, _ in encoded], [len(c) for c, _ in some])
+        losses = iter(score_documents(decoder, documents, max_batch_tokens, sizes=sizes))
         for choices, answer in some:
             found = np.array([next(losses) for _ in choices]) + NATS_A_BYTE * unspelt(choices, tokenizer)
             lengths = np.array([len(choice) for choice in choices])

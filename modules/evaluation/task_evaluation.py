@@ -16,7 +16,8 @@ from ..config.evaluation import TEXT_METRICS, EvaluateConfig
 from ..data.arrow import count_copies
 from ..data.conversations.message_rows import last_turns, learnt_texts, questions_of
 from ..data.splits import Place, place_in
-from ..inference.text_generator import TextGenerator, require_form
+from ..inference.row_constraints import require_constraints
+from ..inference.text_generator import TextGenerator
 from ..model.decoder import Decoder
 from ..tokenizer.lost_text import LostText, lost_named, lost_separator
 from ..tokenizer.prompt_template import Message, split_template
@@ -140,9 +141,7 @@ class Task:
     @functools.cached_property
     def training_text(self) -> TrainingText | None:
         """The training rows' answers, or texts where they have none, to find copies in."""
-        if self.train is None:
-            return None
-        return TrainingText(learnt_texts(self.train))
+        return None if self.train is None else TrainingText(learnt_texts(self.train))
 
     def of_model(self, decoder: Decoder, tokenizer: Tokenizer, progress: Progress | None = None) -> Evaluation:
         """Likelihood of all rows, answers to the chosen ones."""
@@ -169,7 +168,7 @@ class Task:
                 self.test, self.train, tokenizer, self.task, config.data, positions, answer_tokens, config.seed
             )
             sampled = self.rows or read_task_rows(self.test.select(self.first_rows))
-            require_form([row.source for row in sampled], self.prompts[known].tokenizer, config.generation)
+            require_constraints([row.source for row in sampled], self.prompts[known].tokenizer, config.generation)
         return self.prompts[known]
 
     @property

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from ..config.base import shown
-from ..config.generation import GenerationConfig
+from ..config.generation import CONSTRAINTS, GenerationConfig
 from ..model.decoder import Decoder
 from ..model.decoding.beam_search import beam_search
 from ..model.decoding.token_scores import Scores, TokenScore
 from ..model.sampling import Rows, check_biases, generate, prefill, start
 from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
-from .verse.verse_tokens import constraint_of
+from .given_texts import Asked, Given, as_text, encode_asked, is_one, texts_of
+from .row_constraints import RowConstraint, constraint_of, require_constraints
 
 logger = logging.getLogger("moyun.generation")
-
-
-TEXT_KEYS = ("text", "src_txt")
-"""Where a dict holds its text."""
-
-Given: TypeAlias = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,10 @@ class Continuation:
 class TextGenerator:
     """Continues texts: generator(text) gives {"text": …}, generator([text, …]) a list of them in order.
 
-    A text may also stand in a dict, under "text" or "src_txt", as rows have it.
-    The text is the prompt and its continuation; of a model tuned on src_txt → tgt_txt pairs it is the answer
-    alone. `return_full_text` overrides either.
+    A text may also stand in a dict, under "text" or "src_txt", as rows have it. A list of {"role": …, "content": …}
+    is a conversation, which is answered as the server's chat answers it; it may stand in a dict, under "messages".
+    The text is the prompt and its continuation; of a conversation, and of a model tuned on src_txt → tgt_txt
+    pairs, it is the answer alone. `return_full_text` overrides either.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationConfig | None = None) -> None:
@@ -55,6 +51,7 @@ class TextGenerator:
         check_biases(self.defaults, tokenizer.vocab_size)
         self.looked_at: set[str] = set()
         """Stop texts that were warned of, or needn't be."""
+        self.told_of_cut = False
 
     @property
     def returns_full_text(self) -> bool:
@@ -65,15 +62,18 @@ class TextGenerator:
         self, text: Given | Iterable[Given], *, return_full_text: bool | None = None, **parameters: Any
     ) -> Any:
         config = GenerationConfig.parse(parameters, self.defaults)
-        one = isinstance(text, str | Mapping)
+        one = is_one(text)
         texts = texts_of([text] if one else text)
         self.note_lost(texts)
-        full = self.returns_full_text if return_full_text is None else return_full_text
-        found = self.write(texts, config)
-        results = [{"text": (prompt if full else "") + row.text} for prompt, row in zip(texts, found, strict=True)]
+        for prompt in self.encode(texts) if any(getattr(config, key) for key in CONSTRAINTS) else ():
+            self.constraint_of(prompt, config)
+        results = []
+        for asked, row in zip(texts, self.write(texts, config), strict=True):
+            full = self.returns_full_text and isinstance(asked, str) if return_full_text is None else return_full_text
+            results.append({"text": as_text(asked) * full + row.text})
         return results[0] if one else results
 
-    def write(self, texts: Sequence[str], config: GenerationConfig | None = None) -> list[Continuation]:
+    def write(self, texts: Sequence[Asked], config: GenerationConfig | None = None) -> list[Continuation]:
         """The continuation of each text, in order."""
         return self.write_ids(self.encode(texts), config)
 
@@ -107,12 +107,12 @@ class TextGenerator:
     def stream(self, text: Given, **parameters: Any) -> Iterator[str]:
         """The continuation of one text, piece by piece; never half a character, never part of a stop text.
 
-        Parameters are checked at once, and whether the text fits a form of verse.
+        Parameters are checked at once, and whether the text can keep to what is asked for.
         """
         texts, config = texts_of([text]), GenerationConfig.parse(parameters, self.defaults)
         self.note_lost(texts)
         prompts = self.encode(texts)
-        constraint_of(self.tokenizer, prompts[0], config)
+        self.constraint_of(prompts[0], config)
         return (piece for _, piece in self.stream_ids(prompts, config))
 
     def score_ids(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[TokenScore]]:
@@ -145,7 +145,21 @@ class TextGenerator:
         else:
             tokens = generate(self.decoder, prompts, config, end_of_text_id, scores, constraints)
         yield from write_pieces(tokens, writers)
+        for writer, constraint in zip(writers, constraints, strict=True):
+            if constraint and constraint.given_up:
+                writer.most = writer.tokens
+        if any(constraints) and not all(writer.ended for writer in writers) and not self.told_of_cut:
+            self.told_of_cut = True
+            held_to = next(key for key in CONSTRAINTS if getattr(config, key))
+            logger.warning(
+                "a text was cut before it came to its end, and may not keep its %s: max_new_tokens is %d, and the "
+                "model has %d positions for prompt and answer", held_to, config.max_new_tokens, positions
+            )  # fmt: skip
         return writers
+
+    def constraint_of(self, prompt: Sequence[int], config: GenerationConfig) -> RowConstraint | None:
+        """What a prompt's continuation is held to. ValueError where there can't be such a one."""
+        return constraint_of(self.tokenizer, prompt, config, self.decoder.config.max_position_embeddings - len(prompt))
 
     def search(self, rows: Rows, config: GenerationConfig) -> Generator[tuple[int, int | None], int | None]:
         """As `generate`, by beam search: tokens come when all rows have been written."""
@@ -159,54 +173,21 @@ class TextGenerator:
                 yield number, token
             yield number, None
 
-    def note_lost(self, prompts: Sequence[str]) -> None:
+    def note_lost(self, prompts: Sequence[Asked]) -> None:
         """Warns of what the model won't see of some prompts."""
-        if lost := lost_named([text for text in prompts if isinstance(text, str)], self.tokenizer):
+        if lost := lost_named([*map(as_text, prompts)], self.tokenizer):
             logger.warning("the model doesn't see all of the prompt: its tokenizer loses %s", lost)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Asked]) -> list[list[int]]:
         """The prompt of each text. Raises ValueError for what is no text."""
-        return [self.tokenizer.encode_prompt(text) for text in texts_of(texts)]
-
-
-def texts_of(given: Any) -> list[str]:
-    """The texts to continue, of a list of them. ValueError for what is none."""
-    # To go through a mapping or a table gives the names of its columns.
-    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns") or not isinstance(given, Iterable):
-        raise ValueError(f"a list of texts is wanted (of a table one of its columns), not {shown(given)}")
-    return [text_in(f"text {row}", value) for row, value in enumerate(given)]
-
-
-def text_in(where: str, value: Any) -> str:
-    """A text as it is, or what stands in a dict under one of TEXT_KEYS; the answer of a row may stand beside it."""
-    if isinstance(value, Mapping):
-        named = [key for key in value if key != "tgt_txt"]
-        if len(named) != 1 or named[0] not in TEXT_KEYS:
-            wanted = " or ".join(f'{{"{key}": …}}' for key in TEXT_KEYS)
-            raise ValueError(
-                f"{where} is a dict with {', '.join(map(str, value)) or 'nothing'}: give the text itself or {wanted}; "
-                "generation parameters are arguments beside it, e.g. max_new_tokens=64"
-            )
-        value = value[named[0]]
-    if not isinstance(value, str):
-        raise ValueError(f"{where} must be a text, not {shown(value)}")
-    return value
-
-
-def require_form(prompts: Sequence[str], tokenizer: Tokenizer, config: GenerationConfig) -> None:
-    """ValueError for the first of some prompts that doesn't fit the config's form of verse."""
-    for prompt in prompts if config.form else ():
-        try:
-            constraint_of(tokenizer, tokenizer.encode_prompt(prompt), config)
-        except ValueError as error:
-            raise ValueError(f"generation.{error}") from None
+        return [encode_asked(asked, self.tokenizer) for asked in texts_of(texts)]
 
 
 def require_room(
     key: str, prompts: Sequence[str], tokenizer: Tokenizer, positions: int, config: GenerationConfig
 ) -> None:
-    """ValueError naming the first of a key's prompts that leaves the model no position to write to, or one that doesn't
-    fit the config's form of verse.
+    """ValueError naming the first of a key's prompts that leaves the model no position to write to, or whose
+    continuation can't keep to what the config asks for.
     """
     for prompt in prompts:
         tokens = len(tokenizer.encode_prompt(prompt))
@@ -215,10 +196,7 @@ def require_room(
                 f"{key} holds {shown(prompt)}, {tokens:,} tokens, and the model has {positions:,} positions for prompt "
                 f"and continuation: {'shorten it' if tokens else 'leave it out'}"
             )
-    try:
-        require_form(prompts, tokenizer, config)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+    require_constraints(prompts, tokenizer, config, key)
 
 
 def write_pieces(

@@ -5,14 +5,16 @@ Letters as in decoder.py; D documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VARLEN_FORMATS: dict[str, tuple[torch.dtype, ...]] = {"cuda": (torch.bfloat16, torch.float16)}
 """Kind of device → number formats for which torch has a kernel that takes documents of any lengths in one call."""
@@ -34,20 +36,40 @@ class Layout:
     """(D + 1,) int32: where each document begins, and N."""
     longest: int
     """The longest document's tokens, rounded up to a power of two: a kernel is chosen, or compiled, for few numbers."""
+    before: list[Tensor | None] = field(default_factory=list)
+    """Of each document, keys and values of what it goes on from, (layers, nh, 2, P, hs); empty where none has any."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
-        """The layout of documents of these lengths, in their order."""
+    def of(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", before: Sequence[Tensor | None] = ()
+    ) -> Layout:
+        """The layout of documents of these lengths, in their order; before: as the field of that name."""
         counts = torch.tensor(lengths)
         starts = F.pad(counts.cumsum(0), (1, 0))
         positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(counts)
         longest = 1 << (int(counts.max()) - 1).bit_length()
-        return cls(counts.tolist(), positions.to(device), starts.int().to(device), longest)
+        layout = cls(counts.tolist(), positions.to(device), starts.int().to(device), longest)
+        if any(kv is not None for kv in before):
+            layout.before = list(before)
+            layout.positions += torch.tensor(layout.read_before).repeat_interleave(counts).to(device)
+        return layout
+
+    @property
+    def read_before(self) -> list[int]:
+        """Tokens that each document goes on from."""
+        return [0 if kv is None else kv.shape[3] for kv in self.before] or [0] * len(self.lengths)
+
+    @property
+    def ends(self) -> list[int]:
+        """Positions that each document has come to after the pass."""
+        return [before + length for before, length in zip(self.read_before, self.lengths, strict=True)]
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """(documents, tokens each) of neighbouring documents of equal length: each group takes one attention call."""
-        return [(len(list(equal)), length) for length, equal in groupby(self.lengths)]
+        """(documents, tokens each) of neighbouring documents of equal length that go on from the same: each group takes
+        one attention call."""
+        alike = groupby(zip(self.lengths, map(id, self.before or [None] * len(self.lengths)), strict=True))
+        return [(len(list(group)), length) for (length, _), group in alike]
 
 
 def takes_any_lengths(x: Tensor, head_size: int) -> bool:
@@ -79,6 +101,35 @@ def attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:
     parts = qkv.split([count * length for count, length in groups])
     outputs = [group_attention(part.unflatten(0, g), dropout) for g, part in zip(groups, parts, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps CUDA from cuDNN's attention, which makes a plan for each new shape: for each token that would be one."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def continued_attention(qkv: Tensor, layout: Layout, layer: int, keep: Callable[[int, Tensor], None]) -> Tensor:
+    """`attention` of documents that go on from what was read before.
+
+    keep: is told the first document of each group, and all keys and values of the group, (documents, nh, 2, S, hs).
+    """
+    outputs, document = [], 0
+    parts = qkv.split([count * length for count, length in layout.groups])
+    for (count, length), part in zip(layout.groups, parts, strict=True):
+        q, own = part.unflatten(0, (count, length)).permute(0, 2, 3, 1, 4).split([1, 2], 2)  # (documents, nh, _, T, hs)
+        before, mask = layout.before[document], None
+        if before is not None:
+            own = torch.cat([before[layer].to(own.dtype).expand(count, *before.shape[1:]), own], 3)
+            mask = torch.ones(length, own.shape[3], dtype=torch.bool, device=own.device).tril_(before.shape[3])
+        keep(document, own)
+        y = F.scaled_dot_product_attention(
+            q[:, :, 0], own[:, :, 0], own[:, :, 1], attn_mask=mask, is_causal=mask is None
+        )
+        outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
+        document += count
+    return torch.cat(outputs)
 
 
 def varlen_attention(qkv: Tensor, layout: Layout, dropout: float) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .activation_checkpointing import Checkpointing, compiled_layer, run_layer
-from .attention import Layout, attention, takes_any_lengths
+from .attention import Layout, attention, continued_attention, takes_any_lengths
 from .kv_cache import KVCache
 from .linear import LayerNorm, Linear
 
@@ -44,6 +45,9 @@ class Attention(nn.Module):
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # (N, nh, 3, hs)
         if cache is not None and cache.longest:  # one new token a row: (B, nh, 3, hs)
             return self.dense(cache.attend(self.layer, qkv))
+        if layout.before:
+            keep = partial(cache.prefill, self.layer) if cache is not None else lambda row, kv: None
+            return self.dense(continued_attention(qkv, layout, self.layer, keep))
         if cache is not None:
             self.prefill(qkv, layout, cache)
         return self.dense(attention(qkv, layout, self.dropout if self.training else 0.0))
@@ -147,7 +151,7 @@ class Decoder(nn.Module):
         Args:
             input_ids: (B, T) int64; with document_lengths (1, N), documents laid end to end.
             document_lengths: Tokens of each document, or their Layout, on the same device; each document attends to
-                itself alone and counts its positions from 0.
+                itself alone and counts its positions from 0, or goes on from keys and values in Layout.before.
             cache: The first call fills row i from document i; each later call takes (B, 1), the next token a row.
             head: Takes the place of the output layer: (hidden states (B, T, C), word embeddings (V, C)) → a loss, or
                 the logits of a few positions. It runs inside forward, where weights spread over devices are whole.
@@ -171,9 +175,9 @@ class Decoder(nn.Module):
         else:
             layout = Layout.of([time] * rows if document_lengths is None else document_lengths, input_ids.device)
         assert len(layout.positions) == input_ids.numel(), (len(layout.positions), input_ids.shape)
-        if not decoding and max(layout.lengths) > self.config.max_position_embeddings:
+        if not decoding and max(layout.ends) > self.config.max_position_embeddings:
             raise ValueError(
-                f"a text of {max(layout.lengths)} tokens is longer than the model's "
+                f"a text of {max(layout.ends)} tokens is longer than the model's "
                 f"max_position_embeddings ({self.config.max_position_embeddings}); shorten or split it"
             )
         x = self.word_embeddings(input_ids.flatten()) + self.position_embeddings(layout.positions)  # (N, C)
@@ -182,7 +186,7 @@ class Decoder(nn.Module):
             x = self.transformer(x.to(self.compute_dtype or x.dtype), layout, None)
         else:
             x = self.transformer(x, layout, cache)
-            cache.advance(layout.lengths)
+            cache.advance(layout.ends)
         result: Tensor = x.unflatten(0, (rows, time))
         return result
 

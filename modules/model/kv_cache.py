@@ -37,6 +37,10 @@ class KVCache:
             self.layers.append(self.storage[layer])
         self.layers[layer][row : row + len(kv), :, :, : kv.shape[3]] = kv
 
+    def positions(self, row: int, start: int, end: int) -> Tensor:
+        """Keys and values of some positions of a row, a copy: (layers, nh, 2, end - start, hs)."""
+        return torch.stack([cached[row, :, :, start:end] for cached in self.layers])
+
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """Writes the next token's keys and values, and attends to all that are there: (B, nh, 3, hs) → (B, nh·hs)."""
         cached, kv = self.layers[layer], qkv[:, :, 1:]

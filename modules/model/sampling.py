@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .attention import Layout, attention_kernels
 from .decoder import Decoder
 from .decoding.constraints import Constraint
+from .decoding.prefix_cache import PrefixCache, beginnings
 from .decoding.sampler import Sampler, checked
-from .decoding.token_scores import Measured, Scores, measure_prompts
+from .decoding.token_scores import Measured, Scores, before_wanted, measure_prompts
 from .decoding.upload import upload
 from .kv_cache import KVCache
 
@@ -177,26 +178,42 @@ class Batch:
     decoding.decode_graph.GraphBatch does the same faster on a GPU.
     """
 
-    def __init__(self, decoder: Decoder, end_of_text_id: int) -> None:
-        self.decoder, self.end_of_text_id = decoder, end_of_text_id
+    def __init__(self, decoder: Decoder, end_of_text_id: int, prefixes: PrefixCache | None = None) -> None:
+        """prefixes: of earlier prompts and texts; those of this batch are added to it."""
+        self.decoder, self.end_of_text_id, self.prefixes = decoder, end_of_text_id, prefixes
         self.device = decoder.word_embeddings.weight.device
         self.rows = Rows([], [], [], [], [])
         self.cache: KVCache | None = None
         self.logits: Tensor
         self.sampler: Sampler | None = None
+        if prefixes:
+            prefixes.begin(decoder)
 
     def join(self, rows: Rows) -> None:
         """Reads the prompts of new rows, which come after those that are there."""
         capacity = rows.capacity if self.cache is None else max(map(len, rows.ids))
         joining = KVCache(len(rows.ids), capacity, self.device)
-        logits = prefill(self.decoder, rows.ids, joining, rows.scores)
+        logits = prefill(self.decoder, rows.ids, joining, rows.scores, self.prefixes)
+        before = len(self.rows.ids)
         self.rows.extend(rows)
         if self.cache is None:
             self.cache, self.logits = joining, logits
         else:
             self.cache.merge(joining, self.rows.capacity)
             self.logits = torch.cat([self.logits, logits])
+        self.remember(range(before, len(self.rows.ids)), 0)
         self.sampler = None
+
+    def remember(self, rows: Iterable[int], unread: int = 1) -> None:
+        """Keeps keys and values of these rows, but those of their last tokens that are `unread`."""
+        if self.prefixes:
+            for row in rows:
+                self.prefixes.keep(self.rows.ids[row], len(self.rows.ids[row]) - unread, self.reader_of(row))
+
+    def reader_of(self, row: int) -> Callable[[int, int], Tensor]:
+        """What gives keys and values of positions of a row: KVCache.positions."""
+        assert self.cache is not None
+        return partial(self.cache.positions, row)
 
     def next_tokens(self) -> list[int]:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
@@ -218,6 +235,7 @@ class Batch:
     def advance(self, left: list[int]) -> None:
         """Drops all rows but these, and goes on to the next token."""
         if len(left) < len(self.rows.ids):
+            self.remember(set(range(len(self.rows.ids))).difference(left))
             self.rows, self.sampler = self.rows.select(left), None
         assert self.cache is not None
         self.logits = decode_step(self.decoder, self.cache, self.rows, left)
@@ -226,10 +244,11 @@ class Batch:
 
     def close(self) -> None:
         """Nothing more is asked of it."""
+        self.remember(range(len(self.rows.ids)))
 
 
-def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
-    """A batch without rows, for at least `places` of them.
+def open_batch(decoder: Decoder, end_of_text_id: int, places: int, prefixes: PrefixCache | None = None) -> Batch:
+    """A batch without rows, for at least `places` of them; prefixes: as of Batch.
 
     A GPU replays a captured step where the weights are whole and aren't being trained: what is captured keeps memory.
     """
@@ -237,31 +256,39 @@ def open_batch(decoder: Decoder, end_of_text_id: int, places: int) -> Batch:
     spread = type(weight) not in (Tensor, nn.Parameter)
     trained = decoder.training or weight.requires_grad
     if not weight.is_cuda or spread or trained or torch.is_autocast_enabled("cuda"):
-        return Batch(decoder, end_of_text_id)
+        return Batch(decoder, end_of_text_id, prefixes)
     from .decoding.decode_graph import GraphBatch
 
-    return GraphBatch(decoder, end_of_text_id, places)
+    return GraphBatch(decoder, end_of_text_id, places, prefixes)
 
 
 def prefill(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache | None, scores: Sequence[Scores | None] = ()
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    cache: KVCache | None,
+    scores: Sequence[Scores | None] = (),
+    prefixes: PrefixCache | None = None,
 ) -> Tensor:
-    """Runs all prompts through the decoder in one pass, fills the cache, returns next-token logits (B, V).
+    """Runs all prompts through the decoder, fills the cache, returns next-token logits (B, V).
 
-    scores: what is wanted of the prompts' own tokens, which is found on the way.
+    scores: what is wanted of the prompts' own tokens, which is found on the way. prefixes: what needn't be read.
     """
     device = decoder.word_embeddings.weight.device
-    lengths = [len(prompt) for prompt in prompts]
-    flat = upload([token for prompt in prompts for token in prompt], torch.int64, device)  # (N,)
-    last = upload([end - 1 for end in accumulate(lengths)], torch.int64, device)
+    most = [before_wanted(*each) for each in zip(prompts, scores or [None] * len(prompts), strict=True)]
 
     def head(hidden: Tensor, weight: Tensor) -> Tensor:
         if any(scores):
-            measure_prompts(decoder.head, hidden[0], weight, prompts, scores)
+            measure_prompts(decoder.head, hidden[0], weight, prompts, scores, skipped)
         return decoder.head(hidden[0, last], weight)
 
     with attention_kernels(device):
-        return decoder(flat[None], lengths, cache, head=head)
+        before = beginnings(decoder, prompts, most, prefixes)
+        skipped = [0 if kv is None else kv.shape[3] for kv in before]
+        lengths = [len(ids) - count for ids, count in zip(prompts, skipped, strict=True)]
+        flat = [token for ids, count in zip(prompts, skipped, strict=True) for token in ids[count:]]
+        last = upload([end - 1 for end in accumulate(lengths)], torch.int64, device)
+        documents = Layout.of(lengths, device, before) if any(skipped) else lengths
+        return decoder(upload(flat, torch.int64, device)[None], documents, cache, head=head)
 
 
 def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -> Tensor:
@@ -271,10 +298,3 @@ def decode_step(decoder: Decoder, cache: KVCache, rows: Rows, left: list[int]) -
     last = torch.tensor([[ids[-1]] for ids in rows.ids], device=cache.lengths.device)
     with attention_kernels(last.device):
         return decoder(last, cache=cache)[:, -1]
-
-
-def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps CUDA from cuDNN's attention, which makes a plan for each new shape: for each token that would be one."""
-    if device.type != "cuda":
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

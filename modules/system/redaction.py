@@ -55,6 +55,9 @@ ENDS = r"[\w+/-]*(?:\s?=){0,2}"
 LIKE_A_TOKEN = 16
 """Characters from which on what stands alone before the @ of a URL is taken for a token and not for a name."""
 
+KEYS_WITH_NAMES = re.compile(r"(?:^|,)[\w.-]+=([^,]+)", re.ASCII)
+"""Each of several in one variable, alice=KEY,bob=KEY."""
+
 COMMON = ("true", "false", "none", "null")
 
 
@@ -98,6 +101,7 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
                 if user := environment.get(re.sub("password|passwd|token", other, name, flags=re.IGNORECASE)):
                     yield f"{user}:{value.strip()}"
             yield value
+            yield from KEYS_WITH_NAMES.findall(value)
         for userinfo in re.findall(r"://([^/\s]+)@", value) if "://" in value else ():
             if ":" in userinfo or len(userinfo) >= LIKE_A_TOKEN:  # a bare name is none: ssh://root@host
                 yield userinfo

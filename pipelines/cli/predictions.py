@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from modules.config.prediction import PredictConfig
 from modules.data.reading.column_names import MESSAGES
-from modules.inference.prediction.source_rows import Survey
+from modules.inference.prediction.source_rows import Source, Survey
 from modules.inference.prediction.work import Progress, Written
 from modules.tokenizer.tokenizer import Tokenizer
 
@@ -20,19 +20,20 @@ LONGEST_SAMPLE = 200
 """Characters of a text on the terminal."""
 
 
-def prediction_plan(config: PredictConfig, survey: Survey, tokenizer: Tokenizer, goes_on: bool) -> dict[str, str]:
+def prediction_plan(
+    config: PredictConfig, source: Source, survey: Survey, tokenizer: Tokenizer, goes_on: bool
+) -> dict[str, str]:
     template = tokenizer.prompt_template
     mode = (
         "continues texts: it has no prompt template" if template is None else f"answers, by its template {template!r}"
     )
-    full = (template is None) if config.return_full_text is None else config.return_full_text
     return {
         "rows": f"{survey.rows:,} of {config.source}",
         "model": f"{config.model}, which {mode}",
-        "text read": next(iter(config.columns), "src_txt" if "src_txt" in survey.columns else MESSAGES),
+        "text read": source.column,
         "columns kept": ", ".join(survey.columns),
         "columns added": ", ".join(config.new_columns.values()),
-        config.column: "prompt and continuation" if full else "without the prompt",
+        config.column: "prompt and continuation" if source.answered_in_full(tokenizer) else "without the prompt",
         "target": f"{config.place} ({config.format})" + (": goes on where it was" if goes_on else ""),
     }
 

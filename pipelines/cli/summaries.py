@@ -12,7 +12,7 @@ from modules.config.commands import ConvertConfig, MainConfig
 from modules.config.evaluation import NGRAMS
 from modules.config.training import TrainingConfig
 from modules.data.corpora.verse import SPLITS
-from modules.data.reading.column_names import OTHER_COLUMNS
+from modules.data.reading.column_names import MESSAGES, TEXT_COLUMNS
 from modules.data.splits import kind_of_rows
 from modules.system.redaction import redact_text
 from modules.tokenizer.tokenizer import Tokenizer
@@ -163,9 +163,11 @@ def describe_prepared(manifest: Mapping[str, Any], key: str) -> dict[str, str]:
     key: `near_copies`, as it is typed.
     """
     lines = {name: f"{count:,}" for name, count in row_counts(manifest).items()}
-    kept = [name for name in manifest.get("columns", ()) if name in OTHER_COLUMNS]
+    kept = [name for name in manifest.get("columns", ()) if name not in (*TEXT_COLUMNS, MESSAGES)]
     if kept:
         lines["columns kept"] = f"{', '.join(kept)}, beside the texts"
+    if traces := manifest.get("traces"):
+        lines["served requests"] = ", ".join(f"{count:,} {what}" for what, count in traces.items())
     if others := manifest.get("columns not kept"):
         more = f" and {len(others) - NAMES_SHOWN} more" if len(others) > NAMES_SHOWN else ""
         lines["columns not kept"] = redact_text(", ".join(others[:NAMES_SHOWN]) + more)

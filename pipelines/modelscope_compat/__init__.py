@@ -19,7 +19,8 @@ from modules.config.loader import load_config
 from modules.data.reading.column_names import MESSAGES
 from modules.data.rows import load_rows
 from modules.data.sources import has_split, has_splits
-from modules.inference.text_generator import TextGenerator, texts_of
+from modules.inference.given_texts import is_one, texts_of
+from modules.inference.text_generator import TextGenerator
 
 from .. import pipeline as text_generator
 from ..cli.launch import require_processes
@@ -116,9 +117,9 @@ def pipeline(task: str, model: str, **parameters: Any) -> Callable[..., Any]:
 def write(generator: TextGenerator, text: Any, max_length: int | None = None, **parameters: Any) -> Any:
     if max_length is None:
         return generator(text, **parameters)
-    if not isinstance(text, str | Mapping):
+    if not is_one(text):
         return [write(generator, one, max_length, **parameters) for one in texts_of(text)]
-    tokens = len(generator.tokenizer.encode_prompt(texts_of([text])[0]))
+    tokens = len(generator.encode([text])[0])
     if tokens >= max_length:
         raise ValueError(f"max_length={max_length} counts the prompt too, which has {tokens} tokens")
     return generator(text, max_new_tokens=max_length - tokens, **parameters)

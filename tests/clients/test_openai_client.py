@@ -54,6 +54,31 @@ def test_chat(server: RealServer, client: openai.OpenAI) -> None:
     assert last.usage == answer.usage
 
 
+def test_log_probabilities_and_several_texts(server: RealServer, client: openai.OpenAI) -> None:
+    generator = server.generator
+    ids = generator.tokenizer.encode_prompt("春眠")
+    (scores,) = generator.score_ids([ids])
+    told = client.completions.create(model="poet", prompt="春眠", echo=True, max_tokens=0, logprobs=3).choices[0]
+    assert told.logprobs is not None
+    assert told.logprobs.token_logprobs is not None
+    before, after = generator.tokenizer.prompt_parts  # of which nothing is told
+    own = [score.logprob for score in scores[len(before) : len(ids) - len(after)]]
+    assert len(own) >= 2
+    assert told.logprobs.token_logprobs == pytest.approx(own, abs=1e-4)
+    answer = client.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=7, n=2, **OPTIONS)
+    for number, choice in enumerate(answer.choices):
+        expected = server.answer("春眠", max_new_tokens=12, temperature=0.8, seed=3 + number)
+        assert choice.message.content == expected
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        assert (
+            b"".join(bytes(entry.bytes or []) for entry in choice.logprobs.content)
+            .decode(errors="replace")
+            .startswith(expected)
+        )
+        assert {len(entry.top_logprobs) for entry in choice.logprobs.content} == {7}
+
+
 def test_its_helper_for_streams(server: RealServer, client: openai.OpenAI) -> None:
     text = server.answer("春眠", max_new_tokens=12, temperature=0.8, seed=3)
     with client.chat.completions.stream(messages=QUESTION, stop=text[5], **OPTIONS) as stream:

@@ -157,12 +157,13 @@ def until(happened: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-def send_and_keep(url: str, path: str, body: Any) -> socket.socket:
+def send_and_keep(url: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> socket.socket:
     """A request whose connection stays open, to be closed when the test likes."""
     host, port = url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
     client = socket.create_connection((host, int(port)))
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head += "".join(f"\r\n{name}: {value}" for name, value in (headers or {}).items())
     client.sendall(head.encode() + b"\r\n\r\n" + content)
     return client
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -89,8 +90,11 @@ def test_it_needs_its_own_code_and_requirements_alone(kind: str, store: Path, to
         tokenizer = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "megatron_tp1")
     folder = logged(store, tokenizer)
     named = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
-    assert set(named) == {*REQUIREMENTS, *(["jieba"] if kind == "jieba_bpe" else [])}
-    options = OPTIONS | ({"form": "五绝"} if kind == "character" else {})  # the other's vocabulary can't rhyme
+    extras = {"jieba"} if kind == "jieba_bpe" else set()
+    extras |= {"llguidance"} if find_spec("llguidance") else set()
+    assert set(named) == REQUIREMENTS | extras
+    form = {"form": "五绝", "max_new_tokens": 20}
+    options = OPTIONS | (form if kind == "character" else {})  # the other's vocabulary can't rhyme
     command = [sys.executable, "-I", "-c", ALONE, str(folder), json.dumps(named), json.dumps(options)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -130,6 +134,6 @@ def test_it_carries_only_what_serving_imports(store: Path, tokenizer: AnyTokeniz
     assert {
         path.parts[2] for path in carried if path.parts[:2] == ("modules", "inference") and len(path.parts) > 3
     } == {"verse"}  # no server/
-    assert imported_packages(code_behind(PYFUNC)) == {*REQUIREMENTS, "jieba", "yaml"} - {"pyyaml"}
+    assert imported_packages(code_behind(PYFUNC)) == {*REQUIREMENTS, "jieba", "llguidance", "yaml"} - {"pyyaml"}
     left_out = {"adapter.py", "gguf.py", "megatron.py", "modelscope.py", "huggingface.py", "app.py", "lora.py"}
     assert not left_out & {path.name for path in carried}

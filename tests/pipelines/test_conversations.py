@@ -15,6 +15,7 @@ from modules.config.loader import load_config
 from modules.data.conversations.message_rows import stored_messages
 from modules.data.rows import load_rows
 from modules.evaluation.likelihood import score
+from modules.inference.prediction.source_rows import Source
 from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.prompt_template import TURNS_TEMPLATE, encode_turns, ids_of, read_messages
 from modules.tokenizer.tokenizer import Tokenizer
@@ -161,5 +162,10 @@ def test_predict_answers_the_last_question(chat: Path, base: Path, store: Path, 
     assert [row["messages"] for row in found] == [row["messages"] for row in rows]
     assert [row["text"] for row in found] == [*expected, None]
     assert "a message has the role assistant and comes first" in found[2]["error"]
+    (store / "texts.jsonl").write_text('{"src_txt": "春"}\n')
+    for source, full in (("rows.jsonl", False), ("texts.jsonl", True)):  # of a model without a template
+        opened = Source(load_config("predict", [f"source={source}"]))
+        opened.survey()
+        assert opened.answered_in_full(tokenizer) is full
     mapped = list(pipeline(model=str(tuned)).map(rows, max_new_tokens=8, temperature=0))
     assert [row["text"] for row in mapped] == [*expected, None]

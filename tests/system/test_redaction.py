@@ -176,6 +176,13 @@ def test_a_record_keeps_what_a_formatter_wants_of_it(monkeypatch: pytest.MonkeyP
     assert record.getMessage() == '1.2.3.4 - "/?(redacted)" 200'
 
 
+def test_each_of_several_keys_in_one_variable_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOYUN_API_KEY", "alice=al1ce-k3y,bob=b0b-k3y==")
+    assert redact_text("sent al1ce-k3y, then b0b-k3y==; alice and bob") == (
+        "sent (redacted), then (redacted); alice and bob"
+    )
+
+
 def test_a_name_before_a_host_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "ssh://root@10.0.0.1")
     monkeypatch.setenv("GIT_CREDENTIAL_HELPER", "cache")

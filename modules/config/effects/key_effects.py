@@ -61,10 +61,11 @@ TABLE: dict[type, dict[Effect, str]] = {
     GenerationConfig: {
         Effect.RESULT: "max_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
         "frequency_penalty logit_bias seed stop num_beams "
-        "length_penalty form tones"
+        "length_penalty form tones json_schema regex"
     },
     PrepareConfig: {
-        Effect.RESULT: "source archive columns validation_fraction test_fraction near_copies bad_rows max_bad_rows",
+        Effect.RESULT: "source archive columns experiment take validation_fraction test_fraction near_copies bad_rows "
+        "max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
     TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
@@ -84,10 +85,13 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.CONTENT: "model source",
         Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
     },
-    ServeConfig: {Effect.RESULT: "model dtype", Effect.NOTHING: "name host allowed_hosts port follow_seconds limits"},
+    ServeConfig: {
+        Effect.RESULT: "model dtype",
+        Effect.NOTHING: "name host allowed_hosts port traces follow_seconds limits",
+    },
     LimitsConfig: {
-        Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens max_new_tokens request_seconds "
-        "drain_seconds",
+        Effect.NOTHING: "batch_rows queue_rows request_rows body_bytes prompt_tokens prefix_tokens max_new_tokens "
+        "request_seconds drain_seconds",
     },
     ConvertConfig: {
         Effect.RESULT: "source adapter prompt_template format tensor_parallel dtype",

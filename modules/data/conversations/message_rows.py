@@ -102,9 +102,10 @@ def as_message(message: object) -> object:
     message = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in message.items()}
     if message.get("role") or "from" not in message:
         return message
-    others = {key: value for key, value in message.items() if key not in ("role", "content", "from", "value")}
-    role, content = message["from"], message.get("content") or message.get("value")
-    return {"role": ROLES_ELSEWHERE.get(role, role) if isinstance(role, str) else role, "content": content, **others}
+    text, role = "content" if message.get("content") else "value", message["from"]
+    others = {key: value for key, value in message.items() if key not in ("role", "from", text)}
+    role = ROLES_ELSEWHERE.get(role, role) if isinstance(role, str) else role
+    return {**others, "role": role, "content": message.get(text)}
 
 
 def parted(reason: str) -> Fault:

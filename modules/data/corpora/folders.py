@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -30,8 +31,19 @@ from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, wri
 from .poems import RECIPE, rows_by_split, write_derived_sets
 from .verse import SPLITS
 
-LISTS = (MESSAGES, *OTHER_COLUMNS[:3])
+RATINGS, REJECTED = "ratings", "rejected"
+"""Columns of served answers: what people thought of the row's, and the others that they didn't like."""
+
+LISTS = (MESSAGES, *OTHER_COLUMNS[:3], RATINGS, REJECTED)
 """Columns whose values are lists."""
+
+
+@dataclass(frozen=True)
+class ServedRows:
+    rows: list[dict[str, Any]]
+    facts: dict[str, Any]
+    """For the manifest: where they come from, and what was left out."""
+
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
 
@@ -57,6 +69,7 @@ def prepare_rows(
     quarantine: Quarantine | None = None,
     section: str = "",
     near_copies: str = "report",
+    served: ServedRows | None = None,
 ) -> dict[str, Any]:
     """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
 
@@ -66,17 +79,19 @@ def prepare_rows(
 
     section: what stands before the key `columns` where it is typed, for messages.
     near_copies: as PrepareConfig has it.
+    served: the rows, where they come from served requests.
     """
-    own = [name for name in SPLITS[1:] if has_split(source, name)]
+    origin, extras = (served.rows, (*OTHER_COLUMNS, RATINGS, REJECTED)) if served else (source, OTHER_COLUMNS)
+    own = [name for name in SPLITS[1:] if has_split(origin, name)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
         seen: dict[str, None] = {}
-        read = partial(load_rows, source, columns, cache=Path(place), quarantine=quarantine, section=section)
-        found = read_splits(partial(read, extras=OTHER_COLUMNS, seen=seen), source, own, section)
+        read = partial(load_rows, origin, columns, cache=Path(place), quarantine=quarantine, section=section)
+        found = read_splits(partial(read, extras=extras, seen=seen), source, own, section)
         require_mapped((rows.column_names for rows in found.values()), columns, section)
         identity = {
             "source": redact_text(str(source)),
-            "sha256": {name or "all": fingerprint(rows, (*TEXTS, *OTHER_COLUMNS)) for name, rows in found.items()},
+            "sha256": {name or "all": fingerprint(rows, (*TEXTS, *extras)) for name, rows in found.items()},
             "fractions": {"validation": validation_fraction, "test": test_fraction},
             "near_copies": near_copies,
         }
@@ -90,7 +105,8 @@ def prepare_rows(
         begin_folder(folder, identity)
         files = write_splits(folder, {name: written(splits[name]) for name in SPLITS if name in splits})
         facts = {
-            **columns_found(found, columns, seen),
+            **columns_found(found, columns, seen, extras),
+            **(served.facts if served else {}),
             "exact copies dropped": number_of(found) - number_of(unique),
             "near copies dropped": left_out,
             **near_copies_found(near_copies, together),
@@ -220,12 +236,12 @@ def one_of_each(
 
 
 def columns_found(
-    found: Mapping[str, datasets.Dataset], columns: Mapping[str, str], seen: Iterable[str]
+    found: Mapping[str, datasets.Dataset], columns: Mapping[str, str], seen: Iterable[str], extras: Sequence[str]
 ) -> dict[str, Any]:
     """Which columns are kept, by their new names, and which of the source's aren't."""
     present = {column for rows in found.values() for column in rows.column_names}
     texts = [MESSAGES] if MESSAGES in present else TEXTS
-    kept = [column for column in (*texts, *OTHER_COLUMNS) if column in present]
+    kept = [column for column in (*texts, *extras) if column in present]
     used = {*columns, *(column for column in kept if column not in columns.values())}
     return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
 

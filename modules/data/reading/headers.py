@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...config.commands import MADE_BY_STAGE, MainConfig
-from ...config.data import TASK_DATA, DataConfig, PrepareConfig
+from ...config.data import TASK_DATA, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
@@ -43,7 +43,7 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
             check_headers(getattr(config, name), f"{name}.", config.outputs)
     elif isinstance(config, PrepareConfig):
-        if config.source not in ("sample", "full", *TASK_DATA):
+        if config.source not in ("sample", "full", TRACES, *TASK_DATA):
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(config, PredictConfig):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...config.prediction import MAX_BATCH_TOKENS
 from ...tokenizer.prompt_template import encode_turns, ids_of, with_system
-from ..verse.verse_tokens import constraint_of
+from ..given_texts import is_conversation
 
 if TYPE_CHECKING:
     from ...config.generation import GenerationConfig
@@ -102,7 +102,7 @@ def answer_window(
 
 
 def prompt_of(generator: TextGenerator, text: object, name: str, config: GenerationConfig) -> tuple[list[int], str]:
-    """(ids, "") of a text that can be answered, ([], why not) of any other. config: for the form of verse in it."""
+    """(ids, "") of a text that can be answered, ([], why not) of any other. config: for what the text is held to."""
     from ...data.conversations.message_rows import Conversation
     from ...data.quarantine import fault_of
 
@@ -119,7 +119,7 @@ def prompt_of(generator: TextGenerator, text: object, name: str, config: Generat
             "shorten it"
         )
     try:
-        constraint_of(generator.tokenizer, ids, config)
+        generator.constraint_of(ids, config)
     except ValueError as error:
         return [], f"{name}: {error}"
     return ids, ""
@@ -129,10 +129,13 @@ def answers_in_order(
     generator: TextGenerator,
     rows: Iterable[Any],
     config: GenerationConfig,
-    full: bool,
+    full: bool | None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> Iterator[dict[str, Any]]:
-    """{"text", "stopped", "error"} of each row, in order, with no more than a window of them held."""
+    """{"text", "stopped", "error"} of each row, in order, with no more than a window of them held.
+
+    full: whether texts begin with the prompt; None: as the generator has it.
+    """
     from ...data.conversations.message_rows import Conversation
 
     for window in windows(rows):
@@ -142,11 +145,15 @@ def answers_in_order(
         for answers in answer_window(generator, texts, config, max_batch_tokens):
             found |= answers
         for row, text in enumerate(texts):
-            yield shown_answer(found[row], text, full)
+            usual = generator.returns_full_text and not isinstance(text, Conversation)
+            yield shown_answer(found[row], text, usual if full is None else full)
 
 
 def text_of_row(row: Any) -> object:
-    """A text itself, or what stands in a row under src_txt or, where there is no such column, text or messages."""
+    """A text or conversation itself, or what stands in a row under src_txt or, where there is no such column, text or
+    messages."""
+    if is_conversation(row):
+        row = {"messages": row}
     if isinstance(row, Mapping) and "messages" in row and not {"src_txt", "text"} & row.keys():
         from ...data.conversations.message_rows import Conversation
 

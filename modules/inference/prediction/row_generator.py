@@ -10,6 +10,7 @@ from typing import Any
 
 from ...config.generation import GenerationConfig
 from ...config.prediction import MAX_BATCH_TOKENS
+from ..row_constraints import require_constraint
 from ..text_generator import TextGenerator
 from .answering import answers_in_order
 
@@ -25,11 +26,11 @@ class RowGenerator(TextGenerator):
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         **parameters: Any,
     ) -> Iterator[dict[str, Any]]:
-        """{"text", "stopped", "error"} of each text, or row with a column src_txt or text, in order, while no more than
-        a window of them is in memory.
+        """{"text", "stopped", "error"} of each text, conversation, or row with a column src_txt, text or messages, in
+        order, while no more than a window of them is in memory.
 
         A row that can't be answered has an `error` and text None. max_batch_tokens: the most that are computed at once.
         """
-        full = self.returns_full_text if return_full_text is None else return_full_text
         config = GenerationConfig.parse(parameters, self.defaults)
-        return answers_in_order(self, rows, config, full, max_batch_tokens)
+        require_constraint(self.tokenizer, config)
+        return answers_in_order(self, rows, config, return_full_text, max_batch_tokens)

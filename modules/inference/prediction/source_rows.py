@@ -15,6 +15,7 @@ from ...data.quarantine import ABSENT, DataError, Findings
 from ...data.reading.column_names import EVERY_COLUMN, MESSAGES, check_mapping, check_present
 from ...data.reading.finding import check_prepared, find_files, may_be_on_hub, nowhere
 from ...data.sources import has_splits, open_source
+from ...tokenizer.tokenizer import Tokenizer
 
 EXACT = 2**53
 """Up to which every whole number is a float, too."""
@@ -46,6 +47,7 @@ class Source:
     def __init__(self, config: PredictConfig) -> None:
         """DataError where there is no such source, or it has several splits."""
         self.place, self.split, self.mapping = config.source, config.split, config.columns
+        self.return_full_text = config.return_full_text
         known = check_mapping(config.columns, "")
         self.texts = {target: known[target] for target in ("src_txt", MESSAGES) if target in known}
         """What is read → the column that may hold it."""
@@ -99,10 +101,19 @@ class Source:
                 "nothing writes to it any more"
             )
 
+    @property
+    def holds_conversations(self) -> bool:
+        return self.column == self.texts.get(MESSAGES)
+
+    def answered_in_full(self, tokenizer: Tokenizer) -> bool:
+        """Whether answers begin with the prompt; once a survey has told what there is to be answered."""
+        continues = tokenizer.prompt_template is None and not self.holds_conversations
+        return continues if self.return_full_text is None else self.return_full_text
+
     def asked(self, row: SourceRow) -> object:
         """What stands there to be answered."""
         value = row.values.get(self.column, ABSENT)
-        return Conversation(value) if self.column == self.texts.get(MESSAGES) else value
+        return Conversation(value) if self.holds_conversations else value
 
     def at(self, row: SourceRow) -> str:
         """Where it stands: rows.csv:17."""

@@ -17,6 +17,7 @@ from ...data.quarantine import DataError
 from ...model.sampling import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
+from ..row_constraints import require_constraint
 from ..text_generator import TextGenerator
 from .answering import WINDOW_CHARACTERS, WINDOW_ROWS, RowAnswer, answer_window, shown_answer, windows
 from .journal import Answered, Journal
@@ -144,8 +145,10 @@ def made_of(config: PredictConfig, survey: Survey, weights: str, tokenizer: Toke
 
 
 def require_usable(config: PredictConfig, survey: Survey, tokenizer: Tokenizer) -> None:
-    """ValueError where a column that is to be added is in the source already, or a bias is of no token of the model."""
+    """ValueError where a column that is to be added is in the source already, a bias is of no token of the model, or no
+    answer can be held to what is asked for."""
     check_biases(config.generation, tokenizer.vocab_size)
+    require_constraint(tokenizer, config.generation)
     for key, name in config.new_columns.items():
         if name in survey.columns:
             raise DataError(

@@ -23,6 +23,8 @@ from .model_process.served_model import ServedModel
 from .prometheus import Metrics
 from .protocols import chat, mlflow_protocol, openai
 from .protocols.openai import OUTCOME, EventStream
+from .records.ratings import Recorder, take_feedback
+from .records.request_end import ASKER, HANDLE, note_end
 from .request_handle import ClientGoneError, RequestHandle
 from .requests import (
     CompletionRequest,
@@ -60,17 +62,19 @@ OPEN = frozenset(("/health", "/ready", "/ping", *PAGE_FILES))
 """What is answered without the API key: they tell nothing of the model."""
 
 THERE_IS = (
-    "POST /v1/completions, /v1/chat/completions and /invocations, GET / (a page), /card, /v1/models, /health, /ready, "
-    "/ping and /metrics"
+    "POST /v1/completions, /v1/chat/completions and /invocations, /v1/feedback for ratings, GET / (a page), /card, "
+    "/v1/models, /health, /ready, /ping and /metrics"
 )
 
 
 class Service:
     """The endpoints' common state: loading until `serve_with`, then ready, then draining."""
 
-    def __init__(self, name: str, limits: LimitsConfig, access: Access | None = None) -> None:
-        self.name, self.limits, self.access = name, limits, access or Access()
-        self.metrics = Metrics()
+    def __init__(
+        self, name: str, limits: LimitsConfig, access: Access | None = None, recorder: Recorder | None = None
+    ) -> None:
+        self.name, self.limits, self.access, self.recorder = name, limits, access or Access(), recorder
+        self.metrics = Metrics(self.access.key_names)
         self.serving: list[ServedModel] = []
         """Those with texts under way; the last takes new requests."""
         self.metrics.watch(
@@ -114,11 +118,12 @@ class Service:
         request = openai.parse_completion(await self.body(http, deadline), self.name)
         handle, prompts = self.submit(self.current, request, http, "prompt")
         head = openai.answer_head("text_completion", "cmpl", self.name)
+        handle.transcript.id = head["id"]
         if request.stream:
             return EventStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
             choices = [openai.choice(end, handle.logprobs_of(end)) for end in await handle.ends()]
-        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle)))
 
     async def chat(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
@@ -127,12 +132,13 @@ class Service:
         request = chat.with_conversation(request, messages, model.tokenizer, model.prompt_tokens, model.characters)
         handle, prompts = self.submit(model, request, http, "messages")
         head = openai.answer_head("chat.completion" + ".chunk" * request.stream, "chatcmpl", self.name)
+        handle.transcript.id = head["id"]
         if request.stream:
             return chat.ChatStream(handle, request, prompts, head, deadline)
         async with handle, asyncio.timeout_at(deadline):
             ends = await handle.ends()
         choices = [chat.answered(end, chat.content_logprobs(handle.logprobs_of(end), request)) for end in ends]
-        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle.tokens)))
+        return JSONResponse(openai.completion(head, choices, openai.token_usage(prompts, handle)))
 
     async def invocations(self, http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
@@ -173,11 +179,17 @@ class Service:
             raise problem
         prompts = tokenize(request, model.tokenizer, model.prompt_tokens, field)
         try:
-            handle = RequestHandle(model.client, model.tokenizer, request, prompts, http.receive)
+            asker = http.scope.get(ASKER)
+            handle = RequestHandle(model.client, model.tokenizer, request, prompts, http.receive, asker)
         except QueueFullError:
             raise RequestError(503, "too many prompts are waiting; try again later", code="overloaded") from None
-        self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
+        http.scope[HANDLE], handle.transcript.model = handle, model.facts
+        self.metrics.taken(sum(map(len, prompts)), asker)
         return handle, prompts
+
+    async def feedback(self, http: Request) -> Response:
+        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        return JSONResponse(take_feedback(await self.body(http, deadline), self.recorder))
 
     # --- asking about the server ---
 
@@ -200,7 +212,7 @@ class Service:
     async def card(self) -> Response:
         if not self.serving:
             raise RequestError(503, f"the server is {self.state}", code=self.state)
-        return JSONResponse(self.serving[-1].facts)
+        return JSONResponse({**self.serving[-1].facts, "feedback": self.recorder is not None})
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [openai.model_entry(self.name, self.created) | self.origin]})
@@ -214,6 +226,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(openapi_url=None)  # its pages would load scripts from elsewhere
     for path, name in ENDPOINTS.items():
         app.add_route(path, getattr(service, name), methods=["POST"])  # FastAPI's own would look for parameters
+    app.add_route("/v1/feedback", service.feedback, methods=["POST"])
     endpoints: dict[str, Callable[..., Any]] = {
         "/v1/models": service.models,
         "/v1/models/{name:path}": service.model,
@@ -268,17 +281,16 @@ class Observer:
         app = problem_response(path, problem) if problem else self.app
         if endpoint is None:
             return await app(scope, receive, send)
-        arrived, metrics = time.monotonic(), self.service.metrics
+        scope[ASKER] = service.access.asker(scope["headers"])
+        arrived = time.monotonic()
         self.service.in_flight += 1
         send = partial(noting_status, scope, send)
         try:
             await app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
-            outcome = scope.get(OUTCOME, "failed")
-            metrics.requests.labels(endpoint, outcome).inc()
-            if outcome == "ok":
-                metrics.request_seconds.labels(endpoint).observe(time.monotonic() - arrived)
+            ended = scope, endpoint, scope.get(OUTCOME, "failed"), time.monotonic() - arrived
+            note_end(*ended, service.metrics, service.recorder)
 
 
 async def noting_status(scope: Scope, send: Send, message: Message) -> None:

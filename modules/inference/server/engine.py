@@ -20,7 +20,8 @@ import torch
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
 from ...model.decoding.constraints import Constraint
-from ...model.decoding.token_scores import Scores
+from ...model.decoding.prefix_cache import PrefixCache, usual_room
+from ...model.decoding.token_scores import Scores, before_wanted
 from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
 from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
@@ -49,19 +50,21 @@ class ActiveSequence:
     """Whether pieces are wanted as they come; otherwise the first and all the rest."""
     tokens: int = 0
     """Written so far."""
+    cached: int = 0
+    """Tokens of the prompt that were kept from earlier ones and aren't read again."""
     pieces: list[str] = field(default_factory=list)
     """What was written and not yet handed over."""
     scores: Scores | None = None
     """Where log-probabilities are wanted; what it holds was not yet handed over."""
     constraint: Constraint | None = None
-    """The form of verse that is to be kept."""
+    """What the text is held to."""
     cancelled: bool = False
     """Set from any thread: whoever asked has gone or waited too long."""
 
     def event(self, finish: FinishReason | None = None) -> Event:
         """All that was not yet handed over."""
         scores = tuple(self.scores.found) if self.scores else ()
-        return Event(self.number, "".join(self.pieces), finish, scores, self.tokens, self.writer.stopped)
+        return Event(self.number, "".join(self.pieces), finish, scores, self.tokens, self.writer.stopped, self.cached)
 
 
 class Engine:
@@ -83,6 +86,7 @@ class Engine:
                 once, and whoever reads catches up.
         """
         self.decoder, self.tokenizer, self.limits, self.post, self.heard = decoder, tokenizer, limits, post, heard
+        self.prefixes = PrefixCache(usual_room(decoder) if limits.prefix_tokens is None else limits.prefix_tokens)
         self.waiting: deque[ActiveSequence] = deque()
         self.running: dict[int, ActiveSequence] = {}
         self.tokens = 0
@@ -159,7 +163,7 @@ class Engine:
         rows = self.begin(sequences)
         if not rows.ids:
             return
-        batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows)
+        batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows, self.prefixes)
         batch.join(rows)
         self.take_in(batch, len(rows.ids))  # of requests that came together, all but the first came meanwhile
         tokens = write(batch, partial(self.advance, batch))
@@ -185,6 +189,8 @@ class Engine:
                 self.take(number, None)
                 del begun[number]
         left = begun.values()
+        for sequence in left:
+            sequence.cached = self.prefixes.length_of(sequence.prompt, before_wanted(sequence.prompt, sequence.scores))
         prompts, configs = [sequence.prompt for sequence in left], [sequence.config for sequence in left]
         scores, constraints = [sequence.scores for sequence in left], [sequence.constraint for sequence in left]
         rows = start(self.decoder, prompts, configs, scores, constraints)
@@ -240,4 +246,5 @@ def finish_of(sequence: ActiveSequence, positions: int) -> FinishReason:
     if sequence.cancelled:
         return "stopped"
     most = min(sequence.config.max_new_tokens, positions - len(sequence.prompt))
-    return "length" if sequence.tokens == most and not sequence.writer.stopped else "stop"
+    given_up = sequence.constraint is not None and sequence.constraint.given_up
+    return "length" if (sequence.tokens == most or given_up) and not sequence.writer.stopped else "stop"

@@ -25,11 +25,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...config.generation import ServeConfig
-from .access import access_of
+from .access import ApiKeys, access_of
 from .app import Service, create_app
 from .model_process.messages import Folder, Found, Setup, Source
 from .model_process.served_model import ServedModel
 from .model_process.supervisor import Supervisor
+from .records.ratings import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +177,22 @@ class QuietServer(uvicorn.Server):
 class Lifecycle:
     """One server, in this process but for the model. Raises ValueError where it can't listen."""
 
-    def __init__(self, config: ServeConfig, source: Source | Path, name: str, key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        source: Source | Path,
+        name: str,
+        key: ApiKeys | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         """What is served to whom.
 
         Args:
             config: Its `model` is for `source` to find.
             source: The model's folder, or what finds it.
             name: What clients call the model.
-            key: The API key that clients must send.
+            key: The API key, or keys, one of which clients must send.
+            recorder: Is told of what was asked and answered.
         """
         self.config = config
         source = source if isinstance(source, Source) else Folder(source)
@@ -192,7 +201,7 @@ class Lifecycle:
         self.address = address_of(self.listener)
         host = self.listener.getsockname()[0]
         self.this_machine_only = ipaddress.ip_address(host).is_loopback
-        self.service = Service(name, config.limits, access_of(config, host, key))
+        self.service = Service(name, config.limits, access_of(config, host, key), recorder)
 
     def run(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None] = lambda found: None) -> None:
         """Serves until SIGTERM or SIGINT. Raises what keeps the model from being served, CheckpointError if damaged.
@@ -209,6 +218,7 @@ class Lifecycle:
             uvicorn.Config(
                 create_app(self.service),
                 http=Connection,
+                ws="none",
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -13,6 +13,7 @@ from ...tokenizer.tokenizer import Tokenizer
 from ..logprobs import LogprobsWriter
 from .model_process.messages import Event, FinishReason, Prompt
 from .model_process.model_client import ModelClient
+from .records.transcript import Transcript
 from .requests import CompletionRequest, RequestError
 
 
@@ -41,9 +42,12 @@ class RequestHandle:
         request: CompletionRequest,
         prompts: Sequence[list[int]],
         receive: Receive,
+        asker: str | None = None,
     ) -> None:
+        """asker: the name of the API key that asks."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         self.model, self.receive = model, receive
+        self.transcript = Transcript(request, prompts)
         self.logprobs: list[LogprobsWriter] = []
         self.echoed: dict[int, str] = {}
         """Prompts that stand before texts of which nothing was told yet."""
@@ -62,10 +66,12 @@ class RequestHandle:
                 self.logprobs.append(writer)
                 sequence = sequence._replace(top=writer.top, scored=writer.scored)
             sequences.append(sequence)
+        self.kept, self.n = [0] * len(sequences), request.n
+        """Tokens of each row's prompt that weren't read; rows of a prompt."""
         self.open = len(sequences)
         self.written = [0] * len(sequences)
         """Tokens, by row."""
-        self.numbers = model.submit(sequences, self.inbox.put_nowait)
+        self.numbers = model.submit(sequences, self.inbox.put_nowait, asker)
 
     async def __aenter__(self) -> RequestHandle:
         self.watcher = asyncio.create_task(self.watch())
@@ -100,7 +106,9 @@ class RequestHandle:
         if event.finish in ENDS:
             status, message, code = ENDS[event.finish]
             raise RequestError(status, message, code=code)
+        self.kept[event.row] = event.cached
         self.open -= event.finish is not None
+        self.transcript.add(event)
         self.written[event.row] = event.tokens
         return event._replace(text=self.echoed.pop(event.row, "") + event.text)
 
@@ -124,3 +132,8 @@ class RequestHandle:
     def tokens(self) -> int:
         """Written so far, of all rows."""
         return sum(self.written)
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that weren't read, as each one's first text found them."""
+        return sum(self.kept[:: self.n])

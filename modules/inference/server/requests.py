@@ -5,18 +5,25 @@ Whatever is refused is a RequestError: one line for the client, which names the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from ...config.base import ConfigError, shown
-from ...config.generation import GenerationConfig, LimitsConfig
+from ...config.generation import GenerationConfig, LimitsConfig, as_json
+from ...config.guided.grammar import KEYS as GRAMMARS
+from ...config.guided.grammar import fault_of
+from ...tokenizer.prompt_template import Message
 from ...tokenizer.tokenizer import Tokenizer
-from ..verse.verse_tokens import constraint_of
+from ..row_constraints import constraint_of
+from .protocols.response_format import FIELD as RESPONSE_FORMAT
+from .protocols.response_format import schema_in
 
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
@@ -62,8 +69,12 @@ class CompletionRequest:
     """Texts of each prompt."""
     new_tokens: str = "max_tokens"
     """What the client calls max_new_tokens."""
+    schema: str = "json_schema"
+    """What the client calls json_schema."""
     logprobs: int | None = None
     """OpenAI's: log-probabilities are wanted, and so many of the likeliest tokens beside each."""
+    messages: Sequence[Message] = ()
+    """The conversation that the one prompt was made of."""
 
     @property
     def configs(self) -> list[GenerationConfig]:
@@ -90,7 +101,21 @@ async def read_body(request: Request, limits: LimitsConfig) -> dict[str, Any]:
         body += chunk
         if len(body) > limits.body_bytes:
             raise too_large
-    return parse_json(bytes(body))
+    content = parse_json(bytes(body))
+    if grammars := list(grammars_in(content)):  # to try one takes a tenth of a second, which others needn't wait
+        await asyncio.to_thread(lambda: [fault_of(*each) for each in grammars])
+    return content
+
+
+def grammars_in(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a body asks a text to be held to, in any protocol, as far as it can be read."""
+    with suppress(ValueError):
+        for values in [each for each in (body, body.get("params")) if isinstance(each, dict)]:
+            for key in GRAMMARS:
+                if isinstance(value := values.get(key), str | dict):
+                    yield key, value if isinstance(value, str) else as_json(key, value)
+        if schema := schema_in(body.get(RESPONSE_FORMAT)):
+            yield "json_schema", as_json("json_schema", schema)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -194,7 +219,7 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
             raise too_long(f"{field} {row}", f"{len(ids) - own} tokens", most - own)
         if given:
             check_ids(f"{field} {row}", ids, tokenizer.vocab_size)
-        check_form(f"{field} {row}", ids, request.config, tokenizer)
+        check_constraint(f"{field} {row}", ids, request, tokenizer)
         prompts.append(ids)
     check_bias(request.config, tokenizer)
     return prompts
@@ -207,11 +232,14 @@ def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
         raise bad("logit_bias", f"names token {unknown[0]}; {rule}")
 
 
-def check_form(field: str, ids: Sequence[int], config: GenerationConfig, tokenizer: Tokenizer) -> None:
+def check_constraint(field: str, ids: Sequence[int], request: CompletionRequest, tokenizer: Tokenizer) -> None:
+    """RequestError where the continuation of a prompt can't be held to what is asked for."""
     try:
-        constraint_of(tokenizer, ids, config)
+        constraint_of(tokenizer, ids, request.config)
     except ValueError as error:
-        raise bad("form", f"{str(error).removeprefix('form ')} ({field})") from None
+        key, _, what = str(error).partition(" ")
+        name = request.schema if key == "json_schema" else key
+        raise bad(name, f"{what.replace(' max_new_tokens=', f' {request.new_tokens}=')} ({field})") from None
 
 
 def check_ids(field: str, ids: Sequence[Any], vocab_size: int) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from ...config.generation import LimitsConfig
+from ...config.generation import GenerationConfig, LimitsConfig
+from ...config.schema import field_docs
+from ...config.verse.forms import FORMS
 from ...tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -17,14 +20,14 @@ if TYPE_CHECKING:
 
 WEB = Path(__file__).parent / "web"
 
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
 PAGE_FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/language.js": ("language.js", "text/javascript"),
-    "/refusals.js": ("refusals.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/" + ("" if path.name == "page.html" else path.name): (path.name, KINDS[path.suffix])
+    for path in sorted(WEB.iterdir())
+    if path.suffix in KINDS
 }
+"""Path → (file in web/, its media type)."""
 
 POLICY = "; ".join(
     (
@@ -48,6 +51,13 @@ HEADERS = {
 }
 
 EXAMPLES = ["白日依山尽，", "床前明月光，", "春风"]
+"""Those of conf/finetune.yaml, which are beginnings of verse: a model of another task has them only because nobody gave
+others."""
+
+OF_BEAMS = ("num_beams", "length_penalty")
+"""Generation parameters of beam search, which the server doesn't do."""
+
+CHOICES = {"form": list(FORMS)}
 
 FACT_CHARACTERS = 200
 """The most of a text on the card."""
@@ -72,8 +82,11 @@ def model_facts(
         "architecture": {field: getattr(decoder.config, field) for field in architecture},
         "tokenizer": tokenizer.kind,
         "answers_alone": tokenizer.prompt_template is not None,
+        "template": tokenizer.prompt_template,
+        "task": text_or_none(within(run, "config", "task", "name")) or last_part(within(run, "config", "data", "path")),
         "max_tokens": limits.max_new_tokens,
-        "examples": example_prompts(run),
+        "fields": list(request_fields()),
+        "examples": example_prompts(run, verse=tokenizer.prompt_template is None),
         "run": {
             "run_id": text_or_none(run.get("run_id")),
             "commit": text_or_none(run.get("git.commit")),
@@ -86,11 +99,28 @@ def model_facts(
     }
 
 
-def example_prompts(run: Mapping[str, Any]) -> list[str]:
+def request_fields() -> Iterator[dict[str, Any]]:
+    """The parameters of a request for text, for the page's form: name, kind of value, default and meaning."""
+    usual, docs = GenerationConfig(), field_docs(GenerationConfig)
+    for entry in fields(GenerationConfig):
+        renamed = entry.name == "max_new_tokens"  # and OpenAI has another default
+        if entry.name not in OF_BEAMS:
+            yield {
+                "name": "max_tokens" if renamed else entry.name,
+                "kind": str(entry.type).removesuffix(" | None"),
+                "default": None if renamed else getattr(usual, entry.name),
+                "choices": CHOICES.get(entry.name),
+                "hint": " ".join(docs[entry.name].replace("`", "").split()),
+            }
+
+
+def example_prompts(run: Mapping[str, Any], verse: bool) -> list[str]:
     """The prompts that training sampled from: they are of the model's own kind."""
     prompts = within(run, "config", "train", "sample_prompts")
     own = [prompt for prompt in prompts if text_or_none(prompt)] if isinstance(prompts, list) else []
-    return own[:6] or EXAMPLES
+    if own and own != EXAMPLES:
+        return own[:6]
+    return EXAMPLES if verse else []
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,9 +15,6 @@ from numpy.typing import NDArray
 from ...config.verse.han import han_only
 from ...tokenizer.tokenizer import Tokenizer
 from .verse_form import MARKS, Characters, Place, VerseForm
-
-if TYPE_CHECKING:
-    from ...config.generation import GenerationConfig
 
 UNKNOWN = "[UNK]", "<unk>"
 """Tokens that stand for a character which the vocabulary lacks."""
@@ -46,6 +42,8 @@ class VerseTokens:
         """Character → the tokens of several that begin with it."""
         self.parts: list[int] = []
         """Tokens that aren't made of whole characters."""
+        self.longest = 1
+        """The most characters that a token adds."""
         in_parts = tokenizer.kind == "byte_level_bpe"
         for token, piece in tokenizer.token_bytes.items():
             text = whole(piece)
@@ -53,6 +51,9 @@ class VerseTokens:
                 self.parts += [token] * in_parts
             elif text and all(sign in SIGNS or han_only(sign) for sign in text):  # which no ## of WordPiece's is
                 (self.single if len(text) == 1 else self.longer)[text[0]].append(token)
+            else:
+                continue
+            self.longest = max(self.longest, len(text) if text else in_parts * -(-len(piece) // 3))
         self.form = VerseForm(form, tones, {*SIGNS, *COMMON_HAN} if in_parts else self.single)
         self.mask = functools.lru_cache(256)(self._mask)
         self.beginnings = functools.lru_cache(256)(beginnings)
@@ -110,6 +111,13 @@ class VerseConstraint:
     place: Place
     pending: bytes = b""
     """The beginning of the next character."""
+    given_up = False
+    """As of a GuidedConstraint."""
+
+    @property
+    def least_tokens(self) -> int:
+        """That are still to come at least, with the end of the text."""
+        return -(-(self.tokens.form.slots - self.place.index) // self.tokens.longest) + 1
 
     @property
     def allowed(self) -> NDArray[np.bool_]:
@@ -124,20 +132,18 @@ class VerseConstraint:
 MADE: WeakKeyDictionary[Tokenizer, dict[tuple[str, bool], VerseTokens]] = WeakKeyDictionary()
 
 
-def constraint_of(tokenizer: Tokenizer, prompt: Sequence[int], config: GenerationConfig) -> VerseConstraint | None:
-    """What a prompt's continuation must keep to, if `form` is given.
+def verse_constraint(tokenizer: Tokenizer, prompt: Sequence[int], form: str, tones: bool) -> VerseConstraint:
+    """What a prompt's continuation must keep to.
 
     An answer by a prompt template begins its verse; any other text goes on with the prompt's. ValueError, which begins
     with "form", where the prompt doesn't fit the form or the vocabulary lacks what it takes.
     """
-    if config.form is None:
-        return None
     made = MADE.setdefault(tokenizer, {})
-    asked = config.form, config.tones
-    if asked not in made:
-        made[asked] = VerseTokens(tokenizer, *asked)
+    if (form, tones) not in made:
+        made[form, tones] = VerseTokens(tokenizer, form, tones)
+    tokens = made[form, tones]
     begun = "" if tokenizer.prompt_template else beginning_of(tokenizer, prompt)
-    return VerseConstraint(made[asked], made[asked].form.read(begun))
+    return VerseConstraint(tokens, tokens.form.read(begun))
 
 
 def beginning_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:

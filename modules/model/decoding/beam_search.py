@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..attention import attention_kernels
 from ..decoder import Decoder
 from ..kv_cache import KVCache
-from ..sampling import Rows, attention_kernels, prefill
+from ..sampling import Rows, prefill
 from .constraints import mask
 from .penalties import Penalties
 from .token_scores import NOT_NUMBERS

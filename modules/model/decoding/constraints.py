@@ -23,6 +23,10 @@ class Constraint(Protocol):
     def allowed(self) -> NDArray[np.bool_]:
         """By token id, whether it may come next; of ids beyond its end none may. At least one may."""
 
+    @property
+    def given_up(self) -> bool:
+        """Whether the text couldn't be held to it any longer, and was broken off by the end-of-text."""
+
     def after(self, token: int) -> Constraint:
         """The same after a token that was allowed."""
 

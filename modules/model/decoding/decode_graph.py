@@ -9,18 +9,20 @@ A row attends to its own filled positions alone, so that what it becomes doesn't
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import takes_any_lengths
+from ..attention import attention_kernels, takes_any_lengths
 from ..decoder import Decoder
 from ..kv_cache import KVCache
-from ..sampling import Batch, Rows, attention_kernels, prefill
+from ..sampling import Batch, Rows, prefill
 from .constraints import Constraint
+from .prefix_cache import PrefixCache
 from .sampler import Sampler, checked
 from .token_scores import Measured, TokenScore
 from .upload import upload
@@ -55,10 +57,10 @@ class StaticCache(KVCache):
         """The places of the rows whose prompts are being read, (rows,) int64."""
         self.longest = 1  # to the decoder 0 means that whole prompts come
 
-    def read(self, decoder: Decoder, rows: Rows, places: Tensor) -> Tensor:
+    def read(self, decoder: Decoder, rows: Rows, places: Tensor, prefixes: PrefixCache | None) -> Tensor:
         """Reads the prompts of rows into these places; returns next-token logits (rows, V)."""
         self.joining, self.longest = places, 0
-        logits = prefill(decoder, rows.ids, self, rows.scores)
+        logits = prefill(decoder, rows.ids, self, rows.scores, prefixes)
         self.joining, self.longest = None, 1
         return logits
 
@@ -66,6 +68,9 @@ class StaticCache(KVCache):
         assert self.joining is not None
         places = self.joining[row : row + len(kv)]
         self.layers[layer][places, : kv.shape[3]] = kv.permute(0, 3, 2, 1, 4)
+
+    def positions(self, row: int, start: int, end: int) -> Tensor:
+        return torch.stack([cached[row, start:end].permute(2, 1, 0, 3) for cached in self.layers])
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         self.layers[layer][self.places, self.lengths] = qkv[:, :, 1:].transpose(1, 2)
@@ -178,8 +183,8 @@ class GraphBatch(Batch):
     next hangs on the token before: then nothing is computed ahead.
     """
 
-    def __init__(self, decoder: Decoder, end_of_text_id: int, places: int) -> None:
-        super().__init__(decoder, end_of_text_id)
+    def __init__(self, decoder: Decoder, end_of_text_id: int, places: int, prefixes: PrefixCache | None = None) -> None:
+        super().__init__(decoder, end_of_text_id, prefixes)
         self.least = places
         self.graph: DecodeGraph | None = None
         self.places: list[int] = []
@@ -193,13 +198,18 @@ class GraphBatch(Batch):
         graph = self.graph = self.with_room(len(self.places) + len(rows.ids), rows.capacity)
         free = [place for place in range(len(graph.ids)) if place not in self.places][: len(rows.ids)]
         places = upload(free, torch.int64, self.device)
-        logits = graph.cache.read(self.decoder, rows, places)
+        logits = graph.cache.read(self.decoder, rows, places, self.prefixes)
         sampler = Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device)
         ids = graph.ids[places] = sampler(logits, rows.generators, rows.constraints)
         self.keep(sampler, [free[row] for row in sampler.scored], logits, ids)
         self.rows.extend(rows)
         self.places += free
+        self.remember(range(len(self.places) - len(free), len(self.places)), 0)
         self.sampler = None
+
+    def reader_of(self, row: int) -> Callable[[int, int], Tensor]:
+        assert self.graph is not None
+        return partial(self.graph.cache.positions, self.places[row])
 
     def with_room(self, rows: int, capacity: int) -> DecodeGraph:
         """The graph, or a larger one that goes on where it was."""
@@ -261,6 +271,7 @@ class GraphBatch(Batch):
 
     def advance(self, left: list[int]) -> None:
         if len(left) < len(self.places):
+            self.remember(set(range(len(self.places))).difference(left))
             self.rows, self.places = self.rows.select(left), [self.places[i] for i in left]
             self.sampler = None
         if self.waits:
@@ -269,6 +280,7 @@ class GraphBatch(Batch):
 
     def close(self) -> None:
         if self.graph is not None:
+            super().close()
             free = FREE.setdefault(self.decoder, [])
             free.append(self.graph)
             del free[:-KEPT]

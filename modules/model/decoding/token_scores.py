@@ -74,22 +74,30 @@ def measure(logits: Tensor, tokens: Tensor, top: int) -> Measured:
     return Measured(logprobs.gather(-1, tokens[:, None])[:, 0], ids, values)
 
 
+def before_wanted(ids: Sequence[int], wanted: Scores | None) -> int:
+    """How many of a prompt's first tokens nothing is asked of; of the last one the next token is asked."""
+    return max(0, wanted.prompt.start - 1) if wanted and wanted.prompt else len(ids) - 1
+
+
 def measure_prompts(
     head: Callable[[Tensor, Tensor], Tensor],
     hidden: Tensor,
     weight: Tensor,
     prompts: Sequence[Sequence[int]],
     scores: Sequence[Scores | None],
+    read_before: Sequence[int],
 ) -> None:
     """Finds what is wanted of the prompts' tokens.
 
     Args:
         head: The output layer.
-        hidden: (N, C), of all prompts laid end to end.
+        hidden: (N, C), of all prompts laid end to end, but for their first tokens that were read before.
         weight: (V, C), the word embeddings.
+        read_before: How many these are, of each.
     """
     start = 0
-    for ids, wanted in zip(prompts, scores, strict=True):
+    for ids, wanted, skipped in zip(prompts, scores, read_before, strict=True):
+        start -= skipped
         if wanted is not None and wanted.prompt:
             if wanted.prompt[0] == 0:
                 wanted.add(TokenScore(ids[0], None, []))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -135,9 +136,12 @@ def new_model(folder: Path, run: Run, tags: dict[str, str]) -> LoggedModel:
 def requirements_of(folder: Path) -> list[str]:
     """What must be installed where a model is served: all that the code imports which it carries.
 
-    jieba is imported only by tokenizers that cut words with it.
+    jieba is imported only by tokenizers that cut words with it, llguidance by requests for JSON or by an expression,
+    which are refused where it isn't installed: it is named where it is installed here.
     """
     needed = imported_packages(code_behind(PYFUNC))
+    if find_spec("llguidance") is None:
+        needed -= {"llguidance"}
     if load_tokenizer(folder).kind != "jieba_bpe":
         needed -= {"jieba"}
     names = sorted(DISTRIBUTIONS.get(name, name) for name in needed)

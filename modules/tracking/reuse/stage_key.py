@@ -14,7 +14,7 @@ from typing import Any
 
 from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
-from ...config.data import TASK_DATA
+from ...config.data import TASK_DATA, TRACES
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
@@ -29,7 +29,7 @@ NAMED_SOURCES = ("full", *TASK_DATA)
 
 ROWS = ("datasets", "numpy", "pyarrow")
 NETWORK = (*ROWS, "torch", "tokenizers", "jieba")
-SCORES = (*NETWORK, "sacrebleu", "scipy")
+SCORES = (*NETWORK, "sacrebleu", "scipy", "llguidance")
 
 LIBRARIES = {
     "prepare": (*ROWS, "opencc", "scipy"),
@@ -49,7 +49,7 @@ def program_of(stage: str, config: StageConfig) -> str:
     by_texts = isinstance(config, TrainingConfig) and config.train.text_metric
     versions = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in {*LIBRARIES[stage], *(SCORES if by_texts else ())}:
-        with suppress(PackageNotFoundError):  # jieba is an extra
+        with suppress(PackageNotFoundError):  # jieba and llguidance are extras
             versions[name] = version(name)
     code = code_digest(MODULES.parent / "pipelines" / f"{stage}.py")
     return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
@@ -64,6 +64,8 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
     train = values.get("train", {})
     if train.get("allow_changed") or train.get("resume_from") not in (None, "auto"):
         return None, "it goes on from another training"
+    if stage == "prepare" and values["source"] == TRACES:
+        return None, "there may be other traces by now"
     data = values.get("data", {})
     if data and not data["path"] and not data["test_path"]:
         return None, "no rows are named"

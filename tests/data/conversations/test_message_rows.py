@@ -106,6 +106,7 @@ BAD = [
     ("春", "messages is text that isn't JSON"),
     (str(said("春", "日")), "messages is a list as Python shows it, not JSON; write a .jsonl file, or json.dumps"),
     ("", "messages is empty"),
+    ([{"from": "human", "value": "春", "content": "夏"}], "a message has 'value', which isn't done here"),
     ('{"role": "user", "content": "x"}', "messages isn't a list of messages"),
     (
         [*said("春"), {"role": "assistant", "content": "日", "weight": 0}],

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from modules.config.loader import ConfigError, load_config
-from modules.inference.server.access import Access, access_of, read_key
+from modules.inference.server.access import Access, ApiKeys, access_of, read_key
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder, save_model
 from tests.helpers.server_tools import Served, process, served
@@ -160,6 +160,60 @@ def test_the_key_is_read_from_the_environment_alone() -> None:
     ) as caught:
         load_config("serve", [f"api_key={KEY}"])
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("alice=KEY1,bob=KEY2", {"alice": b"KEY1", "bob": b"KEY2"}),
+        ("alice=KEY1", {"alice": b"KEY1"}),
+        ("a.b-c_1=x=y==,b=z", {"a.b-c_1": b"x=y==", "b": b"z"}),
+        ("Zm9vYmFy", b"Zm9vYmFy"),
+        ("Zm9vYg==", b"Zm9vYg=="),
+        ("a:b/c+d-e_f", b"a:b/c+d-e_f"),
+    ],
+)
+def test_one_key_or_several_with_names(given: str, keys: ApiKeys) -> None:
+    assert read_key({"MOYUN_API_KEY": given}) == keys
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("alice=S3CR3T1,", "part 2 of 2 (by commas) isn't NAME=KEY"),
+        ("S3CR3T1,S3CR3T2", "part 1 of 2 (by commas) isn't NAME=KEY"),
+        ("alice=S3CR3T1,S3CR3T2", "part 2 of 2 (by commas) isn't NAME=KEY"),
+        ("alice=S3CR3T1,S3CR3T2==", "part 2 of 2 (by commas) isn't NAME=KEY"),
+        ("=S3CR3T1", "part 1 of 1 (by commas) isn't NAME=KEY"),
+        ("alice=S3CR3T1,bob=", "part 2 of 2 (by commas) isn't NAME=KEY"),
+        ("a!=S3CR3T1,bob=S3CR3T2", "part 1 of 2 (by commas) isn't NAME=KEY"),
+        ("===", "part 1 of 1 (by commas) isn't NAME=KEY"),
+        ("alice=S3CR3T1,alice=S3CR3T2", "part 2 of 2 (by commas) has the name of an earlier one"),
+        ("alice=S3CR3T1,bob=S3CR3T1", "part 2 of 2 (by commas) has the key of an earlier one"),
+    ],
+)
+def test_keys_that_can_be_read_in_two_ways_are_refused_without_telling_them(given: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"MOYUN_API_KEY: {re.escape(problem)}") as refused:
+        read_key({"MOYUN_API_KEY": given})
+    assert "S3CR3T" not in str(refused.value)
+
+
+def test_each_named_key_opens_and_tells_its_name() -> None:
+    access = Access(key={"alice": b"one", "bob": b"two"})
+    for sent, name in (("one", "alice"), ("two", "bob"), ("three", None), ("", None), ("alice=one", None)):
+        headers = [(b"Authorization", f"Bearer {sent}".encode())]
+        assert access.asker(headers) == name
+        assert (access.problem(headers, is_open=False) is None) == (name is not None)
+    assert Access(key=b"one").asker([(b"authorization", b"bearer one")]) == ""
+    assert Access().asker([(b"authorization", b"bearer one")]) is None
+
+
+def test_two_keys_in_a_request_open_nothing() -> None:
+    access = Access(key={"alice": b"one"})
+    headers = [(b"authorization", b"Bearer one"), (b"authorization", b"Bearer one")]
+    problem = access.problem(headers, is_open=False)
+    assert problem
+    assert (problem.status, access.asker(headers)) == (401, None)
 
 
 @pytest.mark.server

@@ -64,13 +64,15 @@ def test_invocations_keep_a_form(server: Served) -> None:
         ({"form": 5}, "form", "form must be a text, not 5"),
         ({"tones": True}, "tones", "tones are kept in a form of verse"),
         ({"form": "五绝", "prompt": ["春", "白日依山尽黄河"]}, "form", "belongs where '黄' stands (prompt 1)"),
+        ({"form": "五绝", "max_tokens": 23}, "form", "takes 24 tokens or more from here to its end, and 23 may be"),
+        ({"form": "五绝", "max_tokens": 23}, "form", "give max_tokens=24 (prompt 0)"),
         ({"num_beams": 4}, "num_beams", "num_beams isn't done by the server"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(
     server: Served, given: dict[str, object], field: str, message: str
 ) -> None:
-    response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "春", "max_tokens": 8} | given)
+    response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "春", "max_tokens": 30} | given)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, field)
     assert message in error["message"]

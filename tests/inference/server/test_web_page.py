@@ -17,11 +17,11 @@ from modules.inference.server.web_page import PAGE_FILES, model_facts
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
+from tests.helpers.served_page import IDLE, KNOWN, OPEN
 from tests.helpers.server_tools import Served, served, until
 
 pytestmark = pytest.mark.server
 
-IDLE = "!document.querySelector('#write').disabled"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
@@ -54,6 +54,7 @@ def opened(server: Served, tab: Page) -> Iterator[Page]:
 
 
 def ask(tab: Page, prompt: str, **fields: str) -> None:
+    tab.value(OPEN)
     for name, text in fields.items():
         tab.type(f"#{name}", text)
     tab.type("#prompt", prompt)
@@ -203,6 +204,9 @@ def test_the_page_says_when_the_server_is_gone_and_when_it_is_back(tokenizer: To
         tab.until("document.querySelector('#state').innerText === 'first · 就绪'")
         running.service.state = "draining"
         tab.until("document.querySelector('#state').innerText === '服务器正在停止'")
+        seen = tab.requests().count(f"{url}/ready")
+        until(lambda: tab.text("#state") and tab.requests().count(f"{url}/ready") > seen + 1)
+        assert tab.text("#state") == "服务器正在停止"
     tab.until("document.querySelector('#state').innerText === '服务器没有回应'")
     assert not tab.value("document.querySelector('#state').classList.contains('ready')")
     ask(tab, "春")
@@ -237,7 +241,7 @@ def test_a_model_with_a_template_is_talked_to_in_turns(tokenizer: Tokenizer, tab
     decoder = make_decoder(make_config(tokenizer.vocab_size))
     with served(decoder, tokenizer.with_prompt_template("问：{src_txt}\n")) as running:
         tab.open(running.url)
-        tab.until("document.querySelectorAll('#examples button').length")
+        tab.until(KNOWN)
         assert tab.value("document.querySelector('#anew').hidden")
         messages: list[dict[str, str]] = []
         for question in ("春", HOSTILE[:20], "花"):
@@ -278,6 +282,7 @@ def test_two_languages_of_which_one_is_there(opened: Page) -> None:
     opened.click("#language")
     assert opened.text("#write").startswith("Write")
     assert opened.value("document.documentElement.lang") == "en"
+    opened.value(OPEN)
     names = "[...document.querySelectorAll('input, textarea')].filter((e) => !e.labels[0]?.innerText.trim()).length"
     assert opened.value(names) == 0  # everything that can be filled in has a name
     opened.click("#language")

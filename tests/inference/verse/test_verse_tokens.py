@@ -15,8 +15,9 @@ from modules.config.verse.han import han_only
 from modules.data.corpora.verse import clauses
 from modules.evaluation.verse.form import line_lengths, regular, rhyming
 from modules.inference.prediction.row_generator import RowGenerator
+from modules.inference.row_constraints import constraint_of
 from modules.inference.text_generator import TextGenerator, require_room
-from modules.inference.verse.verse_tokens import VerseTokens, constraint_of
+from modules.inference.verse.verse_tokens import VerseTokens
 from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding.decode_graph import FREE, GraphBatch
@@ -151,6 +152,42 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(generator: TextGenerato
         require_room("prompts", ["春", "白日依山尽黄河"], generator.tokenizer, 96, config)
 
 
+def test_fewer_tokens_than_the_form_takes_are_refused_with_the_number_to_give(generator: TextGenerator) -> None:
+    said = "takes 65 tokens or more from here to its end, and 64 may be written: give max_new_tokens=65$"
+    with pytest.raises(ValueError, match=f"^form 七律 {said}"):
+        generator("", form="七律", max_new_tokens=64)
+    with pytest.raises(ValueError, match=f"^form 七律 {said}"):
+        generator.stream("", form="七律", max_new_tokens=64)
+    assert generator("", form="七律", max_new_tokens=65, seed=1)["text"].endswith(("。", "！", "？", "；"))
+    told = RowGenerator(generator.decoder, generator.tokenizer).map(["", "春"], form="五绝", max_new_tokens=24, seed=1)
+    found = list(told)
+    assert "is empty" in found[0]["error"]
+    assert found[1]["stopped"]
+
+
+def test_a_model_that_answers_by_a_template_is_refused_at_once(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    own = tokenizer.with_prompt_template("题：{src_txt}\n")
+    config = GenerationConfig(form="七律", max_new_tokens=64)
+    with pytest.raises(ValueError, match=r"^generation\.form 七律 .*give generation\.max_new_tokens=65$"):
+        require_room("prompts", [], own, 96, config)
+    with pytest.raises(ValueError, match="^form 七律 takes 65 tokens"):
+        RowGenerator(decoder, own).map(["春"], form="七律", max_new_tokens=64)
+    left = decoder.config.max_position_embeddings - len(own.encode_prompt("春" * 40))
+    with pytest.raises(ValueError, match=f"the model has {left} positions left: shorten the prompt"):
+        TextGenerator(decoder, own)("春" * 40, form="七律", max_new_tokens=65)
+
+
+@pytest.mark.parametrize("kind", ["base", "megatron_tp1"])
+def test_words_of_wordpiece_and_jieba_keep_a_form(kind: str) -> None:
+    """With the few characters that these vocabularies have."""
+    own = load_tokenizer(Path(__file__).parents[2] / "files" / "modelscope" / kind)
+    generator = TextGenerator(make_decoder(make_config(own.vocab_size)), own)
+    for seed in range(3):
+        text = generator("天", form="五绝", seed=seed, max_new_tokens=40)["text"]
+        assert line_lengths(text) == [5, 5, 5, 5]
+        assert rhyming(text) == 1.0
+
+
 def test_a_stream_is_refused_before_its_first_piece(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="^form 五绝"):
         generator.stream("白日依山尽黄河", form="五绝")
@@ -172,7 +209,7 @@ def test_nothing_is_masked_where_no_row_asks(
     monkeypatch.setattr(torch.Tensor, "masked_fill", refuse)
     TextGenerator(decoder, tokenizer)("春", max_new_tokens=4, seed=1)
     with pytest.raises(AssertionError, match="a mask was made"):
-        TextGenerator(decoder, tokenizer)("春", max_new_tokens=4, seed=1, form="五绝")
+        TextGenerator(decoder, tokenizer)("春", max_new_tokens=40, seed=1, form="五绝")
 
 
 def test_unknown_characters_of_a_prompt_count(poems: dict[str, list[str]]) -> None:

@@ -113,8 +113,8 @@ class Desk:
 def sequence_of(prompt: Prompt, tokenizer: Tokenizer) -> ActiveSequence:
     """ValueError where it can't be written as asked."""
     from ....model.decoding.token_scores import Scores
+    from ...row_constraints import constraint_of
     from ...text_generator import Writer
-    from ...verse.verse_tokens import constraint_of
     from ..engine import ActiveSequence
 
     config = prompt.config

@@ -36,6 +36,8 @@ class Event(NamedTuple):
     """Written so far."""
     cut: bool = False
     """Whether a stop text has ended it."""
+    cached: int = 0
+    """Tokens of its prompt that were kept from earlier ones and not read again."""
 
 
 # --- to the model's process ---

@@ -28,6 +28,8 @@ class Row:
     index: int
     """Which text of its request."""
     deliver: Callable[[Event], None]
+    asker: str | None
+    """The name of the API key that asks."""
     arrived: float = field(default_factory=time.monotonic)
     begun: bool = False
     """Whether it is in the batch."""
@@ -61,15 +63,17 @@ class ModelClient(asyncio.Protocol):
     def waiting(self) -> int:
         return len(self.rows) - self.running
 
-    def submit(self, prompts: Sequence[Prompt], deliver: Callable[[Event], None]) -> list[int]:
+    def submit(
+        self, prompts: Sequence[Prompt], deliver: Callable[[Event], None], asker: str | None = None
+    ) -> list[int]:
         """Has them written; returns their numbers. Raises QueueFullError where there is no room for all of them.
 
-        deliver: gets the events, each with its prompt's index as its row.
+        deliver: gets the events, each with its prompt's index as its row; asker: whose tokens they are.
         """
         if self.lost.is_set() or not self.has_room(len(prompts)):
             raise QueueFullError
         numbered = [prompt._replace(number=next(self.numbers)) for prompt in prompts]
-        self.rows |= {prompt.number: Row(index, deliver) for index, prompt in enumerate(numbered)}
+        self.rows |= {prompt.number: Row(index, deliver, asker) for index, prompt in enumerate(numbered)}
         self.send(Write(numbered))
         return [prompt.number for prompt in numbered]
 
@@ -117,7 +121,9 @@ class ModelClient(asyncio.Protocol):
             if row is None:  # cancelled, at a moment when it was already begun
                 continue
             if event.tokens and not row.tokens:
+                self.metrics.cached_tokens.inc(event.cached)
                 self.metrics.first_token_seconds.observe(time.monotonic() - row.arrived)
+            self.metrics.written(event.tokens - row.tokens, row.asker)
             row.begun, row.tokens = True, event.tokens
             if event.finish:
                 del self.rows[event.row]

@@ -25,7 +25,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (None,),
     "functions": (None, []),
     "function_call": (None, "auto", "none"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
@@ -96,7 +95,7 @@ def with_conversation(
     ids = [token for turn in encode_turns(messages, tokenizer) for part in turn for token in part]
     if len(ids) > most:
         raise too_long(f"{len(ids)} tokens, template included", most)
-    return replace(request, prompts=[ids])
+    return replace(request, prompts=[ids], messages=messages)
 
 
 def too_long(found: str, most: int) -> RequestError:

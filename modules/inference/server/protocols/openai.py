@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....config.base import shown
+from ....config.generation import CONSTRAINTS
 from ..model_process.messages import Event
 from ..request_handle import ClientGoneError, RequestHandle
 from ..requests import (
@@ -33,6 +34,8 @@ from ..requests import (
     is_whole,
     parse_parameters,
 )
+from .response_format import FIELD as RESPONSE_FORMAT
+from .response_format import schema_in
 
 NEW_TOKENS = 16
 """OpenAI's default of max_tokens."""
@@ -45,7 +48,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's parameters that moyun lacks → the values of them that change nothing, and so are taken."""
 
-COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "logprobs", "user")
+COMMON = ("model", "max_tokens", "stream", "stream_options", "n", "logprobs", "user", "response_format")
 """Fields of completions and of chat completions."""
 
 FIELDS = ("prompt", *COMMON, "echo", "best_of", *PARAMETERS, *WITHOUT_EFFECT)
@@ -89,7 +92,8 @@ def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int
     given = {"max_new_tokens": body.get(new_tokens)} | {field: body.get(field) for field in PARAMETERS}
     # In OpenAI's interface null is the same as leaving it out.
     values = {"max_new_tokens": usual} | {k: v for k, v in given.items() if v is not None}
-    config = parse_parameters(values, {"max_new_tokens": new_tokens})
+    names = {"max_new_tokens": new_tokens} | with_response_format(values, body)
+    config = parse_parameters(values, names)
     options = body.get("stream_options")
     if options is not None and (not isinstance(options, dict) or set(options) - {"include_usage"}):
         raise bad("stream_options", f"must be {{'include_usage': true or false}}, not {shown(options)}")
@@ -97,7 +101,24 @@ def parse_common(body: Mapping[str, Any], name: str, new_tokens: str, usual: int
     if not is_whole(n) or n < 1:
         raise bad("n", f"must be a whole number of at least 1, not {shown(n)}")
     with_usage = flag(options or {}, "include_usage")
-    return CompletionRequest([], config, flag(body, "stream"), include_usage=with_usage, n=n, new_tokens=new_tokens)
+    schema = names.get("json_schema", "json_schema")
+    return CompletionRequest(
+        [], config, flag(body, "stream"), include_usage=with_usage, n=n, new_tokens=new_tokens, schema=schema
+    )
+
+
+def with_response_format(values: dict[str, Any], body: Mapping[str, Any]) -> dict[str, str]:
+    """Takes the schema of a response_format into the parameters; returns json_schema's name there, if it has one."""
+    try:
+        schema = schema_in(body.get(RESPONSE_FORMAT))
+    except ValueError as error:
+        raise bad(*str(error).split(" ", 1)) from None
+    if schema is None:
+        return {}
+    if others := [name for name in CONSTRAINTS if name in values]:
+        raise bad(RESPONSE_FORMAT, f"and {' and '.join(others)} exclude each other: a text is held to one of them")
+    values["json_schema"] = schema
+    return {"json_schema": RESPONSE_FORMAT}
 
 
 def check_without_effect(body: Mapping[str, Any], fields: Mapping[str, Sequence[Any]]) -> None:
@@ -142,12 +163,13 @@ def choice(event: Event, logprobs: dict[str, Any] | None) -> dict[str, Any]:
     return {"index": event.row, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}
 
 
-def token_usage(prompts: Sequence[Sequence[int]], written: int) -> dict[str, int]:
-    read = sum(len(ids) for ids in prompts)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def token_usage(prompts: Sequence[Sequence[int]], handle: RequestHandle) -> dict[str, Any]:
+    given, written = sum(len(ids) for ids in prompts), handle.tokens
+    cached = {"prompt_tokens_details": {"cached_tokens": handle.cached}} if handle.cached else {}
+    return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written, **cached}
 
 
-def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+def completion(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
     """The whole answer."""
     return head | {"choices": choices, "usage": usage}
 
@@ -216,7 +238,7 @@ class EventStream(Response):
             for choice_of_row in self.choices(event):
                 await self.send_chunk(send, [choice_of_row], **more)
         if self.request.include_usage:
-            await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle.tokens))
+            await self.send_chunk(send, [], usage=token_usage(self.prompts, self.handle))
         await send({"type": "http.response.body", "body": chunk("[DONE]"), "more_body": False})
 
     def opening(self) -> Iterator[dict[str, Any]]:

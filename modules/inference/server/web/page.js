@@ -1,101 +1,55 @@
-// The page at /: asks for a stream of text and shows it; of a model that answers, with what was said before. Whatever a model or the server says is put in as
-// text; the Content-Security-Policy (web_page.py) would stop anything else.
+// The page at /: asks for a stream of text and shows it; of a model with a prompt template, in turns. Whatever a model
+// or the server says is put in as text; the Content-Security-Policy (web_page.py) would stop anything else.
 
-import { at, firstLanguage, keep, say, speak } from "./language.js";
-import { inChinese } from "./refusals.js";
+import { answer, ask, Refusal, refusal, useKey } from "./asking.js";
+import { showCard } from "./card.js";
+import { askAbout, listenForThumbs } from "./feedback.js";
+import { at, firstLanguage, make, placeholder, say, speak } from "./language.js";
+import { inputOf, offerFields, parametersGiven } from "./parameters.js";
+import { taskOf } from "./tasks.js";
 
-const form = at("form");
-const numbers = ["max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"];
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const LOOK_SECONDS = 3; // between two looks at whether the server is there
+const CARD_LOOKS = 10; // so many of them until the card is read again: the model may be another
+const FIRST = ["max_tokens", "temperature", "top_p", "seed"]; // parameters that are shown at once
+const OF_VERSE = ["form", "tones"];
 let card = null;
-let key = null; // the API key, where the server asks for one
-let turns = []; // what was said before, as messages; a model that continues text has none
+let turns = []; // {question, answer, id, rated, broken} each; a model that continues text has one at most
 let writing = null; // an AbortController while an answer is coming
 
-class Refusal extends Error {
-  constructor(problem, status = null, retryAfter = null) {
-    super(problem.message);
-    Object.assign(this, { status, retryAfter, field: problem.param, inChinese: inChinese(problem.message) });
-  }
-}
+const talks = () => Boolean(card?.answers_alone);
 
-// --- asking ---
+// --- writing ---
 
-/** What the form says. What isn't a number is sent as it is written, so that it is the server that says what's wrong. */
-function request() {
-  const body = { stream: true, stream_options: { include_usage: true } };
-  if (card?.answers_alone) body.messages = [...turns, { role: "user", content: at("prompt").value }];
-  else body.prompt = at("prompt").value;
-  for (const name of numbers) {
-    const text = at(name).value.trim();
-    if (text !== "") body[name] = Number.isFinite(Number(text)) ? Number(text) : text;
-  }
-  body.seed ??= Math.floor(Math.random() * 2 ** 31); // drawn here, so that it can be told and used again
-  const stop = at("stop_texts").value.split("\n").filter((line) => line !== "");
-  if (stop.length) body.stop = stop.map((line) => line.replace(/\\([nt\\])/g, (_, sign) => ({ n: "\n", t: "\t" })[sign] ?? sign));
+function request(question, before, seed) {
+  const body = { stream: true, stream_options: { include_usage: true }, ...parametersGiven() };
+  if (talks()) {
+    const earlier = at("with_earlier").checked ? before.filter((turn) => !turn.broken) : [];
+    const said = earlier.flatMap((turn) => [
+      { role: "user", content: turn.question },
+      { role: "assistant", content: turn.answer },
+    ]);
+    body.messages = [...said, { role: "user", content: question }];
+  } else body.prompt = question;
+  // Drawn here, so that it can be told and used again.
+  if (seed || body.seed === undefined) body.seed = Math.floor(Math.random() * 2 ** 31);
   return body;
 }
 
-/** fetch, with the API key if there is one. */
-function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-  return fetch(path, { ...options, headers });
-}
-
-async function refusal(response) {
-  const retryAfter = response.headers.get("Retry-After");
-  try {
-    return new Refusal((await response.json()).error, response.status, retryAfter);
-  } catch { // a proxy's own page, say
-    return new Refusal({ message: response.statusText || "—" }, response.status, retryAfter);
-  }
-}
-
-/** The data of server-sent events, however they are cut into packets. */
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) yield part.replace(/^data: /, "");
-  }
-}
-
-/** Shows an answer while it comes; returns what is to be told of it. Throws Refusal, or TypeError without a network. */
-async function complete(body, signal) {
-  const response = await ask(body.messages ? "v1/chat/completions" : "v1/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw await refusal(response);
-  const text = at("written").appendChild(document.createTextNode(""));
-  let finish = null;
-  let tokens = 0;
-  for await (const event of events(response.body)) {
-    if (event === "[DONE]") return { finish, tokens };
-    const { error, choices, usage } = JSON.parse(event);
-    if (error) throw new Refusal(error);
-    text.appendData(choices[0]?.text ?? choices[0]?.delta?.content ?? "");
-    finish = choices[0]?.finish_reason ?? finish;
-    tokens = usage?.completion_tokens ?? tokens;
-  }
-  throw new TypeError("the stream ended early");
-}
-
-async function write() {
+/** Asks for an answer to what stands in the box; with `anew` for another one to the last question. */
+async function write(anew = false) {
   if (writing) return;
-  const body = request();
+  const kept = turns;
+  const before = talks() ? turns.slice(0, anew ? -1 : undefined) : [];
+  const question = anew ? turns.at(-1).question : at("prompt").value;
+  const body = request(question, before, anew);
+  const turn = { question, answer: "" };
+  turns = [...before, turn];
   writing = new AbortController();
-  begin(body);
+  begin(anew);
   const started = performance.now();
   try {
-    const { finish, tokens } = await complete(body, writing.signal);
+    const { finish, tokens } = await receive(turn, body);
     const seconds = (performance.now() - started) / 1000;
     const speed = `${tokens} tokens · ${seconds.toFixed(1)} s · ${(tokens / seconds).toFixed(0)} tokens/s`;
     const own = finish === "stop";
@@ -103,48 +57,75 @@ async function write() {
       `${own ? "Ended by itself" : "Length limit"} · ${speed} · seed ${body.seed}`);
   } catch (error) {
     if (error.name === "AbortError") say(at("status"), `已停止 · 种子 ${body.seed}`, `Stopped · seed ${body.seed}`);
-    else complain(error);
+    else turn.broken = true;
+    if (!turn.answer) turns = kept;
+    if (!anew && talks() && (turn.broken || !turn.answer)) at("prompt").value ||= question; // nothing typed is lost
+    if (turn.broken) complain(error);
   } finally {
-    if (body.messages && at("error").hidden) turns = [...body.messages, { role: "assistant", content: at("written").textContent }];
     writing = null;
-    show(false);
+    showTurns();
+    show();
   }
+}
+
+/** Shows an answer while it comes; returns how it ended. */
+async function receive(turn, body) {
+  let finish = null;
+  let tokens = 0;
+  const text = at("written").appendChild(document.createTextNode(""));
+  for await (const piece of answer(body, writing.signal)) {
+    const below = document.documentElement.scrollHeight - scrollY - innerHeight < 80;
+    turn.id = piece.id;
+    turn.answer += piece.text;
+    text.appendData(piece.text);
+    finish = piece.finish ?? finish;
+    tokens = piece.tokens ?? tokens;
+    if (talks() && below) scrollTo(0, document.documentElement.scrollHeight);
+  }
+  return { finish, tokens };
+}
+
+function begin(anew) {
+  if (talks() && !anew) at("prompt").value = "";
+  at("error").hidden = true;
+  for (const input of at("ask").querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+  say(at("status"), "正在写……", "Writing …");
+  showTurns();
+  show();
+  if (talks()) scrollTo(0, document.documentElement.scrollHeight);
 }
 
 // --- showing ---
 
-function begin(body) {
-  at("given").textContent = body.prompt ?? "";
-  at("talk").replaceChildren(...(body.messages ?? []).map(({ role, content }) => {
-    const said = document.createElement("p");
-    said.className = role;
-    said.textContent = content;
-    return said;
-  }));
-  at("written").replaceChildren();
-  at("answer").hidden = false;
-  at("error").hidden = true;
-  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
-  say(at("status"), "正在写……", "Writing …");
-  show(true);
+function showTurns() {
+  const last = turns.at(-1);
+  const said = (className, text) => make("p", { className }, text);
+  const earlier = turns.slice(0, -1).flatMap((turn) => [said("user", turn.question), said("assistant", turn.answer)]);
+  at("talk").replaceChildren(...(talks() ? [...earlier, ...(last ? [said("user", last.question)] : [])] : []));
+  at("given").textContent = talks() ? "" : (last?.question ?? "");
+  at("written").textContent = last?.answer ?? "";
+  at("answer").hidden = !last;
 }
 
 /** Buttons while writing and not; the focus doesn't fall off the one that goes. */
-function show(busy) {
+function show() {
+  const busy = Boolean(writing);
   const [off, on] = busy ? [at("write"), at("stop")] : [at("stop"), at("write")];
   const focused = document.activeElement === off;
-  on.disabled = false;
-  if (focused) on.focus();
-  off.disabled = true;
-  at("copy").disabled = busy || at("answer").hidden;
-  at("anew").hidden = busy || !turns.length;
+  on.disabled = on.hidden = false;
+  if (focused) (talks() && !busy ? at("prompt") : on).focus();
+  off.disabled = off.hidden = true;
+  const done = !busy && turns.length > 0;
+  at("tools").hidden = at("copy").disabled = !done;
+  at("edit").hidden = at("anew").hidden = !done || !talks();
+  askAbout(done && card?.feedback && turns.at(-1).id ? turns.at(-1) : null);
   at("answer").setAttribute("aria-busy", String(busy));
+  document.body.classList.toggle("empty", !turns.length);
 }
 
 function complain(error) {
-  say(at("status"), "");
-  if (!at("written").textContent) at("answer").hidden = true;
   at("error").hidden = false;
+  say(at("status"), "");
   if (!(error instanceof Refusal)) {
     say(at("error"), "服务器没有回应，或连接中断了。", "The server doesn't answer, or the connection broke off.");
     look();
@@ -153,11 +134,13 @@ function complain(error) {
   if (error.status === 401) askForKey();
   const wait = error.retryAfter;
   const status = error.status ? `${error.status} · ` : "";
-  say(at("error"), `${status}${error.inChinese}${wait ? ` · 请 ${wait} 秒后再试` : ""}`,
+  const { text, detail } = error.inChinese;
+  const words = detail && make("small", { lang: "en-US" }, detail); // the server's own
+  say(at("error"), [`${status}${text}${wait ? ` · 请 ${wait} 秒后再试` : ""}`, words],
     `${status}${error.message}${wait ? ` · try again in ${wait} s` : ""}`);
-  const input = { stop: at("stop_texts"), messages: at("prompt") }[error.field] ?? at(error.field ?? "");
-  if (input && form.contains(input)) {
-    input.closest("details")?.setAttribute("open", "");
+  const input = ["prompt", "messages"].includes(error.field) ? at("prompt") : inputOf(error.field);
+  if (input) {
+    for (let box = input.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
     input.setAttribute("aria-invalid", "true");
     input.focus();
   }
@@ -165,20 +148,16 @@ function complain(error) {
 
 function offer(examples) {
   for (const old of at("examples").querySelectorAll("button")) old.remove();
-  at("examples").append(...examples.map((example) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.lang = "zh-CN";
-    button.textContent = example;
-    button.addEventListener("click", () => {
-      at("prompt").value = example;
-      write();
-    });
-    return button;
-  }));
+  at("examples").append(...examples.map((text) => make("button", {
+    type: "button",
+    lang: "zh-CN",
+    title: text,
+    onclick: () => { at("prompt").value = text; write(); },
+  }, text)));
+  at("examples").hidden = !examples.length;
 }
 
-/** The text with its prompt, as it is shown. Without https the clipboard is there for selections alone. */
+/** The text with what it continues, as it is shown. Without https the clipboard is there for selections alone. */
 async function copy() {
   const text = at("answer").textContent;
   if (navigator.clipboard) await navigator.clipboard.writeText(text);
@@ -192,35 +171,35 @@ async function copy() {
   say(at("copy"), "复制", "Copy");
 }
 
-function tell(name, zh, en = zh) {
-  const cell = document.querySelector(`[data-fact="${name}"]`);
-  cell.parentElement.hidden = !zh;
-  say(cell, zh, en);
+/** Puts the last question back into the box; its answer goes. */
+function edit() {
+  const last = turns.at(-1);
+  turns = turns.slice(0, -1);
+  at("prompt").value = last.question;
+  forgetWords();
+  at("prompt").focus();
 }
 
-function showCard() {
-  const { architecture: a, run } = card;
-  const count = (number) => number.toLocaleString("en");
-  tell("name", card.name);
-  tell("parameters", count(card.parameters));
-  tell("architecture", `${a.num_hidden_layers} 层 × ${a.hidden_size}，${a.num_attention_heads} 头，${a.max_position_embeddings} 位置`,
-    `${a.num_hidden_layers} layers × ${a.hidden_size}, ${a.num_attention_heads} heads, ${a.max_position_embeddings} positions`);
-  const kind = { character: ["逐字", "characters"], bpe: ["字节对", "BPE"] }[card.tokenizer] ?? [card.tokenizer, card.tokenizer];
-  tell("tokenizer", `${kind[0]}，${count(a.vocab_size)} 个`, `${kind[1]}, ${count(a.vocab_size)} ids`);
-  const rows = Object.entries(run.rows).map(([split, n]) => `${split} ${count(n)}`).join(", ");
-  const data = [run.data, rows].filter(Boolean).join(": ");
-  tell("data", data && `${data}${rows ? " 行" : ""}`, `${data}${rows ? " rows" : ""}`);
-  tell("parent", run.parent);
-  tell("scores", Object.entries(run.scores).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join("\n"));
-  tell("run_id", run.run_id);
-  const commit = run.commit?.slice(0, 12);
-  tell("commit", commit && commit + (run.dirty ? "（有改动）" : ""), commit + (run.dirty ? " (changed)" : ""));
-  at("card").hidden = false;
-  at("max_tokens").value = Math.min(Number(at("max_tokens").value) || 64, card.max_tokens);
-  document.title = `${card.name} · 墨韵 moyun`;
+/** Begins another conversation. */
+function forget() {
+  turns = [];
+  forgetWords();
+}
+
+function forgetWords() {
+  say(at("status"), "");
+  at("error").hidden = true;
+  showTurns();
+  show();
 }
 
 // --- whether the server is there ---
+
+/** state: ready, waiting or gone. */
+function tellState(state, zh, en) {
+  at("state").className = state;
+  if (at("state").textContent !== zh + en) say(at("state"), zh, en); // said aloud, so not again and again
+}
 
 function askForKey() {
   if (!at("lock").hidden) return; // somebody may be typing elsewhere
@@ -228,68 +207,84 @@ function askForKey() {
   at("key").focus();
 }
 
-/** Tells at the top how the server is; the first time, and when it has been away, it asks for the model's card. */
-async function look() {
-  const known = card && at("state").classList.contains("ready");
+/** Tells at the top how the server is. Reads the model's card at first, when the server was away, and now and then. */
+async function look(readCard = false) {
   try {
-    const response = await ask(known ? "ready" : "card");
-    if (response.ok) {
-      if (!known) meet(await response.json());
-      return;
-    }
-    at("state").classList.remove("ready");
+    let response = await ask("ready");
+    if (response.ok && card && !readCard && at("state").className === "ready") return;
+    if (response.ok) response = await ask("card");
+    if (response.ok) return meet(await response.json());
+    const status = await response.clone().json().then((body) => body.status, () => null); // of /ready
+    const problem = status ? new Refusal({ message: `the server is ${status}`, code: status }) : await refusal(response);
     if (response.status === 401) askForKey();
-    const problem = known ? new Refusal({ message: `the server is ${(await response.json()).status}` }) : await refusal(response);
-    say(at("state"), problem.inChinese, problem.message);
+    const waits = status || problem.status === 401;
+    tellState(waits ? "waiting" : "gone", problem.inChinese.text, problem.message);
   } catch {
-    at("state").classList.remove("ready");
-    say(at("state"), "服务器没有回应", "the server doesn't answer");
+    tellState("gone", "服务器没有回应", "the server doesn't answer");
   }
 }
 
 /** Shows what model it is. */
 function meet(model) {
-  if (card?.name !== model.name) forget();
+  const other = card?.name !== model.name || card.template !== model.template;
+  if (other && writing) return; // what is being written is shown to its end
   card = model;
   at("lock").hidden = true;
-  say(at("state"), `${card.name} · 就绪`, `${card.name} · ready`);
-  at("state").classList.add("ready");
-  offer(card.examples);
-  showCard();
+  if (other) welcome(taskOf(model));
+  tellState("ready", `${card.name} · 就绪`, `${card.name} · ready`);
+  showCard(card);
+  if (!writing) show();
 }
 
-/** Begins another conversation. */
-function forget() {
-  turns = [];
-  at("talk").replaceChildren();
-  at("answer").hidden = true;
-  say(at("status"), "");
-  show(false);
+/** The form as it suits the model. */
+function welcome(task) {
+  const [zh, en, keys] = talks() ? ["发送", "Send", "↵"] : ["续写", "Write", "Ctrl ↵"];
+  say(at("write"), [zh, make("kbd", {}, keys)], [en, make("kbd", {}, keys)]);
+  say(at("prompt-label"), ...task.label);
+  placeholder(at("prompt"), ...task.hint);
+  at("earlier").hidden = !talks();
+  at("with_earlier").checked = !task.alone;
+  if (talks()) at("writing").append(at("error"), at("composer"));
+  else at("writing").prepend(at("composer"), at("error"));
+  document.body.classList.toggle("talks", talks());
+  offer(card.examples.length ? card.examples : (task.examples ?? []));
+  offerFields(card, task.generation, [...FIRST, ...(talks() ? [] : OF_VERSE)]);
+  forget();
 }
 
 async function watch() {
-  for (;;) {
-    await look();
+  for (let count = 1; ; count += 1) {
+    if (!document.hidden) await look(count % CARD_LOOKS === 0);
     await sleep(LOOK_SECONDS);
   }
 }
 
+function onKey(event) {
+  if (event.isComposing) return; // an input method's own
+  if (event.key === "Escape") writing?.abort();
+  // In a conversation Enter alone sends, where there is a keyboard whose Shift can make a line end.
+  const enters = talks() && event.target === at("prompt") && !event.shiftKey && matchMedia("(hover: hover)").matches;
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey || enters)) return;
+  event.preventDefault();
+  if (at("feedback").contains(event.target)) at("send").click();
+  else write();
+}
+
 at("language").addEventListener("click", () => speak(document.documentElement.lang === "zh" ? "en" : "zh"));
 at("copy").addEventListener("click", copy);
+at("again").addEventListener("click", () => write(true));
+at("edit").addEventListener("click", edit);
 at("anew").addEventListener("click", () => { forget(); at("prompt").focus(); });
 at("lock").addEventListener("submit", (event) => {
   event.preventDefault();
-  key = at("key").value.trim();
-  keep(() => sessionStorage.setItem("key", key)); // gone with the tab
+  useKey(at("key").value.trim());
   look();
 });
 at("stop").addEventListener("click", () => writing?.abort());
-form.addEventListener("submit", (event) => { event.preventDefault(); write(); });
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
-  if (event.key === "Escape" && !event.isComposing) writing?.abort();
-});
+at("ask").addEventListener("submit", (event) => { event.preventDefault(); write(); });
+document.addEventListener("keydown", onKey);
+document.addEventListener("visibilitychange", () => document.hidden || look());
+listenForThumbs(complain);
 speak(firstLanguage());
 if (!matchMedia("(min-width: 56rem)").matches) for (const id of ["parameters", "card"]) at(id).open = false;
-key = keep(() => sessionStorage.getItem("key"));
 watch();
