@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ....system.signals import STOP_SIGNALS
 from ....tokenizer.tokenizer import load_tokenizer
 from ..prometheus import Metrics
 from .messages import AskNewest, Failed, Found, Newest, Ready, Setup
 from .model_client import ModelClient
+from .python_process import start_python
 from .served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -278,25 +275,3 @@ async def first_of(*works: Coroutine[Any, Any, Any]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def start_python(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """`python -m` with a socket's number as its argument, in an interpreter that imports from where this one does. Here
-    the socket is closed.
-
-    Ctrl-C in a terminal, and SIGTERM of systemd, come to both processes: the new one leaves it to this one what to
-    do about them. So they are blocked when it starts.
-    """
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-P", "-m", module, str(connection.fileno())]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        with connection:
-            return subprocess.Popen(
-                command,
-                pass_fds=[connection.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": path},
-            )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
