@@ -18,10 +18,9 @@ from modules.config.base import TrackingConfig
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
-from pipelines.cli import serving
 from pipelines.cli.serving import GivenModel
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
-from tests.helpers.server_tools import until
+from tests.helpers.server_tools import address_in, until
 
 
 @pytest.fixture
@@ -72,16 +71,39 @@ def test_the_command_follows_champion(registered: MlflowClient, store: Path) -> 
     assert line == "no newer version can be found: the alias names none; going on with version 2"
 
 
+@pytest.mark.server
+def test_a_damaged_version_is_refused_without_torch_in_the_servers_process(
+    registered: MlflowClient, store: Path
+) -> None:
+    """The error's own class would import it, for seconds in which nobody is answered."""
+    source = registered.get_model_version("poet", "2").source
+    (weights,) = Path(mlflow.artifacts.download_artifacts(source)).glob("artifacts/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + b"damaged!")
+    command = [sys.executable, "-m", "pipelines.serve", "model=models:/poet@champion", "port=0", "follow_seconds=0.3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    log = store / "log"
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            command, cwd=store, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        url = address_in(started)
+        registered.set_registered_model_alias("poet", "champion", "2")
+        until(log.read_text)
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["version"] == "1"
+        assert not [entry for entry in psutil.Process(started.pid).memory_maps() if "torch" in entry.path]
+    finally:
+        started.kill()
+        started.wait()
+    assert log.read_text().startswith("version 2 isn't served: ")
+
+
 def address_in_line(line: str) -> str:
     return line[line.index("http://") :].partition("/ in a browser")[0]
 
 
-def test_what_has_no_alias_is_not_followed(
-    registered: MlflowClient, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving, "redact_output", lambda: None)
-    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
-    for place, version in (("models:/poet@champion", "1"), ("models:/poet/2", None), (str(store / "made-2"), None)):
+def test_a_version_is_the_one_that_its_alias_or_its_number_names(registered: MlflowClient, store: Path) -> None:
+    for place, version in (("models:/poet@champion", "1"), ("models:/poet/2", "2"), (str(store / "made-2"), None)):
         source = GivenModel(place, TrackingConfig(), {})
         assert source.newest() == version
         folder = source.find(version)
@@ -89,9 +111,7 @@ def test_what_has_no_alias_is_not_followed(
         assert f"run_id: {number}abc" in (folder / "run.yaml").read_text()
 
 
-def test_a_store_that_is_not_there_is_not_made(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "redact_output", lambda: None)
-    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
+def test_a_store_that_is_not_there_is_not_made(store: Path) -> None:
     (store / "mlflow.db").unlink()
     source = GivenModel("models:/poet@champion", TrackingConfig(), {})
     assert source.newest() is None
