@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ....system.signals import STOP_SIGNALS
 from ....tokenizer.tokenizer import load_tokenizer
 from ..prometheus import Metrics
 from .messages import AskNewest, Failed, Found, Newest, Ping, Ready, Setup
 from .model_client import ModelClient
+from .python_process import start_python
 from .served_model import ServedModel
 
 CHILD = "modules.inference.server.model_process.child"
@@ -29,12 +27,12 @@ class ProcessLostError(Exception):
     """The model's process has died; the message says how."""
 
 
-class LoadError(Exception):
-    """The model can't be served. `failed` has the exception, which it may take torch to read."""
+class NotServedError(Exception):
+    """Why a model can't be served. `error` is the exception, which it may take torch to read."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(failed.why)
-        self.failed = failed
+        self.error = failed.error
 
 
 class RegistryError(Exception):
@@ -64,9 +62,8 @@ class ModelProcess:
         loop = asyncio.get_running_loop()
         try:
             ours, theirs = socket.socketpair()
-            with theirs:
-                self.transport, _ = await loop.create_unix_connection(lambda: self.client, sock=ours)
-                self.process = start_python(CHILD, theirs)
+            self.transport, _ = await loop.create_unix_connection(lambda: self.client, sock=ours)
+            self.process = await asyncio.to_thread(start_python, CHILD, theirs)  # on a busy machine it takes a while
         except OSError as error:
             raise ProcessLostError(f"it can't be started: {error.strerror}") from error
         self.client.send(self.setup)
@@ -82,14 +79,15 @@ class ModelProcess:
             await asyncio.to_thread(self.process.wait)
 
     async def load(self, found: Callable[[Found], None]) -> None:
-        """Has the model verified and warm. Raises LoadError, ProcessLostError, or ValueError.
+        """Has the model verified and warm. Raises NotServedError, ProcessLostError, or ValueError for what
+        doesn't fit.
 
         found: is called before it is loaded.
         """
         while True:
             message = await self.next_message()
             if isinstance(message, Failed):
-                raise LoadError(message)
+                raise NotServedError(message)
             if isinstance(message, Found):
                 self.version, self.folder = message.version, message.folder
                 found(message)
@@ -144,23 +142,3 @@ class ModelProcess:
             return f"exit code {code}"
         memory = ": the system does so when memory runs out" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{memory}"
-
-
-def start_python(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """`python -m` with a socket's number as its argument, in an interpreter that imports from where this one does.
-
-    Ctrl-C in a terminal, and SIGTERM of systemd, come to both processes: the new one leaves it to this one what to
-    do about them. So they are blocked when it starts.
-    """
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-P", "-m", module, str(connection.fileno())]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        return subprocess.Popen(
-            command,
-            pass_fds=[connection.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

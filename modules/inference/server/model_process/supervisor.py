@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .messages import Found, Setup
-from .process_handle import LoadError, ModelProcess, ProcessLostError, RegistryError
+from .process_handle import ModelProcess, NotServedError, ProcessLostError, RegistryError
 from .served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ class Supervisor:
                 following = asyncio.create_task(self.follow())
             while True:
                 await self.keep(self.current)
-        except LoadError as error:
-            raise pickle.loads(error.failed.error) from None
         finally:
             if following:
                 following.cancel()
@@ -94,10 +92,12 @@ class Supervisor:
                 await self.serve(replace(self.setup, version=process.version, folder=process.folder))
 
     async def serve(self, setup: Setup) -> None:
-        """`take_over`, with patience for a process that dies."""
+        """`take_over`, with patience for a process that dies. Raises what keeps the model from being served."""
         for left in reversed(range(LOADS)):
             try:
                 await self.take_over(setup)
+            except NotServedError as failed:
+                raise pickle.loads(failed.error) from None
             except ProcessLostError as lost:
                 if not left:
                     raise ValueError(f"the model's process died {LOADS} times while it loaded: {lost}") from None
