@@ -13,7 +13,6 @@ from modules.inference.server.access import API_KEY, ApiKeys, read_key
 from modules.inference.server.lifecycle import Lifecycle
 from modules.inference.server.model_process.messages import Found
 from modules.inference.server.model_process.served_model import ServedModel
-from modules.inference.server.records.ratings import Recorder
 from modules.system.redaction import FROM_ENVIRONMENT
 
 from .cli.command_line import run_stage
@@ -22,26 +21,17 @@ from .cli.serving import GivenModel
 
 
 def serve(config: ServeConfig) -> None:
-    """`serve_model`, and with `traces` what is asked and answered is sent to MLflow."""
-    if not config.traces:
-        serve_model(config)
-        return
-    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
+    """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for.
 
-    with sending_traces(config) as (sender, where):
-        say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
-        serve_model(config, sender)
-
-
-def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
-    """Until SIGTERM or Ctrl-C. Raises ValueError for a model that can't be found, verified or listened for."""
+    With `traces` what is asked and answered is sent to MLflow.
+    """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it has a line for each client that hangs up
     key = read_key(os.environ)
     place = Path(config.model) if is_registered(config.model) else model_folder(config.model)
     model = config.model if is_registered(config.model) else str(place)
     source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
     name = config.name or name_of(config.model, place)
-    server = Lifecycle(config, source, name, key, recorder)
+    server = Lifecycle(config, source, name, key)
 
     def found(model: Found) -> None:
         if not server.this_machine_only:
@@ -56,7 +46,14 @@ def serve_model(config: ServeConfig, recorder: Recorder | None = None) -> None:
         origin = ", ".join(f"{what.partition('_')[0]} {which}" for what, which in model.origin.items())
         say(ready_line(f"{name} ({origin})" if origin else name, server.address, key))
 
-    server.run(ready, found)
+    if not config.traces:
+        server.run(ready, found)
+        return
+    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
+
+    with sending_traces(config) as (server.service.recorder, where):
+        say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
+        server.run(ready, found)
 
 
 def ready_line(name: str, address: str, keys: ApiKeys | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,9 @@ class GivenModel(Source):
     """What the server's configuration looked up in the environment."""
 
     def newest(self) -> str | None:
-        name, _, alias = self.model.removeprefix("models:/").partition("@")
-        if not self.model.startswith("models:/") or not alias:
-            return None
-        self.settle()
+        name, number, alias = self.parts()
+        if not alias:
+            return number or None
         from modules.tracking.outbox.store import is_there
         from modules.tracking.outbox.store_check import require_store
         from modules.tracking.registry import version_with_alias
@@ -41,9 +41,14 @@ class GivenModel(Source):
         return str(found.version) if found else None
 
     def find(self, version: str | None) -> Path:
-        self.settle()
-        place = f"{self.model.partition('@')[0]}/{version}" if version else self.model
+        place = f"models:/{self.parts()[0]}/{version}" if version else self.model
         return find_model(place, self.tracking)
+
+    def parts(self) -> tuple[str, str, str]:
+        """Name, number and alias of a registered model, as far as they are given."""
+        found = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))/?", self.model, re.ASCII)
+        name, number, alias = found.groups("") if found else ("", "", "")
+        return name, number, alias
 
     def settle(self) -> None:
         FROM_ENVIRONMENT.update(self.secrets)

@@ -51,7 +51,12 @@ class Fails(Source):
     what: str
 
     def find(self, version: str | None) -> Path:
-        errors = {"user": ValueError("no such thing"), "own": ZeroDivisionError("ours"), "odd": OddError(1, 2)}
+        errors: dict[str, BaseException] = {
+            "user": ValueError("no such thing"),
+            "own": ZeroDivisionError("ours"),
+            "odd": OddError(1, 2),
+            "exit": SystemExit("a library's"),
+        }
         raise errors[self.what]
 
 
@@ -66,6 +71,7 @@ class Alias(Source):
 
     def find(self, version: str | None) -> Path:
         assert version
+        self.newest()  # which fails while the registry is away
         return self.registry / version
 
     def move(self, version: str) -> None:

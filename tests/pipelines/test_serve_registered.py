@@ -18,7 +18,6 @@ from modules.config.base import TrackingConfig
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
-from pipelines.cli import serving
 from pipelines.cli.serving import GivenModel
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.server_tools import until
@@ -84,12 +83,8 @@ def address_in_line(line: str) -> str:
     return line[line.index("http://") :].partition("/ in a browser")[0]
 
 
-def test_what_has_no_alias_is_not_followed(
-    registered: MlflowClient, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving, "redact_output", lambda: None)
-    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
-    for place, version in (("models:/poet@champion", "1"), ("models:/poet/2", None), (str(store / "made-2"), None)):
+def test_a_version_is_the_one_that_its_alias_or_its_number_names(registered: MlflowClient, store: Path) -> None:
+    for place, version in (("models:/poet@champion", "1"), ("models:/poet/2", "2"), (str(store / "made-2"), None)):
         source = GivenModel(place, TrackingConfig(), {})
         assert source.newest() == version
         folder = source.find(version)
@@ -97,9 +92,7 @@ def test_what_has_no_alias_is_not_followed(
         assert f"run_id: {number}abc" in (folder / "run.yaml").read_text()
 
 
-def test_a_store_that_is_not_there_is_not_made(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "redact_output", lambda: None)
-    monkeypatch.setattr(serving, "quieten_libraries", lambda: None)
+def test_a_store_that_is_not_there_is_not_made(store: Path) -> None:
     (store / "mlflow.db").unlink()
     source = GivenModel("models:/poet@champion", TrackingConfig(), {})
     assert source.newest() is None

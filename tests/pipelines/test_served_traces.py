@@ -25,6 +25,7 @@ from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines.prepare import prepare
+from pipelines.serve import serve
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 KEY = "al1ce-k3y"
@@ -136,6 +137,16 @@ def test_without_a_store_that_can_be_used_nothing_is_served(store: Path, tokeniz
     )
     assert found.returncode == 1
     assert "the tracking store http://127.0.0.1:9 can't be used: connection refused" in found.stderr
+
+
+@pytest.mark.parametrize(("key", "place"), [("", "models:/poet/1"), ("k3y", "nowhere")])
+def test_what_cannot_be_served_is_refused_before_a_store_is_made(
+    store: Path, monkeypatch: pytest.MonkeyPatch, key: str, place: str
+) -> None:
+    monkeypatch.setenv("MOYUN_API_KEY", key)
+    with pytest.raises(ValueError, match="which can't be an API key" if not key else "nowhere"):
+        serve(load_config("serve", [f"model={place}", "port=0", "traces=1"]))
+    assert not (store / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])

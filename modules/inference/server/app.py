@@ -20,7 +20,7 @@ from ...config.generation import LimitsConfig
 from .access import Access
 from .model_process.model_client import QueueFullError
 from .model_process.served_model import ServedModel
-from .prometheus import Metrics
+from .prometheus import CLIENT_GONE, Metrics, outcome_of
 from .protocols import chat, mlflow_protocol, openai
 from .protocols.openai import OUTCOME, EventStream
 from .records.ratings import Recorder, take_feedback
@@ -38,18 +38,6 @@ from .web_page import PAGE_FILES, page_file
 
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
-
-CLIENT_GONE = 499
-"""nginx's status for a client that closed the connection; only the metrics see it."""
-
-OUTCOME_OF_STATUS = {
-    200: "ok",
-    503: "overloaded",
-    504: "timeout",
-    408: "timeout",
-    CLIENT_GONE: "disconnected",
-    500: "failed",
-}
 
 ENDPOINTS = {
     "/v1/completions": "completions",
@@ -295,5 +283,5 @@ class Observer:
 
 async def noting_status(scope: Scope, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        scope[OUTCOME] = OUTCOME_OF_STATUS.get(message["status"], "refused")
+        scope[OUTCOME] = outcome_of(message["status"])
     await send(message)

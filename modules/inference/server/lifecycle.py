@@ -30,7 +30,6 @@ from .app import Service, create_app
 from .model_process.messages import Folder, Found, Setup, Source
 from .model_process.served_model import ServedModel
 from .model_process.supervisor import Supervisor
-from .records.ratings import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -177,14 +176,7 @@ class QuietServer(uvicorn.Server):
 class Lifecycle:
     """One server, in this process but for the model. Raises ValueError where it can't listen."""
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        source: Source | Path,
-        name: str,
-        key: ApiKeys | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
+    def __init__(self, config: ServeConfig, source: Source | Path, name: str, key: ApiKeys | None = None) -> None:
         """What is served to whom.
 
         Args:
@@ -192,7 +184,6 @@ class Lifecycle:
             source: The model's folder, or what finds it.
             name: What clients call the model.
             key: The API key, or keys, one of which clients must send.
-            recorder: Is told of what was asked and answered.
         """
         self.config = config
         source = source if isinstance(source, Source) else Folder(source)
@@ -201,7 +192,7 @@ class Lifecycle:
         self.address = address_of(self.listener)
         host = self.listener.getsockname()[0]
         self.this_machine_only = ipaddress.ip_address(host).is_loopback
-        self.service = Service(name, config.limits, access_of(config, host, key), recorder)
+        self.service = Service(name, config.limits, access_of(config, host, key))
 
     def run(self, ready: Callable[[ServedModel], None], found: Callable[[Found], None] = lambda found: None) -> None:
         """Serves until SIGTERM or SIGINT. Raises what keeps the model from being served, CheckpointError if damaged.

@@ -9,6 +9,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 OUTCOMES = ("ok", "refused", "overloaded", "timeout", "disconnected", "failed")
 
+CLIENT_GONE = 499
+"""nginx's status for a client that closed the connection; only the metrics see it."""
+
+OUTCOME_OF_STATUS = {
+    200: "ok",
+    503: "overloaded",
+    504: "timeout",
+    408: "timeout",
+    CLIENT_GONE: "disconnected",
+    500: "failed",
+}
+
 
 class Metrics:
     """One server's; a registry of its own, since several may live in one process."""
@@ -71,3 +83,7 @@ class Metrics:
     def text(self) -> bytes:
         """Prometheus's text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def outcome_of(status: int) -> str:
+    return OUTCOME_OF_STATUS.get(status, "refused")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import requests
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from ...config.base import is_registered, model_folder
+from ..outbox.store import is_refusal, why
+
+logger = logging.getLogger("moyun.tracking")
 
 MODEL_ID = re.compile(r"models:/(m-[0-9a-f]{32})/?")
 REGISTERED = re.compile(r"models:/([^/@]+)(?:@[^/@]+|/(\d+))/?")
@@ -29,7 +35,13 @@ class ModelLinks:
         """card: the model's; a version that it tells is the one which answered, also after an alias has moved."""
         version = None if card.get("version") is None else str(card["version"])
         if version not in self.found:
-            self.found[version] = self.look_up(version)
+            try:
+                self.found[version] = self.look_up(version)
+            except (MlflowException, OSError, ValueError) as error:
+                if may_pass(error):
+                    raise
+                logger.warning("traces: the model %s isn't linked to them: %s", self.place, why(error))
+                self.found[version] = None, version
         return self.found[version]
 
     def look_up(self, number: str | None) -> Links:
@@ -47,3 +59,9 @@ class ModelLinks:
 
         model = known_model(self.place, model_folder(self.place))
         return str(model.model_id) if model else None, None
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the store is away; else it has no such version any more, or the folder isn't there to be compared."""
+    known = isinstance(error, MlflowException | requests.RequestException)
+    return known and not is_refusal(error) and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,13 +160,12 @@ def rows_of(examples: Sequence[Example], take: str, counts: Counter[str]) -> lis
             row[RATINGS].append("corrected")
         if example.rating is not None and (row := rows.get(key_of(example, example.text))):
             row[RATINGS].append("up" if example.rating else "down")
+    disliked: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for example in examples:
+        if example.rating is False or example.correction is not None:
+            disliked[json.dumps(example.question)][example.text] = None
     for (question, text), row in rows.items():
-        disliked = (
-            e
-            for e in examples
-            if (e.rating is False or e.correction is not None) and json.dumps(e.question) == question
-        )
-        row[REJECTED] = list(dict.fromkeys(example.text for example in disliked if example.text != text))
+        row[REJECTED] = [other for other in disliked[question] if other != text]
     return in_columns(list(rows.values()))
 
 

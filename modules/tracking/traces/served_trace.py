@@ -142,7 +142,16 @@ def token_usage(record: AnswerRecord) -> dict[str, int]:
 
 def in_json(value: Any) -> str:
     """Without what the environment holds that is secret."""
-    return hide_values(json.dumps(value, ensure_ascii=False))
+    return json.dumps(without_secrets(value), ensure_ascii=False)
+
+
+def without_secrets(value: Any) -> Any:
+    """Hidden in each text by itself: a secret of digits may look like a number, which has to stay one."""
+    if isinstance(value, dict):
+        return {name: without_secrets(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(part) for part in value]
+    return hide_values(value) if isinstance(value, str) else value
 
 
 def preview_of(value: Any) -> str:

@@ -173,6 +173,9 @@ def test_every_refusal_of_a_parameter_is_in_chinese(tab: Page, tokenizer: Tokeni
     ("problem", "status", "text"),
     [
         ({"message": "the engine was hit by a stone", "code": "overloaded"}, 503, "排队的人太多，请稍后再试"),
+        ({"message": "x", "code": "model_lost"}, None, "写到一半，模型的进程停了，正在重新启动，请稍后再试"),
+        ({"message": "x", "code": "model_failed"}, None, "模型在这个请求上出错了，原因在服务器的日志里"),
+        ({"message": "x", "code": "answer_not_found"}, 404, "服务器已经不记得这段文字，不能再评价了"),
         ({"message": "temperature is too warm for the season", "param": "temperature"}, 400, "温度有误"),
         ({"message": "nobody is in"}, 503, "服务器现在不接受请求"),
         ({"message": "Bad Gateway"}, 502, "服务器没有回应代理"),
@@ -181,8 +184,10 @@ def test_every_refusal_of_a_parameter_is_in_chinese(tab: Page, tokenizer: Tokeni
     ids=lambda value: str(value)[:30],
 )
 def test_a_refusal_that_nobody_foresaw_is_told_by_what_it_is_about(
-    tab: Page, tokenizer: Tokenizer, problem: dict[str, str], status: int, text: str
+    tab: Page, tokenizer: Tokenizer, problem: dict[str, str], status: int | None, text: str
 ) -> None:
     with of_task(tab, tokenizer, "couplets"):
-        found = tab.value(f"import('./refusals.js').then((all) => all.inChinese({json.dumps(problem)}, {status}))")
+        found = tab.value(
+            f"import('./refusals.js').then((all) => all.inChinese({json.dumps(problem)}, {json.dumps(status)}))"
+        )
     assert found == {"text": text, "detail": "" if "code" in problem else problem["message"]}

@@ -113,6 +113,23 @@ def test_thumbs_go_to_the_server(tab: Page, tokenizer: Tokenizer) -> None:
         assert second.id not in (first.id, "")
 
 
+def test_what_is_typed_about_a_text_stays_while_the_page_looks_at_the_server(tab: Page, tokenizer: Tokenizer) -> None:
+    """It reads the model's card again when the server was away, and every half minute."""
+    with of_task(tab, tokenizer, "instructions", feedback=True) as running:
+        tab.type("#max_tokens", "6")
+        ask_in_turns(tab, "春")
+        tab.click("#down")
+        tab.type("#comment", "不通")
+        tab.type("#correction", "花开了")
+        for state, shown in (("draining", "waiting"), ("ready", "ready")):
+            running.service.state = state  # type: ignore[assignment]
+            tab.value("document.dispatchEvent(new Event('visibilitychange'))")
+            tab.until(f"document.querySelector('#state').className === '{shown}'")
+        typed = ["comment", "correction"]
+        assert [tab.value(f"document.querySelector('#{name}').value") for name in typed] == ["不通", "花开了"]
+        assert not tab.value("document.querySelector('#feedback').hidden")
+
+
 def test_no_thumbs_where_nobody_keeps_them(tab: Page, tokenizer: Tokenizer) -> None:
     with of_task(tab, tokenizer, "instructions"):
         ask_in_turns(tab, "春")

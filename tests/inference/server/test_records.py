@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from modules.config.generation import GenerationConfig
 from modules.inference.server.access import Access
+from modules.inference.server.protocols.openai import OUTCOME, EventStream
 from modules.inference.server.records.transcript import AnswerRecord, WrittenText
-from modules.inference.server.requests import RequestError
+from modules.inference.server.requests import CompletionRequest, RequestError
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 from tests.helpers.server_tools import Notebook, Served, send_and_keep, served, until
@@ -241,3 +244,24 @@ def test_tokens_of_a_request_that_was_broken_off_count_too(shared: Served, strea
     until(lambda: not shared.engine.running and not shared.service.in_flight)
     shared.pace.seconds = 0.0
     until(lambda: metrics_of(shared, "alice-k3y")[name] == before + shared.pace.passes - passes)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RequestError(400, "form can't be written"), "refused"),
+        (RequestError(503, "the server was stopped before this was done"), "overloaded"),
+        (RequestError(500, "the model failed on this request"), "failed"),
+        (TimeoutError(), "timeout"),
+    ],
+)
+def test_a_stream_that_is_broken_off_counts_as_an_answer_in_one_piece_does(error: Exception, outcome: str) -> None:
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    scope: dict[str, Any] = {}
+    stream = EventStream(None, CompletionRequest([], GenerationConfig()), [], {}, 0)  # type: ignore[arg-type]
+    asyncio.run(stream.break_off(scope, send, error))
+    assert scope[OUTCOME] == outcome
+    assert b'"error"' in sent[0]["body"]

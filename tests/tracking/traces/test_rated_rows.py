@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -19,8 +21,9 @@ from modules.inference.server.records.ratings import Rating
 from modules.inference.server.records.transcript import AnswerRecord
 from modules.system.jsonl import read_jsonl
 from modules.tracking.reuse.stage_key import stage_key
+from modules.tracking.traces import rated_rows
 from modules.tracking.traces.model_links import ModelLinks
-from modules.tracking.traces.rated_rows import rows_of_traces
+from modules.tracking.traces.rated_rows import Example, rows_of, rows_of_traces, turns_of
 from modules.tracking.traces.trace_sender import TraceSender
 from pipelines.prepare import prepare
 from tests.helpers.served_records import answer_record
@@ -176,6 +179,17 @@ def test_more_traces_than_a_page_are_all_read(send: Callable[..., None], monkeyp
     monkeypatch.setattr("modules.tracking.traces.rated_rows.PAGE", 2)
     send(*[(answer_record([poem], [f"答{poem}"]), [UP]) for poem in POEMS])
     assert [row["src_txt"] for row in rows_with()] == POEMS
+
+
+def test_rows_of_many_traces_look_at_each_example_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at all of them for each row, which a hundred thousand traces would never come to the end of."""
+    looks = Mock(side_effect=json.dumps)
+    monkeypatch.setattr(rated_rows, "json", Mock(dumps=looks))
+    examples = [Example(turns_of(str(number % 40)), f"答{number}", "stop", number % 3 != 0) for number in range(240)]
+    rows = rows_of(examples, "good", Counter())
+    assert len(rows) == 160
+    assert rows[0]["rejected"] == ["答81", "答201"]
+    assert looks.call_count <= 3 * len(examples)
 
 
 # --- refusals ---

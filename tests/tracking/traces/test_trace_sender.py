@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from mlflow.entities import Assessment, Feedback, Span, TraceInfo
 from mlflow.exceptions import MlflowException
 
+from modules.config.generation import GenerationConfig
 from modules.inference.server.records.ratings import Rating
 from modules.inference.server.requests import RequestError
 from modules.tracking.traces import trace_sender
@@ -141,6 +143,21 @@ def test_long_answers_are_kept_by_their_characters(shelf: Shelf, monkeypatch: py
     sender.close(60)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [GenerationConfig(json_schema="{" * 200), GenerationConfig(stop=["停" * 101]), GenerationConfig(regex="." * 101)],
+)
+def test_what_a_text_was_held_to_counts_too(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, config: GenerationConfig
+) -> None:
+    monkeypatch.setattr(trace_sender, "MOST_CHARACTERS", 100)
+    sender = sender_to(shelf)
+    record = answer_record()
+    sender.answered(replace(record, request=replace(record.request, config=config)))
+    assert (len(sender.kept), len(sender.waiting), sender.told.dropped) == (0, 0, 1)
+    sender.close(60)
+
+
 @pytest.mark.parametrize("index", [None, 2, 5])
 def test_which_of_several_texts_is_rated_has_to_be_said(shelf: Shelf, index: int | None) -> None:
     sender = sender_to(shelf)
@@ -240,6 +257,16 @@ def test_a_trace_holds_nothing_of_an_api_key(shelf: Shelf, monkeypatch: pytest.M
         str([a.to_dictionary() for _, a in shelf.assessments]),
     ]
     assert all("(redacted)" in text and "k3y" not in text for text in texts)
+
+
+def test_a_secret_of_digits_leaves_numbers_as_they_are(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOOR_PASSWORD", "1234")
+    sender = sender_to(shelf)
+    sender.answered(answer_record(prompts=[[1234, 5]], texts=["门是 1234 号"]))
+    sender.close(60)
+    (span,) = shelf.spans
+    assert span.inputs == {"prompt": [1234, 5]}
+    assert span.outputs["choices"][0]["text"] == "门是 (redacted) 号"
 
 
 def test_feedback_is_a_persons(shelf: Shelf) -> None:

@@ -7,6 +7,7 @@ imported by the thread that loads, so that this is noticed at any time.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import select
@@ -25,6 +26,7 @@ from .messages import (
     Failed,
     Found,
     Newest,
+    Ping,
     Prompt,
     Ready,
     Setup,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from ....tokenizer.tokenizer import Tokenizer
     from ..engine import ActiveSequence, Engine
 
+logger = logging.getLogger(__name__)
+
 UNREAD_BYTES = 16 * 1024
 """What may be written before it is read, about: beyond it pieces of text gather."""
 
@@ -52,7 +56,7 @@ class Desk:
         self.poll = select.poll()
         self.poll.register(connection, select.POLLOUT)
         self.engine: Engine
-        self.sending = threading.Lock()
+        self.sending = threading.RLock()
         self.active: dict[int, ActiveSequence] = {}
         """What was submitted and may still be cancelled."""
 
@@ -76,7 +80,8 @@ class Desk:
                 self.active.pop(event.row, None)
         # Plain tuples: to read the model's own would take torch.
         plain = [event._replace(scores=[(*score,) for score in event.scores]) for event in events]
-        self.send(Written(self.engine.tokens, plain))
+        with self.sending:  # so that of two threads' messages the later one doesn't have the lower count
+            self.send(Written(self.engine.tokens, plain))
 
     def listen(self, messages: Iterable[Any]) -> None:
         """Takes what is asked for, until nobody is there to ask."""
@@ -86,6 +91,8 @@ class Desk:
             elif isinstance(message, Cancel):
                 found = [self.active.pop(number, None) for number in message.numbers]
                 self.engine.cancel([sequence for sequence in found if sequence])
+            elif isinstance(message, Ping):
+                self.send(message)
             elif isinstance(message, AskNewest):  # aside: the registry may take its time
                 threading.Thread(target=self.tell_newest, name="newest", daemon=True).start()
 
@@ -98,16 +105,19 @@ class Desk:
         self.send(found)
 
     def write(self, prompts: list[Prompt]) -> None:
-        sequences, refused = [], []
+        sequences, ended = [], []
         for prompt in prompts:
             try:
                 sequences.append(sequence_of(prompt, self.engine.tokenizer))
             except ValueError as error:
-                refused.append(Event(prompt.number, str(error), "refused"))
+                ended.append(Event(prompt.number, str(error), "refused"))
+            except Exception:  # others' texts must not suffer for it
+                logger.exception("a prompt of %d tokens can't be begun", len(prompt.ids))
+                ended.append(Event(prompt.number, "", "failed"))
         self.active |= {sequence.number: sequence for sequence in sequences}
         self.engine.submit(sequences)
-        if refused:
-            self.post(refused)
+        if ended:
+            self.post(ended)
 
 
 def sequence_of(prompt: Prompt, tokenizer: Tokenizer) -> ActiveSequence:
@@ -129,8 +139,9 @@ def sequence_of(prompt: Prompt, tokenizer: Tokenizer) -> ActiveSequence:
 def load(desk: Desk, setup: Setup) -> None:
     """Has a model ready to write; says how far it is, or why it can't be had."""
     try:
+        setup.source.settle()
         version = setup.version or setup.source.newest()
-        folder = setup.source.find(version)
+        folder = setup.folder if setup.folder and setup.folder.is_dir() else setup.source.find(version)
         from ....checkpoint.loading import check_folder
         from ....checkpoint.model_folder import read_provenance
 
@@ -180,7 +191,14 @@ def pickled(error: Exception) -> bytes:
     return content
 
 
+def end_with(error: threading.ExceptHookArgs) -> None:
+    """A process without one of its threads would take requests and answer none; the server starts another."""
+    traceback.print_exception(error.exc_type, error.exc_value, error.exc_traceback)
+    os._exit(1)
+
+
 def main(descriptor: str) -> None:
+    threading.excepthook = end_with
     connection = socket.socket(fileno=int(descriptor))
     received = messages_of(connection)
     if setup := next(received, None):

@@ -46,8 +46,11 @@ class Event(NamedTuple):
 class Source:
     """Where the served model is. It travels to the model's process, which asks it."""
 
+    def settle(self) -> None:
+        """Prepares the model's process, before anything else is done there."""
+
     def newest(self) -> str | None:
-        """The version that an alias names now; None where there is none. Raises what keeps it from knowing."""
+        """The version that is to be served now; None where there is none. Raises what keeps it from knowing."""
         return None
 
     def find(self, version: str | None) -> Path:
@@ -74,6 +77,8 @@ class Setup:
     limits: LimitsConfig
     version: str | None = None
     """Which version of the model; None: the newest, or the only one."""
+    folder: Path | None = None
+    """Where that version was found before: it needn't be asked for again, and can't be while the registry is away."""
 
 
 class Prompt(NamedTuple):
@@ -96,6 +101,10 @@ class Write(NamedTuple):
 
 class Cancel(NamedTuple):
     numbers: list[int]
+
+
+class Ping(NamedTuple):
+    """Is anybody there? The answer is the same."""
 
 
 class AskNewest(NamedTuple):

@@ -14,7 +14,10 @@ from typing import Any
 
 from ....config.generation import LimitsConfig
 from ..prometheus import Metrics
-from .messages import Cancel, Event, FinishReason, Prompt, Unpacker, Write, Written, packed
+from .messages import Cancel, Event, FinishReason, Ping, Prompt, Unpacker, Write, Written, packed
+
+UNREAD_BYTES = 2**20
+"""What may wait for the model's process to read it: it reads at once unless it hangs."""
 
 
 class QueueFullError(Exception):
@@ -48,12 +51,15 @@ class ModelClient(asyncio.Protocol):
         self.tokens = 0
         """Written so far, as the process last said."""
         self.unpacker = Unpacker()
+        self.heard = 0
+        """How often something came from the process."""
         self.lost = asyncio.Event()
         """The process is gone."""
 
     def has_room(self, rows: int = 1) -> bool:
-        """Whether there are free places in batch and queue for so many."""
-        return len(self.rows) + rows <= self.limits.batch_rows + self.limits.queue_rows
+        """Whether there are free places in batch and queue for so many, and the process reads what it is sent."""
+        free = self.limits.batch_rows + self.limits.queue_rows - len(self.rows)
+        return rows <= free and self.transport.get_write_buffer_size() < UNREAD_BYTES
 
     @property
     def running(self) -> int:
@@ -102,10 +108,11 @@ class ModelClient(asyncio.Protocol):
         self.transport.write(packed(message))
 
     def data_received(self, data: bytes) -> None:
+        self.heard += 1
         for message in self.unpacker.feed(data):
             if isinstance(message, Written):
                 self.take(message)
-            else:
+            elif not isinstance(message, Ping):
                 self.told(message)
 
     def connection_lost(self, error: Exception | None) -> None:

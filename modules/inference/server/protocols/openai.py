@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from ....config.base import shown
 from ....config.generation import CONSTRAINTS
 from ..model_process.messages import Event
+from ..prometheus import outcome_of
 from ..request_handle import ClientGoneError, RequestHandle
 from ..requests import (
     PARAMETERS,
@@ -260,7 +261,7 @@ class EventStream(Response):
         if not isinstance(error, RequestError | TimeoutError):
             logger.error("a stream failed", exc_info=error)
         problem = as_request_error(error)
-        scope[OUTCOME] = "timeout" if problem.status == 504 else "failed"
+        scope[OUTCOME] = outcome_of(problem.status)
         body = chunk(openai_error(problem))
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):

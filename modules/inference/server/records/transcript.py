@@ -47,8 +47,10 @@ class AnswerRecord:
     @property
     def size(self) -> int:
         """About how many characters it holds."""
-        prompts = sum(map(len, self.request.prompts)) + sum(len(text) for _, text in self.request.messages)
-        return prompts + sum(len(text.text) for text in self.texts)
+        config, asked = self.request.config, [text for _, text in self.request.messages]
+        others = [config.json_schema or "", config.regex or "", *config.stop, *config.logit_bias]
+        written = [text.text for text in self.texts]
+        return sum(map(len, [*self.request.prompts, *asked, *others, *written]))
 
 
 class Transcript:

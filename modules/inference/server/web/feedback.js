@@ -5,8 +5,9 @@ import { at, say } from "./language.js";
 
 let turn = null; // {id, rated}: the answer that is asked about
 
-/** Asks about an answer; of null about none. */
+/** Asks about an answer; of null about none. What is being typed about the same one stays. */
 export function askAbout(answer) {
+  if (answer === turn) return;
   turn = answer;
   at("thumbs").hidden = !answer;
   at("feedback").hidden = true;

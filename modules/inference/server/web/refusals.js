@@ -57,9 +57,6 @@ const SAYINGS = [
   [/^the body is over (\d+) bytes/, (_, most) => `请求超过了 ${most} 字节`],
   [/^this API key isn't the server's/, () => "API 密钥不对"],
   [/^this server asks for its API key/, () => "这台服务器需要 API 密钥"],
-  [/^the server is stopping$/, () => "服务器正在停止"],
-  [/^the server was stopped/, () => "服务器停止了，没有写完"],
-  [/^the model failed/, () => "模型在这个请求上出错了，原因在服务器的日志里"],
 ];
 
 /** By OpenAI's `code`, whatever the words are. */
@@ -67,6 +64,8 @@ const CODES = {
   overloaded: "排队的人太多，请稍后再试", loading: "模型正在加载", draining: "服务器正在停止",
   timeout: "超过了服务器的时限（limits.request_seconds），请减少字数，或稍后再试",
   internal_error: "服务器在这个请求上出错了，原因在它的日志里",
+  model_failed: "模型在这个请求上出错了，原因在服务器的日志里", model_lost: "写到一半，模型的进程停了，正在重新启动，请稍后再试",
+  answer_not_found: "服务器已经不记得这段文字，不能再评价了", feedback_off: "这台服务器不收评价",
 };
 const STATUSES = {
   401: "服务器需要 API 密钥", 403: "服务器不许这样做", 404: "服务器没有找到所要的", 413: "请求太大", 421: "服务器不认识这个地址的名称",

@@ -48,9 +48,9 @@ def text_of(folder: Path) -> str:
     return text
 
 
-def while_serving(source: Alias, work: Callable[[str], None]) -> None:
+def while_serving(source: Alias, work: Callable[[str], None], *arguments: str) -> None:
     """Serves, looking at the alias all the time, until `work` is done, whose errors are raised."""
-    config = load_config("serve", ["port=0", "follow_seconds=0.05", "limits.max_new_tokens=200"])
+    config = load_config("serve", ["port=0", "follow_seconds=0.05", "limits.max_new_tokens=200", *arguments])
     server = Lifecycle(config, source, "poet")
     errors: list[BaseException] = []
 
@@ -201,3 +201,37 @@ def test_a_child_that_dies_comes_back_with_the_version_that_it_had(registry: Ali
         assert version_of(url) == "1"
 
     while_serving(registry, work)
+
+
+def test_a_child_that_dies_comes_back_while_the_registry_is_away(registry: Alias) -> None:
+    def work(url: str) -> None:
+        (registry.registry / "alias").rename(registry.registry / "away")
+        (child,) = psutil.Process().children()
+        child.kill()
+        until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        assert version_of(url) == "1"
+
+    while_serving(registry, work)
+
+
+def test_there_are_never_more_than_two_models_and_one_that_hangs_is_ended(registry: Alias) -> None:
+    """However fast the alias moves: texts of the first are under way, and it writes none of them."""
+    counts: list[int] = []
+
+    def work(url: str) -> None:
+        (first,) = psutil.Process().children()
+        body = BODY | {"max_tokens": 200, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            first.suspend()
+            for version in ("2", "1"):
+                registry.move(version)
+                until(lambda: counts.append(len(psutil.Process().children())) or version_of(url) == version)  # noqa: B023
+            assert "limits.request_seconds" in "".join(lines)
+        until(lambda: len(psutil.Process().children()) == 1)
+        assert not first.is_running()
+
+    while_serving(registry, work, "limits.request_seconds=3")
+    assert max(counts) == 2

@@ -28,6 +28,10 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.unpacker = Unpacker()
         self.sent: list[Any] = []
+        self.unread = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def write(self, data: Any) -> None:
         self.sent += self.unpacker.feed(bytes(data))
@@ -68,6 +72,17 @@ def test_a_full_queue_takes_no_more() -> None:
     assert {first, second, third} == {0, 1, 2}
     sent = [prompt.number for message in client.wire.sent if isinstance(message, Write) for prompt in message.prompts]
     assert sent == [0, 1, 2]  # what was refused was not sent
+
+
+def test_a_process_that_reads_nothing_is_sent_no_more() -> None:
+    """It hangs: who waits and gives up makes room, and what was sent would become ever more."""
+    client = Client()
+    client.wire.unread = 2**21
+    assert not client.has_room()
+    with pytest.raises(QueueFullError):
+        client.ask()
+    client.wire.unread = 1000
+    assert client.ask()
 
 
 def test_events_come_by_the_rows_of_their_request() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import pytest
 
 from modules.config.loader import load_config
 from modules.inference.server.lifecycle import Lifecycle
+from modules.inference.server.model_process import process_handle
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.model_sources import Dies, Fails
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
@@ -128,6 +131,33 @@ def test_a_signal_to_both_processes_lets_requests_finish(number: signal.Signals,
     assert (tmp_path / "log").read_text() == ""
 
 
+def test_a_child_that_hangs_is_killed_and_started_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process_handle, "PING_SECONDS", 0.5)
+    server = Lifecycle(load_config("serve", ["port=0"]), saved, "x")
+    answers: list[httpx.Response] = []
+
+    def work() -> None:
+        try:
+            until(lambda: httpx.get(f"{server.address}/ready").status_code == 200)
+            (child,) = psutil.Process().children()
+            child.suspend()
+            answers.append(httpx.post(f"{server.address}/v1/completions", json=BODY, timeout=60))
+            until(lambda: httpx.get(f"{server.address}/ready").status_code == 200)
+            answers.append(httpx.post(f"{server.address}/v1/completions", json=BODY, timeout=60))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    working = threading.Thread(target=work)
+    working.start()
+    server.run(lambda model: None)
+    working.join()
+    assert [answer.status_code for answer in answers] == [500, 200]
+    (said,) = [record.message for record in caplog.records if "died" in record.message]
+    assert said.startswith("the model's process died (it didn't answer for 3 s, and was killed), and its")
+
+
 def test_a_child_that_dies_again_and_again_ends_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server = Lifecycle(load_config("serve", ["port=0"]), Dies(tmp_path), "x")
     with pytest.raises(
@@ -138,6 +168,16 @@ def test_a_child_that_dies_again_and_again_ends_the_server(tmp_path: Path, caplo
     assert [record.message.partition(" (")[0] for record in caplog.records if "died" in record.message] == [
         "the model's process died while it loaded"
     ] * 2
+
+
+def test_a_system_without_room_for_a_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(module: str, connection: socket.socket) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(process_handle, "start_python", full)
+    server = Lifecycle(load_config("serve", ["port=0"]), Fails("user"), "x")
+    with pytest.raises(ValueError, match="died 3 times while it loaded: it can't be started: Cannot allocate memory$"):
+        server.run(lambda model: pytest.fail("it says that it is ready"))
 
 
 @pytest.mark.parametrize(
