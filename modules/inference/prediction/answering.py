@@ -157,7 +157,7 @@ def text_of_row(row: Any) -> object:
     if isinstance(row, Mapping) and "messages" in row and not {"src_txt", "text"} & row.keys():
         from ...data.conversations.message_rows import Conversation
 
-        return Conversation(row["messages"])
+        return Conversation(row["messages"], row)
     return row.get("src_txt", row.get("text")) if isinstance(row, Mapping) else row
 
 
