@@ -13,6 +13,7 @@ from modules.checkpoint.weights import StoredModel, stored
 from modules.config.generation import GenerationConfig, LimitsConfig
 from modules.data.conversations.message_rows import Conversation
 from modules.data.conversations.turn_documents import encode_conversations
+from modules.data.rows import load_rows
 from modules.inference.prediction.answering import prompt_of
 from modules.inference.prediction.row_generator import RowGenerator
 from modules.inference.server.protocols.chat import parse_chat, with_conversation
@@ -80,6 +81,16 @@ def test_a_column_of_its_own_is_the_system_message(generator: RowGenerator) -> N
     assert beside == whole
     assert whole["text"]
     assert "has a system message, and another in the column 'system'" in twice["error"]
+
+
+def test_rows_with_more_columns_are_asked_all_of_the_conversation(generator: RowGenerator) -> None:
+    """As predict asks it of a file: whatever stands beside it, checked rows' last question too."""
+    talk = [*TALK, ANSWER]
+    others = {"text": "用五言春春眠不觉晓", "prompt": "春", "system": None}
+    rows = [{"messages": TALK}, {"messages": talk, **others}, load_rows([{"messages": talk}])[0]]
+    whole, beside, checked = generator.map(rows)
+    assert whole["text"]
+    assert whole == beside == checked
 
 
 def test_so_does_the_template_of_an_export(tuned: Tokenizer, tmp_path: Path) -> None:
