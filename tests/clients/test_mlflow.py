@@ -40,7 +40,8 @@ def ours(store: Path, tokenizer: Tokenizer) -> TextGenerator:
 def folder(store: Path, ours: TextGenerator) -> Path:
     """What MLflow holds of the model."""
     model = save_model(store / "model", ours.decoder, ours.tokenizer, {})
-    with mlflow.start_run():
+    experiment = mlflow.create_experiment("clients", artifact_location=(store / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
         return Path(mlflow.artifacts.download_artifacts(log_model(model)))
 
 

@@ -29,7 +29,8 @@ def registered(store: Path, tokenizer: Tokenizer) -> MlflowClient:
     """Two versions of `poet`; champion is the first."""
     connect(folder=store)
     client = MlflowClient()
-    with mlflow.start_run(experiment_id="0"):
+    experiment = client.create_experiment("poets", artifact_location=(store / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
         for number in (1, 2):
             decoder = make_decoder(make_config(tokenizer.vocab_size), seed=number)
             folder = save_model(store / f"made-{number}", decoder, tokenizer, {"run_id": f"{number}abc"})
@@ -63,13 +64,20 @@ def test_the_command_follows_champion(registered: MlflowClient, store: Path) -> 
             registered.delete_registered_model_alias("poet", "champion")
             until(lambda: log.read_text())
             assert httpx.get(f"{url}/ready").status_code == 200
+            for place in store.glob("artifacts/**/model.safetensors"):  # version 1, and the other
+                place.write_bytes(place.read_bytes()[:-1])
+            registered.set_registered_model_alias("poet", "champion", "1")
+            until(lambda: "version 1 isn't served" in log.read_text())
+            assert httpx.get(f"{url}/card").json()["version"] == "2"
+            assert not [entry for entry in psutil.Process(started.pid).memory_maps() if "torch" in entry.path]
             started.send_signal(signal.SIGTERM)
             assert started.wait(20) == 0
         finally:
             started.kill()
             started.wait()
-    (line,) = log.read_text().splitlines()
-    assert line == "no newer version can be found: the alias names none; going on with version 2"
+    first, second = log.read_text().splitlines()
+    assert first == "no newer version can be found: the alias names none; going on with version 2"
+    assert second.endswith("going on with version 2")
 
 
 def address_in_line(line: str) -> str:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ....system.signals import STOP_SIGNALS
 from ....tokenizer.tokenizer import load_tokenizer
 from ..prometheus import Metrics
 from .messages import AskNewest, Failed, Found, Newest, Ready, Setup
 from .model_client import ModelClient
+from .python_process import start_python
 from .served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -45,6 +42,14 @@ class ProcessLostError(Exception):
     """The model's process has died; the message says how."""
 
 
+class NotServedError(Exception):
+    """Why a model can't be served."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.why)
+        self.error = failed.error
+
+
 class RegistryError(Exception):
     """The registry doesn't say which version there is."""
 
@@ -64,8 +69,7 @@ class ModelProcess:
 
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = start_python(CHILD, theirs)
+        self.process = await asyncio.to_thread(start_python, CHILD, theirs)  # on a busy machine it takes a while
         await asyncio.get_running_loop().create_unix_connection(lambda: self.client, sock=ours)
         self.client.send(self.setup)
 
@@ -76,14 +80,14 @@ class ModelProcess:
         await asyncio.to_thread(self.process.wait)
 
     async def load(self, found: Callable[[Found], None]) -> None:
-        """Has the model verified and warm. Raises what keeps it from being served, or ProcessLostError.
+        """Has the model verified and warm. Raises NotServedError, ProcessLostError, or ValueError for what doesn't fit.
 
         found: is called before it is loaded.
         """
         while True:
             message = await self.next_message()
             if isinstance(message, Failed):
-                raise pickle.loads(message.error)
+                raise NotServedError(message)
             if isinstance(message, Found):
                 self.version = message.version
                 found(message)
@@ -182,10 +186,12 @@ class Supervisor:
                 await self.serve(replace(self.setup, version=process.version))
 
     async def serve(self, setup: Setup) -> None:
-        """`take_over`, with patience for a process that dies."""
+        """`take_over`, with patience for a process that dies. Raises what keeps the model from being served."""
         for left in reversed(range(LOADS)):
             try:
                 await self.take_over(setup)
+            except NotServedError as failed:
+                raise pickle.loads(failed.error) from None
             except ProcessLostError as lost:
                 if not left:
                     raise ValueError(f"the model's process died {LOADS} times while it loaded: {lost}") from None
@@ -196,9 +202,9 @@ class Supervisor:
     async def take_over(self, setup: Setup) -> None:
         """Loads a model, which takes requests from then on."""
         process = ModelProcess(setup, self.service.metrics)
+        await process.start()
         self.processes.append(process)
         try:
-            await process.start()
             await process.load(self.found)
         except BaseException:
             await self.end(process)
@@ -269,23 +275,3 @@ async def first_of(*works: Coroutine[Any, Any, Any]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def start_python(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """`python -m` with a socket's number as its argument, in an interpreter that imports from where this one does.
-
-    Ctrl-C in a terminal, and SIGTERM of systemd, come to both processes: the new one leaves it to this one what to
-    do about them. So they are blocked when it starts.
-    """
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-P", "-m", module, str(connection.fileno())]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        return subprocess.Popen(
-            command,
-            pass_fds=[connection.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -72,7 +72,7 @@ def while_serving(source: Alias, work: Callable[[str], None]) -> None:
 
 
 def version_of(url: str) -> str:
-    version: str = httpx.get(f"{url}/v1/models").json()["data"][0]["version"]
+    version: str = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["version"]
     return version
 
 
