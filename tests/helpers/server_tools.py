@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 
@@ -29,6 +30,7 @@ from modules.inference.server.lifecycle import Connection, QuietServer, address_
 from modules.inference.server.model_process.child import Desk, ready
 from modules.inference.server.model_process.messages import Setup, messages_of
 from modules.inference.server.model_process.model_client import ModelClient
+from modules.inference.server.model_process.process_handle import CHILD
 from modules.inference.server.model_process.served_model import ServedModel
 from modules.inference.server.records.ratings import Rating
 from modules.inference.server.records.transcript import AnswerRecord
@@ -168,6 +170,16 @@ def served(
         thread.join()
         loop.close()
         hook.remove()
+
+
+def model_processes() -> list[psutil.Process]:
+    """Those that this process has started and that live."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if CHILD in child.cmdline():
+                found.append(child)
+    return found
 
 
 def until(happened: Callable[[], Any], seconds: float = 60) -> None:

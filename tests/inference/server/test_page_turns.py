@@ -147,9 +147,8 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_everything_has_a_name(
         tab.value(f"localStorage.setItem('language', '{language}')")
         tab.look(360, 700, mobile=True)
         tab.value("window.old = true; location.reload()")
-        tab.until(
-            f"!window.old && document.readyState === 'complete' && {KNOWN} && document.documentElement.lang === '{language}'"
-        )
+        loaded = f"!window.old && document.readyState === 'complete' && {KNOWN}"
+        tab.until(f"{loaded} && document.documentElement.lang === '{language}'")
         tab.value(OPEN)
         for prompt in ("x" * 60, "春"):
             tab.type("#prompt", prompt)

@@ -123,11 +123,13 @@ def test_a_signal_in_the_middle_of_an_append_leaves_the_count_right(
 ) -> None:
     spool = Spool(tmp_path / "run")
     spool.append("tags", values={"a": "1"})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background Python is started without it
     with monkeypatch.context() as patch:
         whole = spool.write
         patch.setattr(spool, "write", lambda line: (written and whole(line), os.kill(os.getpid(), signal.SIGINT)))
         with pytest.raises(KeyboardInterrupt):
             spool.append("tags", values={"a": "2"})
+    signal.signal(signal.SIGINT, before)
     assert spool.append("tags", values={"a": "3"}) == 1 + written
     last = spool.read(0, 0)[-1]
     assert (last.number, last.fields["values"]) == (1 + written, {"a": "3"})

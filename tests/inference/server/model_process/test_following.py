@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from modules.checkpoint.loading import load_verified
@@ -22,7 +21,7 @@ from modules.inference.text_generator import TextGenerator
 from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tests.helpers.model_sources import Alias
 from tests.helpers.models import make_config, make_decoder, save_model
-from tests.helpers.server_tools import until
+from tests.helpers.server_tools import model_processes, until
 
 pytestmark = pytest.mark.server
 
@@ -104,7 +103,7 @@ def test_a_version_takes_over_without_a_request_refused_or_cut(
             facts = httpx.get(f"{url}/card").json()
             assert (facts["version"], facts["run"]["run_id"]) == ("1", "a1")
             assert httpx.get(f"{url}/v1/models/poet").json()["run_id"] == "a1"
-            until(lambda: len(psutil.Process().children()) == 1)
+            until(lambda: len(model_processes()) == 1)
         finally:
             done.set()
             for thread in asking:
@@ -130,7 +129,7 @@ def test_a_text_that_one_version_has_begun_is_ended_by_it_and_the_limits_are_the
             registry.move("2")
             until(lambda: version_of(url) == "2")
             assert list(lines)[-2:] == ["data: [DONE]", ""]
-        until(lambda: len(psutil.Process().children()) == 1)
+        until(lambda: len(model_processes()) == 1)
         card = httpx.get(f"{url}/card").json()
         assert (card["architecture"]["max_position_embeddings"], card["answers_alone"]) == (150, True)
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"prompt": [1] * 200})
@@ -154,7 +153,7 @@ def test_a_version_that_cannot_be_served_changes_nothing_and_is_not_tried_again(
         registry.move("2")
         until(lines)
         time.sleep(1)  # twenty looks at the alias
-        assert (version_of(url), len(psutil.Process().children())) == ("1", 1)
+        assert (version_of(url), len(model_processes())) == ("1", 1)
         assert httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).status_code == 200
         weights.write_bytes(sound)
         registry.move("1")
@@ -193,7 +192,7 @@ def test_a_child_that_dies_comes_back_with_the_version_that_it_had(registry: Ali
 
     def work(url: str) -> None:
         registry.move("2")
-        (child,) = psutil.Process().children()
+        (child,) = model_processes()
         time.sleep(0.5)
         child.kill()
         until(lambda: httpx.get(f"{url}/ready").status_code == 503)
@@ -206,7 +205,7 @@ def test_a_child_that_dies_comes_back_with_the_version_that_it_had(registry: Ali
 def test_a_child_that_dies_comes_back_while_the_registry_is_away(registry: Alias) -> None:
     def work(url: str) -> None:
         (registry.registry / "alias").rename(registry.registry / "away")
-        (child,) = psutil.Process().children()
+        (child,) = model_processes()
         child.kill()
         until(lambda: httpx.get(f"{url}/ready").status_code == 503)
         until(lambda: httpx.get(f"{url}/ready").status_code == 200)
@@ -220,7 +219,7 @@ def test_there_are_never_more_than_two_models_and_one_that_hangs_is_ended(regist
     counts: list[int] = []
 
     def work(url: str) -> None:
-        (first,) = psutil.Process().children()
+        (first,) = model_processes()
         body = BODY | {"max_tokens": 200, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
@@ -228,9 +227,9 @@ def test_there_are_never_more_than_two_models_and_one_that_hangs_is_ended(regist
             first.suspend()
             for version in ("2", "1"):
                 registry.move(version)
-                until(lambda: counts.append(len(psutil.Process().children())) or version_of(url) == version)  # noqa: B023
+                until(lambda: counts.append(len(model_processes())) or version_of(url) == version)  # noqa: B023
             assert "limits.request_seconds" in "".join(lines)
-        until(lambda: len(psutil.Process().children()) == 1)
+        until(lambda: len(model_processes()) == 1)
         assert not first.is_running()
 
     while_serving(registry, work, "limits.request_seconds=3")

@@ -23,7 +23,7 @@ from modules.inference.server.model_process import process_handle
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.model_sources import Dies, Fails
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
-from tests.helpers.server_tools import address_in, process, send_and_keep, until
+from tests.helpers.server_tools import address_in, model_processes, process, send_and_keep, until
 
 pytestmark = pytest.mark.server
 
@@ -141,7 +141,7 @@ def test_a_child_that_hangs_is_killed_and_started_again(
     def work() -> None:
         try:
             until(lambda: httpx.get(f"{server.address}/ready").status_code == 200)
-            (child,) = psutil.Process().children()
+            (child,) = model_processes()
             child.suspend()
             answers.append(httpx.post(f"{server.address}/v1/completions", json=BODY, timeout=60))
             until(lambda: httpx.get(f"{server.address}/ready").status_code == 200)
