@@ -21,7 +21,7 @@ import datasets
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
-from .conversations.message_rows import Fault, as_columns, read_conversation
+from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
 from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
 from .reading.text_lines import Row
@@ -30,7 +30,7 @@ from .sources import RowSource, files_of, is_mapped, open_source
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
 
-RULES = 4
+RULES = 5
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
@@ -113,7 +113,7 @@ class _Request:
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
         texts = [name for target, name in self.origin.items() if target != MESSAGES]
-        others = [*self.extras.values(), *(name for name in self.origin.values() if name not in texts)]
+        others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
         findings, rows = open_source(self.source, self.split, texts, others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
@@ -204,7 +204,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
-        conversations, faults = _conversations(values)
+        conversations, faults = _conversations(values, [row for _, (_, row) in batch])
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, wanted, faults)
         values = conversations | values
@@ -224,12 +224,14 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         raise DataError(f"{findings.where} has no rows")
 
 
-def _conversations(values: dict[str, list[object]]) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+def _conversations(
+    values: dict[str, list[object]], rows: list[Mapping[str, object]]
+) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
     """(columns of rows that are conversations, what is wrong with some of them); `values` is rid of the column."""
     given = values.pop(MESSAGES, None)
     if given is None or not values.keys().isdisjoint(TEXT_COLUMNS):  # both are refused, once all columns are known
         return {}, {}
-    read = [read_conversation(value) for value in given]
+    read = list(map(read_conversation, given, rows))
     return as_columns([messages for messages, _ in read]), {row: fault for row, (_, fault) in enumerate(read) if fault}
 
 

@@ -50,7 +50,7 @@ def text_in(where: str, value: Any) -> Asked:
         if named == [MESSAGES]:
             return question_in(where, value[MESSAGES])
         if len(named) != 1 or named[0] not in TEXT_KEYS:
-            wanted = " or ".join(f'{{"{key}": …}}' for key in TEXT_KEYS)
+            wanted = " or ".join(f'{{"{key}": …}}' for key in (*TEXT_KEYS, MESSAGES))
             raise ValueError(
                 f"{where} is a dict with {', '.join(map(str, value)) or 'nothing'}: give the text itself or {wanted}; "
                 "generation parameters are arguments beside it, e.g. max_new_tokens=64"

@@ -12,7 +12,7 @@ import yaml
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page
 from tests.helpers.models import ROOT, make_config, make_decoder
-from tests.helpers.server_tools import Served, served
+from tests.helpers.server_tools import Notebook, Served, served
 
 KNOWN = "!document.querySelector('#card').hidden"
 IDLE = "!document.querySelector('#write').disabled"
@@ -23,13 +23,16 @@ RECIPES = ["白日依山尽，", "床前明月光，", "春风"]
 
 
 @contextmanager
-def of_task(tab: Page, tokenizer: Tokenizer, task: str, **facts: Any) -> Iterator[Served]:
-    """The page of a model that was tuned on a data set of conf/data."""
+def of_task(
+    tab: Page, tokenizer: Tokenizer, task: str, notebook: Notebook | None = None, **facts: Any
+) -> Iterator[Served]:
+    """The page of a model that was tuned on a data set of conf/data. notebook: takes feedback."""
     template = yaml.safe_load((ROOT / "conf" / "data" / f"{task}.yaml").read_text(encoding="utf-8"))["prompt_template"]
     run = {"config": {"data": {"path": f"prepared/sample/{task}"}, "train": {"sample_prompts": RECIPES}}}
     decoder = make_decoder(make_config(tokenizer.vocab_size))
     with served(decoder, tokenizer.with_prompt_template(template), run=run) as running:
         running.service.serving[-1].facts |= facts
+        running.service.recorder = notebook
         tab.events.clear()
         tab.open(running.url)
         tab.until(KNOWN)

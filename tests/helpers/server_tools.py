@@ -30,6 +30,9 @@ from modules.inference.server.model_process.child import Desk, ready
 from modules.inference.server.model_process.messages import Setup, messages_of
 from modules.inference.server.model_process.model_client import ModelClient
 from modules.inference.server.model_process.served_model import ServedModel
+from modules.inference.server.records.ratings import Rating
+from modules.inference.server.records.transcript import AnswerRecord
+from modules.inference.server.requests import RequestError
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
@@ -112,6 +115,23 @@ class EngineInProcess:
         await asyncio.to_thread(self.listening.join)
         await asyncio.to_thread(self.engine.stop)
         self.desk.connection.close()
+
+
+class Notebook:
+    """A Recorder that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[AnswerRecord] = []
+        self.ratings: list[Rating] = []
+        self.refusal: RequestError | None = None
+
+    def answered(self, record: AnswerRecord) -> None:
+        self.records.append(record)
+
+    def rate(self, rating: Rating) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.ratings.append(rating)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from modules.checkpoint.weights import StoredModel, stored
 from modules.config.generation import GenerationConfig, LimitsConfig
 from modules.data.conversations.message_rows import Conversation
 from modules.data.conversations.turn_documents import encode_conversations
+from modules.data.rows import load_rows
 from modules.inference.prediction.answering import prompt_of
 from modules.inference.prediction.row_generator import RowGenerator
 from modules.inference.server.protocols.chat import parse_chat, with_conversation
@@ -74,6 +75,24 @@ def test_every_way_gives_the_ids_of_training(
     assert generator(talk, return_full_text=True)["text"] == "".join(m.text for m in read_messages(talk)) + text
 
 
+def test_a_column_of_its_own_is_the_system_message(generator: RowGenerator) -> None:
+    rows = [{"messages": TALK}, {"messages": TALK[1:], "system": TALK[0]["content"]}, {"messages": TALK, "system": "x"}]
+    whole, beside, twice = generator.map(rows)
+    assert beside == whole
+    assert whole["text"]
+    assert "has a system message, and another in the column 'system'" in twice["error"]
+
+
+def test_rows_with_more_columns_are_asked_all_of_the_conversation(generator: RowGenerator) -> None:
+    """As predict asks it of a file: whatever stands beside it, checked rows' last question too."""
+    talk = [*TALK, ANSWER]
+    others = {"text": "用五言春春眠不觉晓", "prompt": "春", "system": None}
+    rows = [{"messages": TALK}, {"messages": talk, **others}, load_rows([{"messages": talk}])[0]]
+    whole, beside, checked = generator.map(rows)
+    assert whole["text"]
+    assert whole == beside == checked
+
+
 def test_so_does_the_template_of_an_export(tuned: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     decoder = make_decoder(make_config(tuned.vocab_size))
@@ -103,6 +122,7 @@ def test_a_model_without_a_template_answers_as_its_chat_does(decoder: Decoder, t
         ({"messages": []}, "text 0: messages must be a list of"),
         ({"messages": "春"}, "text 0: messages must be a list of"),
         ({"messages": TALK, "src_txt": "春"}, "text 0 is a dict with messages, src_txt"),
+        ({"messages": TALK, "system": "春"}, 'messages, system: give the text itself or .* or {"messages": …}'),
         ([{"from": "human", "value": "春"}], "text 0 is a dict with from, value"),
     ],
 )

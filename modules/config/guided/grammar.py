@@ -66,7 +66,6 @@ def compiled(tokenizer: Any, key: str, text: str) -> Any:
     return matcher
 
 
-@functools.lru_cache(256)
 def fault_of(key: str, text: str) -> str | None:
     """What is wrong with a schema or an expression, to stand after its key; None where texts can be held to it."""
     package = find_spec("llguidance")
@@ -74,18 +73,33 @@ def fault_of(key: str, text: str) -> str | None:
         return "needs llguidance, which is not installed: pip install 'moyun[guided]'"
     if not text or len(text) > LONGEST:
         return f"has {len(text):,} characters; there may be 1 to {LONGEST:,}"
+    try:
+        return found_fault(key, text, str(Path(package.origin).parents[1]))
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair, which no text can"
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"").decode(errors="replace").split("\n")
+        return f"couldn't be tried: {next(filter(None, reversed(said)), str(error))}"
+
+
+@functools.lru_cache(256)
+def found_fault(key: str, text: str, packages: str) -> str | None:
+    """`fault_of` a text of allowed length. packages: the folder that llguidance is in.
+
+    Raises OSError or CalledProcessError where it can't be told; that isn't kept, and the next call tries again.
+    """
     if key == "json_schema" and (fault := no_object(text)):
         return f'{fault}; give a JSON schema, e.g. {{"type": "object"}}'
-    command = [sys.executable, "-I", __file__, str(Path(package.origin).parents[1]), key]
+    command = [sys.executable, "-I", "-X", "utf8", __file__, packages, key]
     try:
         with ONE_AT_A_TIME:  # of a server's threads
             tried = subprocess.run(command, input=text.encode(), capture_output=True, timeout=PATIENCE, check=False)
-    except UnicodeEncodeError:
-        return "holds half a surrogate pair, which no text can"
-    except subprocess.TimeoutExpired:
-        tried = subprocess.CompletedProcess(command, -1)
+    except subprocess.TimeoutExpired:  # kept: a server asks a second time where others wait
+        return f"couldn't be tried within {PATIENCE} s on this machine; simplify it, or start anew when less runs here"
     if tried.stdout:
         return f"can't be kept: {tried.stdout.decode()}"
+    if tried.returncode > 0 and b"MemoryError" not in tried.stderr:  # below 0: the system has ended it
+        tried.check_returncode()
     too_much = f"is too complex: to compile it takes over {SECONDS} s, or {BYTES >> 30} GB; simplify it"
     return too_much if tried.returncode else None
 
@@ -141,8 +155,10 @@ def parts_of(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
 if __name__ == "__main__":
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    for limit, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, BYTES)):
+        hard = resource.getrlimit(limit)[1]  # which can't be raised
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, most))
     sys.path.append(sys.argv[1])
     for part in refusal(sys.argv[2], sys.stdin.buffer.read().decode()):
         print(part, end="", flush=True)

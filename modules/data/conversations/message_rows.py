@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...tokenizer.prompt_template import SOURCE_FIELD, SYSTEM, TURNS_TEMPLATE, Message, check_messages, with_system
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ROLES_ELSEWHERE = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of roles, as LLaVA's and FastChat's data have them too."""
+
+SYSTEM_COLUMN, TOOLS_COLUMN = BESIDE = "system", "tools"
+"""Columns beside conversations that belong to their prompts, as LLaMA-Factory's data have them."""
 
 PLACE = re.compile(r"messages (\d+) ")
 
@@ -40,11 +43,13 @@ class Conversation:
     """What stands in a row in place of a text to answer."""
 
     given: object
+    beside: Mapping[str, object] = field(default_factory=dict)
+    """The row that it stands in, of which BESIDE is read."""
 
     @functools.cached_property
     def question(self) -> tuple[list[Message], Fault | None]:
         """(messages up to the last of the user's, None), ([], what is wrong) where they are none."""
-        messages, fault = read_messages_in(self.given)
+        messages, fault = read_messages_in(self.given, self.beside)
         return (messages[:-1] if messages and messages[-1].role == "assistant" else messages), fault
 
     def __str__(self) -> str:
@@ -52,9 +57,12 @@ class Conversation:
         return "".join(text for _, text in with_system(messages)) if messages else ""
 
 
-def read_conversation(value: object) -> tuple[list[Message], Fault | None]:
-    """(messages, None) of a conversation that can be learnt from, ([], what is wrong with it) of any other."""
-    messages, fault = read_messages_in(value)
+def read_conversation(value: object, beside: Mapping[str, object]) -> tuple[list[Message], Fault | None]:
+    """(messages, None) of a conversation that can be learnt from, ([], what is wrong with it) of any other.
+
+    beside: its row, of which BESIDE is read.
+    """
+    messages, fault = read_messages_in(value, beside)
     if fault or messages[-1].role == "assistant":
         return messages, fault
     if not any(role == "assistant" for role, _ in messages):
@@ -62,7 +70,7 @@ def read_conversation(value: object) -> tuple[list[Message], Fault | None]:
     return [], ("ends with a user's message, which no answer follows", "")
 
 
-def read_messages_in(value: object) -> tuple[list[Message], Fault | None]:
+def read_messages_in(value: object, beside: Mapping[str, object]) -> tuple[list[Message], Fault | None]:
     """(messages, None) of a value that holds a conversation, ([], what is wrong with it) of any other."""
     if isinstance(value, str) or value is ABSENT:
         if fault := fault_of(value):
@@ -82,7 +90,34 @@ def read_messages_in(value: object) -> tuple[list[Message], Fault | None]:
     for number, (_, text) in enumerate(messages, 1):
         if fault := fault_of(text):
             return [], (f"has a message that {fault[0]}", f"{fault[1]} (number {number})")
-    return messages, None
+    return with_columns(messages, beside)
+
+
+def with_columns(messages: list[Message], beside: Mapping[str, object]) -> tuple[list[Message], Fault | None]:
+    """The conversation with the system message that stands in a column of its own."""
+    if not is_nothing(tools := beside.get(TOOLS_COLUMN)):
+        fault = f"has a column {TOOLS_COLUMN!r} beside it, and tools aren't done here"
+        return [], (fault, f" ({beginning(tools)[:40]})")
+    if is_nothing(told := beside.get(SYSTEM_COLUMN)):
+        return messages, None
+    if not isinstance(told, str):
+        return [], (f"has a column {SYSTEM_COLUMN!r} beside it that isn't text", f" ({beginning(told)[:40]})")
+    if wrong := fault_of(told):
+        return [], (f"has a column {SYSTEM_COLUMN!r} beside it that {wrong[0]}", wrong[1])
+    if messages[0].role not in SYSTEM:
+        return [Message("system", told), *messages], None
+    if messages[0].text == told:
+        return messages, None
+    return [], (f"has a system message, and another in the column {SYSTEM_COLUMN!r}; keep one", "")
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a column beside a conversation is empty in its row."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    if value is None or value is ABSENT or isinstance(value, float):  # NaN, as pandas writes what is missing
+        return value is None or value is ABSENT or value != value
+    return hasattr(value, "__len__") and len(value) == 0
 
 
 def as_messages(value: object) -> object:

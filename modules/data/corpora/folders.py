@@ -19,7 +19,7 @@ from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import TEXTS, fingerprint, text_batches
-from ..conversations.message_rows import answers_texts, users_texts
+from ..conversations.message_rows import SYSTEM_COLUMN, answers_texts, users_texts
 from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
 from ..reading.column_names import MESSAGES, OTHER_COLUMNS, require_mapped
@@ -243,6 +243,7 @@ def columns_found(
     texts = [MESSAGES] if MESSAGES in present else TEXTS
     kept = [column for column in (*texts, *extras) if column in present]
     used = {*columns, *(column for column in kept if column not in columns.values())}
+    used |= {SYSTEM_COLUMN} if MESSAGES in present else set()  # a message of the conversation
     return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
 
 

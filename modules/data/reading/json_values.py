@@ -53,7 +53,16 @@ def object_rows(numbered: Iterable[tuple[int, object]], findings: Findings, what
             yield position, row
         else:
             wanted = "a string like the first row" if only_texts else "an object with columns"
-            findings.note(position, f"{what} {type(row).__name__}, not {wanted}", row=row)
+            findings.note(position, f"{what} {type(row).__name__}, not {wanted}", remedy_of(row), row)
+
+
+def remedy_of(row: object) -> str:
+    """What to do with a row that is a list: of messages, or of rows."""
+    if not isinstance(row, Sequence) or not row or not all(isinstance(part, Mapping) for part in row):
+        return ""
+    if all({"role", "from"} & part.keys() for part in row):
+        return '; write a conversation as {"messages": [{"role": …, "content": …}, …]}'
+    return "; write each of its objects as a row of its own, or the list alone as a .json file"
 
 
 def decoder_for(used: Collection[str]) -> json.JSONDecoder:

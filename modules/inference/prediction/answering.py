@@ -150,14 +150,16 @@ def answers_in_order(
 
 
 def text_of_row(row: Any) -> object:
-    """A text or conversation itself, or what stands in a row under src_txt or, where there is no such column, text or
-    messages."""
+    """A text or conversation itself, or what stands in a row under messages, else src_txt, else text.
+
+    Checked rows of conversations (data/rows.py) have their last question as src_txt, too.
+    """
     if is_conversation(row):
         row = {"messages": row}
-    if isinstance(row, Mapping) and "messages" in row and not {"src_txt", "text"} & row.keys():
+    if isinstance(row, Mapping) and row.get("messages") is not None:
         from ...data.conversations.message_rows import Conversation
 
-        return Conversation(row["messages"])
+        return Conversation(row["messages"], row)
     return row.get("src_txt", row.get("text")) if isinstance(row, Mapping) else row
 
 

@@ -26,7 +26,7 @@ class RowGenerator(TextGenerator):
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         **parameters: Any,
     ) -> Iterator[dict[str, Any]]:
-        """{"text", "stopped", "error"} of each text, conversation, or row with a column src_txt, text or messages, in
+        """{"text", "stopped", "error"} of each text, conversation, or row with a column messages, src_txt or text, in
         order, while no more than a window of them is in memory.
 
         A row that can't be answered has an `error` and text None. max_batch_tokens: the most that are computed at once.

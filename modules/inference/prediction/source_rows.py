@@ -113,7 +113,7 @@ class Source:
     def asked(self, row: SourceRow) -> object:
         """What stands there to be answered."""
         value = row.values.get(self.column, ABSENT)
-        return Conversation(value) if self.holds_conversations else value
+        return Conversation(value, row.values) if self.holds_conversations else value
 
     def at(self, row: SourceRow) -> str:
         """Where it stands: rows.csv:17."""

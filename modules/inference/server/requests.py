@@ -28,6 +28,9 @@ from .protocols.response_format import schema_in
 STOP_TEXTS, STOP_CHARACTERS = 16, 256
 """Of one request, and of each: they are looked for after every token, while all other rows wait."""
 
+BEAM_SEARCH = ("num_beams", "length_penalty")
+"""Its parameters; 1 is the default of each."""
+
 LONGEST_NUMBER = 300
 """Digits of whole numbers."""
 
@@ -156,13 +159,14 @@ def parse_parameters(values: Mapping[str, Any], names: Mapping[str, str]) -> Gen
         values: by moyun's names.
         names: moyun's name → the client's, where they differ.
     """
+    for name in BEAM_SEARCH:
+        if values.get(name, 1) != 1:
+            raise bad(name, "isn't done by the server: search with generate, predict or pipeline(), or give 1")
     try:
         config = GenerationConfig.parse(values)
     except ConfigError as error:
         name, _, complaint = error.complaints[0].partition(" ")
         raise bad(names.get(name, name), complaint[:500]) from None
-    if config.num_beams > 1:
-        raise bad("num_beams", "isn't done by the server: search with generate, predict or pipeline(), or give 1")
     if len(config.stop) > STOP_TEXTS:
         raise bad("stop", f"has {len(config.stop)} texts; there may be {STOP_TEXTS}")
     for text in config.stop:

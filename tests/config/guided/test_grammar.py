@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from modules.config.generation import GenerationConfig
 from modules.config.guided import grammar
 from modules.config.guided.grammar import LONGEST, fault_of
 from modules.config.loader import load_config
+from tests.helpers.models import ROOT
 
 pytest.importorskip("llguidance")
 
@@ -75,11 +78,38 @@ def test_what_explodes_is_refused_in_bounds(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "find_spec", lambda name: None)
-    fault_of.cache_clear()
     with pytest.raises(ConfigError) as caught:
         GenerationConfig.parse({"regex": "春"})
     assert caught.value.complaints == ["regex needs llguidance, which is not installed: pip install 'moyun[guided]'"]
-    fault_of.cache_clear()
+    monkeypatch.undo()  # it has been installed meanwhile
+    assert GenerationConfig.parse({"regex": "春"}).regex == "春"
+
+
+def test_what_could_not_be_tried_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is out of processes says nothing about an expression."""
+    run, text = subprocess.run, "春{3}夏{4}"
+
+    def no_process(*_: Any, **__: Any) -> Any:
+        raise BlockingIOError(11, "no more processes")
+
+    def broken(command: list[str], **how: Any) -> Any:
+        return run([command[0], "-c", "raise ImportError('no such library')"], **how)
+
+    for how, said in ((no_process, "[Errno 11] no more processes"), (broken, "ImportError: no such library")):
+        monkeypatch.setattr(subprocess, "run", how)
+        assert fault_of("regex", text) == f"couldn't be tried: {said}"
+        monkeypatch.undo()
+    assert fault_of("regex", text) is None
+
+
+def test_limits_of_the_system_are_no_fault_of_a_schema() -> None:
+    """Where a process may have less memory than ours would be given, as by `ulimit -v`."""
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29)); "
+        "from modules.config.guided.grammar import fault_of; print(fault_of('regex', '春{2}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,49 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert load_rows(path, cache=tmp_path / "cache").to_list() == ROWS
 
 
+TOLD = "用五言"
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".csv", "", "python"])
+def test_a_system_message_may_have_a_column_of_its_own(tmp_path: Path, kind: str) -> None:
+    """As in LLaMA-Factory's data; where it is empty, there is none."""
+    columns = {"conversations": [SHARE_GPT[0][1:], SHARE_GPT[1]], "system": [TOLD, ""], "tools": ["", "[]"]}
+    path = tmp_path / f"talks{kind}"
+    frame = pd.DataFrame(columns)
+    if kind == ".jsonl":
+        frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    elif kind == ".parquet":
+        frame.assign(system=[TOLD, None]).to_parquet(path)
+    elif kind == ".csv":
+        frame.assign(conversations=frame["conversations"].map(json.dumps)).to_csv(path, index=False)
+    elif kind == "":
+        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
+    source = columns if kind == "python" else str(path)
+    assert load_rows(source, {"conversations": "messages"}).to_list() == ROWS
+    if kind != "python":
+        assert load_rows(source, {"conversations": "messages"}, cache=tmp_path / "cache").to_list() == ROWS
+        manifest = prepare_rows(tmp_path / "folder", str(path), {"conversations": "messages"}, 0, 0)
+        assert manifest["columns not kept"] == ["tools"]
+        assert TALKS[0] in [row["messages"] for row in read_jsonl(tmp_path / "folder" / "train.jsonl.gz")]
+
+
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ({"system": "用七言"}, "messages has a system message, and another in the column 'system'; keep one"),
+        ({"system": 5}, r"messages has a column 'system' beside it that isn't text \(5\)"),
+        ({"system": "\ud800"}, "messages has a column 'system' beside it that holds half a surrogate pair"),
+        ({"tools": [{"type": "function"}]}, "messages has a column 'tools' beside it, and tools aren't done here"),
+        ({"tools": '[{"name": "f"}]'}, "messages has a column 'tools' beside it, and tools aren't done here"),
+    ],
+)
+def test_what_stands_beside_a_conversation_is_never_passed_over(beside: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError, match=rf"the given data row 2: {reason}"):
+        load_rows([{"messages": TALKS[1], "system": None}, {"messages": TALKS[0], **beside}])
+    assert load_rows([{"messages": TALKS[0], "system": TOLD}]).to_list() == ROWS[:1]  # said twice
+    assert load_rows([{"src_txt": "春", **beside}]).to_list() == [{"src_txt": "春"}]  # no conversation
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".csv", ""])
 def test_share_gpt_by_its_column(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind, SHARE_GPT, "conversations")
@@ -139,6 +182,19 @@ def test_messages_that_are_rows_themselves_are_told_of(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps({"messages": TALKS[0]}))
     with pytest.raises(DataError, match=r"its columns are 'role', 'content', as messages have; a row is a whole conv"):
         load_rows(tmp_path / "one.json")
+
+
+def test_a_list_in_place_of_a_row_is_told_what_to_be(tmp_path: Path) -> None:
+    lines = tmp_path / "talks.jsonl"
+    for talks in (TALKS, SHARE_GPT):
+        lines.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+        with pytest.raises(DataError, match=r'jsonl:2: a JSON list, not .*; write a conversation as {"messages": \['):
+            load_rows(lines)
+        with pytest.raises(DataError, match=r'row 1: a list, not an object .*; write a conversation as {"messages"'):
+            load_rows(talks)  # type: ignore[arg-type]
+    lines.write_text(json.dumps([{"src_txt": "春"}, {"src_txt": "秋"}]))
+    with pytest.raises(DataError, match=r"jsonl:1: a JSON list, .*; write each of its objects as a row"):
+        load_rows(lines)
 
 
 def test_a_row_without_the_column_is_bad(tmp_path: Path) -> None:

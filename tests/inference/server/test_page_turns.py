@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from modules.inference.server.requests import RequestError
 from modules.inference.server.web_page import WEB
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.browser import Page, page
 from tests.helpers.served_page import KNOWN, OPEN, WRITTEN, ask_in_turns, bodies, of_task, said
+from tests.helpers.server_tools import Notebook
 
 pytestmark = pytest.mark.server
 
@@ -84,29 +86,18 @@ def test_an_answer_that_broke_off_is_no_part_of_the_conversation(tab: Page, toke
 
 # --- thumbs ---
 
-STUB = """
-window.rated = [];
-const through = window.fetch;
-window.fetch = async (path, options) => {
-  if (path !== "v1/feedback") return through(path, options);
-  window.rated.push(JSON.parse(options.body));
-  const gone = { error: { message: "no answer of this id is remembered", param: "id", code: "not_found" } };
-  return window.refuse ? Response.json(gone, { status: 404 }) : Response.json({ id: window.rated.at(-1).id });
-};
-"""
-
 
 def test_thumbs_go_to_the_server(tab: Page, tokenizer: Tokenizer) -> None:
-    with of_task(tab, tokenizer, "instructions", feedback=True):
-        tab.value(f"(() => {{ {STUB} }})()")
+    notebook = Notebook()
+    with of_task(tab, tokenizer, "instructions", notebook):
         tab.type("#max_tokens", "6")
         ask_in_turns(tab, "春")
-        tab.value("window.refuse = true")
+        notebook.refusal = RequestError(404, "no answer of this id is remembered", "id", "not_found")
         tab.click("#up")
         tab.until("document.querySelector('#error').innerText.startsWith('404 · ')")
         assert "no answer of this id is remembered" in tab.text("#error")
         assert not tab.value("document.querySelector('#up').disabled")
-        tab.value("window.refuse = false")
+        notebook.refusal = None
         tab.click("#up")
         tab.until("document.querySelector('#up').getAttribute('aria-pressed') === 'true'")
         ask_in_turns(tab, "花")
@@ -116,12 +107,10 @@ def test_thumbs_go_to_the_server(tab: Page, tokenizer: Tokenizer) -> None:
         tab.type("#correction", "花开了")
         tab.click("#send")
         tab.until("document.querySelector('#down').getAttribute('aria-pressed') === 'true'")
-        first, second, third = tab.value("window.rated")
-        assert first == second
-        assert first["value"] == "up"
-        assert first["id"].startswith("chatcmpl-")
-        assert third["id"] not in (first["id"], "")
-        assert {**third, "id": ""} == {"id": "", "value": "down", "comment": "不通", "correction": "花开了"}
+        first, second = notebook.ratings
+        assert (first.value, first.id.partition("-")[0]) == ("up", "chatcmpl")
+        assert (second.value, second.comment, second.correction) == ("down", "不通", "花开了")
+        assert second.id not in (first.id, "")
 
 
 def test_what_is_typed_about_a_text_stays_while_the_page_looks_at_the_server(tab: Page, tokenizer: Tokenizer) -> None:
@@ -154,11 +143,13 @@ def test_no_thumbs_where_nobody_keeps_them(tab: Page, tokenizer: Tokenizer) -> N
 def test_a_phone_shows_all_without_scrolling_sideways_and_everything_has_a_name(
     tab: Page, tokenizer: Tokenizer, language: str
 ) -> None:
-    with of_task(tab, tokenizer, "summarization", feedback=True, version="12", name="n" * 80):
+    with of_task(tab, tokenizer, "summarization", Notebook(), version="12", name="n" * 80):
         tab.value(f"localStorage.setItem('language', '{language}')")
         tab.look(360, 700, mobile=True)
-        tab.value("location.reload()")
-        tab.until(f"document.readyState === 'complete' && {KNOWN} && document.documentElement.lang === '{language}'")
+        tab.value("window.old = true; location.reload()")
+        tab.until(
+            f"!window.old && document.readyState === 'complete' && {KNOWN} && document.documentElement.lang === '{language}'"
+        )
         tab.value(OPEN)
         for prompt in ("x" * 60, "春"):
             tab.type("#prompt", prompt)

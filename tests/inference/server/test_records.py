@@ -13,33 +13,15 @@ import pytest
 from modules.config.generation import GenerationConfig
 from modules.inference.server.access import Access
 from modules.inference.server.protocols.openai import OUTCOME, EventStream
-from modules.inference.server.records.ratings import Rating
 from modules.inference.server.records.transcript import AnswerRecord, WrittenText
 from modules.inference.server.requests import CompletionRequest, RequestError
 from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
-from tests.helpers.server_tools import Served, send_and_keep, served, until
+from tests.helpers.server_tools import Notebook, Served, send_and_keep, served, until
 
 pytestmark = pytest.mark.server
 
 SAMPLING = {"seed": 3, "max_tokens": 6}
-
-
-class Notebook:
-    """A Recorder that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.records: list[AnswerRecord] = []
-        self.ratings: list[Rating] = []
-        self.refusal: RequestError | None = None
-
-    def answered(self, record: AnswerRecord) -> None:
-        self.records.append(record)
-
-    def rate(self, rating: Rating) -> None:
-        if self.refusal:
-            raise self.refusal
-        self.ratings.append(rating)
 
 
 @pytest.fixture(scope="module")

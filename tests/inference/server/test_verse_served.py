@@ -67,6 +67,8 @@ def test_invocations_keep_a_form(server: Served) -> None:
         ({"form": "五绝", "max_tokens": 23}, "form", "takes 24 tokens or more from here to its end, and 23 may be"),
         ({"form": "五绝", "max_tokens": 23}, "form", "give max_tokens=24 (prompt 0)"),
         ({"num_beams": 4}, "num_beams", "num_beams isn't done by the server"),
+        ({"length_penalty": 0.8}, "length_penalty", "length_penalty isn't done by the server"),
+        ({"num_beams": 4, "length_penalty": 0.8}, "num_beams", "num_beams isn't done by the server"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(
