@@ -115,7 +115,7 @@ def test_thumbs_go_to_the_server(tab: Page, tokenizer: Tokenizer) -> None:
 
 def test_what_is_typed_about_a_text_stays_while_the_page_looks_at_the_server(tab: Page, tokenizer: Tokenizer) -> None:
     """It reads the model's card again when the server was away, and every half minute."""
-    with of_task(tab, tokenizer, "instructions", feedback=True) as running:
+    with of_task(tab, tokenizer, "instructions", Notebook()) as running:
         tab.type("#max_tokens", "6")
         ask_in_turns(tab, "春")
         tab.click("#down")

@@ -84,8 +84,11 @@ class Supervisor:
         if process is not self.current:  # whose end is then `retire`'s business
             return
         self.service.serve_without(process.model)
-        how = await process.how_it_ended()
-        logger.warning("the model's process died (%s), and its requests failed; starting it again", how)
+        how, again = await process.how_it_ended(), self.service.state != "draining"
+        what = "the model's process died (%s), and its requests failed" + "; starting it again" * again
+        logger.warning(what, how)
+        if not again:  # nobody will ask it for anything
+            await asyncio.Event().wait()
         async with self.loading:
             if process is self.current:  # and not another version, which was being loaded
                 await self.end(process)

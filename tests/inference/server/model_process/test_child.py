@@ -73,7 +73,7 @@ def test_a_request_that_fails_at_its_beginning_fails_alone(
     prompts = [Prompt(number, [1], GenerationConfig(), False) for number in range(3)]
     desk.listen([Write(prompts[:2]), Write(prompts[2:])])
     assert [sequence.number for sequence in submitted] == [0, 2]
-    assert next(messages_of(ends[0])) == Written(0, [Event(1, "", "failed")])
+    assert next(messages_of(ends[0])) == Written(0, [Event(1, "", "failed", scores=[])])
 
 
 @pytest.mark.server

@@ -114,6 +114,23 @@ def test_the_child_ends_when_the_server_is_killed(started: subprocess.Popen[str]
     stream.close()
 
 
+def test_a_child_that_dies_while_the_server_drains_is_not_started_again(
+    started: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    url = address_in(started)
+    stream = send_and_keep(url, "/v1/completions", BODY | {"max_tokens": 600, "stream": True})
+    until(lambda: "moyun_running_rows 1" in httpx.get(f"{url}/metrics").text)
+    child = child_of(started)
+    child.suspend()
+    started.send_signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+    child.kill()
+    assert started.wait(20) == 0
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith("and its requests failed")
+    stream.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_both_processes_lets_requests_finish(number: signal.Signals, saved: Path, tmp_path: Path) -> None:
     """As Ctrl-C in a terminal and systemd send it."""
