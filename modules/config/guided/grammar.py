@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def found_fault(key: str, text: str, packages: str) -> str | None:
     """
     if key == "json_schema" and (fault := no_object(text)):
         return f'{fault}; give a JSON schema, e.g. {{"type": "object"}}'
-    command = [sys.executable, "-I", "-X", "utf8", __file__, packages, key]
+    command = [sys.executable, "-I", __file__, packages, key]
     try:
         with ONE_AT_A_TIME:  # of a server's threads
             tried = subprocess.run(command, input=text.encode(), capture_output=True, timeout=PATIENCE, check=False)
@@ -161,4 +162,4 @@ if __name__ == "__main__":
         resource.setrlimit(limit, (most, most))
     sys.path.append(sys.argv[1])
     for part in refusal(sys.argv[2], sys.stdin.buffer.read().decode()):
-        print(part, end="", flush=True)
+        os.write(1, part.encode(errors="replace"))  # at once: the search for its place may be ended at any time
