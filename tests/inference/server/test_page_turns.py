@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -115,7 +116,11 @@ def test_thumbs_go_to_the_server(tab: Page, tokenizer: Tokenizer) -> None:
 
 def test_what_is_typed_about_a_text_stays_while_the_page_looks_at_the_server(tab: Page, tokenizer: Tokenizer) -> None:
     """It reads the model's card again when the server was away, and every half minute."""
-    with of_task(tab, tokenizer, "instructions", feedback=True) as running:
+    with of_task(tab, tokenizer, "instructions") as running:
+        running.service.recorder = Mock()  # so that the card tells of feedback
+        tab.value("window.old = true; location.reload()")
+        tab.until(f"!window.old && document.readyState === 'complete' && {KNOWN}")
+        tab.value(OPEN)
         tab.type("#max_tokens", "6")
         ask_in_turns(tab, "春")
         tab.click("#down")
@@ -148,7 +153,8 @@ def test_a_phone_shows_all_without_scrolling_sideways_and_everything_has_a_name(
         tab.look(360, 700, mobile=True)
         tab.value("window.old = true; location.reload()")
         tab.until(
-            f"!window.old && document.readyState === 'complete' && {KNOWN} && document.documentElement.lang === '{language}'"
+            f"!window.old && document.readyState === 'complete' && {KNOWN}"
+            f" && document.documentElement.lang === '{language}'"
         )
         tab.value(OPEN)
         for prompt in ("x" * 60, "春"):
