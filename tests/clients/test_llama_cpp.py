@@ -7,9 +7,6 @@ from pathlib import Path
 import openai
 import pytest
 
-pytest.importorskip("gguf", reason="the extra gguf is not installed")
-pytest.importorskip("xllamacpp", reason="the extra bench is not installed")
-
 from benchmarks.peer_llama_cpp import LlamaServer
 from modules.config.loader import load_config
 from modules.inference.text_generator import TextGenerator

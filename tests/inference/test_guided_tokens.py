@@ -25,8 +25,6 @@ from modules.model.decoding.decode_graph import FREE, GraphBatch
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.models import ROOT, make_config, make_decoder
 
-pytest.importorskip("llguidance")
-
 POEM: dict[str, Any] = {
     "type": "object",
     "properties": {

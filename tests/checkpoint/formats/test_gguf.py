@@ -27,9 +27,6 @@ from pipelines.convert import convert
 from pipelines.generate import generate
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
-pytest.importorskip("gguf", reason="the extra gguf is not installed")
-pytest.importorskip("xllamacpp", reason="the extra bench is not installed")
-
 DATA = ROOT / "tests" / "files" / "modelscope"
 HARD = [
     "Hello, world! <0x41> 𠮷野家　全角 ▁ a  b\n\nc\t嗨😀 <|endoftext|>",

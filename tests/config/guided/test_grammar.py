@@ -17,8 +17,6 @@ from modules.config.guided.grammar import LONGEST, fault_of
 from modules.config.loader import load_config
 from tests.helpers.models import ROOT
 
-pytest.importorskip("llguidance")
-
 PERSON = {"type": "object", "properties": {"名": {"type": "string"}}, "required": ["名"]}
 INSIDE = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "array", "contains": {}}}}}
 

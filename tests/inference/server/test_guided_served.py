@@ -19,7 +19,6 @@ from modules.tokenizer.tokenizer import Tokenizer
 from tests.helpers.models import make_config, make_decoder
 from tests.helpers.server_tools import Served, served
 
-pytest.importorskip("llguidance")
 pytestmark = pytest.mark.server
 
 LINE = {"type": "object", "properties": {"line": {"type": "string", "pattern": "^[一-龥]{5}$"}}, "required": ["line"]}
