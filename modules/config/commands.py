@@ -14,7 +14,7 @@ from ..system.bounded_read import read_plain_yaml
 from ..system.paths import expanded
 from .assignments import COMMAND_LINE, Assignment
 from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
-from .data import POEM_DATA, TASK_DATA, PrepareConfig
+from .data import CLONES, POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
@@ -136,8 +136,8 @@ class MainConfig(StageConfig):
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
         rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
-        made_by = (rows,) if rows in TASK_DATA else POEM_DATA if rows == "couplets" else (source,)
-        if source in (*POEM_DATA, *TASK_DATA) and source not in made_by:
+        made_by = (rows,) if rows in (*TASK_DATA, *CLONES) else POEM_DATA if rows == "couplets" else (source,)
+        if self.prepare.is_public and source not in made_by:
             yield f"finetune.data={rows}: prepare.source={source} makes no such rows; give prepare.source={made_by[0]}"
         for name in PLACES:
             value = attrgetter(name)(self)

@@ -64,8 +64,8 @@ TABLE: dict[type, dict[Effect, str]] = {
         "length_penalty form tones json_schema regex"
     },
     PrepareConfig: {
-        Effect.RESULT: "source archive columns experiment take validation_fraction test_fraction near_copies bad_rows "
-        "max_bad_rows",
+        Effect.RESULT: "source archive columns join experiment take validation_fraction test_fraction near_copies "
+        "bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
     TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
