@@ -78,6 +78,24 @@ class TokenizerConfig:
                 yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
+@dataclass
+class AskedTaskConfig:
+    """How a model is asked for a task."""
+
+    name: str = ""
+    """What the results are filed under; set by task=NAME."""
+    data: str | None = None
+    """The task's own data set, a name in conf/data, for a model whose training names no rows that it can score."""
+    template: str | None = field(default=None, metadata=LINES)
+    """How to ask a model without a prompt template of its own, e.g. "{src_txt}\\n摘要："; unset: the data set's."""
+    own_template: bool = True
+    """Ask a model that was tuned on src_txt → tgt_txt as it was tuned; false: with task.template all the same."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.template is not None and self.template.count("{src_txt}") != 1:
+            yield f'template ({self.template!r}) must hold "{{src_txt}}" exactly once'
+
+
 TRACES = "traces"
 """Source of prepare: served requests."""
 
