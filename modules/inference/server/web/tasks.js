@@ -70,6 +70,17 @@ const OTHER = { label: ["消息", "Message"], hint: ["写给模型的话", "what
 /** The task that a model was trained for, as far as its card says so: by its name or its data's, and the prompt template
  * with it. */
 export function taskOf({ task, template }) {
-  const known = Object.entries(TASKS).find(([name, { data = name }]) => task === name || task === data)?.[1];
+  const known = taskCalled(task);
   return known?.template === template ? known : template === null ? VERSE : OTHER;
+}
+
+/** A prompt for each task of a model that was trained on several and continues text: an example in the task's template. */
+export function promptsOf({ template, task_templates: templates = {} }) {
+  if (template !== null) return [];
+  const known = Object.entries(templates).filter(([name]) => taskCalled(name));
+  return known.map(([name, own]) => own.replace("{src_txt}", () => taskCalled(name).examples[0]));
+}
+
+function taskCalled(wanted) {
+  return Object.entries(TASKS).find(([name, { data = name }]) => wanted === name || wanted === data)?.[1];
 }
