@@ -22,7 +22,7 @@ from mlflow.tracking import fluent
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
 from ..data.reading.column_names import SCORED_COLUMNS
-from ..data.reading.finding import SPLIT_NAMES
+from ..data.reading.split_names import SPLIT_NAMES
 from ..system.atomic import draft_of
 from ..system.paths import expanded
 from ..system.redaction import redact_text

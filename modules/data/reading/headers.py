@@ -14,9 +14,7 @@ from ...system.paths import expanded, is_below
 from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
-    SPLIT_NAMES,
     check_prepared,
-    file_format,
     find_files,
     is_divided,
     is_saved_dataset,
@@ -24,6 +22,7 @@ from .finding import (
     nowhere,
     split_files,
 )
+from .split_names import SPLIT_NAMES, file_format
 
 FIRST_ROWS = 100
 
