@@ -131,6 +131,11 @@ class MainConfig(StageConfig):
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
         yield from self.store_complaints()
+        sources = [source.path for source in self.finetune.data.mix]
+        for name in ("evaluate", "register") if sources else ():
+            if not getattr(self, name).data.path and not getattr(self, name).data.test_path:
+                others = " or ".join(sources)
+                yield f"{name}.data.path must be given with finetune.data.mix: one source is scored, {others}"
         for name in ("pretrain", "finetune"):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:

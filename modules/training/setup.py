@@ -92,8 +92,8 @@ def set_up(
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
-    how: dict[str, Any] = {"micro_batch_tokens": CPU_TOKENS, "seed": config.seed, "tokenizers": tokenizers}
-    data = TextDataModule(splits, tokenizer, config.data, **batch_of(config.train, config.model), **how)
+    how: dict[str, Any] = {**batch_of(config.train, config.model), "seed": config.seed, "tokenizers": tokenizers}
+    data = TextDataModule(splits, tokenizer, config.data, micro_batch_tokens=CPU_TOKENS, **how)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
     plan = replace(plan, splits=facts_of_splits(splits, places, data.parts, all_related_rows(read, places)))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are

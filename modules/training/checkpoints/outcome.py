@@ -90,10 +90,12 @@ def result_facts(
     """What the model folder's run.yaml says of the run beside its configuration."""
     rows = {name: len(split) for name, split in training.splits.items()}
     data = {name: origin.data.get(name) or fingerprint(split) for name, split in training.splits.items()}
-    facts = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
+    facts: dict[str, Any] = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     facts |= {"sources": {name: str(place) for name, place in training.places.items()}}
     facts |= {"chosen_by": made[CHOSEN]}
+    if training.data.mixture:
+        facts |= {"prompt_templates": {name: each.prompt_template for name, each in training.data.tokenizers.items()}}
     return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
 
 
