@@ -24,6 +24,9 @@ VALIDATED = (
 )  # fmt: skip
 """What each validation measures, whatever checkpoints are chosen by, by the names after val/."""
 
+BY_SOURCE = ("loss", "perplexity", "perplexity_per_char")
+"""What of it is said of each source of a mixture, as val/SOURCE/loss."""
+
 
 @dataclass
 class TrainConfig:

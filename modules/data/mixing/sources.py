@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 
 import datasets
 
 from ...config.data import DataConfig
-from ..quarantine import DataError, Quarantine
+from ..quarantine import DataError, Quarantine, said_of
 from ..sources import RowSource
 from ..splits import Place, choose_places, load_splits, related_rows
-
-COLUMNS = re.compile(r"data\.columns\.(\S+?)=(\w+)")
 
 
 def split_name(split: str, source: str) -> str:
@@ -65,15 +61,3 @@ def all_related_rows(splits: Mapping[str, datasets.Dataset], places: Mapping[str
         )
         found |= {own[split]: count for split, count in related.items()}
     return found
-
-
-@contextmanager
-def said_of(source: str) -> Iterator[None]:
-    """Says in a DataError which source of the mixture it is about, and how its columns are mapped there."""
-    try:
-        yield
-    except DataError as error:
-        if not source:
-            raise
-        text = COLUMNS.sub(r"columns: {\1: \2} (beside its path in data.mix)", str(error))
-        raise DataError(f"data.mix, source {source}: {text}") from error

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ...config.training import BY_SOURCE
 from ...data.packing import MicroBatch
 from ...model.loss import perplexity_of
 from ...tokenizer.lost_text import NATS_A_BYTE
-
-BY_SOURCE = ("loss", "perplexity", "perplexity_per_char")
-"""What is said of each source of a mixture, as val/SOURCE/loss."""
 
 
 @dataclass
