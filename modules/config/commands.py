@@ -183,10 +183,10 @@ MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
     """Paths of rows that follow from what is said; those that the user names stand."""
     given = {name for name, value, _ in users if value not in (None, "", "null")}
-    # A mixture stands in place of the rows that a stage's file or a task names.
+    # A mixture stands in place of what a stage's file, a task or data=NAME (`mlflow run` always gives one) names.
     mixed = [name for name, value, _ in users if name in given and value not in ("[]", [])]
     for section in {name.removesuffix(".mix") for name in mixed if re.fullmatch(r"([a-z]+\.)?data\.mix", name)}:
-        if not given & {section, f"{section}.path"}:
+        if f"{section}.path" not in given:
             given.add(f"{section}.path")
             yield f"{section}.path", None, COMMAND_LINE
     # Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on.

@@ -13,11 +13,17 @@ import pytest
 from modules.config.loader import ConfigError, load_config
 from modules.data.packing import StepBatch
 from modules.data.quarantine import DataError
+from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows, scored_tokenizer
+from modules.evaluation.sweeps.early_end import WEIGHTS, differences, rows_of
+from modules.evaluation.task_rows import copies_in_training
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.tracking.reuse.stage_key import stage_key
 from modules.training.checkpoints.run_manifest import CHECKPOINTS
 from modules.training.lightning_module import LanguageModel
 from modules.training.validation.sums import Validation, metrics_of_all
 from pipelines.train import TrainResult, train
 from tests.checkpoint.test_training_checkpoint import QUICK
+from tests.data.mixing.test_mixed_steps import SIZES, mixture
 
 
 @pytest.fixture
@@ -95,6 +101,29 @@ def test_what_is_said_and_kept_of_each_source(seen: list[list[int]], sources: st
     contexts = {each.tags[0].value for each in inputs}
     assert contexts == {"train/pairs", "train/plain", "validation/pairs", "validation/plain"}
     assert mlflow.get_run(result.run_id).data.metrics["rows/train/pairs"] == 40
+    require_scored_by_source(result, tmp_path)
+
+
+def require_scored_by_source(result: TrainResult, tmp_path: Path) -> None:
+    """Scoring names one source, and asks its rows as they were trained; copies are looked for in all."""
+    assert result.model
+    config = load_config("evaluate", [f"model={result.model}"])
+    with pytest.raises(
+        DataError, match=r"trained on a mixture, and one source is scored at a time: give data\.path=.*"
+    ):
+        choose_rows(config, config.model, result.model)
+    config = load_config("evaluate", [f"model={result.model}", f"data.path={tmp_path}/pairs.jsonl"])
+    config, chosen = choose_rows(config, config.model, result.model)
+    assert chosen.trained
+    assert config.data.columns == {"问": "src_txt", "答": "tgt_txt"}
+    assert scored_tokenizer(result.model, config.data).prompt_template == "{src_txt}："
+    rows = load_task_rows(config, chosen).test
+    assert rows["src_txt"] == ["x"]  # the validation rows of that source
+    copies = copies_in_training(rows, result.model, None)
+    assert copies is not None
+    assert copies.tolist() == [True]  # its answer is a text of the other source
+    plain = load_config("evaluate", [f"model={result.model}", f"data.path={tmp_path}/plain.jsonl"]).data
+    assert scored_tokenizer(result.model, plain).prompt_template is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +151,6 @@ def test_what_can_not_be_mixed(given: str, message: str) -> None:
     ("arguments", "message"),
     [
         (["data.path=a"], "data.path=a and data.mix exclude each other"),
-        (["data=poems"], "data.path=prepared/sample/poems and data.mix exclude each other"),
         (["data.test_path=a"], "data.test_path=a and data.mix exclude each other"),
         (["data.mix_temperature=2"], "data.mix_temperature=2 has no effect where sources have weights"),
         (["train.select_by=val/c/loss"], "there is no such source; data.mix has val/a/loss, val/b/loss"),
@@ -148,6 +176,40 @@ def test_a_mixture_takes_the_place_of_a_stage_s_own_rows() -> None:
     assert compact.mix[1].columns == {"text1": "src_txt"}
     task = load_config("finetune", ["train.init_from=models/poems", "task=couplets", "data.mix=[{path: a}]"]).data
     assert task.path is None
+    under_mlflow = load_config("finetune", ["data=quatrains", "train.init_from=models/poems", "data.mix=[{path: a}]"])
+    assert under_mlflow.data.path is None
+
+
+def test_what_a_source_holds_decides_about_reuse(sources: str, tmp_path: Path) -> None:
+    def key(mix: str = sources) -> str:
+        found, why = stage_key(
+            "finetune", load_config("finetune", ["train.init_from=models/poems", f"data.mix={mix}"]), {}
+        )
+        assert found, why
+        return found
+
+    first, plain = key(), tmp_path / "plain.jsonl"
+    plain.rename(tmp_path / "moved.jsonl")
+    moved = sources.replace("plain.jsonl", "moved.jsonl, name: plain")
+    assert key(moved) != key(moved.replace("weight: 3", "weight: 2"))
+    (tmp_path / "moved.jsonl").rename(plain)
+    assert key() == first
+    plain.write_text(plain.read_text() + '{"src_txt": "云"}\n')
+    assert key() != first
+
+
+def test_trials_with_other_weights_are_not_compared_by_the_whole(tokenizer: Tokenizer) -> None:
+    sizes = [mixture(tokenizer, *weights, sizes={name: SIZES[name] for name in "ab"}) for weights in ((1, 1), (1, 3))]
+    digests = {"train/a": "1", "train/b": "2", "validation/a": "3", "validation/b": "4"}
+    found = {}
+    for metric in ("val/loss", "val/a/loss"):
+        config = load_config(
+            "sweep", ["stage=finetune", "trials=2", f"metric={metric}", "space.data.mix_temperature=1,2"]
+        )
+        found[metric] = [rows_of(config, digests, data) for data in sizes]
+    assert differences(*found["val/loss"]) == [WEIGHTS]
+    assert not differences(*found["val/a/loss"])
+    assert found["val/loss"][0]["validation rows"] == "3,4"
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "register"])
