@@ -18,6 +18,7 @@ from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import TEXTS, fingerprint, text_batches
+from ..conversations.alpaca_rows import columns_beside
 from ..conversations.message_rows import SYSTEM_COLUMN, answers_texts, users_texts
 from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
@@ -252,6 +253,7 @@ def columns_found(
     kept = [column for column in (*texts, *extras) if column in present]
     used = {*columns, *(column for column in kept if column not in columns.values())}
     used |= {SYSTEM_COLUMN} if MESSAGES in present else set()  # a message of the conversation
+    used |= {*columns_beside(columns)} if "tgt_txt" in present else set()
     return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
 
 
