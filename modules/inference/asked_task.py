@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from ..config.data import AskedTaskConfig
+from ..config.data import AskedTaskConfig, DataConfig
 from ..config.loader import ConfigError, load_config
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -16,7 +17,8 @@ def asking(tokenizer: Tokenizer, task: AskedTaskConfig) -> Tokenizer:
     the task's; else with the task's or its data set's. ConfigError for a data set that isn't there."""
     if task == AskedTaskConfig():
         return tokenizer
-    names, usual = (task.name, task.data), task.template or template_of_data(task.data)
+    data = data_set(task.data)
+    names, usual = (task.name, task.data, Path(data.path or "").name), task.template or data.prompt_template
     own = tokenizer.template_for(names) if task.own_template else None
     if own and usual and own != usual and tokenizer.task_templates.keys().isdisjoint(names):
         logger.warning(
@@ -29,12 +31,12 @@ def asking(tokenizer: Tokenizer, task: AskedTaskConfig) -> Tokenizer:
     return tokenizer.with_prompt_template(own or usual, tokenizer.task_templates)
 
 
-def template_of_data(name: str | None) -> str | None:
-    """The prompt template of a data set, a name in conf/data; None for plain text."""
+def data_set(name: str | None) -> DataConfig:
+    """A name in conf/data; an empty section without one."""
     if not name:
-        return None
+        return DataConfig()
     try:
-        found: str | None = load_config("evaluate", [f"data={name}"]).data.prompt_template
+        found: DataConfig = load_config("evaluate", [f"data={name}"]).data
     except ConfigError as error:
         raise ConfigError([f"task.{complaint}" for complaint in error.complaints]) from None
     return found

@@ -153,11 +153,13 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
 
 def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer:
     """What the model is saved with: of a mixture with data.prompt_template, else the first template that a source has,
-    in the order of data.mix."""
-    asked = [each for each in tokenizers.values() if each.prompt_template is not None]
-    if len(tokenizers) > 1 and asked and config.data.prompt_template:
-        return asked[0].with_prompt_template(config.data.prompt_template)
-    return (asked or list(tokenizers.values()))[0]
+    in the order of data.mix; and with the template of each source by its name, for task=NAME."""
+    if not config.data.mix:
+        return tokenizers[""]
+    templates = {name: each.prompt_template for name, each in tokenizers.items() if each.prompt_template is not None}
+    usual = next(iter(templates.values()), None)
+    any_of_them = next(iter(tokenizers.values()))
+    return any_of_them.with_prompt_template(usual and (config.data.prompt_template or usual), templates)
 
 
 def trained_on(rows: Sequence[tuple[datasets.Dataset, float]], config: TokenizerConfig, cache: Path) -> Tokenizer:

@@ -78,6 +78,8 @@ def test_a_model_of_several_tasks_is_asked_as_each_was_trained(
     assert asked.task_templates == mixed.task_templates
     assert asking(mixed, named("summarization")).prompt_template == "{src_txt}\n寓意："
     assert mixed.prompt_template == usual
+    by_folder = tokenizer.with_prompt_template(usual, {"classical_modern": "古：{src_txt}"})
+    assert asking(by_folder, named("translate")).prompt_template == "古：{src_txt}"
     assert not caplog.records
     rows = Dataset.from_dict({"src_txt": ["甲"], "tgt_txt": ["乙"]})
     task, data = TaskConfig(name="mine", data="translate"), DataConfig(prompt_template="{src_txt}")

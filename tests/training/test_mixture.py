@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pytest
 
+from modules.checkpoint.loading import open_tokenizer
 from modules.config.loader import ConfigError, load_config
 from modules.data.packing import StepBatch
 from modules.data.quarantine import DataError
@@ -107,6 +108,7 @@ def test_what_is_said_and_kept_of_each_source(seen: list[list[int]], sources: st
 def require_scored_by_source(result: TrainResult, tmp_path: Path) -> None:
     """Scoring names one source, and asks its rows as they were trained; copies are looked for in all."""
     assert result.model
+    assert open_tokenizer(result.model).task_templates == {"pairs": "{src_txt}："}
     config = load_config("evaluate", [f"model={result.model}"])
     with pytest.raises(
         DataError, match=r"trained on a mixture, and one source is scored at a time: give data\.path=.*"

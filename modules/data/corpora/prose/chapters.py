@@ -33,11 +33,15 @@ def read_chapters(folders: Sequence[Path], counts: Counter[str]) -> Iterator[tup
     for file in files_named(folders, "source.txt"):
         label = file.parent.relative_to(folders[0]).as_posix()
         sides = [read_text(file.parent / name, counts) for name in ("source.txt", "target.txt")]
-        lines = [[_BLANK.sub("", " ".join(line.split())) for line in side.rstrip().split("\n")] for side in sides if side]
+        lines = [[plain(line) for line in side.rstrip().split("\n")] for side in sides if side]
         if len(lines) < 2 or len(lines[0]) != len(lines[1]):
             counts["chapters whose sides differ in lines"] += 1
             continue
         yield label, list(zip(*lines, strict=True))
+
+
+def plain(line: str) -> str:
+    return _BLANK.sub("", " ".join(line.split()))
 
 
 def good_pairs(chapter: Sequence[Pair], counts: Counter[str]) -> list[Pair]:
