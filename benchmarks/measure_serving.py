@@ -1,6 +1,7 @@
 """A real server under load on this machine, printed as a table: what docs/serving.md promises, measured.
 
-python -m benchmarks.measure_serving [model] [seconds of overload]   model: a size (conf/model), random weights
+python -m benchmarks.measure_serving [model] [seconds of overload] [keys of pipelines.serve, as traces=1]
+model: a size (conf/model), random weights
 
 The exit code is 1 where a promise is broken. Requests are the same work each: a prompt of 6 characters, 32 new tokens,
 which random weights never end early.
@@ -210,10 +211,10 @@ async def measure(server: Server, folder: Path, seconds: float) -> None:
     await terminate(server)
 
 
-def main(size: str = "tiny", seconds: str = "60") -> int:
+def main(size: str = "tiny", seconds: str = "60", *keys: str) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = make_model(Path(name), size)
-        server = Server(folder)
+        server = Server(folder, *keys)
         print(f"{size}, {NEW_TOKENS} new tokens a request, {os.cpu_count()} cores", flush=True)
         try:
             asyncio.run(measure(server, folder, float(seconds)))
