@@ -2,9 +2,10 @@
 
 python -m benchmarks.measure_server_memory [requests] [server's arguments]   a model of size tiny with random weights
 
-Requests are unlike one another: prompts of 1 to 60 characters of poems, 1 to 8 new tokens, a stream one in four, and of
-the streams every other client goes after the first piece. The exit code is 1 where, after the first fifth of them, in
-which caches fill, a process grows by more than a promised share.
+Requests are unlike one another: 500 prompts of 1 to 60 characters of poems, 1 to 8 new tokens, a stream one in four, and
+of the streams every other client goes after the first piece. The exit code is 1 where, after the first half of them, in
+which caches fill, a process grows by more than a promised share. Prompts come again and again because the tokenizer
+keeps 10,000 words that it has cut, about 1 KB each: with new ones the server's process grows by 20 MB, and then no more.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from tests.helpers.models import ROOT
 CLIENTS = 16
 PARTS = 10
 """How often memory is looked at."""
-FILLED = 2
+FILLED = 5
 """Parts after which caches are full."""
+PROMPTS = 500
 GROWTH = 0.03
 """Promised: no process grows by more than this share after that."""
 
@@ -36,11 +38,11 @@ class Asker:
 
     def __init__(self, server: Server) -> None:
         self.server, self.random = server, random.Random(0)
-        self.texts = [row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz")]
+        texts = [row["src_txt"] for row in read_jsonl(ROOT / "data" / "poems-300.jsonl.gz")]
+        self.prompts = [self.random.choice(texts)[: self.random.randint(1, 60)] for _ in range(PROMPTS)]
 
     async def ask(self) -> None:
-        text = self.random.choice(self.texts)
-        prompt, tokens = text[: self.random.randint(1, 60)], self.random.randint(1, 8)
+        prompt, tokens = self.random.choice(self.prompts), self.random.randint(1, 8)
         if self.random.random() < 0.75:
             status, _ = await self.server.exchange(completion_request(prompt=prompt, max_tokens=tokens))
             assert status == 200, status
@@ -94,7 +96,7 @@ def told(found: Sequence[tuple[float, float]]) -> int:
     for name, sizes in zip(("server", "model"), zip(*found, strict=True), strict=True):
         growth = sizes[-1] / sizes[FILLED] - 1
         kept = growth <= GROWTH
-        print(f"{'' if kept else 'NOT KEPT: '}{name}'s process after the first fifth: {growth:+.1%} (≤ {GROWTH:.0%})")
+        print(f"{'' if kept else 'NOT KEPT: '}{name}'s process after the first half: {growth:+.1%} (≤ {GROWTH:.0%})")
         code |= not kept
     return code
 
