@@ -2,10 +2,10 @@
 
 python -m benchmarks.measure_server_memory [requests] [server's arguments]   a model of size tiny with random weights
 
-Requests are unlike one another: 500 prompts of 1 to 60 characters of poems, 1 to 8 new tokens, a stream one in four, and
-of the streams every other client goes after the first piece. The exit code is 1 where, after the first half of them, in
-which caches fill, a process grows by more than a promised share. Prompts come again and again because the tokenizer
-keeps 10,000 words that it has cut, about 1 KB each: with new ones the server's process grows by 20 MB, and then no more.
+Requests are unlike one another: 500 prompts of 1 to 60 characters of poems, 1 to 8 new tokens, a stream one in four, of
+which every other client goes after the first piece. The exit code is 1 where, after the first half of them, in which
+caches fill, a process grows by more than a promised share. Prompts come again because the tokenizer keeps 10,000 words
+that it has cut, about 1 KB each: with ever new ones the server's process grows by 20 MB, and then no more.
 """
 
 from __future__ import annotations
