@@ -22,7 +22,7 @@ from ..config.loader import assign, to_dataclass
 from ..data.arrow import fingerprint
 from ..data.groups import GROUP, MIN_GROUPS, has_group
 from ..data.mixing.copies import copies_among
-from ..data.mixing.sources import split_name
+from ..data.mixing.source_splits import split_name
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
