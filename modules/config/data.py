@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .base import LINES, MODEL, PATH, StageConfig, changed, out_of_range, too_small
-from .mixing import SOURCES, SourceConfig, complaints_of_mix
+from .mixing.mixture_sources import SOURCES, SourceConfig, complaints_of_mix
 
 
 @dataclass

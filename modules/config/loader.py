@@ -31,7 +31,7 @@ from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_argum
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths
 from .generation import as_json
-from .mixing import SOURCES, read_sources, spaced
+from .mixing.mixture_sources import SOURCES, read_sources, spaced
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 

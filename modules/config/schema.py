@@ -21,7 +21,7 @@ from .commands import STAGES
 from .data import AskedTaskConfig, DataConfig
 from .evaluation import TaskConfig
 from .generation import GenerationConfig
-from .mixing import EXAMPLE, SOURCES, SourceConfig
+from .mixing.mixture_sources import EXAMPLE, SOURCES, SourceConfig
 from .model import SizeConfig
 from .prediction import GenerateConfig, PredictConfig
 

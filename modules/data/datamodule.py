@@ -22,7 +22,7 @@ from .encoding import Documents, stored_documents
 from .mixing.joined_documents import join
 from .mixing.mixed_steps import MixedSteps, Mixture, shares
 from .mixing.restart import mixed_start
-from .mixing.sources import part_of, split_name
+from .mixing.source_splits import part_of, split_name
 from .packing import BEGINNING, MicroBatch, Position, ShuffledSteps, StepBatch, StepDataset, count_steps, in_order
 from .prefetching import Prefetched
 

@@ -22,7 +22,7 @@ from ..config.loader import assign, to_dataclass
 from ..data.arrow import fingerprint
 from ..data.groups import GROUP, MIN_GROUPS, has_group
 from ..data.mixing.copies import copies_among
-from ..data.mixing.sources import split_name
+from ..data.mixing.source_splits import split_name
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
@@ -231,11 +231,12 @@ def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
     return Trained(replace(data, cache_dir=cache_dir), seed, found, templates if isinstance(templates, dict) else {})
 
 
-def known_training_rows(model: Path, cache_dir: str | None) -> list[datasets.Dataset]:
-    """The rows that a model was trained on, of each source of which its run.yaml names files that still hold them."""
+def known_training_rows(model: Path, cache_dir: str | None) -> list[datasets.Dataset] | None:
+    """The rows that a model was trained on, of each source of which its run.yaml names files that still hold them; None
+    where it does of none."""
     trained = trained_on(model, cache_dir)
     found = map(rows_of_source, trained.sources.values()) if trained else ()
-    return [rows for rows in found if rows is not None]
+    return [rows for rows in found if rows is not None] or None
 
 
 def rows_of_source(trained: Trained) -> datasets.Dataset | None:
@@ -253,7 +254,7 @@ def rows_of_source(trained: Trained) -> datasets.Dataset | None:
 
 def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> np.ndarray | None:
     """Whether the model was trained on each row, (rows,) bool; None where its training rows aren't known."""
-    found = [copies_among(rows, source) for source in known_training_rows(model, cache_dir)]
+    found = [copies_among(rows, source) for source in known_training_rows(model, cache_dir) or ()]
     return np.asarray(np.any(found, axis=0)) if found else None
 
 

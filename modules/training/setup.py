@@ -22,7 +22,7 @@ from ..data.conversations.message_rows import default_template, texts_of_rows
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.mixing.mixed_steps import shares
-from ..data.mixing.sources import all_related_rows, choose_all_places, load_all_splits, part_of, split_name
+from ..data.mixing.source_splits import all_related_rows, choose_all_places, load_all_splits, part_of, split_name
 from ..data.quarantine import Quarantine
 from ..data.reading.column_names import SCORED_COLUMNS
 from ..data.sources import RowSource

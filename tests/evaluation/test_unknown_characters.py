@@ -71,9 +71,9 @@ def test_validation_charges_as_evaluation_does(bert: Tokenizer) -> None:
             head = partial(
                 stopping_cross_entropy, labels=batch.labels, trained=batch.trained, end_of_text_id=bert.end_of_text_id
             )
-            module.totals.add(batch, decoder(batch.input_ids, batch.layout, head=head))
+            module.totals[0].add(batch, decoder(batch.input_ids, batch.layout, head=head))
     expected = score(decoder, bert, rows).perplexity_per_char.value
-    assert module.totals.metrics()["val/perplexity_per_char"] == pytest.approx(expected, rel=1e-4)
+    assert module.totals[0].metrics()["val/perplexity_per_char"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_choice_that_the_tokenizer_loses_is_not_the_likeliest(bert: Tokenizer) -> None:

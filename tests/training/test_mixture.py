@@ -230,7 +230,7 @@ def test_a_message_names_the_source_and_where_its_columns_are_said(tmp_path: Pat
     for name, column in (("a", "src_txt"), ("b", "text1")):
         (tmp_path / f"{name}.csv").write_text(f"{column}\n" + "春\n夏\n秋\n" * 20)
     mix = f"[{{path: {tmp_path}/a.csv}}, {{path: {tmp_path}/b.csv}}]"
-    with pytest.raises(DataError, match=r"^data\.mix, source b: .*columns: \{text1: src_txt\} \(beside its path"):
+    with pytest.raises(DataError, match=r"^data\.mix, source b: .*columns: \{YOUR_COLUMN: src_txt\} \(beside its path"):
         run(tmp_path / "out", mix)
 
 

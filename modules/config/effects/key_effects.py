@@ -14,7 +14,7 @@ from ..commands import CompareConfig, ConvertConfig, MainConfig
 from ..data import AskedTaskConfig, DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerationConfig, LimitsConfig, ServeConfig
-from ..mixing import SourceConfig
+from ..mixing.mixture_sources import SourceConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..prediction import GenerateConfig, PredictConfig
 from ..schema import keys

@@ -14,7 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from ...config.sweeps.command import SweepConfig
 from ...config.training import VALIDATED
 from ...data.datamodule import TextDataModule
-from ...data.mixing.sources import part_of
+from ...data.mixing.source_splits import part_of
 from ...training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
 from ...training.lightning_module import LanguageModel
 from .study import Study

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...data.encoding import Documents
 from ...data.mixing.copies import copies_among
-from ...data.mixing.sources import part_of
+from ...data.mixing.source_splits import part_of
 from ...data.splits import Place, kind_of_rows
 from ...tokenizer.lost_text import LostText
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from modules.config.data import DataConfig
-from modules.config.mixing import SourceConfig
+from modules.config.mixing.mixture_sources import SourceConfig
 from modules.data.datamodule import TextDataModule
 from modules.data.mixing.mixed_steps import MixedSteps, shares
 from modules.data.packing import BEGINNING, Position

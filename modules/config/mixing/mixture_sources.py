@@ -1,4 +1,4 @@
-"""What data.mix is given: the sources of a mixture, each with its share of the trained tokens."""
+"""The sources of a mixture, each with its share of the trained tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .assignments import with_line_ends
-from .base import LINES, MISSING, PATH
+from ..assignments import with_line_ends
+from ..base import LINES, MISSING, PATH
 
 SOURCES = {"holds": "sources"}
 """Metadata of a field with a list of sources."""

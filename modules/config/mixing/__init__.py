@@ -1,0 +1,1 @@
+"""What data.mix is given."""
