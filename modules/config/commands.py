@@ -19,6 +19,7 @@ from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
 from .prediction import PredictConfig
+from .preferences.preference import PreferConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
@@ -150,6 +151,7 @@ STAGES: dict[str, type[CommandConfig]] = {
     "prepare": PrepareConfig,
     "pretrain": TrainingConfig,
     "finetune": TrainingConfig,
+    "prefer": PreferConfig,
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,

@@ -22,8 +22,11 @@ from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
+from .preferences.pair_rows import read_pairs
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
-from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
+from .reading.column_names import EVERY_COLUMN, MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, nearest
+from .reading.headers import check_columns
+from .reading.pair_columns import TARGETS, check_pair_mapping
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
@@ -48,6 +51,7 @@ def load_rows(
     extras: Collection[str] = (),
     section: str = "data.",
     seen: dict[str, None] | None = None,
+    pairs: bool = False,
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
@@ -66,18 +70,19 @@ def load_rows(
     extras: further columns to keep where there are such, as text (`as_text`): nothing in them makes a row bad.
     section: what stands before the key `columns` where it is typed, for messages.
     seen: takes the names of all columns that there are, unless the rows come from the cache.
+    pairs: read preference rows, as preferences/pair_rows.py has them.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
     columns = columns or {}
-    origin = check_mapping(columns, section)
+    origin = check_pair_mapping(columns, section) if pairs else check_mapping(columns, section)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
     beside = {name: name for name in sorted(extras) if name not in columns}
-    learnt = (*TEXT_COLUMNS, MESSAGES)
+    learnt = TARGETS if pairs else (*TEXT_COLUMNS, MESSAGES)
     beside |= {target: name for target, name in origin.items() if target not in learnt}
     texts = {target: name for target, name in origin.items() if target in learnt}
-    request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section)
+    request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section, pairs)
     files = files_of(source, split) if cache else None
     if cache and files:
         rows, findings = _cached(request, files, cache)
@@ -109,12 +114,13 @@ class _Request:
     extras: Mapping[str, str]
     """Name in the Dataset → the user's name."""
     section: str
+    pairs: bool
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        texts = [name for target, name in self.origin.items() if target != MESSAGES]
+        texts = [name for target, name in self.origin.items() if target != MESSAGES and not self.pairs]
         others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
-        findings, rows = open_source(self.source, self.split, texts, others)
+        findings, rows = open_source(self.source, self.split, texts, EVERY_COLUMN if self.pairs else others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
@@ -150,6 +156,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
     # Keys that only some requests have.
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
     key |= {"tolerant": True} if request.tolerant else {}
+    key |= {"pairs": True} if request.pairs else {}
     entry = cached(cache, "rows", key, build)
     findings, _ = request.opened(columns_seen)
     if request.tolerant:
@@ -204,9 +211,12 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
-        conversations, faults = _conversations(values, [row for _, (_, row) in batch])
+        given = [row for _, (_, row) in batch]
+        if request.pairs:
+            values = {name: column for name, column in values.items() if name in request.extras}
+        conversations, faults = read_pairs(given, request.origin) if request.pairs else _conversations(values, given)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
-        bad = _note_bad_values(findings, batch, texts_alone, wanted, faults)
+        bad = _note_bad_values(findings, batch, texts_alone, {} if request.pairs else wanted, faults)
         values = conversations | values
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
@@ -217,7 +227,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
-        check_present(findings, request.columns, request.origin)
+        check_columns(findings, request.columns, request.origin, request.pairs)
     if not (findings.tolerant and any_good):
         findings.raise_if_bad(any_other=any_good)
     if present is None:
@@ -276,7 +286,8 @@ def _note_bad_values(
 ) -> set[int]:
     """Notes the rows of a batch that hold something else than text, or such conversations; returns which they are."""
     labels = {target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()}
-    faults = {row: [(f"{labels[MESSAGES]} {fault}", more)] for row, (fault, more) in conversations.items()}
+    talk = f"{labels[MESSAGES]} " if MESSAGES in labels else ""
+    faults = {row: [(f"{talk}{fault}", more)] for row, (fault, more) in conversations.items()}
     for target, column in values.items():
         label = labels[target]
         for index, value in enumerate(column):

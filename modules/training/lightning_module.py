@@ -249,7 +249,7 @@ class LanguageModel(pl.LightningModule):
             self.logger.log_metrics(self.latest, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
-        self.totals = Validation()
+        self.totals = type(self.totals)()
 
     def leave_if_asked(self) -> None:
         """Within a validation; all ranks have to call it together. The checkpoint was written before."""
@@ -265,7 +265,7 @@ class LanguageModel(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
-        metrics = Validation(*self.summed(totals).tolist()).metrics()
+        metrics = type(self.totals)(*self.summed(totals).tolist()).metrics()
         if self.score_texts:
             metrics |= self.score_texts()
         self.validations[self.trainer.global_step] = metrics

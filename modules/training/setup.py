@@ -14,13 +14,17 @@ from ..checkpoint.loading import open_model, open_tokenizer
 from ..config.base import model_folder
 from ..config.data import TokenizerConfig
 from ..config.model import ModelConfig
+from ..config.preferences.preference import PreferConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
 from ..data.conversations.message_rows import default_template, texts_of_rows
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
+from ..data.preferences.pair_packing import pairs_of
+from ..data.preferences.pair_rows import as_plain_text
 from ..data.quarantine import Quarantine
 from ..data.reading.column_names import SCORED_COLUMNS
+from ..data.reading.pair_columns import REJECTED
 from ..data.sources import RowSource
 from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
@@ -81,7 +85,8 @@ def set_up(
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     places = choose_places(config.data, rows)
-    read = load_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
+    prefers = isinstance(config, PreferConfig)
+    read = load_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras}, prefers)
     splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizer = choose_tokenizer(config, start, splits["train"])
     model = architecture(config, start, tokenizer)
@@ -89,10 +94,15 @@ def set_up(
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
+    if isinstance(config, PreferConfig):
+        data.documents = pairs_of(data.documents, config.preference)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
     plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places)))
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, read["validation"])
+    asked = read["validation"]
+    if prefers and tokenizer.prompt_template is None:  # whose answers go on with their prompts
+        asked = as_plain_text(asked)
+    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, asked)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -117,9 +127,9 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
         tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
-    template = None
-    if "tgt_txt" in rows.column_names:
-        template = config.data.prompt_template or tokenizer.prompt_template or default_template(rows.column_names)
+    template, named = None, config.data.prompt_template or tokenizer.prompt_template
+    if "tgt_txt" in rows.column_names and (named or REJECTED not in rows.column_names):  # preferences teach no prompt
+        template = named or default_template(rows.column_names)
         if sign := lost_separator(template, tokenizer):
             raise ValueError(
                 f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "

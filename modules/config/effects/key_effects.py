@@ -16,6 +16,7 @@ from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConf
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..prediction import PredictConfig
+from ..preferences.preference import PreferenceConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
@@ -32,6 +33,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     CommandConfig: {Effect.NOTHING: "tracking"},
     StageConfig: {Effect.RESULT: "seed", Effect.NOTHING: "dry_run"},
     TrainingConfig: {Effect.RECORD: "generation task", Effect.NOTHING: "output_dir"},
+    PreferenceConfig: {Effect.RESULT: "loss beta"},
     TrainConfig: {
         Effect.RESULT: "batch_size batch_tokens max_epochs max_steps learning_rate optimizer schedule warmup_steps "
         "min_learning_rate_ratio decay_fraction weight_decay beta1 beta2 epsilon gradient_clip_val "

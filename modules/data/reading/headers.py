@@ -9,9 +9,19 @@ from pathlib import Path
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
+from ...config.preferences.preference import PreferConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
+from ..quarantine import Findings
+from .column_names import (
+    EVERY_COLUMN,
+    MESSAGES,
+    OTHER_COLUMNS,
+    TEXT_COLUMNS,
+    check_mapping,
+    check_present,
+    require_mapped,
+)
 from .files import findings_of, read_files
 from .finding import (
     SPLIT_NAMES,
@@ -24,6 +34,7 @@ from .finding import (
     nowhere,
     split_files,
 )
+from .pair_columns import check_pair_mapping, check_pairs_present, refuse_pairs
 
 FIRST_ROWS = 100
 
@@ -52,7 +63,8 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
     elif isinstance(data := getattr(config, "data", None), DataConfig):
         sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
         sources = [(source, split) for source, split in sources if not is_below(source, made)]
-        _check(sources, data.columns, f"{prefix}data.", data.bad_rows == "quarantine")
+        tolerant, pairs = data.bad_rows == "quarantine", isinstance(config, PreferConfig)
+        _check(sources, data.columns, f"{prefix}data.", tolerant, pairs=pairs)
 
 
 def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:
@@ -73,11 +85,14 @@ def _check(
     section: str,
     tolerant: bool,
     texts: Collection[str] = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS),
+    pairs: bool = False,
 ) -> None:
-    """texts: what of the rows is read; anything else may be called as it likes."""
-    origin = {target: name for target, name in check_mapping(columns, section).items() if target in texts}
-    others = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
-    wanted = [name for name in origin.values() if name not in others]
+    """texts: what of the rows is read; anything else may be called as it likes. pairs: they are preferences."""
+    mapping = check_pair_mapping(columns, section) if pairs else check_mapping(columns, section)
+    origin = {target: name for target, name in mapping.items() if target in texts or pairs}
+    others: Collection[str] = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
+    wanted = [name for name in origin.values() if name not in others and not pairs]
+    others = EVERY_COLUMN if pairs else others
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []
     for file in itertools.islice(dict.fromkeys(files), MOST_FILES):
@@ -93,10 +108,19 @@ def _check(
                 pass
         # The first rows of JSON may be bad ones, and are left out then.
         if findings.columns and not (tolerant and kind in (".json", ".jsonl", ".ndjson")):
-            check_present(findings, columns, origin)
+            check_columns(findings, columns, origin, pairs)
         headers.append([*findings.columns, *(others if "json" in str(kind) else ())])  # where it may come later
     if headers:
         require_mapped(headers, columns, section)
+
+
+def check_columns(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str], pairs: bool) -> None:
+    """DataError unless `findings.columns`, all that a source has, hold what the mapping and the stage ask for."""
+    if pairs:
+        check_pairs_present(findings, origin)
+    else:
+        refuse_pairs(findings, origin)
+        check_present(findings, columns, origin)
 
 
 def _files(source: str, split: str) -> list[Path]:

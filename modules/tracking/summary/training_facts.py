@@ -81,9 +81,10 @@ class CostMeter:
 
 def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:
     """Tokens of each document that training has taken, epoch after epoch, up to its place in the rows."""
-    lengths = data.documents["train"].lengths
-    order = np.random.default_rng((data.seed, place.epoch)).permutation(len(lengths))
-    return np.concatenate([np.tile(lengths, place.epoch), lengths[order[: place.documents]]])
+    documents = data.documents["train"]
+    order = np.random.default_rng((data.seed, place.epoch)).permutation(len(documents))
+    whole, begun = documents.lengths_of(np.arange(len(documents))), documents.lengths_of(order[: place.documents])
+    return np.concatenate([np.tile(whole, place.epoch), begun])
 
 
 def last_value(series: Sequence[tuple[int, float]]) -> float:
