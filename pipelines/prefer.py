@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prefer(config: PreferConfig, rows: RowSource | None = None) -> TrainResult:
-    """`rows` stands in for data.path: a Dataset, a list of dicts, or {"prompt": […], "chosen": […], "rejected": […]}."""
+    """`rows` stands in for data.path: a Dataset, a list of dicts, {"prompt": […], "chosen": […], "rejected": […]}."""
     from .train import train  # takes seconds to import, and --help needs none of it
 
     return train("prefer", config, rows)
