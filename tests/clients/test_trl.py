@@ -12,20 +12,20 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("trl")
-import datasets  # noqa: E402
-import transformers  # noqa: E402
+import datasets
+import transformers
 
-from modules.config.loader import load_config  # noqa: E402
-from modules.config.preferences.preference import PreferenceConfig  # noqa: E402
-from modules.config.training import TrainConfig  # noqa: E402
-from modules.data.encoding import Documents  # noqa: E402
-from modules.data.packing import make_step  # noqa: E402
-from modules.data.preferences.pair_packing import Pairs  # noqa: E402
-from modules.model.decoder import Decoder  # noqa: E402
-from modules.tokenizer.tokenizer import Tokenizer  # noqa: E402
-from modules.training.preferences.preference_model import PreferenceModel  # noqa: E402
-from pipelines.convert import convert  # noqa: E402
-from tests.helpers.models import make_config, make_decoder, save_model  # noqa: E402
+from modules.config.loader import load_config
+from modules.config.preferences.preference import PreferenceConfig
+from modules.config.training import TrainConfig
+from modules.data.encoding import Documents
+from modules.data.packing import make_step
+from modules.data.preferences.pair_packing import Pairs
+from modules.model.decoder import Decoder
+from modules.tokenizer.tokenizer import Tokenizer
+from modules.training.preferences.preference_model import PreferenceModel
+from pipelines.convert import convert
+from tests.helpers.models import make_config, make_decoder, save_model
 
 ROWS = [
     {"prompt": "白日依山尽，", "chosen": "黄河入海流。", "rejected": "春眠不觉晓"},

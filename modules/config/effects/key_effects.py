@@ -16,6 +16,7 @@ from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConf
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..prediction import PredictConfig
+from ..preferences.judging import PreparingConfig
 from ..preferences.preference import PreferenceConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
@@ -70,6 +71,7 @@ TABLE: dict[type, dict[Effect, str]] = {
         "max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
+    PreparingConfig: {Effect.RESULT: "model prompts answers judge dtype seed"},
     TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
     ScoringConfig: {Effect.RESULT: "ngram_floor", Effect.RECORD: "max_batch_tokens"},
     EvaluateConfig: {Effect.RESULT: "model baseline champion dtype prompts", Effect.RECORD: "card"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import TASK_DATA, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
+from ...config.preferences.judging import PreparingConfig
 from ...config.preferences.preference import PreferConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
@@ -53,6 +54,9 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
     if isinstance(config, MainConfig):
         for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
             check_headers(getattr(config, name), f"{name}.", config.outputs)
+    elif isinstance(config, PreparingConfig) and config.is_judged:
+        if config.data.path:
+            _check([(config.data.path, "train")], config.data.columns, "data.", config.data.bad_rows == "quarantine")
     elif isinstance(config, PrepareConfig):
         if config.source not in ("sample", "full", TRACES, *TASK_DATA):
             sources = [(config.source, split) for split in SPLIT_NAMES]
