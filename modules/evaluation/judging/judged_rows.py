@@ -79,8 +79,6 @@ def tell(progress: Callable[[str, float], None], begun: float, part: float, what
 
 
 REMEDY = "sample more (answers, prompts) or longer (generation.max_new_tokens), or give another judge"
-    "sample more (answers, prompts, generation.temperature), longer (generation.max_new_tokens), or judge otherwise"
-)
 
 
 def prompts_of(config: PreparingConfig, model: Path, quarantine: Quarantine | None) -> tuple[Task, Place, str]:
