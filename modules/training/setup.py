@@ -97,7 +97,10 @@ def set_up(
     if isinstance(config, PreferConfig):
         data.documents = pairs_of(data.documents, config.preference)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places)))
+    objective = str(config.preference) if isinstance(config, PreferConfig) else ""
+    plan = replace(
+        plan, objective=objective, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places))
+    )
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
     asked = read["validation"]
     if prefers and tokenizer.prompt_template is None:  # whose answers go on with their prompts

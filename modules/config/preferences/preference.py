@@ -21,6 +21,13 @@ class PreferenceConfig:
     """dpo: how far the model is held to the one it starts from (the larger, the nearer). orpo: the weight of the
     preference beside the chosen texts (λ in the paper)."""
 
+    def __str__(self) -> str:
+        """For the plan."""
+        beside = (
+            "beside the model that training starts from" if self.loss == "dpo" else "beside the chosen texts' own loss"
+        )
+        return f"{self.loss}, beta {self.beta:g}, {beside}"
+
     def complaints(self) -> Iterator[str]:
         yield from not_positive(self, "beta")
 
@@ -34,4 +41,4 @@ class PreferConfig(TrainingConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         if not self.train.init_from and self.model:
-            yield f"model={self.model}: preferences are learnt by a model that can answer; give train.init_from"
+            yield "model=NAME: preferences are learnt by a model that can answer; give train.init_from=FOLDER"

@@ -7,6 +7,7 @@ A checked row is that of a conversation which ends with the chosen answer, and h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..conversations.message_rows import Fault, as_columns, as_messages, convers
 from ..quarantine import ABSENT, fault_of
 from ..reading.pair_columns import REJECTED, answer_columns, prompt_column
 
-MESSAGE_BEGINS = "[{"
-"""Of a list of messages that stands in a file of texts, as JSON."""
+MESSAGES_BEGIN = re.compile(r"\s*(\[\s*)?\{\s*\"(role|from|content|value)\"")
+"""As a message, or a list of them, begins that stands in a file of texts, as JSON."""
 
 
 def read_pairs(
@@ -89,7 +90,7 @@ def read_side(
 
 def messages_in(value: object) -> list[Any] | None:
     """The messages of a value that holds some, in OpenAI's words; None for a text, or anything else."""
-    if isinstance(value, str) and value.lstrip().startswith(MESSAGE_BEGINS):
+    if isinstance(value, str) and MESSAGES_BEGIN.match(value):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
