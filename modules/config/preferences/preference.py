@@ -39,6 +39,10 @@ class PreferConfig(TrainingConfig):
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     def complaints(self) -> Iterator[str]:
-        yield from super().complaints()
-        if not self.train.init_from and self.model:
-            yield "model=NAME: preferences are learnt by a model that can answer; give train.init_from=FOLDER"
+        if self.train.init_from:
+            yield from super().complaints()
+        else:
+            yield (
+                "train.init_from must be given, a model folder or models:/ URI: preferences are learnt by a model that "
+                "can answer already"
+            )

@@ -33,6 +33,7 @@ from ..task_rows import (
     Trained,
     columns_of,
     known_training_rows,
+    learnt_preferences,
     trained_on,
     usable_columns,
     with_targets,
@@ -84,6 +85,8 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
     others = f"give data.path=FOLDER with test rows, data.test_path=FILE, or data=NAME ({names})"
     if named is None:
         why = "was trained on rows in memory" if trained else "doesn't tell which rows it was trained on"
+        if learnt_preferences(model):
+            why = "was trained on preferences, by which nothing is scored"
         raise DataError(f"model={name} {why}, so that these must be named: {others}")
     data = filled(given, replace(named.data, max_rows=None))  # a training may take some of them, a test takes all
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint.loading import load_verified, verified_hash
+from ...config.data import DataConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.preferences.judging import KNOWN, PreparingConfig
 from ...data.arrow import fingerprint
@@ -23,9 +24,9 @@ from ...data.splits import Place, load_training_rows, place_in
 from ...tracking.registry import resolve_model
 from ..answers import Answer
 from ..choosing.checkpoint_choice import logged_name
-from ..choosing.scored_rows import choose_rows
+from ..choosing.scored_rows import choose_rows, filled, same_rows, task_data
 from ..task_evaluation import Task
-from ..task_rows import columns_of, usable_columns, with_targets
+from ..task_rows import REQUIRED, Trained, columns_of, trained_on, usable_columns, with_targets
 
 SAME = 1e-9
 """Scores no further apart than this are alike."""
@@ -84,23 +85,40 @@ REMEDY = "sample more (answers, prompts) or longer (generation.max_new_tokens), 
 def prompts_of(config: PreparingConfig, model: Path, quarantine: Quarantine | None) -> tuple[Task, Place, str]:
     """(the training rows as a task to be answered, where they are from, whose they are)."""
     metrics = list(dict.fromkeys(KNOWN[name] for name in config.judges))
-    given = EvaluateConfig(
+    asked = EvaluateConfig(
         seed=config.seed,
         model=str(config.model),
         task=replace(config.task, metrics=metrics, trivial=[], rows=config.prompts),
-        data=config.data,
         ngram_floor=False,
         generation=config.generation,
     )
-    scored, chosen = choose_rows(given, str(config.model), model)
-    seed = chosen.trained.seed if chosen.trained else config.seed
-    read = load_training_rows(scored.data, seed, quarantine, columns_of(scored.task, scored.data))
+    data, trained, note = training_data(config, model, asked)
+    seed = trained.seed if trained else config.seed
+    read = load_training_rows(data, seed, quarantine, columns_of(asked.task, data))
     rows, ignored = usable_columns(read)
-    place = place_in(str(scored.data.path), "train")
-    task = Task(scored, with_targets(rows), rows if scored.task.examples else None, place, ignored)
-    if left_out := [why for metric, why in task.left_out.items() if metric in metrics]:
-        raise DataError(f"judge={config.judges}: {place}: {'; '.join(left_out)}")
-    return task, place, chosen.note
+    rows, place = with_targets(rows), place_in(str(data.path), "train")
+    for name in config.judges:
+        if lacks := [column for column in REQUIRED.get(KNOWN[name], ()) if column not in rows.column_names]:
+            why = "".join(f" ({ignored[column]})" for column in lacks if column in ignored)
+            raise DataError(
+                f"judge.{name} needs rows with {' and '.join(lacks)}, and {place} has {', '.join(rows.column_names)}"
+                f"{why}: give other rows (data.path), or another judge"
+            )
+    examples = rows if asked.task.examples else None
+    return Task(replace(asked, data=data), rows, examples, place, ignored), place, note
+
+
+def training_data(
+    config: PreparingConfig, model: Path, asked: EvaluateConfig
+) -> tuple[DataConfig, Trained | None, str]:
+    """(whose training rows are the prompts, the model's training where they are its own, whose they are in words)."""
+    if config.data.path:
+        trained = trained_on(model, config.data.cache_dir)
+        usual = DataConfig(prompt_template=task_data(config.task).prompt_template)
+        same = trained is not None and same_rows(config.data, trained.data)
+        return filled(config.data, usual), trained if same else None, ""
+    found, chosen = choose_rows(replace(asked, data=config.data), str(config.model), model)
+    return found.data, chosen.trained, chosen.note
 
 
 def with_seed(task: Task, number: int) -> Task:

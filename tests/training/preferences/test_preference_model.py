@@ -180,7 +180,8 @@ def test_a_dry_run_says_what_will_be_done(rows: Any, start: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.init_from=null", "model=tiny"], r"preferences are learnt by a model that can answer"),
+        (["train.init_from=null"], r"train\.init_from must be given"),
+        (["train.init_from=null", "model=tiny"], r"train\.init_from must be given"),
         (["preference.beta=0"], r"preference\.beta \(0\.0\) must be a positive number"),
         (["preference.loss=ppo"], r"preference\.loss=ppo.*dpo \| orpo"),
     ],
