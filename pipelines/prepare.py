@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from modules.config.data import PrepareConfig
-from modules.config.preferences.judging import PreparingConfig
 from modules.data.corpora.folders import ServedRows, prepare_rows, prepare_sample
 from modules.data.corpora.manifest import Manifest, read_manifest, signed
 from modules.data.corpora.poem_archive import find_or_fetch_archive
@@ -16,7 +15,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
-from modules.evaluation.judging.judged_rows import judge_answers
+from modules.evaluation.judging.judged_rows import is_judged, judge_answers
 from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.stage_run import checking, spelled
 from modules.tracking.traces.rated_rows import rows_of_traces
@@ -35,19 +34,14 @@ class PrepareResult:
 
 
 def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
-    """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one.
-
-    recorded: Whether it is a run in MLflow; a dry run of main needs the rows alone.
-    """
+    """DataError (of an archive ValueError) says what can't be used. recorded: as a run; main's dry run needs none."""
     with checking("prepare", config) as begin_run:
         folder, served = config.folder, rows_of_traces(config, spelled("prepare", ""))
         if config.dry_run:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult("", folder, {})
-        judged = isinstance(config, PreparingConfig) and config.is_judged
-        quarantine = start_quarantine(config.data if judged else config)
-        program = program_of("prepare", config)
+        quarantine, program = start_quarantine(config), program_of("prepare", config)
         manifest = signed(folder, read_manifest(folder), make(config, folder, quarantine, served), program)
         show_quarantine(quarantine)
         show_prepared(folder, manifest, spelled("prepare", "near_copies"), program)
@@ -63,14 +57,14 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
 def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, served: ServedRows | None) -> Manifest:
     archive = Path(config.archive) if config.archive else None
     with progress_of("prepare") as report:
-        if isinstance(config, PreparingConfig) and config.is_judged:
-            manifest = judge_answers(config, folder, quarantine, report)
-        elif config.source == "full":
+        if config.source == "full":
             manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":
             report("bundled poems", 0)
             manifest = prepare_sample(folder)
             report("bundled poems", 1)
+        elif is_judged(config):
+            manifest = judge_answers(config, folder, report)
         elif config.source in CORPORA:
             manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
         else:

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import datasets
 
 from ..system.cache import cached, writing
-from ..system.checksums import sha256_of
 from .arrow import write_arrow
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
 from .preferences.pair_rows import read_pairs
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
 from .reading.column_names import EVERY_COLUMN, MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, nearest
+from .reading.files import check_unchanged, content_of
 from .reading.headers import check_columns
 from .reading.pair_columns import TARGETS, check_pair_mapping
 from .reading.text_lines import Row
@@ -137,7 +137,7 @@ class _Request:
 
 
 def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
-    content = _content(files)
+    content = content_of(files)
     columns = sorted(request.columns.items())
     key: dict[str, Any] = {"rules": RULES, "files": content, "columns": columns, "max_rows": request.max_rows}
     columns_seen: dict[str, None] = {}
@@ -147,9 +147,9 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
             _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
             columns_seen.update(findings.columns)
         except DataError:
-            _check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
+            check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
             raise
-        _check_unchanged(files, content)
+        check_unchanged(files, content)
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps([asdict(row) for row in findings.bad]), encoding="utf-8")
 
@@ -163,20 +163,6 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
         kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
         findings.bad = [BadRow(**row) for row in kept]
     return datasets.Dataset.from_file(str(entry / TABLE)), findings
-
-
-def _check_unchanged(files: list[Path], content: list[tuple[str, str]]) -> None:
-    for path, before, now in zip(files, content, _content(files), strict=True):
-        if now != before:
-            raise DataError(f"{path} changed while it was read; start again when nothing writes to it any more")
-
-
-def _content(files: list[Path]) -> list[tuple[str, str]]:
-    """What each file is read as, and the SHA-256 of its bytes."""
-    try:
-        return [("".join(path.suffixes), sha256_of(path)) for path in files]
-    except OSError as error:
-        raise DataError(f"{error.filename}: can't be read ({error.strerror}); check it and its rights") from error
 
 
 def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
@@ -211,10 +197,8 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
-        given = [row for _, (_, row) in batch]
-        if request.pairs:
-            values = {name: column for name, column in values.items() if name in request.extras}
-        conversations, faults = read_pairs(given, request.origin) if request.pairs else _conversations(values, given)
+        read = _pairs if request.pairs else _conversations
+        conversations, faults = read(values, [row for _, (_, row) in batch], request.origin)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, {} if request.pairs else wanted, faults)
         values = conversations | values
@@ -234,8 +218,17 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         raise DataError(f"{findings.where} has no rows")
 
 
+def _pairs(
+    values: dict[str, list[object]], rows: list[Mapping[str, object]], origin: Mapping[str, str]
+) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    """`_conversations` of preference rows, whose columns `values` is rid of."""
+    for name in origin:
+        values.pop(name, None)
+    return read_pairs(rows, origin)
+
+
 def _conversations(
-    values: dict[str, list[object]], rows: list[Mapping[str, object]]
+    values: dict[str, list[object]], rows: list[Mapping[str, object]], _: Mapping[str, str]
 ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
     """(columns of rows that are conversations, what is wrong with some of them); `values` is rid of the column."""
     given = values.pop(MESSAGES, None)

@@ -249,7 +249,7 @@ class LanguageModel(pl.LightningModule):
             self.logger.log_metrics(self.latest, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
-        self.totals = type(self.totals)()
+        self.totals = Validation()
 
     def leave_if_asked(self) -> None:
         """Within a validation; all ranks have to call it together. The checkpoint was written before."""
@@ -263,9 +263,12 @@ class LanguageModel(pl.LightningModule):
             head = partial(stopping_cross_entropy, labels=batch.labels, trained=batch.trained, end_of_text_id=end)
             self.totals.add(batch, self.decoder(batch.input_ids, batch.layout, head=head))
 
-    def on_validation_epoch_end(self) -> None:
+    def validation_metrics(self) -> dict[str, float]:
         totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
-        metrics = type(self.totals)(*self.summed(totals).tolist()).metrics()
+        return Validation(*self.summed(totals).tolist()).metrics()
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.validation_metrics()
         if self.score_texts:
             metrics |= self.score_texts()
         self.validations[self.trainer.global_step] = metrics

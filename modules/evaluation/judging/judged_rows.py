@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from ...checkpoint.loading import load_verified, verified_hash
-from ...config.data import DataConfig
+from ...config.data import DataConfig, PrepareConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.preferences.judging import KNOWN, PreparingConfig
 from ...data.arrow import fingerprint
 from ...data.conversations.message_rows import as_json, questions_of
 from ...data.corpora.manifest import Manifest, begin_folder, earlier_manifest, finish_folder, write_splits
-from ...data.quarantine import DataError, Quarantine
+from ...data.quarantine import QUARANTINE, DataError, Quarantine
 from ...data.reading.column_names import SCORED_COLUMNS
 from ...data.splits import Place, load_training_rows, place_in
 from ...tracking.registry import resolve_model
@@ -42,12 +42,15 @@ class Judged:
     measures: dict[str, float]
 
 
-def judge_answers(
-    config: PreparingConfig, folder: Path, quarantine: Quarantine | None, progress: Callable[[str, float], None]
-) -> Manifest:
+def is_judged(config: PrepareConfig) -> TypeGuard[PreparingConfig]:
+    return isinstance(config, PreparingConfig) and config.is_judged
+
+
+def judge_answers(config: PreparingConfig, folder: Path, progress: Callable[[str, float], None]) -> Manifest:
     """A data folder of preference rows; DataError where the rows don't allow it, or no prompt has a better answer."""
     assert config.model
     model = resolve_model(config.model)
+    quarantine = Quarantine(config.data.max_bad_rows) if config.data.bad_rows == "quarantine" else None
     task, place, note = prompts_of(config, model, quarantine)
     identity = {
         "source": f"answers of {config.model}, judged",
@@ -72,6 +75,8 @@ def judge_answers(
         raise DataError(f"no prompt has an answer that is better than another: {in_words(counts)}; {REMEDY}")
     begin_folder(folder, identity)
     files = write_splits(folder, {"train": rows})
+    if quarantine and quarantine.rows:
+        files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     return finish_folder(folder, identity | {"note": note, "judged": counts | spread(rows)}, files)
 
 

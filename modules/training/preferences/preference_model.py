@@ -7,7 +7,7 @@ every step of every epoch, for the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,38 +21,34 @@ from ...data.packing import MicroBatch, StepBatch, StepDataset, in_order
 from ...data.preferences.pair_packing import PairBatch, Pairs
 from ...model.loss import perplexity_of, token_nll
 from ..determinism import deterministic_kernels
-from ..lightning_module import LanguageModel, Validation
+from ..lightning_module import LanguageModel
 from .pair_losses import PairLosses, answer_log_probabilities, pair_losses
 
 
 @dataclass
-class PairSums(Validation):
-    """Sums over micro-batches and ranks, and the metrics that they come to; nll and tokens are of the chosen texts."""
+class PairSums:
+    """Sums over micro-batches and ranks, and the metrics that they come to."""
 
     preference: float = 0.0
     chosen: float = 0.0
     rejected: float = 0.0
     right: float = 0.0
+    nll: float = 0.0
+    """Of the chosen texts, of which so many tokens are trained on."""
+    tokens: float = 0.0
     pairs: float = 0.0
-    learns_chosen: float = 0.0
-    """Above 0 where the chosen texts' loss is a part of it all (ORPO)."""
 
-    def add_pairs(self, batch: PairBatch, found: PairLosses, learns_chosen: bool) -> None:
-        values = [found.preference.sum(), *reward_sums(found), found.nll]
-        preference, chosen, rejected, right, nll = torch.stack(values).tolist()
-        self.preference += preference
-        self.chosen += chosen
-        self.rejected += rejected
-        self.right += right
-        self.nll += nll
-        self.tokens += batch.chosen_tokens
-        self.pairs += batch.pairs
-        self.learns_chosen += learns_chosen
+    def add(self, batch: PairBatch, found: PairLosses) -> None:
+        values = torch.stack([found.preference.sum(), *reward_sums(found), found.nll]).tolist()
+        counts = batch.chosen_tokens, batch.pairs
+        for entry, value in zip(fields(self), [*values, *counts], strict=True):
+            setattr(self, entry.name, getattr(self, entry.name) + value)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, learns_chosen: bool) -> dict[str, float]:
+        """learns_chosen: the chosen texts' loss is a part of it all (ORPO)."""
         nll = self.nll / self.tokens
         return {
-            "val/loss": self.preference / self.pairs + nll * (self.learns_chosen > 0),
+            "val/loss": self.preference / self.pairs + nll * learns_chosen,
             "val/perplexity": perplexity_of(nll),
             **rewards("val", self.chosen, self.rejected, self.right, self.pairs),
         }
@@ -80,7 +76,7 @@ class PreferenceModel(LanguageModel):
         """arguments: LanguageModel's."""
         super().__init__(*arguments)
         self.preference = preference
-        self.totals = PairSums()
+        self.sums = PairSums()
         self.pairs, self.chosen_tokens, self.answer_tokens = 0.0, 0.0, 0
         """Of the step under way, on all ranks."""
         self.rewards = torch.zeros(3)
@@ -145,14 +141,21 @@ class PreferenceModel(LanguageModel):
 
     def log_step(self, loss: float, step: StepBatch, gradient_norm: float, learning_rate: float) -> None:
         super().log_step(loss, replace(step, trained_tokens=self.answer_tokens), gradient_norm, learning_rate)
-        found = rewards("train", *self.summed(self.rewards).tolist(), self.pairs)
+        chosen, rejected, right = self.summed(self.rewards).tolist()
+        found = rewards("train", chosen, rejected, right, self.pairs)
         self.latest |= found
         if self.logger and self.global_step % self.config.log_every_n_steps == 0:
             self.logger.log_metrics(found, step=self.global_step)
 
+    def on_validation_epoch_start(self) -> None:
+        self.sums = PairSums()
+
     def validation_step(self, step: StepBatch, batch_idx: int) -> None:
         self.leave_if_asked()
-        assert isinstance(self.totals, PairSums)
         for batch in step.micro_batches:
             assert isinstance(batch, PairBatch)
-            self.totals.add_pairs(batch, self.losses_of(batch), self.learns_chosen)
+            self.sums.add(batch, self.losses_of(batch))
+
+    def validation_metrics(self) -> dict[str, float]:
+        sums = torch.tensor(astuple(self.sums), dtype=torch.float64, device=self.device)
+        return PairSums(*self.summed(sums).tolist()).metrics(self.learns_chosen)

@@ -105,7 +105,7 @@ def test_the_stage_makes_rows_that_prefer_reads(store: Path, poems_file: Path) -
 def test_rows_that_cannot_be_judged_so_are_refused_before_anything_is_written(store: Path, poems_file: Path) -> None:
     config = load_config("prepare", [*JUDGED[:3], "judge.rougeL=1", f"data.path={poems_file}"])
     with pytest.raises(DataError, match=r"judge\.rougeL needs rows with tgt_txt.*has src_txt"):
-        judge_answers(config, Path("judged"), None, lambda what, share: None)
+        judge_answers(config, Path("judged"), lambda what, share: None)
     assert not Path("judged").exists()
 
 
