@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from .base import LINES, MODEL, PATH, StageConfig, changed, out_of_range, too_small
+from .mixing import SOURCES, SourceConfig, complaints_of_mix
 
 
 @dataclass
@@ -19,6 +20,12 @@ class DataConfig:
     path: str | None = field(default=None, metadata=PATH)
     """A file (csv, tsv, json, jsonl, parquet, txt; .gz too), several ('[a.csv,b.csv]', 'data/*.csv'), a folder, or a
     hub name."""
+    mix: list[SourceConfig] = field(default_factory=list, metadata=SOURCES)
+    """Several sources in place of path, each with its share of the trained tokens: [{path: prepared/a, weight: 0.7},
+    {path: prepared/b, weight: 0.3}]; of each also name, columns, prompt_template, validation_path, test_path and
+    max_rows."""
+    mix_temperature: float = 1.0
+    """Weights where the sources of mix have none: tokens^(1/mix_temperature). 1: by size; higher: more alike."""
     columns: dict[str, str] = field(default_factory=dict)
     """The user's column names → src_txt or tgt_txt, e.g. data.columns.text1=src_txt or data.columns={句子: src_txt};
     or → messages, for conversations; or → references, slots, choices, answer, group, which stand beside the texts."""
@@ -45,7 +52,34 @@ class DataConfig:
     cache_dir: str | None = field(default=None, metadata=PATH)
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
+    @property
+    def sources(self) -> dict[str, DataConfig]:
+        """Name → the section as it is of that source of the mixture; without one this section itself, nameless."""
+        if not self.mix:
+            return {"": self}
+        return {source.label: self.of_source(source) for source in self.mix}
+
+    def of_source(self, source: SourceConfig) -> DataConfig:
+        return replace(
+            self,
+            path=source.path,
+            mix=[],
+            mix_temperature=1.0,
+            columns=source.columns or self.columns,
+            prompt_template=source.prompt_template or self.prompt_template,
+            validation_path=source.validation_path,
+            test_path=source.test_path,
+            max_rows=source.max_rows or self.max_rows,
+        )
+
     def complaints(self) -> Iterator[str]:
+        yield from complaints_of_mix(self.mix, self.mix_temperature)
+        for name in ("path", "validation_path", "test_path") if self.mix else ():
+            if getattr(self, name):
+                yield (
+                    f"{name}={getattr(self, name)} and data.mix exclude each other: drop one, or say it of a source, "
+                    f"data.mix=[{{…, {name}: …}}, …]"
+                )
         yield from too_small(self, 1, "max_rows")
         if self.sequence_length < 2:
             yield (

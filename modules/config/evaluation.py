@@ -72,6 +72,8 @@ class ScoringConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
+        if self.data.mix:
+            yield "data.mix: one set is scored at a time; give data.path, and the others in commands of their own"
 
 
 @dataclass

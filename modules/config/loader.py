@@ -32,6 +32,7 @@ from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths
 from .evaluation import TaskConfig
 from .generation import as_json
+from .mixing import SOURCES, read_sources, spaced
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 
@@ -274,11 +275,14 @@ def set_leaf(
         return
     try:
         if where == COMMAND_LINE and name in known:
+            value = spaced(value) if key.holds == SOURCES["holds"] else value
             value = parse_value(value, key.type, key.holds == LINES["holds"])
         elif key.holds == LINES["holds"] and unread_escapes(value):
             logger.warning("%s (%s) holds a backslash and a letter: YAML reads \\n in double quotes alone", name, where)
         elif key.holds == JSON["holds"] and isinstance(value, Mapping):
             value = as_json(name, value)
+        if key.holds == SOURCES["holds"]:
+            value = read_sources(value)
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return

@@ -14,6 +14,7 @@ from ..commands import CompareConfig, ConvertConfig, MainConfig
 from ..data import DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
+from ..mixing import SourceConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..prediction import PredictConfig
 from ..preferences.judging import PreparingConfig
@@ -50,9 +51,15 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.NOTHING: "process_group_timeout progress_bar",
     },
     DataConfig: {
-        Effect.RESULT: "validation_fraction max_rows bad_rows max_bad_rows sequence_length over_long prompt_template",
+        Effect.RESULT: "mix mix_temperature validation_fraction max_rows bad_rows max_bad_rows sequence_length "
+        "over_long prompt_template",
         Effect.CONTENT: "path columns validation_path test_path",
         Effect.NOTHING: "cache_dir",
+    },
+    SourceConfig: {
+        Effect.RESULT: "weight prompt_template max_rows",
+        Effect.CONTENT: "path columns validation_path test_path",
+        Effect.RECORD: "name",
     },
     TokenizerConfig: {Effect.RESULT: "kind vocab_size min_frequency", Effect.CONTENT: "path"},
     ModelConfig: {
@@ -117,6 +124,8 @@ def effects(config_class: type) -> dict[str, Effect]:
             owners[key.name] = key.section
         if effect := found.get(above) or own_effects(owners[above]).get(name):
             found[key.name] = effect
+        if key.type == list[SourceConfig]:
+            found |= {f"{key.name}.{field}": effect for field, effect in own_effects(SourceConfig).items()}
     return found
 
 
@@ -135,6 +144,7 @@ def effect_of(config_class: type) -> Callable[[str], Effect]:
     found = effects(config_class)
 
     def look_up(key: str) -> Effect:
+        key = ".".join(part for part in key.split(".") if not part.isdigit())  # data.mix.0.path
         while key not in found and "." in key:
             key = key.rpartition(".")[0]
         return found.get(key, Effect.RESULT)

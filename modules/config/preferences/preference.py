@@ -39,6 +39,8 @@ class PreferConfig(TrainingConfig):
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     def complaints(self) -> Iterator[str]:
+        if self.data.mix:
+            yield "data.mix: preferences are learnt from one source; give data.path=FILE"
         if self.train.init_from:
             yield from super().complaints()
         else:

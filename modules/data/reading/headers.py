@@ -13,7 +13,7 @@ from ...config.preferences.judging import PreparingConfig
 from ...config.preferences.preference import PreferConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
-from ..quarantine import Findings
+from ..quarantine import Findings, said_of
 from .column_names import (
     EVERY_COLUMN,
     MESSAGES,
@@ -65,10 +65,12 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         source, texts = (config.source, config.split or "train"), ["src_txt", MESSAGES]
         _check([source], config.columns, prefix, tolerant=False, texts=texts)
     elif isinstance(data := getattr(config, "data", None), DataConfig):
-        sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
-        sources = [(source, split) for source, split in sources if not is_below(source, made)]
         tolerant, pairs = data.bad_rows == "quarantine", isinstance(config, PreferConfig)
-        _check(sources, data.columns, f"{prefix}data.", tolerant, pairs=pairs)
+        for name, section in data.sources.items():
+            sources = list(_sources_of(section, isinstance(config, TrainingConfig)))
+            sources = [(source, split) for source, split in sources if not is_below(source, made)]
+            with said_of(name):
+                _check(sources, section.columns, f"{prefix}data.", tolerant, pairs=pairs)
 
 
 def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,10 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {kind.__name__: kind for 
 
 
 def save_scores(path: Path, folder: Path, config: TrainingConfig, metric: str) -> None:
-    """What each validation row adds to a model's metric, in a file; none where the metric isn't made up of rows."""
+    """What each validation row adds to a model's metric, in a file; none where the metric isn't made up of rows (of a
+    mixture it is weighted)."""
+    if config.data.mix:
+        return
     name = metric.removeprefix("val/")
     splits, place = load_splits(config.data, config.seed, extras={GROUP, *extras(config)}), choose_places(config.data)
     rows, found = splits["validation"], None

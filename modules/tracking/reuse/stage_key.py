@@ -68,7 +68,7 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
     if stage == "prepare" and values["source"] == TRACES:
         return None, "there may be other traces by now"
     data = values.get("data", {})
-    if data and not data["path"] and not data["test_path"]:
+    if data and not data["path"] and not data["test_path"] and not data["mix"]:
         return None, "no rows are named"
     effect = effect_of(type(config))
     paths = {key: field.metadata == MODEL for key, _, field in paths_in(config)}

@@ -175,6 +175,10 @@ def typed(value: Any) -> str:
     """A value as the command line reads it."""
     if isinstance(value, str):
         return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") if "\n" in value else value
+    if isinstance(value, list):  # of the sources of a mixture what they say
+        value = [
+            {k: v for k, v in one.items() if v not in (None, {})} if isinstance(one, dict) else one for one in value
+        ]
     return json.dumps(value, ensure_ascii=False)
 
 

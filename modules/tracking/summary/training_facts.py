@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,15 @@ class CostMeter:
 
 def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:
     """Tokens of each document that training has taken, epoch after epoch, up to its place in the rows."""
-    documents = data.documents["train"]
-    order = np.random.default_rng((data.seed, place.epoch)).permutation(len(documents))
-    whole, begun = documents.lengths_of(np.arange(len(documents))), documents.lengths_of(order[: place.documents])
-    return np.concatenate([np.tile(whole, place.epoch), begun])
+    documents, bounds = data.documents["train"], data.bounds["train"]
+    taken = place.taken or (place.epoch * len(documents) + place.documents,)
+    found = []
+    for source, (first, last) in enumerate(pairwise(bounds)):
+        passes, rest = divmod(taken[source], last - first)
+        order = np.random.default_rng((data.seed, passes, source)).permutation(last - first)
+        found += [np.tile(documents.lengths_of(np.arange(first, last)), passes)]
+        found += [documents.lengths_of(first + order[:rest])]
+    return np.concatenate(found)
 
 
 def last_value(series: Sequence[tuple[int, float]]) -> float:
