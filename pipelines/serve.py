@@ -14,6 +14,7 @@ from modules.inference.server.lifecycle import Lifecycle
 from modules.inference.server.model_process.messages import Found
 from modules.inference.server.model_process.served_model import ServedModel
 from modules.system.redaction import FROM_ENVIRONMENT
+from modules.tracking.traces.trace_sender import sending_traces
 
 from .cli.command_line import run_stage
 from .cli.printing import say
@@ -32,9 +33,11 @@ def serve(config: ServeConfig) -> None:
     source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
     name = config.name or name_of(config.model, place)
     server = Lifecycle(config, source, name, key)
+    told: list[str] = []  # once, not whenever an alias moves
 
     def found(model: Found) -> None:
-        if not server.this_machine_only:
+        if not server.this_machine_only and not told:
+            told.append(server.address)
             asked = (
                 f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
             )
@@ -49,9 +52,7 @@ def serve(config: ServeConfig) -> None:
     if not config.traces:
         server.run(ready, found)
         return
-    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
-
-    with sending_traces(config) as (server.service.recorder, where):
+    with sending_traces(config, source) as (server.service.recorder, where):
         say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
         server.run(ready, found)
 

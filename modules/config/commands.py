@@ -16,9 +16,9 @@ from .assignments import COMMAND_LINE, Assignment
 from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
 from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
-from .generation import GenerateConfig, ServeConfig
+from .generation import ServeConfig
 from .model import SizeConfig
-from .prediction import PredictConfig
+from .prediction import GenerateConfig, PredictConfig
 from .preferences.judging import PreparingConfig
 from .preferences.preference import PreferConfig
 from .sweeps.command import SweepConfig
@@ -143,8 +143,8 @@ class MainConfig(StageConfig):
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
         rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
-        made_by = (rows,) if rows in TASK_DATA else POEM_DATA if rows == "couplets" else (source,)
-        if source in (*POEM_DATA, *TASK_DATA) and source not in made_by:
+        made_by = MADE_BY.get(rows, (source,))
+        if self.prepare.is_public and source not in made_by:
             yield f"finetune.data={rows}: prepare.source={source} makes no such rows; give prepare.source={made_by[0]}"
         for name in PLACES:
             value = attrgetter(name)(self)
@@ -168,6 +168,13 @@ STAGES: dict[str, type[CommandConfig]] = {
     "compare": CompareConfig,
     "sync": SyncConfig,
 }
+
+MADE_BY = {
+    "couplets": POEM_DATA,
+    "translate": ("classical_modern",),
+    **{name: (name,) for name in TASK_DATA},
+}
+"""Data set, a name in conf/data → the sources of prepare that make its rows."""
 
 STAGES_OF_MAIN = ("prepare", "pretrain", "finetune", "evaluate", "register")
 

@@ -112,12 +112,38 @@ class TokenizerConfig:
                 yield f"{name} has no effect with path={self.path}, whose tokenizer is taken as it is; drop one of them"
 
 
+@dataclass
+class AskedTaskConfig:
+    """How a model is asked for a task."""
+
+    name: str = ""
+    """What the results are filed under; set by task=NAME."""
+    data: str | None = None
+    """The task's own data set, a name in conf/data, for a model whose training names no rows that it can score."""
+    template: str | None = field(default=None, metadata=LINES)
+    """How to ask a model without a prompt template of its own, e.g. "{src_txt}\\n摘要："; unset: the data set's."""
+    own_template: bool = True
+    """Ask a model that was tuned on src_txt → tgt_txt as it was tuned; false: with task.template all the same."""
+
+    def complaints(self) -> Iterator[str]:
+        if self.template is not None and self.template.count("{src_txt}") != 1:
+            yield f'template ({self.template!r}) must hold "{{src_txt}}" exactly once'
+
+
 TRACES = "traces"
 """Source of prepare: served requests."""
 
 POEM_DATA = ("sample", "full")
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
 """Sources of prepare that modules.data.corpora reads: poems, each cut into three sets, and one set of a task."""
+
+CLONES = {
+    "classical_modern": "NiuTrans/Classical-Modern",
+    "articles": "LCTT/TranslateProject",
+    "statutes": "LawRefBook/Laws",
+}
+"""Sources of prepare that need archive=, the user's clone of this repository on GitHub. Without it such a name is that
+of a user's own file or folder."""
 
 
 @dataclass
@@ -126,17 +152,21 @@ class PrepareConfig(StageConfig):
 
     source: str = field(default="sample", metadata=PATH)
     """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
-    instructions: that task's rows, from their PyPI package; question_generation: from archive=; else a file or folder
-    of your rows; traces: served requests that people liked or corrected (docs/serving.md); judged: a model's answers,
-    ranked by metrics, as preferences (docs/recipes.md)."""
+    instructions: that task's rows, from their PyPI package; question_generation, classical_modern, articles or
+    statutes: from archive=; else a file or folder of your rows; traces: served requests that people liked or corrected
+    (docs/serving.md); judged: a model's answers, ranked by metrics, as preferences (docs/recipes.md)."""
     archive: str | None = field(default=None, metadata=PATH)
     """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
-    CMRC 2018 or of another set in SQuAD's layout."""
+    CMRC 2018 or of another set in SQuAD's layout. For classical_modern, articles and statutes: your clone of the
+    repository that docs/data.md names."""
     output_dir: str | None = field(default=None, metadata=PATH)
     """The data folder; unset: prepared/SOURCE."""
     columns: dict[str, str] = field(default_factory=dict)
     """For rows of your own: your column names → src_txt or tgt_txt, or messages (conversations), or what is kept beside
     them: references, slots, choices, answer, group."""
+    join: Literal["src_txt", "tgt_txt"] | None = None
+    """For rows of your own and classical_modern: one row of plain text a group, this text of all its rows in their
+    order, so that sentences become chapters to pretrain on; unset: the rows as they are."""
     experiment: str | None = None
     """For traces: the experiment in MLflow that they are in; unset: the one that the run goes to."""
     take: Literal["good", "corrected", "all"] = "good"
@@ -160,17 +190,28 @@ class PrepareConfig(StageConfig):
         name = re.sub(r"[*?\[\],]", "", Path(self.source).name.partition(".")[0])  # of a pattern, what can be a name
         return Path(self.output_dir or Path("prepared") / (name or "rows"))
 
+    @property
+    def is_public(self) -> bool:
+        """Whether the source is public data that moyun knows, not rows of the user's own."""
+        return self.source in (*POEM_DATA, *TASK_DATA) or (self.source in CLONES and bool(self.archive))
+
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from out_of_range(self, "validation_fraction", "test_fraction", "max_bad_rows")
-        if self.archive and self.source not in ("full", *TASK_DATA):
-            yield f"archive={self.archive} goes with source=full or a task's ({', '.join(TASK_DATA)}) alone"
-        if self.near_copies != "report" and self.source in (*POEM_DATA, *TASK_DATA):
+        if self.archive and self.source not in ("full", *TASK_DATA, *CLONES):
+            names = ", ".join((*TASK_DATA, *CLONES))
+            yield f"archive={self.archive} goes with source=full or a task's ({names}) alone"
+        if self.source in CLONES and not self.archive and not Path(self.source).exists():
+            clone = f"git clone --depth 1 https://github.com/{CLONES[self.source]}"
+            yield f"source={self.source} needs archive=FOLDER: your clone, as `{clone}` makes it"
+        if self.near_copies != "report" and self.is_public:
             yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
+        if self.join and (self.source == TRACES or (self.is_public and self.source != "classical_modern")):
+            yield f"join={self.join} goes with rows of your own or source=classical_modern, not source={self.source}"
         for name in changed(self, type(self)()):
             if name in ("experiment", "take") and self.source != TRACES:
                 yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
-        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, TRACES), 1, 0.8)
+        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, *CLONES, TRACES), 1, 0.8)
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:

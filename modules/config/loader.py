@@ -30,7 +30,6 @@ from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths
-from .evaluation import TaskConfig
 from .generation import as_json
 from .mixing import SOURCES, read_sources, spaced
 from .model import ModelConfig
@@ -167,7 +166,7 @@ def with_tasks(
 ) -> list[Assignment]:
     """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
     known = {key.name: key for key in keys(config_class)}
-    tasks = {name: key for name, key in known.items() if key.section is TaskConfig}
+    tasks = {name: key for name, key in known.items() if key.group == "task"}
     names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():

@@ -18,16 +18,16 @@ from typing import Any
 from ..system.paths import expanded, is_below, why_no_path
 from .base import MODEL, PATH, STORE, URL, StageConfig, is_registered, model_folder, no_such_model, shown
 from .commands import STAGES
-from .data import DataConfig
+from .data import AskedTaskConfig, DataConfig
 from .evaluation import TaskConfig
-from .generation import GenerateConfig, GenerationConfig
+from .generation import GenerationConfig
 from .mixing import EXAMPLE, SOURCES, SourceConfig
 from .model import SizeConfig
-from .prediction import PredictConfig
+from .prediction import GenerateConfig, PredictConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
-GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
+GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task", AskedTaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
 
 KINDS = {"model": "size", "data": "data set"}

@@ -20,6 +20,7 @@ import datasets
 
 from ..system.cache import cached, writing
 from .arrow import write_arrow
+from .conversations.alpaca_rows import columns_beside, read_beside
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
 from .preferences.pair_rows import read_pairs
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
@@ -33,7 +34,7 @@ from .sources import RowSource, files_of, is_mapped, open_source
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
 
-RULES = 5
+RULES = 6
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
@@ -120,6 +121,7 @@ class _Request:
         """known: columns that rows have to have, though the first ones may lack them."""
         texts = [name for target, name in self.origin.items() if target != MESSAGES and not self.pairs]
         others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
+        others += columns_beside(self.columns)
         findings, rows = open_source(self.source, self.split, texts, EVERY_COLUMN if self.pairs else others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
@@ -155,8 +157,7 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
 
     # Keys that only some requests have.
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
-    key |= {"tolerant": True} if request.tolerant else {}
-    key |= {"pairs": True} if request.pairs else {}
+    key |= {name: True for name in ("tolerant", "pairs") if getattr(request, name)}
     entry = cached(cache, "rows", key, build)
     findings, _ = request.opened(columns_seen)
     if request.tolerant:
@@ -188,7 +189,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     """
     present: dict[str, str] | None = None
     any_good = False
-    wanted = {**request.origin, **request.extras}
+    wanted = {**request.origin, **request.extras, **{name: name for name in columns_beside(request.columns)}}
     for batch in _in_batches(rows, findings):
         before = present
         present = {target: name for target, name in wanted.items() if name in findings.columns}
@@ -197,8 +198,9 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
-        read = _pairs if request.pairs else _conversations
-        conversations, faults = read(values, [row for _, (_, row) in batch], request.origin)
+        given = [row for _, (_, row) in batch]
+        values = read_beside(values, given) if columns_beside(request.columns) and not request.pairs else values
+        conversations, faults = (_pairs if request.pairs else _conversations)(values, given, request.origin)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, {} if request.pairs else wanted, faults)
         values = conversations | values
@@ -278,8 +280,10 @@ def _note_bad_values(
     conversations: Mapping[int, Fault],
 ) -> set[int]:
     """Notes the rows of a batch that hold something else than text, or such conversations; returns which they are."""
-    labels = {target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()}
-    talk = f"{labels[MESSAGES]} " if MESSAGES in labels else ""
+    labels = {MESSAGES: "the conversation"} | {
+        target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()
+    }
+    talk = f"{labels[MESSAGES]} " if origin else ""  # preferences say themselves which column it is
     faults = {row: [(f"{talk}{fault}", more)] for row, (fault, more) in conversations.items()}
     for target, column in values.items():
         label = labels[target]

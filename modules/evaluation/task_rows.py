@@ -34,6 +34,7 @@ OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.
 COLUMNS = {
     "rouge": ("references",),
     "bleu": ("references", "slots"),
+    "chrf": ("references",),
     "exact_match": ("references",),
     "slots": ("references", "slots"),
     "choices": ("choices", "answer"),
@@ -43,7 +44,7 @@ COLUMNS = {
 REQUIRED = {
     "slots": ("slots",),
     "choices": ("answer", "choices"),
-    **dict.fromkeys(("rouge", "bleu", "exact_match", "length", "couplet"), ("tgt_txt",)),
+    **dict.fromkeys(("rouge", "bleu", "chrf", "exact_match", "length", "couplet"), ("tgt_txt",)),
 }
 """Metric → columns that it can't do without."""
 

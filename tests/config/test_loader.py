@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.commands import STAGES, MainConfig
-from modules.config.generation import GenerateConfig
 from modules.config.loader import ConfigError, load_config, load_model_config, to_yaml
 from modules.config.model import ModelConfig
+from modules.config.prediction import GenerateConfig
 from modules.config.schema import keys
 from modules.config.training import TrainingConfig
 from modules.training.optimizer import SCHEDULES

@@ -11,12 +11,12 @@ from functools import cache
 
 from ..base import CommandConfig, StageConfig
 from ..commands import CompareConfig, ConvertConfig, MainConfig
-from ..data import DataConfig, PrepareConfig, TokenizerConfig
+from ..data import AskedTaskConfig, DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
-from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
+from ..generation import GenerationConfig, LimitsConfig, ServeConfig
 from ..mixing import SourceConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
-from ..prediction import PredictConfig
+from ..prediction import GenerateConfig, PredictConfig
 from ..preferences.judging import PreparingConfig
 from ..preferences.preference import PreferenceConfig
 from ..schema import keys
@@ -74,12 +74,13 @@ TABLE: dict[type, dict[Effect, str]] = {
         "length_penalty form tones json_schema regex"
     },
     PrepareConfig: {
-        Effect.RESULT: "source archive columns experiment take validation_fraction test_fraction near_copies bad_rows "
-        "max_bad_rows",
+        Effect.RESULT: "source archive columns join experiment take validation_fraction test_fraction near_copies "
+        "bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
     PreparingConfig: {Effect.RESULT: "model prompts answers judge dtype seed"},
-    TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
+    AskedTaskConfig: {Effect.RESULT: "name data template own_template"},
+    TaskConfig: {Effect.RESULT: "metrics trivial examples separator rows tokenize"},
     ScoringConfig: {Effect.RESULT: "ngram_floor", Effect.RECORD: "max_batch_tokens"},
     EvaluateConfig: {Effect.RESULT: "model baseline champion dtype prompts", Effect.RECORD: "card"},
     RegisterConfig: {Effect.RESULT: "model model_name measure guard alias level"},
@@ -93,7 +94,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     PredictConfig: {
         Effect.RESULT: "split columns column stopped_column error_column return_full_text dtype",
         Effect.RECORD: "max_batch_tokens log_file",
-        Effect.CONTENT: "model source",
+        Effect.CONTENT: "model source task",  # of the task the prompt template, which is the tokenizer's then
         Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
     },
     ServeConfig: {

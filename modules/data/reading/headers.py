@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...config.commands import MADE_BY_STAGE, MainConfig
-from ...config.data import TASK_DATA, TRACES, DataConfig, PrepareConfig
+from ...config.data import CLONES, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
 from ...config.preferences.judging import PreparingConfig
 from ...config.preferences.preference import PreferConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
+from ..corpora.prose.clone_files import require_clone
 from ..quarantine import Findings, said_of
 from .column_names import (
     EVERY_COLUMN,
@@ -25,9 +26,7 @@ from .column_names import (
 )
 from .files import findings_of, read_files
 from .finding import (
-    SPLIT_NAMES,
     check_prepared,
-    file_format,
     find_files,
     is_divided,
     is_saved_dataset,
@@ -36,6 +35,7 @@ from .finding import (
     split_files,
 )
 from .pair_columns import check_pair_mapping, check_pairs_present, refuse_pairs
+from .split_names import SPLIT_NAMES, file_format
 
 FIRST_ROWS = 100
 
@@ -58,7 +58,9 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         if config.data.path:
             _check([(config.data.path, "train")], config.data.columns, "data.", config.data.bad_rows == "quarantine")
     elif isinstance(config, PrepareConfig):
-        if config.source not in ("sample", "full", TRACES, *TASK_DATA):
+        if config.source in CLONES and config.archive:
+            require_clone(config.source, config.archive)
+        elif config.source != TRACES and not config.is_public:
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(config, PredictConfig):

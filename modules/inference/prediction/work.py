@@ -14,7 +14,7 @@ from ...config.effects.key_effects import Effect, effect_of
 from ...config.prediction import PredictConfig
 from ...data.conversations.message_rows import Conversation
 from ...data.quarantine import DataError
-from ...model.sampling import check_biases
+from ...model.decoding.batch_rows import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
 from ..row_constraints import require_constraint
@@ -59,7 +59,8 @@ class Written:
             if len(self.first_errors) < SAMPLES:
                 self.first_errors.append(f"{source.at(row)}: {answer.error}")
         elif len(self.samples) < SAMPLES:
-            prompt = str(source.asked(row))
+            asked = source.asked(row)
+            prompt = asked.in_lines if isinstance(asked, Conversation) else str(asked)
             self.samples.append({"prompt": prompt, "text": text, "stopped": answer.stopped})
 
 
