@@ -24,7 +24,7 @@ from ...data.splits import Place, load_training_rows, place_in
 from ...tracking.registry import resolve_model
 from ..answers import Answer
 from ..choosing.checkpoint_choice import logged_name
-from ..choosing.scored_rows import choose_rows, filled, same_rows, task_data
+from ..choosing.scored_rows import choose_rows, filled, task_data
 from ..task_evaluation import Task
 from ..task_rows import REQUIRED, Trained, columns_of, trained_on, usable_columns, with_targets
 
@@ -120,8 +120,7 @@ def training_data(
     if config.data.path:
         trained = trained_on(model, config.data.cache_dir)
         usual = DataConfig(prompt_template=task_data(config.task).prompt_template)
-        same = trained is not None and same_rows(config.data, trained.data)
-        return filled(config.data, usual), trained if same else None, ""
+        return filled(config.data, usual), trained.source_with(config.data) if trained else None, ""
     found, chosen = choose_rows(replace(asked, data=config.data), str(config.model), model)
     return found.data, chosen.trained, chosen.note
 
