@@ -16,6 +16,7 @@ from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
 from modules.data.reading.headers import check_headers
+from modules.evaluation.judging.judged_rows import is_judged, judge_answers
 from modules.tracking.reuse.stage_key import program_of
 from modules.tracking.stage_run import checking, spelled
 from modules.tracking.traces.rated_rows import rows_of_traces
@@ -34,10 +35,7 @@ class PrepareResult:
 
 
 def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
-    """Raises DataError for rows that can't be used, ValueError for an archive that isn't the published one.
-
-    recorded: Whether it is a run in MLflow; a dry run of main needs the rows alone.
-    """
+    """DataError (of an archive ValueError) says what can't be used. recorded: as a run; main's dry run needs none."""
     with checking("prepare", config) as begin_run:
         folder, served = config.folder, rows_of_traces(config, spelled("prepare", ""))
         if config.dry_run:
@@ -64,6 +62,8 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, ser
             manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":
             manifest = prepare_sample(folder, report=report)
+        elif is_judged(config):
+            manifest = judge_answers(config, folder, report)
         elif config.source in CORPORA:
             manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
         elif config.is_public:

@@ -19,6 +19,8 @@ from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import ServeConfig
 from .model import SizeConfig
 from .prediction import GenerateConfig, PredictConfig
+from .preferences.judging import PreparingConfig
+from .preferences.preference import PreferConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
@@ -152,9 +154,10 @@ class MainConfig(StageConfig):
 
 STAGES: dict[str, type[CommandConfig]] = {
     "main": MainConfig,
-    "prepare": PrepareConfig,
+    "prepare": PreparingConfig,
     "pretrain": TrainingConfig,
     "finetune": TrainingConfig,
+    "prefer": PreferConfig,
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,

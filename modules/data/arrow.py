@@ -20,6 +20,9 @@ BATCH_ROWS = 4096
 TEXTS = ("src_txt", "tgt_txt", "messages")
 """Columns of what is learnt (messages: conversations/message_rows.py)."""
 
+LEARNT = (*TEXTS, "rejected")
+"""The same, of preference rows too (preferences/pair_rows.py)."""
+
 BATCH_BYTES = 4_000_000
 """Of the rows of a batch: a few thousand rows may be a megabyte or a gigabyte."""
 
@@ -145,7 +148,7 @@ def find_copies(rows: datasets.Dataset, others: datasets.Dataset) -> np.ndarray:
     return np.fromiter((row in found for row in texts), bool, len(rows))
 
 
-def fingerprint(dataset: datasets.Dataset, columns: Sequence[str] = TEXTS) -> str:
+def fingerprint(dataset: datasets.Dataset, columns: Sequence[str] = LEARNT) -> str:
     """SHA-256, in hex, over these columns of what load_rows returned: the same for the same rows whatever file they
     came from.
 

@@ -211,8 +211,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def beginning(self, document: int, characters: int = 20) -> str:
         """Of a training document's text, to find its row by."""
-        documents = self.documents["train"]
-        ids = documents.ids[documents.offsets[document] : documents.offsets[document + 1]][: 3 * characters]
+        ids = self.documents["train"].ids_of(document)[: 3 * characters]
         text = self.tokenizer.decode(ids.tolist()).replace("\n", " ")
         return text[:characters] + "…" * (len(text) > characters)
 

@@ -24,7 +24,9 @@ from ..tokenizer.prompt_template import prompt_limits
 from ..tokenizer.tokenizer import Tokenizer
 from .arrow import ArrayFile, fingerprint, text_batches
 from .conversations.turn_documents import encode_conversations
+from .preferences.pair_documents import encode_pairs
 from .reading.column_names import MESSAGES
+from .reading.pair_columns import REJECTED
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,15 @@ class Documents:
         begins, ends = self.later_prompts[::2], self.later_prompts[1::2]
         np.subtract.at(trained, np.searchsorted(self.offsets, begins, "right") - 1, ends - begins)
         return trained
+
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Inputs of each of these documents."""
+        lengths: np.ndarray = self.lengths[numbers]
+        return lengths
+
+    def ids_of(self, number: int) -> np.ndarray:
+        ids: np.ndarray = self.ids[self.offsets[number] : self.offsets[number + 1]]
+        return ids
 
     def later_prompts_of(self, document: int) -> np.ndarray:
         """Where the document's later prompts begin and end, counted from its first id; (prompts, 2)."""
@@ -151,10 +162,12 @@ def encode_batches(
             f"{smallest - 1} are needed, for start and template, a token of text and one to predict"
         )
     for batch in text_batches(rows):
-        if MESSAGES in batch:
+        if REJECTED in batch:
+            yield EncodedBatch(**encode_pairs(batch, tokenizer, sequence_length + 1))
+        elif MESSAGES in batch:
             yield EncodedBatch(**encode_conversations(batch[MESSAGES], tokenizer, sequence_length + 1))
-            continue
-        yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
+        else:
+            yield encode_batch(batch["src_txt"], batch.get("tgt_txt"), tokenizer, limit, sequence_length)
 
 
 def encode_batch(

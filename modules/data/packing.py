@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -114,6 +115,7 @@ def split_step(documents: np.ndarray, lengths: np.ndarray, micro_batch_tokens: i
     return [*groups, ordered[start:]] if len(ordered) else []
 
 
+@singledispatch
 def collate(documents: Documents, chosen: np.ndarray, multiple: int = 1) -> MicroBatch:
     """Lays the chosen documents end to end, and fills up to a multiple of tokens with documents of zeros."""
     inputs, labels = [], []
@@ -164,6 +166,7 @@ def make_step(
     return StepBatch(micro_batches, trained_tokens=int(documents.trained_tokens[chosen].sum()))
 
 
+@singledispatch
 def empty(documents: Documents) -> MicroBatch:
     """One token that isn't trained on: what a rank without documents passes through the model beside the others."""
     ids, nothing = torch.from_numpy(documents.ids[:1].astype(np.int64))[None], np.empty(0, np.int64)

@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 import datasets
 
 from ..system.cache import cached, writing
-from ..system.checksums import sha256_of
 from .arrow import write_arrow
 from .conversations.alpaca_rows import columns_beside, read_beside
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
+from .preferences.pair_rows import read_pairs
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
-from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
+from .reading.column_names import EVERY_COLUMN, MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, nearest
+from .reading.files import check_unchanged, content_of
+from .reading.headers import check_columns
+from .reading.pair_columns import TARGETS, check_pair_mapping
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
@@ -49,6 +52,7 @@ def load_rows(
     extras: Collection[str] = (),
     section: str = "data.",
     seen: dict[str, None] | None = None,
+    pairs: bool = False,
 ) -> datasets.Dataset:
     """All rows of `source`, in order, as a Dataset of string columns; other columns are dropped.
 
@@ -67,18 +71,19 @@ def load_rows(
     extras: further columns to keep where there are such, as text (`as_text`): nothing in them makes a row bad.
     section: what stands before the key `columns` where it is typed, for messages.
     seen: takes the names of all columns that there are, unless the rows come from the cache.
+    pairs: read preference rows, as preferences/pair_rows.py has them.
 
     Raises DataError naming the file, the line or row, the reason and the remedy.
     """
     columns = columns or {}
-    origin = check_mapping(columns, section)
+    origin = check_pair_mapping(columns, section) if pairs else check_mapping(columns, section)
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}: must be 1 or more; leave it out to read all rows")
     beside = {name: name for name in sorted(extras) if name not in columns}
-    learnt = (*TEXT_COLUMNS, MESSAGES)
+    learnt = TARGETS if pairs else (*TEXT_COLUMNS, MESSAGES)
     beside |= {target: name for target, name in origin.items() if target not in learnt}
     texts = {target: name for target, name in origin.items() if target in learnt}
-    request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section)
+    request = _Request(source, columns, texts, split, max_rows, quarantine is not None, beside, section, pairs)
     files = files_of(source, split) if cache else None
     if cache and files:
         rows, findings = _cached(request, files, cache)
@@ -110,13 +115,14 @@ class _Request:
     extras: Mapping[str, str]
     """Name in the Dataset → the user's name."""
     section: str
+    pairs: bool
 
     def opened(self, known: Collection[str] = ()) -> tuple[Findings, Iterator[Row]]:
         """known: columns that rows have to have, though the first ones may lack them."""
-        texts = [name for target, name in self.origin.items() if target != MESSAGES]
+        texts = [name for target, name in self.origin.items() if target != MESSAGES and not self.pairs]
         others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
         others += columns_beside(self.columns)
-        findings, rows = open_source(self.source, self.split, texts, others)
+        findings, rows = open_source(self.source, self.split, texts, EVERY_COLUMN if self.pairs else others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
@@ -133,7 +139,7 @@ class _Request:
 
 
 def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets.Dataset, Findings]:
-    content = _content(files)
+    content = content_of(files)
     columns = sorted(request.columns.items())
     key: dict[str, Any] = {"rules": RULES, "files": content, "columns": columns, "max_rows": request.max_rows}
     columns_seen: dict[str, None] = {}
@@ -143,35 +149,21 @@ def _cached(request: _Request, files: list[Path], cache: Path) -> tuple[datasets
             _, findings = request.read(functools.partial(write_arrow, folder / TABLE))
             columns_seen.update(findings.columns)
         except DataError:
-            _check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
+            check_unchanged(files, content)  # what was found wrong may be half of what somebody writes
             raise
-        _check_unchanged(files, content)
+        check_unchanged(files, content)
         if request.tolerant:
             (folder / BAD_ROWS).write_text(json.dumps([asdict(row) for row in findings.bad]), encoding="utf-8")
 
     # Keys that only some requests have.
     key |= {"extras": ",".join(request.extras)} if request.extras else {}
-    key |= {"tolerant": True} if request.tolerant else {}
+    key |= {name: True for name in ("tolerant", "pairs") if getattr(request, name)}
     entry = cached(cache, "rows", key, build)
     findings, _ = request.opened(columns_seen)
     if request.tolerant:
         kept = json.loads((entry / BAD_ROWS).read_text(encoding="utf-8"))
         findings.bad = [BadRow(**row) for row in kept]
     return datasets.Dataset.from_file(str(entry / TABLE)), findings
-
-
-def _check_unchanged(files: list[Path], content: list[tuple[str, str]]) -> None:
-    for path, before, now in zip(files, content, _content(files), strict=True):
-        if now != before:
-            raise DataError(f"{path} changed while it was read; start again when nothing writes to it any more")
-
-
-def _content(files: list[Path]) -> list[tuple[str, str]]:
-    """What each file is read as, and the SHA-256 of its bytes."""
-    try:
-        return [("".join(path.suffixes), sha256_of(path)) for path in files]
-    except OSError as error:
-        raise DataError(f"{error.filename}: can't be read ({error.strerror}); check it and its rights") from error
 
 
 def _on_disk(request: _Request, cache: Path) -> tuple[datasets.Dataset, Findings]:
@@ -206,10 +198,11 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
-        values = read_beside(values, [row for _, (_, row) in batch]) if columns_beside(request.columns) else values
-        conversations, faults = _conversations(values, [row for _, (_, row) in batch])
+        given = [row for _, (_, row) in batch]
+        values = read_beside(values, given) if columns_beside(request.columns) and not request.pairs else values
+        conversations, faults = (_pairs if request.pairs else _conversations)(values, given, request.origin)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
-        bad = _note_bad_values(findings, batch, texts_alone, wanted, faults)
+        bad = _note_bad_values(findings, batch, texts_alone, {} if request.pairs else wanted, faults)
         values = conversations | values
         if bad and findings.tolerant:
             good = [index for index in range(len(batch)) if index not in bad]
@@ -220,15 +213,24 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     if not findings.columns and not findings.bad:
         raise DataError(f"{findings.where} has no rows")
     if findings.columns:
-        check_present(findings, request.columns, request.origin)
+        check_columns(findings, request.columns, request.origin, request.pairs)
     if not (findings.tolerant and any_good):
         findings.raise_if_bad(any_other=any_good)
     if present is None:
         raise DataError(f"{findings.where} has no rows")
 
 
+def _pairs(
+    values: dict[str, list[object]], rows: list[Mapping[str, object]], origin: Mapping[str, str]
+) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    """`_conversations` of preference rows, whose columns `values` is rid of."""
+    for name in origin:
+        values.pop(name, None)
+    return read_pairs(rows, origin)
+
+
 def _conversations(
-    values: dict[str, list[object]], rows: list[Mapping[str, object]]
+    values: dict[str, list[object]], rows: list[Mapping[str, object]], _: Mapping[str, str]
 ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
     """(columns of rows that are conversations, what is wrong with some of them); `values` is rid of the column."""
     given = values.pop(MESSAGES, None)
@@ -281,7 +283,8 @@ def _note_bad_values(
     labels = {MESSAGES: "the conversation"} | {
         target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()
     }
-    faults = {row: [(f"{labels[MESSAGES]} {fault}", more)] for row, (fault, more) in conversations.items()}
+    talk = f"{labels[MESSAGES]} " if origin else ""  # preferences say themselves which column it is
+    faults = {row: [(f"{talk}{fault}", more)] for row, (fault, more) in conversations.items()}
     for target, column in values.items():
         label = labels[target]
         for index, value in enumerate(column):

@@ -14,12 +14,13 @@ from ..config.data import DataConfig
 from ..system.cache import cache_folder
 from ..system.paths import expanded
 from ..system.redaction import redact_text
-from .arrow import TEXTS
+from .arrow import LEARNT
 from .corpora.manifest import read_manifest
 from .groups import GROUP, count_of_other_groups, fill, serving_groups
 from .quarantine import DataError, Quarantine
 from .reading.column_names import MESSAGES, require_mapped
 from .reading.finding import check_prepared, find_files
+from .reading.pair_columns import REJECTED
 from .rows import load_rows
 from .sources import RowSource, has_split, has_splits
 
@@ -86,16 +87,17 @@ def load_splits(
     source: RowSource | None = None,
     quarantine: Quarantine | None = None,
     extras: Collection[str] = (),
+    pairs: bool = False,
 ) -> dict[str, datasets.Dataset]:
     """{"train": …, "validation": …, and "test" where there is one}; validated rows, from `choose_places`.
 
     source stands in for config.path where rows are already in memory, e.g. Dataset.from_dict({"src_txt": […]}).
     Validation rows that have no place of their own are drawn from the training rows by seed. quarantine takes bad
-    rows; without one they are refused. extras: columns to keep beside the texts. Raises DataError, also where some
-    splits have answers and others haven't.
+    rows; without one they are refused. extras: columns to keep beside the texts. pairs: read preference rows. Raises
+    DataError, also where some splits have answers and others haven't.
     """
     places = choose_places(config, source)
-    read = reader(config, quarantine, {*extras, GROUP})
+    read = partial(reader(config, quarantine, {*extras, GROUP}), pairs=pairs)
     splits = {name: read(place.source, split=place.split) for name, place in places.items() if not place.held_out}
     for name in splits:
         require_same_kind(splits["train"], splits[name], places["train"], places[name])
@@ -108,7 +110,7 @@ def load_splits(
 
 def texts_alone(rows: datasets.Dataset, extras: Collection[str] = ()) -> datasets.Dataset:
     """Without other columns than the texts and these."""
-    kept = [name for name in rows.column_names if name in TEXTS or name in extras]
+    kept = [name for name in rows.column_names if name in LEARNT or name in extras]
     return rows if kept == rows.column_names else rows.select_columns(kept)
 
 
@@ -148,12 +150,15 @@ def require_same_kind(
 
 def kind_of_rows(columns: Collection[str]) -> str:
     """In words: what is learnt from rows hangs on their columns."""
+    if REJECTED in columns:
+        return "preferences"
     if MESSAGES in columns:
         return "conversations"
     return "pairs" if "tgt_txt" in columns else "rows of plain text"
 
 
 KINDS = {
+    "preferences": "preferences (prompt, chosen, rejected)",
     "conversations": "conversations (messages)",
     "pairs": "pairs (src_txt and tgt_txt)",
     "rows of plain text": "plain text (src_txt alone)",

@@ -211,8 +211,11 @@ class Trained:
 
 
 def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
-    """None where the model folder doesn't tell, or another version of moyun wrote what can't be understood."""
-    origin = read_provenance(model)
+    """None where the model folder doesn't tell, or another version of moyun wrote what can't be understood.
+
+    None of preferences, too: their prompts would pass for plain text.
+    """
+    origin = read_provenance(model) if not learnt_preferences(model) else {}
     config, digests = origin.get("config"), origin.get("data")
     given = config.get("data") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(given, dict) or not isinstance(digests, dict):
@@ -229,6 +232,11 @@ def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
     templates = origin.get("prompt_templates")
     found = {str(name): str(value) for name, value in digests.items()}
     return Trained(replace(data, cache_dir=cache_dir), seed, found, templates if isinstance(templates, dict) else {})
+
+
+def learnt_preferences(model: Path) -> bool:
+    """Whether a model's last training was on pairs of answers."""
+    return read_provenance(model).get("stage") == "prefer"
 
 
 def known_training_rows(model: Path, cache_dir: str | None) -> list[datasets.Dataset] | None:

@@ -144,6 +144,49 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * scale, None if grad_weight is None else grad_weight * scale, None, None, None
 
 
+def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
+    """Negative log-likelihood of each label that is trained on, (n,) float32; arguments as of `linear_cross_entropy`.
+
+    For losses in which texts don't weigh alike: what each token's gradient is multiplied by is known afterwards only,
+    so the logits are computed once more in the backward pass.
+    """
+    hidden, labels = trained_on(hidden, labels, trained)
+    part, first, group = part_of(weight)
+    result: Tensor = TokenNLL.apply(hidden, part, labels - first, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+class TokenNLL(torch.autograd.Function):
+    """hidden (N, C), weight (V, C), labels (N,) counted from this device's first id → (N,) float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        cast, found = weight.to(hidden.dtype), [hidden.new_zeros(0, dtype=torch.float32)]
+        for rows in chunks(len(labels), weight):
+            for logits, target in blocks(product(hidden[rows], cast), labels[rows], group):
+                found.append(softmax(logits, target, group).nll)
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.group = group
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (hidden, weight, labels), group = ctx.saved_tensors, ctx.group
+        cast, grad_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
+        several = len(list(chunks(len(labels), weight))) > 1
+        summed = torch.float32 if several else weight.dtype  # as LinearCrossEntropy adds up
+        grad_weight = torch.zeros_like(weight, dtype=summed) if ctx.needs_input_grad[1] else None
+        for rows in chunks(len(labels), weight):
+            _, gradient = gradient_in_place(product(hidden[rows], cast), labels[rows], group)
+            gradient *= grad_outputs[0][rows, None]
+            grad_hidden[rows] = product(gradient, cast.T)
+            if grad_weight is not None:
+                add_product(grad_weight, gradient.T, hidden[rows])
+        if group is not None:
+            dist.all_reduce(grad_hidden, group=group)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a·b, added up in the number format of `total`."""
     if total.dtype == a.dtype:

@@ -15,7 +15,7 @@ from .run_facts import RunFacts
 SECTIONS = ("config", "data", "code", "environment")
 """What is compared, in this order: a difference in one explains differences in those after it."""
 
-TRAINING = ("pretrain", "finetune")
+TRAINING = ("pretrain", "finetune", "prefer")
 MISSING = "(not recorded)"
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,8 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ..checkpoint.loading import open_model
+from ..config.model import ModelConfig
+from ..config.preferences.preference import PreferConfig
 from ..config.training import TrainerConfig, TrainingConfig
 from ..data.datamodule import TextDataModule
 from ..model.decoder import fresh_tensors, meta_decoder
@@ -37,6 +40,7 @@ from .checkpoints.saving import read_progress
 from .lightning_module import LanguageModel
 from .planning.plan import Course, make_course, plan_from
 from .precision import compiles, compute_format, on_gpu
+from .preferences.preference_model import PreferenceModel
 from .setup import TrainingSetup
 from .strategies import group_timeout, job_environment, make_strategy
 from .utilization import Utilization
@@ -142,7 +146,8 @@ def best_checkpoint(
 
 def make_module(config: TrainingConfig, training: TrainingSetup) -> LanguageModel:
     """On the meta device, without memory: it takes its weights when it is known which devices they go to."""
-    decoder = meta_decoder(training.model)
+    model = training.model
+    decoder = meta_decoder(without_dropout(model) if isinstance(config, PreferConfig) else model)
     decoder.transformer.activation_checkpointing = config.trainer.activation_checkpointing
     decoder.transformer.compile_layers = compiles(config.trainer)
     if config.trainer.precision == "bf16-true":
@@ -154,16 +159,15 @@ def make_module(config: TrainingConfig, training: TrainingSetup) -> LanguageMode
         add_lora(decoder, config.lora, config.seed)
         tensors = chain(tensors, initial_adapters(decoder, config.seed).items())
     plan, compute = training.plan, compute_format(config.trainer)
-    return LanguageModel(
-        decoder,
-        config.train,
-        plan.learning_rate,
-        plan.total_steps,
-        tensors,
-        compute,
-        config.seed,
-        config.trainer.deterministic,
-    )
+    rest = decoder, config.train, plan.learning_rate, plan.total_steps, tensors, compute, config.seed
+    if isinstance(config, PreferConfig):
+        return PreferenceModel(*rest, config.trainer.deterministic, preference=config.preference)
+    return LanguageModel(*rest, config.trainer.deterministic)
+
+
+def without_dropout(model: ModelConfig) -> ModelConfig:
+    """For pairs: an answer would be less likely than to the model that training starts from by dropout alone."""
+    return replace(model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def first_tensors(config: TrainingConfig, training: TrainingSetup) -> Iterator[tuple[str, Tensor]]:

@@ -221,11 +221,14 @@ class LanguageModel(pl.LightningModule):
             source = self.trainer.datamodule.validated_source(batch)  # type: ignore[attr-defined]
             self.totals[source].add(batch, self.decoder(batch.input_ids, batch.layout, head=head))
 
-    def on_validation_epoch_end(self) -> None:
+    def validation_metrics(self) -> dict[str, float]:
         totals = torch.tensor(list(map(astuple, self.totals)), dtype=torch.float64, device=self.device)
         sums = [Validation(*found) for found in self.summed(totals).tolist()]
         mixture = self.trainer.datamodule.mixture  # type: ignore[attr-defined]
-        metrics = metrics_of_all(mixture.names, sums, mixture.weights) if mixture else sums[0].metrics()
+        return metrics_of_all(mixture.names, sums, mixture.weights) if mixture else sums[0].metrics()
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.validation_metrics()
         if self.score_texts:
             metrics |= self.score_texts()
         self.validations[self.trainer.global_step] = metrics

@@ -16,6 +16,7 @@ from ..checkpoint.loading import open_model, open_tokenizer
 from ..config.base import model_folder
 from ..config.data import DataConfig, TokenizerConfig
 from ..config.model import ModelConfig
+from ..config.preferences.preference import PreferConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
 from ..data.conversations.message_rows import default_template, texts_of_rows
@@ -23,8 +24,11 @@ from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.mixing.mixed_steps import shares
 from ..data.mixing.source_splits import all_related_rows, choose_all_places, load_all_splits, part_of, split_name
+from ..data.preferences.pair_packing import pairs_of
+from ..data.preferences.pair_rows import as_plain_text
 from ..data.quarantine import Quarantine
 from ..data.reading.column_names import SCORED_COLUMNS
+from ..data.reading.pair_columns import REJECTED
 from ..data.sources import RowSource
 from ..data.splits import Place, texts_alone
 from ..inference.text_generator import require_room
@@ -85,7 +89,8 @@ def set_up(
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     places = choose_all_places(config.data, rows)
-    read = load_all_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
+    prefers = isinstance(config, PreferConfig)
+    read = load_all_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras}, prefers)
     splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizers = choose_tokenizers(config, start, splits)
     tokenizer = saved_tokenizer(config, tokenizers)
@@ -94,10 +99,18 @@ def set_up(
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
     how: dict[str, Any] = {**batch_of(config.train, config.model), "seed": config.seed, "tokenizers": tokenizers}
     data = TextDataModule(splits, tokenizer, config.data, micro_batch_tokens=CPU_TOKENS, **how)
+    if isinstance(config, PreferConfig):
+        data.documents = pairs_of(data.documents, config.preference)
+        data.bounds = {name: (0, len(pairs)) for name, pairs in data.documents.items()}
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.parts, all_related_rows(read, places)))
+    objective = str(config.preference) if isinstance(config, PreferConfig) else ""
+    facts = facts_of_splits(splits, places, data.parts, all_related_rows(read, places))
+    plan = replace(plan, objective=objective, splits=facts)
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, read.get("validation"))
+    asked = read.get("validation")
+    if prefers and asked is not None and tokenizer.prompt_template is None:  # whose answers go on with their prompts
+        asked = as_plain_text(asked)
+    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, asked)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -139,7 +152,10 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     if "tgt_txt" not in rows.column_names:
         return None
     key = f"data.mix, source {source}: prompt_template" if source else "data.prompt_template"
-    template = config.prompt_template or tokenizer.prompt_template or default_template(rows.column_names)
+    named = config.prompt_template or tokenizer.prompt_template
+    if REJECTED in rows.column_names and not named:  # preferences teach no prompt
+        return None
+    template = named or default_template(rows.column_names)
     if sign := lost_separator(template, tokenizer):
         raise ValueError(
             f"{key}={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "

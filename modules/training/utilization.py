@@ -37,7 +37,7 @@ class Utilization(pl.Callback):
         if self.peak:
             seconds = batch.trained_tokens / pl_module.latest["train/tokens_per_second"]
             documents = np.concatenate([micro_batch.documents for micro_batch in batch.micro_batches])
-            lengths = trainer.datamodule.documents["train"].lengths[documents]  # type: ignore[attr-defined]
+            lengths = trainer.datamodule.documents["train"].lengths_of(documents)  # type: ignore[attr-defined]
             metrics["train/mfu"] = step_flops(self.model, lengths) / self.parts / seconds / self.peak
         if trainer.logger and trainer.global_step % pl_module.config.log_every_n_steps == 0:
             trainer.logger.log_metrics(metrics, step=trainer.global_step)

@@ -44,7 +44,7 @@ KEY_VALUE = re.compile(r"(--)?[a-z_][a-z_.0-9]*=|--")
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, FloatingPointError)
 """Whose messages say what to do; anything else is our fault and shows its traceback."""
 
-READ_ROWS = ("main", "prepare", "pretrain", "finetune", "evaluate", "register", "predict", "compare", "sweep")
+READ_ROWS = ("main", "prepare", "pretrain", "finetune", "prefer", "evaluate", "register", "predict", "compare", "sweep")
 """Stages that import what takes seconds."""
 
 RUNS = ("one", "other")

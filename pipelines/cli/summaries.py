@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modules.checkpoint.weights import StoredModel
 from modules.config.commands import ConvertConfig, MainConfig
 from modules.config.evaluation import NGRAMS
+from modules.config.preferences.preference import PreferConfig
 from modules.config.training import TrainingConfig
 from modules.data.corpora.verse import SPLITS
 from modules.data.reading.column_names import MESSAGES, TEXT_COLUMNS
@@ -63,7 +64,8 @@ def next_commands(model: Path, config: TrainingConfig) -> dict[str, str]:
     place, store = shlex.quote(f"model={model}"), config.tracking.tracking_uri
     there = [place, *([shlex.quote(redact_text(f"tracking.tracking_uri={store}"))] if store else [])]
     # Its run.yaml names the rows; those that were given from Python nothing can find again.
-    rows = [] if config.data.path or config.data.test_path else ["data.test_path=FILE"]
+    known = (config.data.path or config.data.test_path) and not isinstance(config, PreferConfig)
+    rows = [] if known else ["data.test_path=FILE"]
     if config.data.mix:  # of whose sources one is scored at a time
         rows = [shlex.quote(f"data.path={config.data.mix[0].path}")]
     return {

@@ -17,6 +17,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 NEEDED = {
     "register": ["model=folder"],
     "finetune": ["train.init_from=folder"],
+    "prefer": ["train.init_from=folder"],
     "convert": ["source=a", "target=b"],
     "predict": ["source=a.csv"],
     "compare": ["one=a", "other=b"],

@@ -119,14 +119,14 @@ def test_a_file_rewritten_while_it_is_read_is_not_called_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, "a.jsonl", [PAIR] * 3)
-    before = rows._content
+    before = rows.content_of
 
     def half_written(files: list[Path]) -> list[tuple[str, str]]:
         found = before(files)
         path.write_text('{"src_txt": "春", "tg', encoding="utf-8")
         return found
 
-    monkeypatch.setattr(rows, "_content", half_written)
+    monkeypatch.setattr(rows, "content_of", half_written)
     with pytest.raises(DataError, match="changed while it was read"):
         load_rows(path, cache=tmp_path / "cache")
 

@@ -106,14 +106,14 @@ def test_a_file_replaced_between_hashing_and_reading_leaves_no_entry(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, f"a.{kind}", [{"src_txt": "春"}])
-    hashed = rows._content
+    hashed = rows.content_of
 
     def hashed_then_replaced(files: list[Path]) -> list[tuple[str, str]]:
         found = hashed(files)
         write(tmp_path, f"a.{kind}", [{"src_txt": "秋"}])
         return found
 
-    monkeypatch.setattr(rows, "_content", hashed_then_replaced)
+    monkeypatch.setattr(rows, "content_of", hashed_then_replaced)
     with pytest.raises(DataError, match=rf"a\.{kind} changed while it was read"):
         load_rows(path, cache=tmp_path / "cache")
     monkeypatch.undo()

@@ -41,14 +41,17 @@ class Recorder(Logger):
         pass
 
 
-def train_layout(folder: Path, processes: int, arguments: list[str]) -> dict[str, Any]:
-    """Trains as pipelines.pretrain does, on so many processes; what rank 0 logged, its metrics and checkpoint."""
+def train_layout(folder: Path, processes: int, arguments: list[str], stage: str = "pretrain") -> dict[str, Any]:
+    """Trains as the stage does, on so many processes; what rank 0 logged, its metrics and checkpoint."""
     context = multiprocessing.get_context("forkserver")
     with patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # what the server starts with; threads don't survive a fork
         context.set_forkserver_preload([__name__])
         forkserver.ensure_running()
     port = free_port()
-    ranks = [context.Process(target=work, args=(folder, rank, processes, port, arguments)) for rank in range(processes)]
+    ranks = [
+        context.Process(target=work, args=(folder, rank, processes, port, arguments, stage))
+        for rank in range(processes)
+    ]
     for process in ranks:
         process.start()
     try:
@@ -69,7 +72,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def work(folder: Path, rank: int, processes: int, port: int, arguments: list[str]) -> None:
+def work(folder: Path, rank: int, processes: int, port: int, arguments: list[str], stage: str) -> None:
     """What each process does, with the environment that torchrun would give it."""
     with (folder / f"output-{rank}.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
@@ -82,7 +85,7 @@ def work(folder: Path, rank: int, processes: int, port: int, arguments: list[str
         os.environ |= {"GROUP_RANK": "0"}
     code = 1
     try:
-        train(folder, arguments)
+        train(folder, arguments, stage)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -92,12 +95,12 @@ def work(folder: Path, rank: int, processes: int, port: int, arguments: list[str
         os._exit(code)  # without waiting for gloo's threads
 
 
-def train(folder: Path, arguments: list[str]) -> None:
+def train(folder: Path, arguments: list[str], stage: str) -> None:
     quieten_libraries()
-    config = load_config("pretrain", arguments)
+    config = load_config(stage, arguments)
     recorder = Recorder()
     training = set_up_training(config, None)
-    checkpoint, metrics = fit("pretrain", config, training, folder, recorder, checkpoint=followed(config))
+    checkpoint, metrics = fit(stage, config, training, folder, recorder, checkpoint=followed(config))
     if is_main_process():
         result = {"rows": recorder.rows, "metrics": metrics, "checkpoint": str(checkpoint)}
         (folder / "result.json").write_text(json.dumps(result))

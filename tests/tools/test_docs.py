@@ -136,7 +136,7 @@ def of_entry(name: str, values: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
 def test_an_entry_point_does_by_itself_what_its_command_does(name: str) -> None:
     needed = [f"{key}=given" for key, about in ENTRY_POINTS[name]["parameters"].items() if "default" not in about]
-    needed += ["train.init_from=given"] if name == "finetune" else []
+    needed += ["train.init_from=given"] if name in ("finetune", "prefer") else []
     assert load_config(name, [*of_entry(name, {}), *needed]) == load_config(name, needed)
 
 

@@ -17,6 +17,8 @@ from ..generation import GenerationConfig, LimitsConfig, ServeConfig
 from ..mixing.mixture_sources import SourceConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
 from ..prediction import GenerateConfig, PredictConfig
+from ..preferences.judging import PreparingConfig
+from ..preferences.preference import PreferenceConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
@@ -33,6 +35,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     CommandConfig: {Effect.NOTHING: "tracking"},
     StageConfig: {Effect.RESULT: "seed", Effect.NOTHING: "dry_run"},
     TrainingConfig: {Effect.RECORD: "generation task", Effect.NOTHING: "output_dir"},
+    PreferenceConfig: {Effect.RESULT: "loss beta"},
     TrainConfig: {
         Effect.RESULT: "batch_size batch_tokens max_epochs max_steps learning_rate optimizer schedule warmup_steps "
         "min_learning_rate_ratio decay_fraction weight_decay beta1 beta2 epsilon gradient_clip_val "
@@ -75,6 +78,7 @@ TABLE: dict[type, dict[Effect, str]] = {
         "bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
+    PreparingConfig: {Effect.RESULT: "model prompts answers judge dtype seed"},
     AskedTaskConfig: {Effect.RESULT: "name data template own_template"},
     TaskConfig: {Effect.RESULT: "metrics trivial examples separator rows tokenize"},
     ScoringConfig: {Effect.RESULT: "ngram_floor", Effect.RECORD: "max_batch_tokens"},

@@ -41,12 +41,13 @@ def load_all_splits(
     given: RowSource | None = None,
     quarantine: Quarantine | None = None,
     extras: Collection[str] = (),
+    pairs: bool = False,
 ) -> dict[str, datasets.Dataset]:
     """`load_splits` of all sources, by `split_name`; first what is trained on of each, then the rest."""
     found: dict[str, datasets.Dataset] = {}
     for name, section in config.sources.items():
         with said_of(name):
-            rows = load_splits(section, seed, given, quarantine, extras)
+            rows = load_splits(section, seed, given, quarantine, extras, pairs)
         found |= {split_name(split, name): each for split, each in rows.items()}
     return dict(sorted(found.items(), key=lambda item: ("train", "validation", "test").index(part_of(item[0])[0])))
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from ...system.checksums import sha256_of
 from ..quarantine import DataError, Findings
 from .column_names import used_columns
 from .delimited import csv_rows
@@ -56,3 +57,17 @@ def read_file(path: Path, findings: Findings, texts: Collection[str], extras: Co
         raise DataError(f"{path}: not a complete gzip file ({error}); make or download it again") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror or error}); check it and its rights") from error
+
+
+def check_unchanged(files: list[Path], content: list[tuple[str, str]]) -> None:
+    for path, before, now in zip(files, content, content_of(files), strict=True):
+        if now != before:
+            raise DataError(f"{path} changed while it was read; start again when nothing writes to it any more")
+
+
+def content_of(files: list[Path]) -> list[tuple[str, str]]:
+    """What each file is read as, and the SHA-256 of its bytes."""
+    try:
+        return [("".join(path.suffixes), sha256_of(path)) for path in files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: can't be read ({error.strerror}); check it and its rights") from error

@@ -9,11 +9,21 @@ from pathlib import Path
 from ...config.commands import MADE_BY_STAGE, MainConfig
 from ...config.data import CLONES, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
+from ...config.preferences.judging import PreparingConfig
+from ...config.preferences.preference import PreferConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
 from ..corpora.prose.clone_files import require_clone
-from ..quarantine import said_of
-from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
+from ..quarantine import Findings, said_of
+from .column_names import (
+    EVERY_COLUMN,
+    MESSAGES,
+    OTHER_COLUMNS,
+    TEXT_COLUMNS,
+    check_mapping,
+    check_present,
+    require_mapped,
+)
 from .files import findings_of, read_files
 from .finding import (
     check_prepared,
@@ -24,6 +34,7 @@ from .finding import (
     nowhere,
     split_files,
 )
+from .pair_columns import check_pair_mapping, check_pairs_present, refuse_pairs
 from .split_names import SPLIT_NAMES, file_format
 
 FIRST_ROWS = 100
@@ -43,6 +54,9 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
     if isinstance(config, MainConfig):
         for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
             check_headers(getattr(config, name), f"{name}.", config.outputs)
+    elif isinstance(config, PreparingConfig) and config.is_judged:
+        if config.data.path:
+            _check([(config.data.path, "train")], config.data.columns, "data.", config.data.bad_rows == "quarantine")
     elif isinstance(config, PrepareConfig):
         if config.source in CLONES and config.archive:
             require_clone(config.source, config.archive)
@@ -53,11 +67,12 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         source, texts = (config.source, config.split or "train"), ["src_txt", MESSAGES]
         _check([source], config.columns, prefix, tolerant=False, texts=texts)
     elif isinstance(data := getattr(config, "data", None), DataConfig):
+        tolerant, pairs = data.bad_rows == "quarantine", isinstance(config, PreferConfig)
         for name, section in data.sources.items():
             sources = list(_sources_of(section, isinstance(config, TrainingConfig)))
             sources = [(source, split) for source, split in sources if not is_below(source, made)]
             with said_of(name):
-                _check(sources, section.columns, f"{prefix}data.", data.bad_rows == "quarantine")
+                _check(sources, section.columns, f"{prefix}data.", tolerant, pairs=pairs)
 
 
 def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:
@@ -78,11 +93,14 @@ def _check(
     section: str,
     tolerant: bool,
     texts: Collection[str] = (*TEXT_COLUMNS, MESSAGES, *OTHER_COLUMNS),
+    pairs: bool = False,
 ) -> None:
-    """texts: what of the rows is read; anything else may be called as it likes."""
-    origin = {target: name for target, name in check_mapping(columns, section).items() if target in texts}
-    others = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
-    wanted = [name for name in origin.values() if name not in others]
+    """texts: what of the rows is read; anything else may be called as it likes. pairs: they are preferences."""
+    mapping = check_pair_mapping(columns, section) if pairs else check_mapping(columns, section)
+    origin = {target: name for target, name in mapping.items() if target in texts or pairs}
+    others: Collection[str] = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
+    wanted = [name for name in origin.values() if name not in others and not pairs]
+    others = EVERY_COLUMN if pairs else others
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []
     for file in itertools.islice(dict.fromkeys(files), MOST_FILES):
@@ -98,10 +116,19 @@ def _check(
                 pass
         # The first rows of JSON may be bad ones, and are left out then.
         if findings.columns and not (tolerant and kind in (".json", ".jsonl", ".ndjson")):
-            check_present(findings, columns, origin)
+            check_columns(findings, columns, origin, pairs)
         headers.append([*findings.columns, *(others if "json" in str(kind) else ())])  # where it may come later
     if headers:
         require_mapped(headers, columns, section)
+
+
+def check_columns(findings: Findings, columns: Mapping[str, str], origin: Mapping[str, str], pairs: bool) -> None:
+    """DataError unless `findings.columns`, all that a source has, hold what the mapping and the stage ask for."""
+    if pairs:
+        check_pairs_present(findings, origin)
+    else:
+        refuse_pairs(findings, origin)
+        check_present(findings, columns, origin)
 
 
 def _files(source: str, split: str) -> list[Path]:

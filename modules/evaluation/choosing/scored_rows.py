@@ -32,6 +32,7 @@ from ..task_rows import (
     REQUIRED,
     Trained,
     columns_of,
+    learnt_preferences,
     rows_of_source,
     trained_on,
     usable_columns,
@@ -91,6 +92,8 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
         raise DataError(f"model={name} was trained on a mixture, and one source is scored at a time: give {paths}")
     if named is None:
         why = "was trained on rows in memory" if trained else "doesn't tell which rows it was trained on"
+        if learnt_preferences(model):
+            why = "was trained on preferences, by which nothing is scored"
         raise DataError(f"model={name} {why}, so that these must be named: {others}")
     data = filled(given, replace(named.data, max_rows=None))  # a training may take some of them, a test takes all
     try:

@@ -31,6 +31,7 @@ LIBRARIES = {
     "prepare": (*ROWS, "opencc", "scipy"),
     "pretrain": (*NETWORK, "pytorch-lightning"),
     "finetune": (*NETWORK, "pytorch-lightning"),
+    "prefer": (*NETWORK, "pytorch-lightning"),
     "evaluate": SCORES,
     "register": SCORES,
 }

@@ -196,6 +196,7 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | No
     after = {
         "pretrain": ["generate", folder, "春"],
         "finetune": ["evaluate", folder],
+        "prefer": ["generate", folder, "春"],
         "evaluate": ["register", model],
     }
     if isinstance(config, PrepareConfig):

@@ -82,13 +82,14 @@ class CostMeter:
 
 def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:
     """Tokens of each document that training has taken, epoch after epoch, up to its place in the rows."""
-    lengths, bounds = data.documents["train"].lengths, data.bounds["train"]
-    taken = place.taken or (place.epoch * len(lengths) + place.documents,)
+    documents, bounds = data.documents["train"], data.bounds["train"]
+    taken = place.taken or (place.epoch * len(documents) + place.documents,)
     found = []
     for source, (first, last) in enumerate(pairwise(bounds)):
         passes, rest = divmod(taken[source], last - first)
         order = np.random.default_rng((data.seed, passes, source)).permutation(last - first)
-        found += [np.tile(lengths[first:last], passes), lengths[first + order[:rest]]]
+        found += [np.tile(documents.lengths_of(np.arange(first, last)), passes)]
+        found += [documents.lengths_of(first + order[:rest])]
     return np.concatenate(found)
 
 

@@ -52,6 +52,8 @@ class TrainingPlan:
     schedule: str = "cosine"
     chosen_by: str = LOSS
     """What the best checkpoint is chosen by, in words."""
+    objective: str = ""
+    """What is learnt from pairs, in words; "" where texts are learnt."""
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -67,6 +69,7 @@ class TrainingPlan:
             "tokens a step": f"{self.read_an_epoch / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
+            **({"loss": self.objective} if self.objective else {}),
             "best checkpoint": f"by {self.chosen_by}",
             "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
             "number format": describe_precision(self.demand.trainer),

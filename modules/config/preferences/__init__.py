@@ -1,0 +1,1 @@
+"""What preference tuning, and judging answers for it, can be told."""

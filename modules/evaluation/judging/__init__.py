@@ -1,0 +1,1 @@
+"""Answers of a model, ranked by metrics: preference rows without a person."""

@@ -1,0 +1,1 @@
+"""Training on pairs of a better and a worse answer to a prompt."""
