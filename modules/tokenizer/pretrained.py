@@ -132,6 +132,7 @@ class FoundTokenizer(NamedTuple):
     end_of_text: str
     start: list[str]
     prompt_template: str | None = None
+    source_limit: int | None = None
 
 
 def find_tokenizer(folder: Path) -> FoundTokenizer:
@@ -139,8 +140,11 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
         own = config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
+        limit = config.get("source_limit")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"tokenizer_config.json: source_limit ({limit!r}) must be a number of tokens, 1 or more")
         backend = read_backend(folder)
-        return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own)
+        return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own, limit)
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
     if "megatron" in read_json_object(folder / "configuration.json"):

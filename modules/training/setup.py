@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from ..data.conversations.message_rows import default_template, texts_of_rows
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.quarantine import Quarantine
-from ..data.reading.column_names import SCORED_COLUMNS
+from ..data.reading.column_names import MESSAGES, SCORED_COLUMNS
 from ..data.sources import RowSource
 from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
 from ..inference.text_generator import require_room
@@ -34,11 +35,14 @@ from .callbacks import Selection
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .planning.recipe import settle_recipe
 from .planning.split_facts import facts_of_splits
 from .precision import settle_precision
 from .strategies import require_devices
 
 logger = logging.getLogger("moyun.training")
+
+BETTER = "a model may then end where it should begin to answer: let it end with a sign, e.g. '{src_txt}\\n'"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class TrainingSetup:
 
 
 def without_path(config: TrainingConfig, rows: RowSource | None) -> TrainingConfig:
-    """The configuration as it is recorded: rows that were given stand in for data.path, which is then not read."""
+    """The configuration as it is recorded, a copy, in which what isn't given will be set: rows that were given stand in
+    for data.path, which is then not read."""
+    config = copy.deepcopy(config)
     return config if rows is None else replace(config, data=replace(config.data, path=None))
 
 
@@ -75,6 +81,7 @@ def set_up(
 ) -> TrainingSetup:
     """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with.
 
+    What isn't given is set in `config`: the number format, and what the recipe says.
     earlier: of the run that is gone on with. extras: columns to keep of the validation rows, beside their texts.
     """
     require_devices(config.trainer)
@@ -87,12 +94,23 @@ def set_up(
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
+    recipe = settle_recipe(config, model, tokenizer, splits["train"])
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    plan = replace(plan, splits=facts_of_splits(splits, places, data.documents, related_rows(read, places)))
+    facts = facts_of_splits(splits, places, data.documents, related_rows(read, places))
+    plan = replace(plan, splits=facts, recipe=recipe)
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, read["validation"])
+    taught = tokenizer.with_source_limit(source_limit(data, splits["train"]))
+    return TrainingSetup(start, splits, taught, model, data, plan, quarantine, places, read["validation"])
+
+
+def source_limit(data: TextDataModule, rows: datasets.Dataset) -> int | None:
+    """The most ids that were left of a source, where some lost their end; None where none did."""
+    documents, (before, after) = data.documents["train"], data.tokenizer.prompt_parts
+    if not documents.rows_cut or "tgt_txt" not in rows.column_names or MESSAGES in rows.column_names:
+        return None
+    return int(documents.prompt_lengths.max()) - len(before) - len(after)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -102,7 +120,7 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
     model.vocab_size = model.vocab_size or tokenizer.vocab_size
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries")
-    if config.data.sequence_length > model.max_position_embeddings:
+    if (config.data.sequence_length or 0) > model.max_position_embeddings:
         limit = f"the model's max_position_embeddings ({model.max_position_embeddings})"
         raise ValueError(f"data.sequence_length={config.data.sequence_length} is over {limit}: give a shorter one")
     check_tensor_parallel(model, config.trainer.tensor_parallel)
@@ -119,7 +137,7 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
         tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
     template = None
     if "tgt_txt" in rows.column_names:
-        template = config.data.prompt_template or tokenizer.prompt_template or default_template(rows.column_names)
+        template = config.data.prompt_template or tokenizer.prompt_template or default_template(rows, tokenizer)
         if sign := lost_separator(template, tokenizer):
             raise ValueError(
                 f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
@@ -128,9 +146,11 @@ def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.
             )
         if lost := lost_named(split_template(template), tokenizer):
             logger.warning("data.prompt_template=%r: the tokenizer loses %s of it", template, lost)
+        if not split_template(template)[1]:
+            logger.warning("data.prompt_template=%r: nothing parts the answer from the source; %s", template, BETTER)
     elif config.data.prompt_template:
         logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
-    return tokenizer.with_prompt_template(template)
+    return tokenizer.with_source_limit(None).with_prompt_template(template)
 
 
 def trained_on(rows: datasets.Dataset, config: TokenizerConfig, cache: Path) -> Tokenizer:
@@ -168,4 +188,5 @@ def run_manifest_of(
     given["train"]["micro_batch_tokens"] = training.plan.demand.micro_batch_tokens
     asked = training.asked if config.train.text_metric else None
     scored = None if asked is None else fingerprint(asked, SCORED_COLUMNS)
-    return RunManifest(stage, run_id, given, data, training.tokenizer.fingerprint, base, scored_rows=scored)
+    tokenizer = training.data.tokenizer.fingerprint
+    return RunManifest(stage, run_id, given, data, tokenizer, base, scored_rows=scored)

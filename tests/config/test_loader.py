@@ -139,10 +139,10 @@ def test_a_key_without_a_value_and_a_value_without_a_key_are_refused(arguments: 
     assert f"{arguments[0]!r} isn't understood: write key=value" in complaint_of("pretrain", *arguments)
 
 
-@pytest.mark.parametrize("empty", [["train.learning_rate="], ["--train.learning_rate="], ["--train.learning_rate", ""]])
+@pytest.mark.parametrize("empty", [["train.weight_decay="], ["--train.weight_decay="], ["--train.weight_decay", ""]])
 def test_an_empty_value_is_not_given_and_null_unsets(empty: list[str]) -> None:
     folder = "train.init_from=folder"
-    assert load_config("finetune", [folder, *empty]).train.learning_rate == 3e-4  # conf/finetune.yaml's
+    assert load_config("finetune", [folder, *empty]).train.weight_decay == 0.01  # conf/finetune.yaml's
     assert load_config("finetune", [folder, "train.max_epochs=null", "train.max_steps=1"]).train.max_epochs is None
     assert load_config("finetune", [folder, "model=null", "seed="]).model is None
 
