@@ -34,7 +34,7 @@ class TrainConfig:
     """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too. With
     another batch size it goes on from its place in the rows."""
     batch_size: int | None = None
-    """Rows an optimizer step; unset, with batch_tokens: the recipe's, and with fresh weights the model size's tokens."""
+    """Rows an optimizer step; unset, with batch_tokens: the recipe's, with fresh weights the model size's own."""
     batch_tokens: int | None = None
     """Tokens an optimizer step (give this or batch_size)."""
     micro_batch_tokens: int | None = None

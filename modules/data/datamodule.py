@@ -41,7 +41,8 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.batch_tokens, self.micro_batch_tokens = batch_size, batch_tokens, micro_batch_tokens
         self.seed, self.tokenizer = seed, tokenizer
-        assert config.sequence_length and config.over_long, "the recipe sets them where they aren't given"
+        assert config.sequence_length, "the recipe sets it where it isn't given"
+        assert config.over_long, "the recipe sets it where it isn't given"
         how = tokenizer, config.sequence_length, config.over_long, cache_folder(config.cache_dir)
         self.rows = fingerprint(splits["train"]) if "train" in splits else ""
         self.start = BEGINNING

@@ -32,8 +32,8 @@ class Tokenizer:
 
     `kind` "character" and "bpe" (trained here) and "byte_level_bpe" (GPT-2's) give back any text exactly; "bert"
     and "jieba_bpe" lose what their vocabularies lack. `start_ids` precede every text, so that its first token is
-    predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}". `source_limit`: the most
-    ids of a source, where training cut longer ones: prompts are cut as they were there.
+    predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}". `source_limit`: the
+    most ids of a source, where training cut longer ones: prompts are cut as they were there.
     """
 
     def __init__(

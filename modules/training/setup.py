@@ -94,7 +94,7 @@ def set_up(
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
-    recipe = settle_recipe(config, model, tokenizer, splits["train"])
+    recipe = settle_recipe(config, model, tokenizer, splits["train"], start)
     batch = batch_of(config.train, config.model)
     data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)

@@ -134,6 +134,26 @@ def test_three_ways_to_write_a_key(arguments: list[str]) -> None:
     assert (config.train.max_steps, config.seed) == (5, 7)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps", "rate"),
+    [
+        ([], 500, 1e-4),
+        (["prepare.source=full", "finetune.data=couplets"], 500, 1e-4),
+        (["prepare.source=mine.csv"], None, None),
+        (["prepare.source=summarization", "finetune.data=summarization"], None, None),
+        (["finetune.data.path=mine.csv"], None, None),
+        (["prepare.source=mine.csv", "finetune.train.max_steps=7"], 7, None),
+        (["prepare.source=mine.csv", "finetune.train.learning_rate=1e-3"], None, 1e-3),
+    ],
+)
+def test_mains_short_training_is_for_the_bundled_verse_alone(
+    arguments: list[str], steps: int | None, rate: float | None
+) -> None:
+    train = load_config("main", arguments).finetune.train
+    assert (train.max_steps, train.learning_rate) == (steps, rate)
+    assert (train.schedule, train.validate_every_n_steps) == (("cosine", 250) if steps == 500 else (None, None))
+
+
 @pytest.mark.parametrize("arguments", [["--seed"], ["--seed", "--dry_run=true"], ["=3"], ["seed"]])
 def test_a_key_without_a_value_and_a_value_without_a_key_are_refused(arguments: list[str]) -> None:
     assert f"{arguments[0]!r} isn't understood: write key=value" in complaint_of("pretrain", *arguments)
@@ -204,9 +224,9 @@ def test_what_main_is_told_goes_down_to_its_stages() -> None:
 def test_a_stage_of_main_keeps_its_own_file_and_what_main_says_of_it() -> None:
     config = load_config("main", ["pretrain.train.max_steps=3", "finetune.data.max_rows=9"])
     assert (config.pretrain.train.max_steps, config.pretrain.train.max_epochs) == (3, None)  # conf/main.yaml
-    assert (config.finetune.train.schedule, config.finetune.train.batch_size) == (
+    assert (config.finetune.train.schedule, config.finetune.train.weight_decay) == (
         "cosine",
-        16,
+        0.01,
     )  # conf/main, conf/finetune
     assert (config.finetune.data.max_rows, config.evaluate.data.max_rows) == (9, None)
 
@@ -252,7 +272,7 @@ def test_help_shows_every_key_with_type_value_and_meaning(stage: str) -> None:
 
 def test_help_shows_what_would_be_used() -> None:
     text = help_text("pretrain")
-    assert f"  train.schedule ({' | '.join(SCHEDULES)}) = cosine\n" in text
+    assert f"  train.schedule ({' | '.join(SCHEDULES)} or null) = cosine\n" in text
     assert "  train.max_steps (int or null) = null\n" in text
     assert "  data.path (str or null) = prepared/sample/poems\n" in text
     assert f"  model.hidden_size (int) = {load_config('pretrain').model.hidden_size}\n" in text

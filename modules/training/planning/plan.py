@@ -49,7 +49,7 @@ class TrainingPlan:
     chosen_by: str = LOSS
     """What the best checkpoint is chosen by, in words."""
     sequence_length: int = 0
-    recipe: Recipe = Recipe("own")
+    recipe: Recipe = field(default_factory=lambda: Recipe("own"))
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
@@ -67,7 +67,7 @@ class TrainingPlan:
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
             "best checkpoint": f"by {self.chosen_by}",
-            "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
+            "learning rate": f"{self.peak()}{unreached * (warmup > self.total_steps)}{self.recipe.why_this_rate()}",
             "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": memory_in_words(memory.weights),
@@ -90,7 +90,9 @@ class TrainingPlan:
                 )
         if self.tokens_cut:
             whole = self.tokens_cut + self.tokens_read + self.rows
-            lines["  cut off"] = f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%}){self.remedy()}"
+            lines["  cut off"] = (
+                f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%}){self.remedy()}"
+            )
         if not self.ends:
             lines["  no ends"] = (
                 "no row keeps its end, so the model won't learn to stop: give a longer data.sequence_length, or for "

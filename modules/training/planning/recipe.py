@@ -6,8 +6,10 @@ Of the rows their number and lengths count, of the model its width:
 - A step takes 16 rows; of few rows fewer, so that an epoch has 30 steps.
 - √(200,000 / rows) epochs, at least one and at most three: three of up to 30,000 rows, one of more than 90,000. A
   small model on few rows is worse from the third on (docs/recipes.md); the best checkpoint is kept anyway.
-- The rate falls with the square of the model's width, from 2e-3 at 256 to 3e-5 at 2,048 and 1e-5 beyond; adapters take
-  ten times as much, up to 2e-3. After a warm-up of a tenth of the steps it follows a cosine.
+- The rate lies between that of text which the model knows, 1e-4 · √(256 / width), and of text which is new to it,
+  1e-3 · 256 / width, as half of a pretraining's: by how far the model's loss on some of the rows is below the loss of
+  guessing among all tokens, ln(vocabulary). At half of that the text is known, from four fifths on it is new. Adapters
+  take ten times the former, up to 2e-3. After a warm-up of a tenth of the steps the rate follows a cosine.
 """
 
 from __future__ import annotations
@@ -15,19 +17,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
+from ...checkpoint.loading import load_model
 from ...config.assignments import dotted_items
 from ...config.model import ModelConfig
 from ...config.schema import CONF
 from ...config.training import TrainingConfig
-from ...data.encoding import encode_batches
+from ...data.encoding import encode_batches, encode_rows
+from ...data.packing import in_order
+from ...model.decoder import parameter_count
+from ...model.loss import linear_cross_entropy
 from ...system.bounded_read import read_json, read_plain_yaml
 from ...tokenizer.tokenizer import Tokenizer
+from .memory_limit import CPU_TOKENS
 
 POETRY = dict(dotted_items(read_plain_yaml(CONF / "recipe" / "poetry.yaml")))
 
@@ -43,6 +52,8 @@ SIZES_OWN = ("train.learning_rate", "train.batch_size")
 LOOKED_AT = 10_000
 """Rows whose lengths are asked for, spread over all of them."""
 
+MEASURED_ROWS, MEASURED_PARAMETERS = 32, 500_000_000
+
 UNCUT = 2**40
 """More tokens than any row has."""
 
@@ -56,16 +67,23 @@ class Recipe:
     """The keys that it set."""
     longest: int = 0
     """Tokens of the longest row that was looked at; 0 where none was."""
+    starting_loss: float | None = None
+    """Of a token of some of the rows, before training; None where it wasn't measured."""
 
     def __str__(self) -> str:
         says = {"own": "worked out from rows and model", "poetry": "the original model card's"}[self.name]
         return f"{self.name}, {says}: {', '.join(self.filled)}" if self.filled else "none: all is given"
 
+    def why_this_rate(self) -> str:
+        if self.starting_loss is None:
+            return ""
+        return f" (the model's loss on these rows is {self.starting_loss:.2f} a token before training)"
+
 
 def settle_recipe(
-    config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rows: datasets.Dataset
+    config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rows: datasets.Dataset, start: Path | None = None
 ) -> Recipe:
-    """Sets what isn't given of `config`, which is changed; says what that was."""
+    """Sets what isn't given of `config`, which is changed; says what that was. start: the model's folder."""
     name = config.recipe or ("poetry" if is_prepared_verse(config.data.path) else "own")
     if name == "poetry":
         return Recipe(name, fill(config, POETRY))
@@ -74,7 +92,13 @@ def settle_recipe(
         return Recipe(name)
     lengths = row_lengths(rows, tokenizer)
     values = own_values(config, model, rows, lengths)
-    return Recipe(name, fill(config, {key: values[key] for key in wanted}), int(lengths.max(initial=0)))
+    filled = fill(config, {key: values[key] for key in wanted})
+    measured = None
+    if "train.learning_rate" in filled and start and measurable(config, model):
+        measured = starting_loss(start, rows, tokenizer, config.data.sequence_length or 1)
+        newness = measured / math.log(model.vocab_size or tokenizer.vocab_size)
+        config.train.learning_rate = learning_rate_for(model.hidden_size, False, newness)
+    return Recipe(name, filled, int(lengths.max(initial=0)), measured)
 
 
 def missing(config: TrainingConfig) -> list[str]:
@@ -119,10 +143,31 @@ def own_values(
     }
 
 
-def learning_rate_for(hidden_size: int, adapters: bool) -> float:
-    """To two digits."""
-    rate = max(1e-5, 2e-3 * min(1, 256 / hidden_size) ** 2)
-    return float(f"{min(2e-3, 10 * rate) if adapters else rate:.1e}")
+def learning_rate_for(hidden_size: int, adapters: bool, newness: float = 0.0) -> float:
+    """To two digits. newness: the loss at the start, as a share of that of guessing."""
+    known, new = 1e-4 * math.sqrt(256 / hidden_size), 1e-3 * 256 / hidden_size
+    share = min(1.0, max(0.0, (newness - 0.5) / 0.3))
+    rate = min(2e-3, 10 * known) if adapters else known ** (1 - share) * new**share
+    return float(f"{rate:.1e}")
+
+
+def measurable(config: TrainingConfig, model: ModelConfig) -> bool:
+    """Whether the model's loss on some rows takes no more than seconds. Larger models know most text, and adapters
+    don't go by it."""
+    return not config.lora.rank and parameter_count(model) <= MEASURED_PARAMETERS
+
+
+@torch.inference_mode()
+def starting_loss(start: Path, rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int) -> float:
+    """The mean loss of a trained token of MEASURED_ROWS rows, spread over all of them, before any training."""
+    some = rows.select(range(0, len(rows), max(1, -(-len(rows) // MEASURED_ROWS))))
+    decoder = load_model(start, dtype=torch.float32)
+    documents = encode_rows(some, tokenizer, sequence_length)
+    steps, total = in_order(documents, CPU_TOKENS), 0.0
+    for batch in (batch for number in range(len(steps)) for batch in steps[number].micro_batches):
+        head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained)
+        total += float(decoder(batch.input_ids, batch.layout, head=head))
+    return total / max(1, int(documents.trained_tokens.sum()))
 
 
 def row_lengths(rows: datasets.Dataset, tokenizer: Tokenizer) -> np.ndarray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from modules.config.loader import load_config
 from modules.config.model import ModelConfig
 from modules.config.training import TrainingConfig
-from modules.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from modules.training.planning.recipe import (
     KEYS,
     is_prepared_verse,
@@ -19,8 +20,10 @@ from modules.training.planning.recipe import (
     own_values,
     row_lengths,
     settle_recipe,
+    starting_loss,
 )
 from modules.training.setup import choose_tokenizer
+from tests.helpers.models import ROOT
 
 WINDOW = 64
 START = "train.init_from=models/poems"
@@ -39,7 +42,9 @@ def model() -> ModelConfig:
 
 def pairs(*lengths: int) -> datasets.Dataset:
     """Rows with sources of so many characters and answers of one: so many tokens and 4 have a loss or are read."""
-    return datasets.Dataset.from_dict({"src_txt": ["夏" * length for length in lengths], "tgt_txt": ["秋"] * len(lengths)})
+    return datasets.Dataset.from_dict(
+        {"src_txt": ["夏" * length for length in lengths], "tgt_txt": ["秋"] * len(lengths)}
+    )
 
 
 def settled(tokenizer: Tokenizer, rows: datasets.Dataset, *arguments: str) -> tuple[TrainingConfig, str]:
@@ -62,10 +67,22 @@ def test_rows_say_how_many_a_step_takes_and_how_often_they_come(count: int, batc
     assert found["train.warmup_steps"] == min(100, -(-count // batch) * epochs // 10)
 
 
-def test_the_rate_falls_with_the_models_width() -> None:
-    """At 2,048 it is the peak of the original card's recipe, 3e-4 · 100^-0.5."""
-    assert [learning_rate_for(width, False) for width in (64, 256, 2048, 12288)] == [2e-3, 2e-3, 3.1e-5, 1e-5]
-    assert [learning_rate_for(width, True) for width in (256, 2048, 12288)] == [2e-3, 3.1e-4, 1e-4]
+def test_the_rate_falls_with_the_models_width_and_rises_with_what_is_new_to_it() -> None:
+    assert [learning_rate_for(256, False, newness) for newness in (0.2, 0.5, 0.65, 0.8, 1.1)] == [
+        1e-4, 1e-4, 3.2e-4, 1e-3, 1e-3,
+    ]  # fmt: skip
+    assert [learning_rate_for(width, False) for width in (256, 1024, 2048)] == [1e-4, 5e-5, 3.5e-5]
+    assert [learning_rate_for(width, False, 1.0) for width in (256, 1024, 2048)] == [1e-3, 2.5e-4, 1.3e-4]
+    assert [learning_rate_for(width, True) for width in (16, 256, 2048)] == [2e-3, 1e-3, 3.5e-4]
+
+
+def test_verse_is_known_to_the_model_that_comes_with_moyun_and_modern_text_is_new(poems: dict[str, list[str]]) -> None:
+    folder = ROOT / "models" / "poems"
+    tokenizer = load_tokenizer(folder)
+    verse = datasets.Dataset.from_dict({"src_txt": poems["test"]})
+    modern = datasets.Dataset.from_dict({"src_txt": ["这个接口返回一个列表，参数的默认值可以在配置文件里修改。"] * 5})
+    assert starting_loss(folder, verse, tokenizer, 128) < 0.55 * math.log(9000)
+    assert starting_loss(folder, modern, tokenizer, 128) > 0.75 * math.log(9000)
 
 
 def test_a_document_is_as_long_as_nearly_all_rows_and_no_longer_than_the_window(tokenizer: Tokenizer) -> None:
@@ -92,12 +109,13 @@ def test_what_is_given_stands(tokenizer: Tokenizer) -> None:
     assert said == "none: all is given"
     assert list(values_of(config).values()) == [32, "split", 1e-5, "wsd", 7, None, None]
     config, said = settled(tokenizer, pairs(5), *given[1:])
-    assert said.endswith(": data.sequence_length") and config.filled == ("data.sequence_length",)
+    assert said.endswith(": data.sequence_length")
+    assert config.filled == ("data.sequence_length",)
 
 
 def prepared(folder: Path, files: list[str]) -> Path:
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"files": dict.fromkeys(files, {"rows": 1})}))
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: {"rows": 1} for name in files}}))
     return folder
 
 
@@ -118,16 +136,18 @@ def test_verse_that_prepare_makes_gets_the_original_cards_recipe_and_other_rows_
         ([f"data.path={mine}", "recipe=poetry"], card),
     ):
         config, said = settled(tokenizer, pairs(5), *arguments)
-        assert values_of(config) == expected and said.startswith("poetry")
+        assert values_of(config) == expected
+        assert said.startswith("poetry")
     config, said = settled(tokenizer, pairs(5), f"data.path={mine}")
-    assert said.startswith("own") and values_of(config)["train.schedule"] == "cosine"
+    assert said.startswith("own")
+    assert values_of(config)["train.schedule"] == "cosine"
 
 
 def test_fresh_weights_have_their_sizes_rate_and_batch(tokenizer: Tokenizer) -> None:
     config = load_config("finetune", ["model=tiny", "data.path=mine.csv"])
     settle_recipe(config, model(), tokenizer, pairs(5))
-    assert config.train.learning_rate is None and config.train.batch_size is None
-    assert config.train.max_epochs == 3
+    train = config.train
+    assert (train.learning_rate, train.batch_size, train.max_epochs) == (None, None, 3)
 
 
 def test_answers_are_parted_from_their_sources_where_no_template_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
