@@ -104,7 +104,9 @@ class TrainingPlan:
         """How many rows have more tokens than a document may, and what becomes of them."""
         if not self.rows_split + self.rows_cut:
             return "none"
-        return f"{self.rows_split:,} split, {self.rows_cut:,} cut"
+        pairs = "train" in self.splits and self.splits["train"].kind == "pairs"
+        answers = f" at the end of the source, {self.rows - self.ends:,} of them of the answer too"
+        return f"{self.rows_split:,} split, {self.rows_cut:,} cut{answers if self.rows_cut and pairs else ''}"
 
     def why_so_long(self) -> str:
         """Why no document has more tokens, where the recipe has said so."""
