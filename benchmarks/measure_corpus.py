@@ -69,7 +69,7 @@ def measure(text: Path, cache: Path) -> None:
     config = DataConfig(path=str(text), cache_dir=str(cache), over_long="split", validation_fraction=0.001)
     splits = load_splits(config, seed=0)
     watch.say("rows")
-    tokenizer = trained_on(splits["train"], TokenizerConfig(), cache)
+    tokenizer = trained_on([(splits["train"], 1.0)], TokenizerConfig(), cache)
     watch.say("tokenizer")
     data = TextDataModule(splits, tokenizer, config, batch_tokens=8192)
     watch.say("tokens")

@@ -50,7 +50,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
         model, tokenizer, notes = adapted(model, tokenizer, adapter, digest)
         model = replace(model, weights=adapter.tensors) if config.format == "peft" else model
     if config.prompt_template is not None:
-        tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template), []
+        tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template, tokenizer.task_templates), []
     if config.dtype != "keep" and config.format != "gguf":
         model = in_dtype(model, getattr(torch, config.dtype))
     if config.format == "moyun":

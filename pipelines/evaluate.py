@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modules.checkpoint.loading import load_verified, open_model, open_tokenizer
+from modules.checkpoint.loading import load_verified, open_model
 from modules.config.evaluation import EvaluateConfig
-from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows
+from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows, scored_tokenizer
 from modules.evaluation.likelihood import lost_of_rows
 from modules.evaluation.logged_results import log_results, made_by
 from modules.evaluation.report.build import evaluation_report
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         show_quarantine(quarantine)
         task = Task(config, *rows)
         windows = {name: open_model(folder).config.max_position_embeddings for name, folder in folders.items()}
-        tokenizers = {name: open_tokenizer(folder) for name, folder in folders.items()}
+        tokenizers = {name: scored_tokenizer(folder, config.data) for name, folder in folders.items()}
         require_room("prompts", config.prompts, tokenizers["model"], windows["model"], config.generation)
         asked = {name: task.prompted(tokenizers[name], windows[name]) for name in folders}
         task.note_copies(folders["model"])
@@ -58,11 +58,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         evaluations: dict[str, Evaluation] = {}
         samples: list[dict[str, Any]] = []
         for name, folder in folders.items():
-            decoder, tokenizer = load_verified(folder, config.dtype)
+            decoder, _ = load_verified(folder, config.dtype)
             with progress_of(name) as progress:
-                evaluations[name] = task.of_model(decoder, tokenizer, progress)
+                evaluations[name] = task.of_model(decoder, tokenizers[name], progress)
             if name == "model":
-                samples = task.samples(evaluations[name], decoder, tokenizer)
+                samples = task.samples(evaluations[name], decoder, tokenizers[name])
         with working_on("what needs no model"):
             evaluations |= task.rivals(tokenizers["model"])
         log_results(run, evaluations, samples, task.copies, models)

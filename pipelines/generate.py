@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-from modules.config.generation import GenerateConfig
+from modules.config.prediction import GenerateConfig
+from modules.inference.asked_task import asking
 
 from . import find_model, pipeline
 from .cli.command_line import run_stage, with_positions
@@ -16,6 +17,7 @@ def generate(config: GenerateConfig) -> str:
     """The prompt and its continuation (of a task model the answer alone), printed as it is written."""
     folder = find_model(config.model, config.tracking)
     generator = pipeline(model=str(folder), dtype=config.dtype, **asdict(config.generation))
+    generator.tokenizer = asking(generator.tokenizer, config.task)
     prompt = [config.prompt] if generator.returns_full_text else []
     return stream_text(prompt, generator.stream(config.prompt))
 

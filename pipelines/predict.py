@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modules.checkpoint.loading import load_verified, model_hash, open_tokenizer
 from modules.config.prediction import PredictConfig
+from modules.inference.asked_task import asking
 from modules.inference.prediction.journal import Journal
 from modules.inference.prediction.source_rows import Source
 from modules.inference.prediction.work import Prediction, Written, made_of, require_another_place, require_usable
@@ -39,7 +40,7 @@ def predict(config: PredictConfig) -> PredictResult:
     journal.require_free(config.force)
     with ExitStack() as outside, checking("predict", config) as begin_run:
         folder = resolve_model(config.model)
-        tokenizer = open_tokenizer(folder)
+        tokenizer = asking(open_tokenizer(folder), config.task)
         survey = source.survey()
         require_usable(config, survey, tokenizer)
         facts = made_of(config, survey, model_hash(folder), tokenizer)
@@ -54,7 +55,7 @@ def predict(config: PredictConfig) -> PredictResult:
         log_source(run, config, survey, tokenizer)
         log_used_model(run, config.model, folder)
         with telling_how_to_go_on(config):
-            generator = TextGenerator(*load_verified(folder, config.dtype), config.generation)
+            generator = TextGenerator(load_verified(folder, config.dtype)[0], tokenizer, config.generation)
             task, speed = Prediction(config, source, survey, journal, source.answered_in_full(tokenizer)), Speed()
             with progress_of_rows(survey.rows, speed) as progress:
                 task.answer(generator, progress)

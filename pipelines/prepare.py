@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from modules.config.data import PrepareConfig
-from modules.data.corpora.folders import ServedRows, prepare_rows, prepare_sample
+from modules.data.corpora.folders import GivenRows, prepare_rows, prepare_sample
 from modules.data.corpora.manifest import Manifest, read_manifest, signed
 from modules.data.corpora.poem_archive import find_or_fetch_archive
 from modules.data.corpora.poems import build_corpus
+from modules.data.corpora.prose.clone_sets import prepare_clone
 from modules.data.corpora.task_corpus import prepare_corpus
 from modules.data.corpora.task_sets import CORPORA
 from modules.data.quarantine import Quarantine
@@ -56,21 +57,21 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
         return PrepareResult(run.info.run_id, folder, manifest)
 
 
-def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, served: ServedRows | None) -> Manifest:
+def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, served: GivenRows | None) -> Manifest:
     archive = Path(config.archive) if config.archive else None
     with progress_of("prepare") as report:
         if config.source == "full":
             manifest = build_corpus(find_or_fetch_archive(archive, folder.parent), folder, report)
         elif config.source == "sample":
-            report("bundled poems", 0)
-            manifest = prepare_sample(folder)
-            report("bundled poems", 1)
+            manifest = prepare_sample(folder, report=report)
         elif config.source in CORPORA:
             manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
+        elif config.is_public:
+            manifest = prepare_clone(config, folder, report)
         else:
             report("rows", 0)
             own = folder, config.source, config.columns, config.validation_fraction, config.test_fraction, quarantine
-            manifest = prepare_rows(*own, spelled("prepare", ""), config.near_copies, served)
+            manifest = prepare_rows(*own, spelled("prepare", ""), config.near_copies, served, config.join)
             report("rows", 1)
     return manifest
 

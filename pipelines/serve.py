@@ -32,9 +32,11 @@ def serve(config: ServeConfig) -> None:
     source = GivenModel(model, config.tracking, dict(FROM_ENVIRONMENT))
     name = config.name or name_of(config.model, place)
     server = Lifecycle(config, source, name, key)
+    told: list[str] = []  # once, not whenever an alias moves
 
     def found(model: Found) -> None:
-        if not server.this_machine_only:
+        if not server.this_machine_only and not told:
+            told.append(server.address)
             asked = (
                 f"nobody is asked for a key ({API_KEY})" if key is None else "the API key isn't encrypted on its way"
             )

@@ -114,7 +114,7 @@ def finish(
 ) -> TrainResult:
     """The model folder, beside the checkpoints, and in MLflow."""
     checkpoints = checkpoint.parent
-    weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent)
+    weights, made = final_weights(config, training, checkpoint, checkpoints.parent, parent, metrics)
     run_facts = provenance(config, **result_facts(stage, training, origin, parent, metrics, made))
     model = write_model(checkpoints.parent / "model", training.model, weights, training.tokenizer, run_facts)
     run.log_saved(step := read_progress(checkpoint)["global_step"])

@@ -140,6 +140,8 @@ def escaped(value: Any) -> Any:
     """A prompt may hold ${…}; OmegaConf shall not look it up."""
     if isinstance(value, list):
         return [escaped(part) for part in value]
+    if isinstance(value, dict):
+        return {key: escaped(part) for key, part in value.items()}
     return INTERPOLATION.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
@@ -160,9 +162,12 @@ def leaves(mapping: Mapping[Any, Any], prefix: str, sections: set[str], where: s
             yield f"{prefix}{name}", value, where
 
 
-def dotted_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_items(tree: Mapping[str, Any], prefix: str = "", numbered: bool = True) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each leaf; numbered: a list of mappings is taken apart, too (data.mix.0.path)."""
     for key, value in tree.items():
+        if numbered and isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            value = {str(number): part for number, part in enumerate(value)}
         if isinstance(value, Mapping) and value:
-            yield from dotted_items(value, f"{prefix}{key}.")
+            yield from dotted_items(value, f"{prefix}{key}.", numbered)
         else:
             yield prefix + key, value

@@ -16,9 +16,9 @@ from .assignments import COMMAND_LINE, Assignment
 from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
 from .data import POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
-from .generation import GenerateConfig, ServeConfig
+from .generation import ServeConfig
 from .model import SizeConfig
-from .prediction import PredictConfig
+from .prediction import GenerateConfig, PredictConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
 
@@ -131,13 +131,18 @@ class MainConfig(StageConfig):
             if getattr(self, name).dry_run:
                 yield f"{name}.dry_run: a stage can't be left out here; give dry_run=true, or run {name} by itself"
         yield from self.store_complaints()
+        sources = [source.path for source in self.finetune.data.mix]
+        for name in ("evaluate", "register") if sources else ():
+            if not getattr(self, name).data.path and not getattr(self, name).data.test_path:
+                others = " or ".join(sources)
+                yield f"{name}.data.path must be given with finetune.data.mix: one source is scored, {others}"
         for name in ("pretrain", "finetune"):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
         rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
-        made_by = (rows,) if rows in TASK_DATA else POEM_DATA if rows == "couplets" else (source,)
-        if source in (*POEM_DATA, *TASK_DATA) and source not in made_by:
+        made_by = MADE_BY.get(rows, (source,))
+        if self.prepare.is_public and source not in made_by:
             yield f"finetune.data={rows}: prepare.source={source} makes no such rows; give prepare.source={made_by[0]}"
         for name in PLACES:
             value = attrgetter(name)(self)
@@ -160,6 +165,13 @@ STAGES: dict[str, type[CommandConfig]] = {
     "compare": CompareConfig,
     "sync": SyncConfig,
 }
+
+MADE_BY = {
+    "couplets": POEM_DATA,
+    "translate": ("classical_modern",),
+    **{name: (name,) for name in TASK_DATA},
+}
+"""Data set, a name in conf/data → the sources of prepare that make its rows."""
 
 STAGES_OF_MAIN = ("prepare", "pretrain", "finetune", "evaluate", "register")
 
@@ -185,6 +197,12 @@ OF_VERSE = ("schedule", "learning_rate", "max_epochs", "max_steps", "validate_ev
 def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
     """Paths of rows that follow from what is said; those that the user names stand."""
     given = {name for name, value, _ in users if value not in (None, "", "null")}
+    # A mixture stands in place of what a stage's file, a task or data=NAME (`mlflow run` always gives one) names.
+    mixed = [name for name, value, _ in users if name in given and value not in ("[]", [])]
+    for section in {name.removesuffix(".mix") for name in mixed if re.fullmatch(r"([a-z]+\.)?data\.mix", name)}:
+        if f"{section}.path" not in given:
+            given.add(f"{section}.path")
+            yield f"{section}.path", None, COMMAND_LINE
     # Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on.
     for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
         if f"{prefix}data.test_path" in given and not given & {f"{prefix}data", f"{prefix}data.path"}:
@@ -222,9 +240,9 @@ def wire(config: Any, made: dict[str, str]) -> Any:
     """Puts what earlier stages made in place of <STAGE>; <prepare>/SET is the whole folder where it has no such set."""
     for entry in fields(config):
         value = getattr(config, entry.name)
-        if is_dataclass(value):
-            wire(value, made)
-        elif entry.name in WIRED and value and (match := MADE_BY_STAGE.fullmatch(value)):
+        for section in filter(is_dataclass, value if isinstance(value, list) else [value]):
+            wire(section, made)
+        if entry.name in WIRED and isinstance(value, str) and (match := MADE_BY_STAGE.fullmatch(value)):
             inside = Path(made[match[1]], match[2])
             setattr(config, entry.name, str(inside) if match[2] and inside.exists() else made[match[1]])
     return config

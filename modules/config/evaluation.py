@@ -7,29 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .base import LARGEST, LINES, MISSING, MODEL, StageConfig, too_small
-from .data import DataConfig
+from .data import AskedTaskConfig, DataConfig
 from .generation import GenerationConfig
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(AskedTaskConfig):
     """What rows are scored by, and how a model is asked (docs/tasks.md)."""
 
-    name: str = ""
-    """What the results are filed under; set by task=NAME."""
-    data: str | None = None
-    """The task's own data set, a name in conf/data, for a model whose training names no rows that it can score."""
     metrics: list[str] = field(default_factory=lambda: ["perplexity"])
-    """Of likelihood: perplexity, choices; of generated texts: rouge, bleu, slots, exact_match, repetition, length,
-    verse, couplet."""
+    """Of likelihood: perplexity, choices; of generated texts: rouge, bleu, chrf, slots, exact_match, repetition,
+    length, verse, couplet."""
     trivial: list[str] = field(default_factory=list)
     """What stands beside the model: reference (the rows' own targets: what people score), lead (the source's first
     sentence), copy (the source), most_frequent (training target), nearest (the target of the training row whose source
     shares the most characters)."""
-    template: str | None = field(default=None, metadata=LINES)
-    """How to ask a model without a prompt template of its own, e.g. "{src_txt}\\n摘要："; unset: the data set's."""
-    own_template: bool = True
-    """Ask a model that was tuned on src_txt → tgt_txt as it was tuned; false: with task.template all the same."""
     examples: int = 0
     """Solved training rows before each question (few-shot), drawn by seed for each row."""
     separator: str = field(default="\n\n", metadata=LINES)
@@ -41,6 +33,7 @@ class TaskConfig:
     """sacrebleu's tokenizer for BLEU. zh: Chinese by characters, the rest by words; char: all by characters."""
 
     def complaints(self) -> Iterator[str]:
+        yield from super().complaints()
         yield from too_small(self, 0, "examples")
         yield from too_small(self, 1, "rows")
         for given, known in (("metrics", (*LIKELIHOOD_METRICS, *TEXT_METRICS)), ("trivial", TRIVIAL)):
@@ -49,8 +42,6 @@ class TaskConfig:
                     yield f"{given} holds {name}, which isn't one of {', '.join(known)}"
         if not self.metrics:
             yield "metrics must name at least one"
-        if self.template is not None and self.template.count("{src_txt}") != 1:
-            yield f'template ({self.template!r}) must hold "{{src_txt}}" exactly once'
         if self.examples and not self.separator:
             yield "separator must not be empty: nothing would part the examples"
 
@@ -72,6 +63,8 @@ class ScoringConfig(StageConfig):
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
         yield from too_small(self, 1, "max_batch_tokens")
+        if self.data.mix:
+            yield "data.mix: one set is scored at a time; give data.path, and the others in commands of their own"
 
 
 @dataclass
@@ -124,12 +117,13 @@ class RegisterConfig(ScoringConfig):
 
 LIKELIHOOD_METRICS = ("perplexity", "choices")
 
-TEXT_METRICS = ("rouge", "bleu", "slots", "exact_match", "repetition", "length", "verse", "couplet")
+TEXT_METRICS = ("rouge", "bleu", "chrf", "slots", "exact_match", "repetition", "length", "verse", "couplet")
 """Those of texts that are generated."""
 
 MEASURES = {
     "rouge": ("rougeL", "rouge1", "rouge2"),
     "bleu": ("bleu",),
+    "chrf": ("chrf",),
     "slots": ("slot_error_rate",),
     "exact_match": ("exact_match",),
     "repetition": ("repetition", "distinct_2"),
@@ -145,6 +139,7 @@ more nor less is better, so nothing can be chosen by it."""
 MAIN_MEASURE = {
     "rouge": "rougeL",
     "bleu": "bleu",
+    "chrf": "chrf",
     "slots": "slot_error_rate",
     "exact_match": "exact_match",
     "choices": "choice_accuracy",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from .base import (
-    EMBEDDED,
     JSON,
     LINES,
     MODEL,
@@ -198,23 +197,6 @@ def fits(value: Any, kind: str) -> bool:
     if kind in ("bool", "str | None"):
         return isinstance(value, bool if kind == "bool" else str)
     return isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
-
-
-@dataclass
-class GenerateConfig(CommandConfig):
-    """Text from a model, to the terminal."""
-
-    model: str = field(default=EMBEDDED, metadata=MODEL)
-    """A model folder or a models:/ URI; models/poems comes with moyun."""
-    prompt: str = ""
-    """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
-    like one of these keys needs it: prompt='seed=…'."""
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
-
-    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    """Here its keys may be given without the section: temperature=0.5."""
 
 
 @dataclass

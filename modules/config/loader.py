@@ -30,8 +30,8 @@ from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths, implied_recipe
-from .evaluation import TaskConfig
 from .generation import as_json
+from .mixing import SOURCES, read_sources, spaced
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 
@@ -167,7 +167,7 @@ def with_tasks(
 ) -> list[Assignment]:
     """All assignments, and between the stage's and the user's those of the file that `task=NAME` was last said of."""
     known = {key.name: key for key in keys(config_class)}
-    tasks = {name: key for name, key in known.items() if key.section is TaskConfig}
+    tasks = {name: key for name, key in known.items() if key.group == "task"}
     names = [leaf for leaf in (*files, *users) if leaf[0] in tasks and isinstance(leaf[1], str)]
     between: list[Assignment] = []
     for name, (_, value, where) in {leaf[0]: leaf for leaf in names}.items():
@@ -275,11 +275,14 @@ def set_leaf(
         return
     try:
         if where == COMMAND_LINE and name in known:
+            value = spaced(value) if key.holds == SOURCES["holds"] else value
             value = parse_value(value, key.type, key.holds == LINES["holds"])
         elif key.holds == LINES["holds"] and unread_escapes(value):
             logger.warning("%s (%s) holds a backslash and a letter: YAML reads \\n in double quotes alone", name, where)
         elif key.holds == JSON["holds"] and isinstance(value, Mapping):
             value = as_json(name, value)
+        if key.holds == SOURCES["holds"]:
+            value = read_sources(value)
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return

@@ -1,4 +1,4 @@
-"""What predict can be told: a file of rows in, a file with answers out."""
+"""What generate and predict can be told: a text in and out, or a file of rows in and one with answers out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .base import MISSING, MODEL, PATH, StageConfig, too_small
+from .base import EMBEDDED, MISSING, MODEL, PATH, CommandConfig, StageConfig, too_small
+from .data import AskedTaskConfig
 from .generation import GenerationConfig
 
 MAX_BATCH_TOKENS = 8192
@@ -17,6 +18,25 @@ WRITTEN = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", 
 
 OF_SOURCES = {**WRITTEN, ".json": "jsonl", ".txt": "jsonl"}
 """Ending of a source → the format of a target without an ending; of any other source, as a folder, jsonl."""
+
+
+@dataclass
+class GenerateConfig(CommandConfig):
+    """Text from a model, to the terminal."""
+
+    model: str = field(default=EMBEDDED, metadata=MODEL)
+    """A model folder or a models:/ URI; models/poems comes with moyun."""
+    prompt: str = ""
+    """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
+    like one of these keys needs it: prompt='seed=…'."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
+
+    int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
+    task: AskedTaskConfig = field(default_factory=AskedTaskConfig)
+    """task=NAME asks as that task does: its prompt template, and how its answers are written (conf/task/NAME.yaml)."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Here its keys may be given without the section: temperature=0.5."""
 
 
 @dataclass
@@ -48,6 +68,8 @@ class PredictConfig(StageConfig):
     """Number format to compute in; auto: the one that the model is stored in (float16 only on a GPU).
 
     int8: 8-bit weights and products, on a CPU only; the fastest, and a quarter of float32's memory."""
+    task: AskedTaskConfig = field(default_factory=AskedTaskConfig)
+    """task=NAME asks as that task does: its prompt template, and how its answers are written (conf/task/NAME.yaml)."""
     max_batch_tokens: int = MAX_BATCH_TOKENS
     """The most tokens, read and written, of the rows that are answered at once."""
     force: bool = False

@@ -18,15 +18,16 @@ from typing import Any
 from ..system.paths import expanded, is_below, why_no_path
 from .base import MODEL, PATH, STORE, URL, StageConfig, is_registered, model_folder, no_such_model, shown
 from .commands import STAGES
-from .data import DataConfig
+from .data import AskedTaskConfig, DataConfig
 from .evaluation import TaskConfig
-from .generation import GenerateConfig, GenerationConfig
+from .generation import GenerationConfig
+from .mixing import EXAMPLE, SOURCES, SourceConfig
 from .model import SizeConfig
-from .prediction import PredictConfig
+from .prediction import GenerateConfig, PredictConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 
-GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task"}
+GROUPS: dict[type, str] = {SizeConfig: "model", DataConfig: "data", TaskConfig: "task", AskedTaskConfig: "task"}
 """Sections that can be given by name: `model=base` reads conf/model/base.yaml."""
 
 KINDS = {"model": "size", "data": "data set"}
@@ -78,6 +79,8 @@ def type_name(hint: Any) -> str:
         return " | ".join(str(option) for option in typing.get_args(hint))
     if hint is type(None):
         return "null"
+    if hint == list[SourceConfig]:
+        return "list of sources"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -103,6 +106,9 @@ def paths_in(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclas
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from paths_in(value, f"{prefix}{field.name}.")
+        elif field.metadata.get("holds") == SOURCES["holds"]:
+            for number, source in enumerate(value):
+                yield from paths_in(source, f"{prefix}{field.name}.{number}.")
         elif field.metadata.get("holds") in (PATH["holds"], STORE["holds"]) and isinstance(value, str):
             yield f"{prefix}{field.name}", config, field
 
@@ -169,6 +175,8 @@ def wanted(key: Key) -> str:
         return f"must be one of {', '.join(group_names(key.group))}, or a YAML file's path"
     if key.section:
         return section_keys(key)
+    if key.holds == SOURCES["holds"]:
+        return f"must be a list of sources, e.g. {EXAMPLE}"
     numbers = typing.get_args(key.type)[-1:] == (float,)
     pairs = ", e.g. {a: 0.5}" if numbers else ", e.g. {a: b}"
     example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(key.type), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,10 +16,16 @@ from .model import LoraConfig, SizeConfig
 
 LOSS = "val/loss"
 
+SOURCE_LOSS = re.compile(r"val/([^/]+)/loss")
+"""The loss of one source of a mixture."""
+
 VALIDATED = (
     "loss", "perplexity", "perplexity_per_char", "end_of_text_nll", "end_of_text_found", "end_of_text_early",
 )  # fmt: skip
 """What each validation measures, whatever checkpoints are chosen by, by the names after val/."""
+
+BY_SOURCE = ("loss", "perplexity", "perplexity_per_char")
+"""What of it is said of each source of a mixture, as val/SOURCE/loss."""
 
 
 @dataclass
@@ -72,7 +79,8 @@ class TrainConfig:
     """Steps between validations; unset: once an epoch."""
     select_by: str = LOSS
     """What the best checkpoint is chosen by, and early stopping watches: val/loss, or a measure of texts written
-    greedily for task.rows validation rows at each validation, by the name that evaluate logs: rougeL, bleu, …"""
+    greedily for task.rows validation rows at each validation, by the name that evaluate logs: rougeL, bleu, …; of a
+    mixture val/loss, which is all sources' by weight, or one source's val/NAME/loss."""
     early_stopping_patience: int | None = None
     """Validations without a better value of train.select_by before training stops; unset: never."""
     save_every_n_steps: int | None = None
@@ -97,7 +105,7 @@ class TrainConfig:
         return next((metric for metric, measures in MEASURES.items() if self.measure in measures), None)
 
     def select_complaints(self) -> Iterator[str]:
-        if self.select_by == LOSS or self.text_metric:
+        if self.select_by == LOSS or self.text_metric or SOURCE_LOSS.fullmatch(self.select_by):
             return
         known = [LOSS, *(name for measures in MEASURES.values() for name in measures)]
         near = MEASURES.get(self.measure) or difflib.get_close_matches(self.measure, known, 1)
@@ -216,6 +224,7 @@ class TrainingConfig(StageConfig):
         if not self.task.name and not self.train.text_metric:
             for name in changed(self.task, TaskConfig()):
                 yield f"task.{name} has no effect with train.select_by={LOSS}; drop it, or give train.select_by=rougeL"
+        yield from self.mix_complaints()
         if self.train.optimizer == "adafactor":
             yield from self.adafactor_complaints()
         if not self.model:
@@ -226,6 +235,21 @@ class TrainingConfig(StageConfig):
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         if limit and length and length > limit:
             yield f"data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
+
+    def mix_complaints(self) -> Iterator[str]:
+        """What is chosen by, and what the sources of a mixture are called, must go together."""
+        names, chosen = [source.label for source in self.data.mix], SOURCE_LOSS.fullmatch(self.train.select_by)
+        losses = ", ".join(f"val/{name}/loss" for name in names)
+        if chosen and chosen[1] not in names:
+            known = f"data.mix has {losses}" if names else "it is of a source of data.mix, which isn't given"
+            yield f"train.select_by={self.train.select_by}: there is no such source; {known}"
+        if names and self.train.text_metric:
+            yield (
+                f"train.select_by={self.train.select_by} and data.mix exclude each other: texts can be scored for one "
+                f"task alone; give {LOSS} (all sources, by weight), or one of {losses}"
+            )
+        for name in (name for name in names if name in VALIDATED):
+            yield f"data.mix: a source can't be called {name}, as a metric is: give it another name: NAME"
 
     def adafactor_complaints(self) -> Iterator[str]:
         """Adafactor's steps are a share of each parameter's own size, and torch's takes no parameters that are cut."""

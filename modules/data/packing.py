@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,10 @@ class Position(NamedTuple):
     """Whole epochs."""
     documents: int = 0
     """Of the next epoch, in its order."""
+    taken: tuple[int, ...] = ()
+    """Of a mixture: documents of each source, in all its passes."""
+    tokens: int = 0
+    """Of a mixture: trained tokens of the next epoch."""
 
 
 BEGINNING = Position()
@@ -193,9 +198,15 @@ class StepDataset(Dataset[StepBatch]):
         return make_step(self.documents, self.chosen(index), self.micro_batch_tokens, **self.share)
 
 
-def in_order(documents: Documents, max_tokens: int, **share: int) -> StepDataset:
-    """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter."""
-    plan = split_step(np.arange(len(documents)), documents.lengths, max_tokens)
+def in_order(documents: Documents, max_tokens: int, bounds: Sequence[int] = (), **share: int) -> StepDataset:
+    """All documents, sorted by length, one forward pass a step: for scoring, where the order doesn't matter.
+
+    bounds: where each source's documents begin, and all end; no pass has some of two sources.
+    """
+    ends = pairwise(bounds or (0, len(documents)))
+    plan = [
+        group for first, last in ends for group in split_step(np.arange(first, last), documents.lengths, max_tokens)
+    ]
     return StepDataset(documents, plan, max_tokens, **share)
 
 
@@ -223,7 +234,7 @@ class ShuffledSteps(StepDataset):
         self.begin()
 
     def begin(self) -> None:
-        self.first, self.epoch, _ = self.start
+        self.first, self.epoch, *_ = self.start
         self.plan = self.plan_epoch()
 
     def plan_epoch(self) -> list[np.ndarray]:

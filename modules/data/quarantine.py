@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,21 @@ _JSON_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a
 
 class DataError(ValueError):
     """A user's data can't be used as it is; the message says what, where, and what to do."""
+
+
+COLUMNS = re.compile(r"data\.columns\.(\S+?)=(\w+)")
+
+
+@contextmanager
+def said_of(source: str) -> Iterator[None]:
+    """Says in a DataError which source of the mixture it is about, and how its columns are mapped there."""
+    try:
+        yield
+    except DataError as error:
+        if not source:
+            raise
+        text = COLUMNS.sub(r"columns: {\1: \2} (beside its path in data.mix)", str(error))
+        raise DataError(f"data.mix, source {source}: {text}") from error
 
 
 @dataclass(frozen=True)

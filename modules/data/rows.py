@@ -21,6 +21,7 @@ import datasets
 from ..system.cache import cached, writing
 from ..system.checksums import sha256_of
 from .arrow import write_arrow
+from .conversations.alpaca_rows import columns_beside, read_beside
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
 from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, check_present, nearest
@@ -30,7 +31,7 @@ from .sources import RowSource, files_of, is_mapped, open_source
 TABLE = "rows.arrow"
 BAD_ROWS = "bad_rows.json"
 
-RULES = 5
+RULES = 6
 """Raised when the same file gives other rows: what earlier versions made of it is then not found."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 4_000_000
@@ -114,6 +115,7 @@ class _Request:
         """known: columns that rows have to have, though the first ones may lack them."""
         texts = [name for target, name in self.origin.items() if target != MESSAGES]
         others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
+        others += columns_beside(self.columns)
         findings, rows = open_source(self.source, self.split, texts, others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
@@ -195,7 +197,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
     """
     present: dict[str, str] | None = None
     any_good = False
-    wanted = {**request.origin, **request.extras}
+    wanted = {**request.origin, **request.extras, **{name: name for name in columns_beside(request.columns)}}
     for batch in _in_batches(rows, findings):
         before = present
         present = {target: name for target, name in wanted.items() if name in findings.columns}
@@ -204,6 +206,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         values = {target: [row.get(name, ABSENT) for _, (_, row) in batch] for target, name in present.items()}
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
+        values = read_beside(values, [row for _, (_, row) in batch]) if columns_beside(request.columns) else values
         conversations, faults = _conversations(values, [row for _, (_, row) in batch])
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, wanted, faults)
@@ -275,7 +278,9 @@ def _note_bad_values(
     conversations: Mapping[int, Fault],
 ) -> set[int]:
     """Notes the rows of a batch that hold something else than text, or such conversations; returns which they are."""
-    labels = {target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()}
+    labels = {MESSAGES: "the conversation"} | {
+        target: target if name == target else f"{target} (column {name!r})" for target, name in origin.items()
+    }
     faults = {row: [(f"{labels[MESSAGES]} {fault}", more)] for row, (fault, more) in conversations.items()}
     for target, column in values.items():
         label = labels[target]

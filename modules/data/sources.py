@@ -17,7 +17,6 @@ from ..system.redaction import first_line
 from .quarantine import DataError, Findings
 from .reading.files import findings_of, read_files
 from .reading.finding import (
-    SPLIT_NAMES,
     check_undivided,
     find_files,
     is_divided,
@@ -28,6 +27,7 @@ from .reading.finding import (
     split_files,
 )
 from .reading.json_values import column_rows, object_rows
+from .reading.split_names import SPLIT_NAMES
 from .reading.tables import dataset_rows
 from .reading.text_lines import Row
 

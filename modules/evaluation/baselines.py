@@ -138,16 +138,19 @@ class NgramModel:
         sequence[np.arange(int(lengths.sum())) + shift] = self._symbol_of_code_point[code_points(texts)]
         return sequence, np.flatnonzero(sequence != START)
 
-    def _keys(self, sequence: Ids, positions: Ids, order: int) -> tuple[Ids, Ids]:
-        """The history and the n-gram that ends at each position, as numbers."""
-        base = self.symbols + 1
-        history = np.zeros(len(positions), dtype=np.int64)
-        for back in range(order - 1, 0, -1):
-            history = history * base + sequence[positions - back]
-        return history, history * base + sequence[positions]
+    def _ngrams(self, sequence: Ids, positions: Ids, order: int) -> Ids:
+        """The n-gram that ends at each position, as a number; without its last symbol it is // (symbols + 1)."""
+        ngrams = np.zeros(len(positions), dtype=np.int64)
+        for back in range(order - 1, -1, -1):  # in place: there may be tens of millions
+            ngrams *= self.symbols + 1
+            ngrams += sequence[positions - back]
+        return ngrams
 
     def _count(self, sequence: Ids, positions: Ids, order: int) -> _Counts:
-        ngrams, occurrences = np.unique(self._keys(sequence, positions, order)[1], return_counts=True)
+        keys = self._ngrams(sequence, positions, order)
+        keys.sort()
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        ngrams, occurrences = keys[begins], np.diff(begins, append=len(keys))
         histories, first, types = np.unique(ngrams // (self.symbols + 1), return_index=True, return_counts=True)
         return _Counts(ngrams, occurrences, histories, np.add.reduceat(occurrences, first), types)
 
@@ -157,7 +160,8 @@ class NgramModel:
             raise ValueError("this n-gram model has no counts yet: call fit(texts) first")
         probability = np.full(len(positions), 1 / self.symbols)
         for order, counts in enumerate(self._counts, start=1):
-            history, ngram = self._keys(sequence, positions, order)
+            ngram = self._ngrams(sequence, positions, order)
+            history = ngram // (self.symbols + 1)
             seen = _look_up(counts.ngrams, counts.occurrences, ngram)
             total = _look_up(counts.histories, counts.history_occurrences, history)
             types = _look_up(counts.histories, counts.history_types, history)
@@ -217,19 +221,19 @@ def trivial_answers(name: str, rows: Sequence[TaskRow], train: datasets.Dataset 
 def nearest(sources: Sequence[str], others: Sequence[str]) -> list[int]:
     """For each source the number of the other text whose characters it shares most (Jaccard, as sets; first of equals).
 
-    By an index of characters: 2,000 sources among 50,000 texts take seconds and a few hundred bytes a text.
+    By an index of characters: 500 sources among a million texts of 20 characters take seconds, and 0.5 GB.
     """
-    sets = [set(text) for text in others]
-    sizes = np.array([len(found) for found in sets])
-    places: dict[str, list[int]] = {}
-    for number, found in enumerate(sets):
-        for character in found:
-            places.setdefault(character, []).append(number)
-    index = {character: np.array(numbers) for character, numbers in places.items()}
+    lengths = np.fromiter(map(len, others), np.int64, len(others))
+    keys = code_points(others).astype(np.int64) * len(others) + np.arange(len(others)).repeat(lengths)
+    keys.sort()
+    keys = keys[np.diff(keys, prepend=-1) != 0]  # each character of a text once
+    holders = keys % len(others)
+    sizes = np.bincount(holders, minlength=len(others))
     best = []
     for source in sources:
-        shared = np.zeros(len(others), np.int64)
-        for character in set(source) & index.keys():
-            shared[index[character]] += 1
-        best.append(int(np.argmax(shared / (len(set(source)) + sizes - shared))))
+        letters = np.array([ord(letter) for letter in set(source)], np.int64)
+        begins, ends = np.searchsorted(keys, letters * len(others)), np.searchsorted(keys, (letters + 1) * len(others))
+        found = [holders[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        shared = np.bincount(np.concatenate(found), minlength=len(others)) if found else np.zeros(len(others))
+        best.append(int(np.argmax(shared / np.maximum(1, len(letters) + sizes - shared))))
     return best

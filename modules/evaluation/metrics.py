@@ -1,8 +1,8 @@
 """Metrics of generated texts beside their references, each as its rows' statistics (statistics.py).
 
 Only what was generated is scored, never the prompt. ROUGE: Lin 2004, F1 on characters as rouge_score computes it on
-tokens. BLEU: Papineni et al. 2002, by sacrebleu (Post 2018). Slot error rate: Wen et al. 2015. Repetition: seq-rep-n of
-Welleck et al. 2020, on characters. docs/tasks.md has the formulas.
+tokens. BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacrebleu (Post 2018). Slot error rate: Wen et al. 2015.
+Repetition: seq-rep-n of Welleck et al. 2020, on characters. docs/tasks.md has the formulas.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
+from sacrebleu.metrics.chrf import CHRF
 
 from .statistics import Metric, mean, ratio
 from .task_rows import TaskRow
@@ -114,6 +115,36 @@ def bleu_of(sums: np.ndarray) -> np.ndarray:
         return np.where(scored, 100 * brevity * precision, 0.0)
 
 
+def chrf(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
+    """Corpus chrF from 0 to 100, on n-grams of up to 6 characters; of several references the one that fits best."""
+    counter = CHRF()
+    references = ([[counter._preprocess_segment(reference) for reference in row.references]] for row in rows)
+    statistics = [
+        counter._compute_segment_statistics(counter._preprocess_segment(text), counter._extract_reference_info(each))
+        for text, (each,) in zip(texts, references, strict=True)
+    ]
+    return [Metric("chrf", np.array(statistics, np.float64), chrf_of)]
+
+
+def chrf_of(sums: np.ndarray) -> np.ndarray:
+    """sums (…, 6·3): of each order the n-grams of text and reference, and those in common → sacrebleu's corpus score.
+
+    F of the mean precision and the mean recall over the orders that both have, recall counting twice as much.
+    """
+    written, expected, common = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    orders = (written > 0) & (expected > 0)
+    count = np.maximum(1, orders.sum(-1))
+    precision, recall = ((common * orders / np.maximum(1, n)).sum(-1) / count for n in (written, expected))
+    factor = CHRF.BETA**2
+    found: np.ndarray = np.divide(
+        100 * (1 + factor) * precision * recall,
+        factor * precision + recall,
+        out=np.zeros_like(precision),
+        where=precision + recall > 0,
+    )
+    return found
+
+
 def slots(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
     """(values that are missing + values that are another row's) / values. Lower is better, and may be over 1."""
     known = {value for row in rows for value in row.slots if len(value) > 1}  # one character is found by chance
@@ -169,6 +200,7 @@ def length(texts: Sequence[str], rows: Sequence[TaskRow]) -> list[Metric]:
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[TaskRow]], list[Metric]]] = {
     "rouge": rouge,
+    "chrf": chrf,
     "slots": slots,
     "exact_match": exact_match,
     "repetition": repetition,

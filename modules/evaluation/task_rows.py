@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +19,22 @@ from ..config.base import ConfigError, StageConfig
 from ..config.data import DataConfig
 from ..config.evaluation import TaskConfig
 from ..config.loader import assign, to_dataclass
-from ..data.arrow import find_copies, fingerprint
+from ..data.arrow import fingerprint
 from ..data.groups import GROUP, MIN_GROUPS, has_group
+from ..data.mixing.copies import copies_among
+from ..data.mixing.sources import split_name
 from ..data.quarantine import DataError, Quarantine
 from ..data.splits import load_training_rows
 from .statistics import cluster_labels
+
+SPLITS = ("train", "validation", "test")
 
 OPENING = re.compile(r"[^，。！？；：、,.!?;:\n]+[，。！？；：、,.!?;:\n]?")
 
 COLUMNS = {
     "rouge": ("references",),
     "bleu": ("references", "slots"),
+    "chrf": ("references",),
     "exact_match": ("references",),
     "slots": ("references", "slots"),
     "choices": ("choices", "answer"),
@@ -38,7 +44,7 @@ COLUMNS = {
 REQUIRED = {
     "slots": ("slots",),
     "choices": ("answer", "choices"),
-    **dict.fromkeys(("rouge", "bleu", "exact_match", "length", "couplet"), ("tgt_txt",)),
+    **dict.fromkeys(("rouge", "bleu", "chrf", "exact_match", "length", "couplet"), ("tgt_txt",)),
 }
 """Metric → columns that it can't do without."""
 
@@ -180,6 +186,28 @@ class Trained:
     """Of the rows that were held out for validation."""
     digests: dict[str, str]
     """Split → fingerprint of its rows."""
+    templates: dict[str, str | None] = field(default_factory=dict)
+    """Source of a mixture → how its rows were asked."""
+
+    @property
+    def sources(self) -> dict[str, Trained]:
+        """Of a mixture each source by itself; without one this."""
+        found = {name: self.of_source(name, data) for name, data in self.data.sources.items()}
+        return found if self.data.mix else {"": self}
+
+    def of_source(self, name: str, data: DataConfig) -> Trained:
+        names = {split: split_name(split, name) for split in SPLITS}
+        digests = {split: self.digests[full] for split, full in names.items() if full in self.digests}
+        return Trained(replace(data, prompt_template=self.templates.get(name)), self.seed, digests)
+
+    def source_with(self, data: DataConfig) -> Trained | None:
+        """The source with the rows that a section names, by another path perhaps; of a mixture's the columns needn't be
+        said again."""
+        for source in self.sources.values():
+            places = [os.path.abspath(each.path) if each.path else None for each in (data, source.data)]
+            if places[0] == places[1] and (data.columns == source.data.columns or (self.data.mix and not data.columns)):
+                return source
+        return None
 
 
 def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
@@ -198,13 +226,21 @@ def trained_on(model: Path, cache_dir: str | None) -> Trained | None:
         return None
     seed = config.get("seed")
     seed = seed if isinstance(seed, int) else StageConfig().seed
-    return Trained(replace(data, cache_dir=cache_dir), seed, {str(name): str(value) for name, value in digests.items()})
+    templates = origin.get("prompt_templates")
+    found = {str(name): str(value) for name, value in digests.items()}
+    return Trained(replace(data, cache_dir=cache_dir), seed, found, templates if isinstance(templates, dict) else {})
 
 
-def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset | None:
-    """The rows that a model was trained on, where its run.yaml names files that still hold them."""
+def known_training_rows(model: Path, cache_dir: str | None) -> list[datasets.Dataset]:
+    """The rows that a model was trained on, of each source of which its run.yaml names files that still hold them."""
     trained = trained_on(model, cache_dir)
-    if not trained or "train" not in trained.digests or not trained.data.path or not Path(trained.data.path).exists():
+    found = map(rows_of_source, trained.sources.values()) if trained else ()
+    return [rows for rows in found if rows is not None]
+
+
+def rows_of_source(trained: Trained) -> datasets.Dataset | None:
+    """The training rows, where they are still there and as they were."""
+    if "train" not in trained.digests or not trained.data.path or not Path(trained.data.path).exists():
         return None
     data = trained.data
     try:
@@ -217,8 +253,8 @@ def known_training_rows(model: Path, cache_dir: str | None) -> datasets.Dataset 
 
 def copies_in_training(rows: datasets.Dataset, model: Path, cache_dir: str | None) -> np.ndarray | None:
     """Whether the model was trained on each row, (rows,) bool; None where its training rows aren't known."""
-    known = known_training_rows(model, cache_dir)
-    return None if known is None else find_copies(rows, known)
+    found = [copies_among(rows, source) for source in known_training_rows(model, cache_dir)]
+    return np.asarray(np.any(found, axis=0)) if found else None
 
 
 def parsed(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +133,7 @@ class FoundTokenizer(NamedTuple):
     end_of_text: str
     start: list[str]
     prompt_template: str | None = None
+    task_templates: Mapping[str, str] | None = None
     source_limit: int | None = None
 
 
@@ -139,10 +141,16 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     """Raises ValueError naming what the folder lacks or holds instead, KeyError for a key that our own file lacks."""
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
-        own = config["kind"], config["end_of_text"], config["start"], config.get("prompt_template")
         limit = config.get("source_limit")
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"tokenizer_config.json: source_limit ({limit!r}) must be a number of tokens, 1 or more")
+        own = (
+            config["kind"],
+            config["end_of_text"],
+            config["start"],
+            config.get("prompt_template"),
+            config.get("task_templates"),
+        )
         backend = read_backend(folder)
         return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own, limit)
     if (folder / OWN_FOLDER).is_dir():

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,8 +32,9 @@ class Tokenizer:
 
     `kind` "character" and "bpe" (trained here) and "byte_level_bpe" (GPT-2's) give back any text exactly; "bert"
     and "jieba_bpe" lose what their vocabularies lack. `start_ids` precede every text, so that its first token is
-    predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}". `source_limit`: the
-    most ids of a source, where training cut longer ones: prompts are cut as they were there.
+    predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}". `task_templates` are
+    those of the tasks that a model was trained on together, by the tasks' names. `source_limit`: the most ids of a
+    source, where training cut longer ones: prompts are cut as they were there.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Tokenizer:
         end_of_text: str,
         start: Sequence[str],
         prompt_template: str | None = None,
+        task_templates: Mapping[str, str] | None = None,
         source_limit: int | None = None,
     ) -> None:
         if kind not in get_args(TokenizerKind):
@@ -66,6 +68,9 @@ class Tokenizer:
         # One look-up a character is six times faster than the library's BPE and gives the same ids.
         self._character_ids = {token: vocab[token] for token in vocab if len(token) == 1}
         self.prompt_template, self.source_limit = prompt_template, source_limit
+        self.task_templates = dict(task_templates or {})
+        for each in self.task_templates.values():
+            split_template(each)
         before, after = split_template(prompt_template)
         self.prompt_parts = [*self.start_ids, *self.encode(before)], self.encode(after)
         """The ids before and after src_txt in a prompt."""
@@ -74,14 +79,22 @@ class Tokenizer:
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True  # the library's pickle forgets it
 
-    def with_prompt_template(self, template: str | None) -> Tokenizer:
-        """A copy that makes its prompts with `template`; with another one nothing is known of how training cut."""
-        same = template == self.prompt_template
-        return self if same else Tokenizer(self._backend, self.kind, self._end_of_text, self._start, template)
+    def with_prompt_template(self, template: str | None, task_templates: Mapping[str, str] | None = None) -> Tokenizer:
+        """A copy that makes its prompts with `template`, and those of tasks with theirs. With another template nothing
+        is known of how training cut."""
+        if template == self.prompt_template and dict(task_templates or {}) == self.task_templates:
+            return self
+        return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, template, task_templates)
 
     def with_source_limit(self, limit: int | None) -> Tokenizer:
         """A copy whose prompts have so many ids of a source at most."""
-        return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, self.prompt_template, limit)
+        prompts = self.prompt_template, self.task_templates, limit
+        return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, *prompts)
+
+    def template_for(self, names: Iterable[str | None]) -> str | None:
+        """The template of the first of these tasks or data sets that the model was trained on, else its only one."""
+        known = (self.task_templates[name] for name in names if name in self.task_templates)
+        return next(known, self.prompt_template)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -216,6 +229,7 @@ class Tokenizer:
             "end_of_text": self._end_of_text,
             "start": self._start,
             "prompt_template": self.prompt_template,
+            **({"task_templates": self.task_templates} if self.task_templates else {}),
         }
         return config if self.source_limit is None else config | {"source_limit": self.source_limit}
 

@@ -207,8 +207,9 @@ def restoring(kind: str, number: str) -> str:
     return f"MLFLOW_TRACKING_URI={redact_text(mlflow.get_tracking_uri())} mlflow {kind} restore {option} {number}"
 
 
-def find_run(run_id: str) -> Run:
-    """The run that is to go on. Raises ValueError if the store has none of that id, or it was deleted."""
+def find_run(run_id: str, stage: str | None = None) -> Run:
+    """The run of a stage that is to go on. Raises ValueError if the store has none of that id, or it was deleted."""
+    otherwise = f" {WITHOUT}" if stage in STAGES_OF_STEPS else ""
     client = MlflowClient()
     try:
         run = client.get_run(run_id)
@@ -216,7 +217,7 @@ def find_run(run_id: str) -> Run:
     except MlflowException as error:
         raise ValueError(
             f"run {run_id} can't be continued: {why(error)} (tracking store: "
-            f"{redact_text(mlflow.get_tracking_uri())}). Give the store that it was made in. {WITHOUT}"
+            f"{redact_text(mlflow.get_tracking_uri())}). Give the store that it was made in.{otherwise}"
         ) from None
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         what, command = f"its experiment {experiment.name}", restoring("experiments", experiment.experiment_id)
@@ -224,11 +225,14 @@ def find_run(run_id: str) -> Run:
         what, command = "it", restoring("runs", run_id)
     else:
         return run
-    raise ValueError(f"run {run_id} can't be continued: {what} was deleted. `{command}` brings it back. {WITHOUT}")
+    raise ValueError(f"run {run_id} can't be continued: {what} was deleted. `{command}` brings it back.{otherwise}")
 
+
+STAGES_OF_STEPS = ("pretrain", "finetune")
+"""Stages with checkpoints."""
 
 WITHOUT = (
     "Or go on without that run: its checkpoints are whole, and with another output_dir "
     "train.resume_from=OLD_FOLDER/checkpoints/last.ckpt begins a new run at their step"
 )
-"""What else can be done where a run is gone from the store."""
+"""What else can be done there where the store has lost a run."""

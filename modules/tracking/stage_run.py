@@ -22,7 +22,7 @@ from mlflow.tracking import fluent
 from ..config.base import StageConfig, TrackingConfig
 from ..config.schema import missing_models
 from ..data.reading.column_names import SCORED_COLUMNS
-from ..data.reading.finding import SPLIT_NAMES
+from ..data.reading.split_names import SPLIT_NAMES
 from ..system.atomic import draft_of
 from ..system.paths import expanded
 from ..system.redaction import redact_text
@@ -143,7 +143,7 @@ def require_ready(stage: str, config: StageConfig, uri: str, continues: str | No
         return  # a dry run makes no store
     require_store(uri)
     if continues:
-        find_run(continues)
+        find_run(continues, stage)
     elif given := given_run_id():
         require_usable(stage, given, config.tracking)
     else:
@@ -248,7 +248,7 @@ def start_or_continue(
     """A new run, or the one that goes on; from here on this process alone writes to its local log."""
     seconds = config.tracking.flush_timeout
     if continues:
-        found = find_run(continues)
+        found = find_run(continues, stage)
         # Before it is touched: another process may still be writing to it.
         run = TrackedRun(found, root, seconds, goes_on=True)
         try:

@@ -193,7 +193,8 @@ class Checkpoints(pl.Callback):
         self.stop.listen()
         if step := trainer.global_step:
             self.stop.message = self.where(step)
-        if step and self.course.validates_after(step) and step not in pl_module.validations:
+        due = self.course.validates_after(step) if step else self.course.validates_first
+        if due and step not in pl_module.validations:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -20,59 +20,14 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig
 from ..data.packing import BEGINNING, MicroBatch, StepBatch
 from ..model.decoder import Decoder, allocate
-from ..model.loss import linear_cross_entropy, perplexity_of, stopping_cross_entropy
+from ..model.loss import linear_cross_entropy, stopping_cross_entropy
 from ..model.parallel import fill, parallelize
 from ..system.signals import StopRequest
-from ..tokenizer.lost_text import NATS_A_BYTE
 from .checkpoints.loop_counters import count_on
 from .determinism import deterministic_kernels
 from .nonfinite import SkippedSteps, refusal, rows_in
 from .optimizer import gradient_norm, learning_rate_factor, make_optimizer, scale_gradients
-
-
-@dataclass
-class Validation:
-    """Sums over micro-batches and ranks, and the metrics that they come to.
-
-    A model that doesn't stop by itself writes on until it is cut off, and no loss tells: an end-of-text is one label of
-    a whole row. So its part of the loss is kept apart, and whether it would be written, greedily, where a text ends and
-    where it doesn't.
-    """
-
-    nll: float = 0.0
-    end_nll: float = 0.0
-    ends_found: float = 0.0
-    false_ends: float = 0.0
-    tokens: float = 0.0
-    characters: float = 0.0
-    ends: float = 0.0
-    lost_bytes: float = 0.0
-
-    def add(self, batch: MicroBatch, found: Tensor) -> None:
-        """found: (4,), from loss.stopping_cross_entropy."""
-        nll, end_nll, ends_found, false_ends = found.tolist()
-        self.nll += nll
-        self.end_nll += end_nll
-        self.ends_found += ends_found
-        self.false_ends += false_ends
-        self.tokens += batch.trained_tokens
-        self.characters += batch.characters
-        self.ends += batch.ends
-        self.lost_bytes += batch.lost_bytes
-
-    def metrics(self) -> dict[str, float]:
-        spelt = self.nll + self.lost_bytes * NATS_A_BYTE
-        metrics = {
-            "val/loss": self.nll / self.tokens,
-            "val/perplexity": perplexity_of(self.nll / self.tokens),
-            "val/perplexity_per_char": perplexity_of(spelt / max(1.0, self.characters + self.ends)),
-        }
-        if self.ends:
-            metrics["val/end_of_text_nll"] = self.end_nll / self.ends
-            metrics["val/end_of_text_found"] = self.ends_found / self.ends
-        if self.tokens > self.ends:
-            metrics["val/end_of_text_early"] = self.false_ends / (self.tokens - self.ends)
-        return metrics
+from .validation.sums import Validation, metrics_of_all
 
 
 class LanguageModel(pl.LightningModule):
@@ -110,7 +65,8 @@ class LanguageModel(pl.LightningModule):
         """The last step's metrics, for the progress bar."""
         self.validations: dict[int, dict[str, float]] = {}
         """Validation metrics by the step they were taken at."""
-        self.totals = Validation()
+        self.totals = [Validation()]
+        """Of each source of a mixture."""
         self.step_ended_at = 0.0
         self.stop: StopRequest | None = None
         """Looked at once a step; the ranks agree on it."""
@@ -249,7 +205,8 @@ class LanguageModel(pl.LightningModule):
             self.logger.log_metrics(self.latest, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
-        self.totals = Validation()
+        mixture = self.trainer.datamodule.mixture  # type: ignore[attr-defined]
+        self.totals = [Validation() for _ in mixture.names] if mixture else [Validation()]
 
     def leave_if_asked(self) -> None:
         """Within a validation; all ranks have to call it together. The checkpoint was written before."""
@@ -261,11 +218,14 @@ class LanguageModel(pl.LightningModule):
         end = self.trainer.datamodule.tokenizer.end_of_text_id  # type: ignore[attr-defined]
         for batch in step.micro_batches:
             head = partial(stopping_cross_entropy, labels=batch.labels, trained=batch.trained, end_of_text_id=end)
-            self.totals.add(batch, self.decoder(batch.input_ids, batch.layout, head=head))
+            source = self.trainer.datamodule.validated_source(batch)  # type: ignore[attr-defined]
+            self.totals[source].add(batch, self.decoder(batch.input_ids, batch.layout, head=head))
 
     def on_validation_epoch_end(self) -> None:
-        totals = torch.tensor(astuple(self.totals), dtype=torch.float64, device=self.device)
-        metrics = Validation(*self.summed(totals).tolist()).metrics()
+        totals = torch.tensor(list(map(astuple, self.totals)), dtype=torch.float64, device=self.device)
+        sums = [Validation(*found) for found in self.summed(totals).tolist()]
+        mixture = self.trainer.datamodule.mixture  # type: ignore[attr-defined]
+        metrics = metrics_of_all(mixture.names, sums, mixture.weights) if mixture else sums[0].metrics()
         if self.score_texts:
             metrics |= self.score_texts()
         self.validations[self.trainer.global_step] = metrics

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pytorch_lightning as pl
 
 from ..checkpoint.loading import open_model, open_tokenizer
 from ..config.base import model_folder
-from ..config.data import TokenizerConfig
+from ..config.data import DataConfig, TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.training import TrainingConfig
 from ..data.arrow import fingerprint, text_batches
 from ..data.conversations.message_rows import default_template, texts_of_rows
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
+from ..data.mixing.mixed_steps import shares
+from ..data.mixing.sources import all_related_rows, choose_all_places, load_all_splits, part_of, split_name
 from ..data.quarantine import Quarantine
 from ..data.reading.column_names import MESSAGES, SCORED_COLUMNS
 from ..data.sources import RowSource
-from ..data.splits import Place, choose_places, load_splits, related_rows, texts_alone
+from ..data.splits import Place, texts_alone
 from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
@@ -87,22 +91,24 @@ def set_up(
     require_devices(config.trainer)
     settle_precision(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
-    places = choose_places(config.data, rows)
-    read = load_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
+    places = choose_all_places(config.data, rows)
+    read = load_all_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras})
     splits = {name: texts_alone(split) for name, split in read.items()}
-    tokenizer = choose_tokenizer(config, start, splits["train"])
+    tokenizers = choose_tokenizers(config, start, splits)
+    tokenizer = saved_tokenizer(config, tokenizers)
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
-    recipe = settle_recipe(config, model, tokenizer, splits["train"], start)
-    batch = batch_of(config.train, config.model)
-    data = TextDataModule(splits, tokenizer, config.data, **batch, micro_batch_tokens=CPU_TOKENS, seed=config.seed)
+    parts = [(splits[split_name("train", source)], each) for source, each in tokenizers.items()]
+    recipe = settle_recipe(config, model, parts, start)
+    how: dict[str, Any] = {**batch_of(config.train, config.model), "seed": config.seed, "tokenizers": tokenizers}
+    data = TextDataModule(splits, tokenizer, config.data, micro_batch_tokens=CPU_TOKENS, **how)
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
-    facts = facts_of_splits(splits, places, data.documents, related_rows(read, places))
+    facts = facts_of_splits(splits, places, data.parts, all_related_rows(read, places))
     plan = replace(plan, splits=facts, recipe=recipe)
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
-    taught = tokenizer.with_source_limit(source_limit(data, splits["train"]))
-    return TrainingSetup(start, splits, taught, model, data, plan, quarantine, places, read["validation"])
+    taught = tokenizer if config.data.mix else tokenizer.with_source_limit(source_limit(data, splits["train"]))
+    return TrainingSetup(start, splits, taught, model, data, plan, quarantine, places, read.get("validation"))
 
 
 def source_limit(data: TextDataModule, rows: datasets.Dataset) -> int | None:
@@ -127,56 +133,97 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
     return model
 
 
-def choose_tokenizer(config: TrainingConfig, start: Path | None, rows: datasets.Dataset) -> Tokenizer:
-    """With the prompt template that the rows need: none for plain text; for others config's, else the tokenizer's."""
+def choose_tokenizers(
+    config: TrainingConfig, start: Path | None, splits: Mapping[str, datasets.Dataset]
+) -> dict[str, Tokenizer]:
+    """Source → the tokenizer, with the prompt template that its rows need; without a mixture the only source is ""."""
+    rows = {source: splits[split_name("train", source)] for source in config.data.sources}
     if start:
-        tokenizer = open_tokenizer(start)
+        tokenizer = open_tokenizer(start).with_source_limit(None)
     elif config.tokenizer.path:
         tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
-        tokenizer = trained_on(rows, config.tokenizer, cache_folder(config.data.cache_dir))
-    template = None
-    if "tgt_txt" in rows.column_names:
-        template = config.data.prompt_template or tokenizer.prompt_template or default_template(rows, tokenizer)
-        if sign := lost_separator(template, tokenizer):
-            raise ValueError(
-                f"data.prompt_template={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
-                "from the source; let it end with a sign of the vocabulary: "
-                f"data.prompt_template='{{src_txt}}{kept_sign(tokenizer)}'"
-            )
-        if lost := lost_named(split_template(template), tokenizer):
-            logger.warning("data.prompt_template=%r: the tokenizer loses %s of it", template, lost)
-        if not split_template(template)[1]:
-            logger.warning("data.prompt_template=%r: nothing parts the answer from the source; %s", template, BETTER)
-    elif config.data.prompt_template:
+        tokenizer = trained_on(passes_of(config, rows), config.tokenizer, cache_folder(config.data.cache_dir))
+    sections = config.data.sources.items()
+    if config.data.prompt_template and not any("tgt_txt" in each.column_names for each in rows.values()):
         logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
-    return tokenizer.with_source_limit(None).with_prompt_template(template)
+    return {
+        source: tokenizer.with_prompt_template(template_for(section, rows[source], tokenizer, source))
+        for source, section in sections
+    }
 
 
-def trained_on(rows: datasets.Dataset, config: TokenizerConfig, cache: Path) -> Tokenizer:
+def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenizer, source: str) -> str | None:
+    """None for plain text; for other rows what the section says, else the tokenizer's own."""
+    if "tgt_txt" not in rows.column_names:
+        return None
+    key = f"data.mix, source {source}: prompt_template" if source else "data.prompt_template"
+    template = config.prompt_template or tokenizer.prompt_template or default_template(rows, tokenizer)
+    if sign := lost_separator(template, tokenizer):
+        raise ValueError(
+            f"{key}={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
+            "from the source; let it end with a sign of the vocabulary: "
+            f"{key}='{{src_txt}}{kept_sign(tokenizer)}'"
+        )
+    if lost := lost_named(split_template(template), tokenizer):
+        logger.warning("%s=%r: the tokenizer loses %s of it", key, template, lost)
+    if not split_template(template)[1]:
+        logger.warning("%s=%r: nothing parts the answer from the source; %s", key, template, BETTER)
+    return template
+
+
+def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer:
+    """What the model is saved with: of a mixture with data.prompt_template, else the first template that a source has,
+    in the order of data.mix."""
+    asked = [each for each in tokenizers.values() if each.prompt_template is not None]
+    if len(tokenizers) > 1 and asked and config.data.prompt_template:
+        return asked[0].with_prompt_template(config.data.prompt_template)
+    return (asked or list(tokenizers.values()))[0]
+
+
+def trained_on(rows: Sequence[tuple[datasets.Dataset, float]], config: TokenizerConfig, cache: Path) -> Tokenizer:
+    """rows: of each source, and how often each text of it counts."""
     arguments = {"kind": config.kind, "vocab_size": config.vocab_size, "min_frequency": config.min_frequency}
+    origin: dict[str, Any] = {"rows": ",".join(fingerprint(each) for each, _ in rows), **arguments}
+    if len(rows) > 1:
+        origin["passes"] = [passes for _, passes in rows]
 
     def build(folder: Path) -> None:
         train_tokenizer(Texts(rows), **arguments).save(folder)  # type: ignore[arg-type]
 
-    return load_tokenizer(cached(cache, "tokenizer", {"rows": fingerprint(rows), **arguments}, build))
+    return load_tokenizer(cached(cache, "tokenizer", origin, build))
+
+
+def passes_of(config: TrainingConfig, rows: Mapping[str, datasets.Dataset]) -> list[tuple[datasets.Dataset, float]]:
+    """The rows of each source, and how often they count for the tokenizer: so that each source has its weight in
+    characters, and all together as many as they have once."""
+    if len(rows) == 1:
+        return [(each, 1.0) for each in rows.values()]
+    sizes = [sum(map(len, Texts([(each, 1.0)]))) for each in rows.values()]
+    weights = shares(sizes, [source.weight for source in config.data.mix], config.data.mix_temperature)
+    passes = [weight * sum(sizes) / size for weight, size in zip(weights, sizes, strict=True)]
+    return list(zip(rows.values(), passes, strict=True))
 
 
 @dataclass
 class Texts:
-    """All texts of the rows, as often as they are asked for."""
+    """All texts of the rows of each source, as often as they are to count; of part of a pass, rows drawn at random."""
 
-    rows: datasets.Dataset
+    rows: Sequence[tuple[datasets.Dataset, float]]
 
     def __iter__(self) -> Iterator[str]:
-        for batch in text_batches(self.rows):
-            for texts in texts_of_rows(batch):
-                yield from texts
+        for rows, passes in self.rows:
+            whole, share = divmod(passes, 1)
+            drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[: round(share * len(rows))])
+            for part in [*[rows] * int(whole), *([rows.select(drawn)] if len(drawn) else [])]:
+                for batch in text_batches(part):
+                    for texts in texts_of_rows(batch):
+                        yield from texts
 
 
 def fingerprints_of(training: TrainingSetup) -> dict[str, str]:
     """Split → the fingerprint of its rows, of those that training reads."""
-    return {name: fingerprint(split) for name, split in training.splits.items() if name != "test"}
+    return {name: fingerprint(split) for name, split in training.splits.items() if part_of(name)[0] != "test"}
 
 
 def run_manifest_of(

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from modules.config.base import StageConfig
+from modules.config.data import DataConfig
 from modules.tracking.reuse.contents import checksums, content_digest, content_of
 from modules.tracking.reuse.soundness import artifact_sizes, holder_of, only_waits
 from modules.tracking.reuse.stage_cache import (
@@ -74,7 +75,7 @@ class Once:
             self.costs.update(together(self.costs, facts.get("costs", {})))
         if stage == "finetune":
             run.log_metrics(facts["metrics"] | self.costs)
-            run.set_tags({"from_model": str(config.train.init_from), "from_rows": str(config.data.path)})
+            run.set_tags({"from_model": str(config.train.init_from), "from_rows": rows_of(config.data)})
             if uri := facts["model_uri"]:
                 run.set_tags({"model": uri})
         elif stage == "evaluate":
@@ -133,6 +134,11 @@ class Once:
             self.keys[stage] = key
             let_find(self.run(), self.keys)
         return kept
+
+
+def rows_of(data: DataConfig) -> str:
+    """Where they come from, as a tag says it."""
+    return ", ".join(f"{source.path} ({name})" if name else str(source.path) for name, source in data.sources.items())
 
 
 def require_sent(facts: Facts) -> None:

@@ -64,6 +64,8 @@ def next_commands(model: Path, config: TrainingConfig) -> dict[str, str]:
     there = [place, *([shlex.quote(redact_text(f"tracking.tracking_uri={store}"))] if store else [])]
     # Its run.yaml names the rows; those that were given from Python nothing can find again.
     rows = [] if config.data.path or config.data.test_path else ["data.test_path=FILE"]
+    if config.data.mix:  # of whose sources one is scored at a time
+        rows = [shlex.quote(f"data.path={config.data.mix[0].path}")]
     return {
         "next": f'python -m pipelines.generate {place} "白日依山尽，"',
         "  scores": " ".join(["python -m pipelines.evaluate", *there, *rows]),

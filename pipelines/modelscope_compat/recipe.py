@@ -60,9 +60,9 @@ def refusal(name: str, value: Any) -> ValueError:
 
 def configured(config: Node, change: Callable[[Node], Node]) -> Iterator[str]:
     """moyun's keys for what the folder says of training, and for all that cfg_modify_fn changes."""
-    before, hooks = dict(dotted_items(config)), [*config.train.hooks, {"type": "MegatronHook"}]
+    before, hooks = dict(dotted_items(config, numbered=False)), [*config.train.hooks, {"type": "MegatronHook"}]
     changed = copy.deepcopy(config)
-    for name, value in dotted_items(change(changed) or changed):
+    for name, value in dotted_items(change(changed) or changed, numbered=False):
         if name in KEYS:
             yield f"{KEYS[name]}={value}"
         elif name == "train.optimizer.betas":

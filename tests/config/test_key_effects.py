@@ -34,6 +34,9 @@ def test_the_table_names_no_field_twice_and_none_that_is_not_there() -> None:
         (TrainingConfig, "generation.seed", Effect.RECORD),  # samples on the way change nothing that is learnt
         (EvaluateConfig, "generation.seed", Effect.RESULT),  # here texts are scored
         (TrainingConfig, "data.columns.text1", Effect.CONTENT),
+        (TrainingConfig, "data.mix.0.weight", Effect.RESULT),
+        (TrainingConfig, "data.mix.0.path", Effect.CONTENT),
+        (MainConfig, "finetune.data.mix.1.columns.text1", Effect.CONTENT),
         (TrainingConfig, "tracking.run_name", Effect.NOTHING),
         (MainConfig, "finetune.data.cache_dir", Effect.NOTHING),
         (MainConfig, "prepare.seed", Effect.NOTHING),

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.config.commands import STAGES, MainConfig
-from modules.config.generation import GenerateConfig
 from modules.config.loader import ConfigError, load_config, load_model_config, to_yaml
 from modules.config.model import ModelConfig
+from modules.config.prediction import GenerateConfig
 from modules.config.schema import keys
 from modules.config.training import TrainingConfig
 from modules.training.optimizer import SCHEDULES
@@ -132,26 +132,6 @@ def test_a_data_set_that_prepare_does_not_make_there_is_refused(name: str, sourc
 def test_three_ways_to_write_a_key(arguments: list[str]) -> None:
     config = load_config("pretrain", arguments)
     assert (config.train.max_steps, config.seed) == (5, 7)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "steps", "rate"),
-    [
-        ([], 500, 1e-4),
-        (["prepare.source=full", "finetune.data=couplets"], 500, 1e-4),
-        (["prepare.source=mine.csv"], None, None),
-        (["prepare.source=summarization", "finetune.data=summarization"], None, None),
-        (["finetune.data.path=mine.csv"], None, None),
-        (["prepare.source=mine.csv", "finetune.train.max_steps=7"], 7, None),
-        (["prepare.source=mine.csv", "finetune.train.learning_rate=1e-3"], None, 1e-3),
-    ],
-)
-def test_mains_short_training_is_for_the_bundled_verse_alone(
-    arguments: list[str], steps: int | None, rate: float | None
-) -> None:
-    train = load_config("main", arguments).finetune.train
-    assert (train.max_steps, train.learning_rate) == (steps, rate)
-    assert (train.schedule, train.validate_every_n_steps) == (("cosine", 250) if steps == 500 else (None, None))
 
 
 @pytest.mark.parametrize("arguments", [["--seed"], ["--seed", "--dry_run=true"], ["=3"], ["seed"]])

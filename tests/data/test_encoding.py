@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path,
     (tmp_path / "taken").touch()
     for cache in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(CacheError, match=r"data\.cache_dir=FOLDER"):
-            trained_on(rows, TokenizerConfig(), cache)
+            trained_on([(rows, 1.0)], TokenizerConfig(), cache)
 
 
 def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_a_mapped_dataset_stays_on_disk(tmp_path: Path) -> None:
 
 def test_a_trained_tokenizer_is_kept(tmp_path: Path, rows: datasets.Dataset) -> None:
     config = TokenizerConfig()
-    first = trained_on(rows, config, tmp_path)
-    assert trained_on(rows, config, tmp_path).fingerprint == first.fingerprint
+    first = trained_on([(rows, 1.0)], config, tmp_path)
+    assert trained_on([(rows, 1.0)], config, tmp_path).fingerprint == first.fingerprint
     assert len(list(tmp_path.glob("tokenizer-*"))) == 1
 
 
@@ -258,7 +258,7 @@ def corpus_memory(folder: Path, rows: int) -> int:
     config = DataConfig(path=str(path), cache_dir=str(folder / "cache"), validation_fraction=0.01)
     tracemalloc.start()
     splits = load_splits(config, seed=0)
-    tokenizer = trained_on(splits["train"], TokenizerConfig(), folder / "cache")
+    tokenizer = trained_on([(splits["train"], 1.0)], TokenizerConfig(), folder / "cache")
     TextDataModule(splits, tokenizer, config, batch_tokens=8192)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from modules.config.evaluation import TEXT_METRICS
 from modules.evaluation.baselines import nearest, trivial_answers
-from modules.evaluation.metrics import METRICS, bleu, exact_match, length, repetition, rouge, slots
+from modules.evaluation.metrics import METRICS, bleu, chrf, exact_match, length, repetition, rouge, slots
 from modules.evaluation.statistics import Metric
 from modules.evaluation.task_rows import TaskRow, first_sentence
 
@@ -89,6 +90,25 @@ def test_bleu_without_matches_of_some_order_is_smoothed_as_sacrebleu_does(text: 
     (measure,) = bleu([text], [TaskRow("", ["白日依山尽，黄河"])], "char")
     expected = BLEU(tokenize="char").corpus_score([text], [["白日依山尽，黄河"]]).score
     assert measure.value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("references", [1, 3])
+def test_chrf_is_sacrebleus_corpus_score(references: int) -> None:
+    texts, rows = drawn(60, references)
+    streams = [[row.references[i] if i < len(row.references) else None for row in rows] for i in range(references)]
+    (measure,) = chrf(texts, rows)
+    assert measure.value == pytest.approx(CHRF().corpus_score(texts, streams).score)
+    resampled = [5, 5, 9, 0, 30, 31, 31, 31]
+    again = CHRF().corpus_score([texts[i] for i in resampled], [[stream[i] for i in resampled] for stream in streams])
+    assert measure.value_of(measure.statistics[resampled].sum(0)) == pytest.approx(again.score)
+    alone = [CHRF().sentence_score(text, row.references).score for text, row in zip(texts, rows, strict=True)]
+    assert measure.of_rows() == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("text", ["白日依", "白", "火", "", "白日依山火", "白日依山尽，黄河", "白日 依山"])
+def test_chrf_of_short_texts_is_of_the_orders_that_there_are(text: str) -> None:
+    (measure,) = chrf([text], [TaskRow("", ["白日依山尽，黄河"])])
+    assert measure.value == pytest.approx(CHRF().corpus_score([text], [["白日依山尽，黄河"]]).score)
 
 
 def test_a_slot_is_one_token_of_bleu() -> None:

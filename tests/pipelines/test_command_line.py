@@ -15,7 +15,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from modules.config.generation import GenerateConfig
+from modules.config.prediction import GenerateConfig
 from modules.system.signals import Stopped
 from pipelines.cli.command_line import run_stage, with_positions
 from tests.helpers.models import ROOT

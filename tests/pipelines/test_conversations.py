@@ -142,7 +142,7 @@ def test_predict_answers_the_last_question(chat: Path, base: Path, store: Path, 
     rows = [{"messages": talk(SAID[0])}, {"messages": talk(SAID[1][:3])}, {"messages": talk(SAID[2])[1:]}]
     (store / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     tuned = save_model(store / "tuned", load_model(base), tokenizer.with_prompt_template(TURNS_TEMPLATE), {})
-    predict(
+    answered = predict(
         load_config(
             "predict",
             [
@@ -160,6 +160,8 @@ def test_predict_answers_the_last_question(chat: Path, base: Path, store: Path, 
     expected = [generator.write_ids([ids])[0].text for ids in asked]
     found = read(store / "out.jsonl")
     assert [row["messages"] for row in found] == [row["messages"] for row in rows]
+    lines = [f"{role}: {text}" for role, text in zip(("user", "assistant", "user"), SAID[0], strict=False)]
+    assert answered.written.samples[0]["prompt"] == "\n".join(lines)
     assert [row["text"] for row in found] == [*expected, None]
     assert "a message has the role assistant and comes first" in found[2]["error"]
     (store / "texts.jsonl").write_text('{"src_txt": "春"}\n')

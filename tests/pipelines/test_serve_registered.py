@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -15,10 +16,15 @@ import pytest
 from mlflow import MlflowClient
 
 from modules.config.base import TrackingConfig
+from modules.config.loader import load_config
+from modules.inference.server.lifecycle import Lifecycle
+from modules.inference.server.model_process.messages import Found
+from modules.model.decoder import Decoder
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.models.exported_model import log_model
 from modules.tracking.stage_run import connect
 from pipelines.cli.serving import GivenModel
+from pipelines.serve import serve
 from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 from tests.helpers.server_tools import until
 
@@ -99,3 +105,24 @@ def test_a_store_that_is_not_there_is_not_made(store: Path) -> None:
     with pytest.raises(ValueError, match=r"models:/poet@champion: there is no tracking store .*make demo"):
         source.find(None)
     assert not (store / "mlflow.db").exists()
+
+
+def test_that_others_can_reach_it_is_said_once_and_not_at_each_move(
+    store: Path,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_model(store / "model", decoder, tokenizer, {})
+
+    def run(server: Lifecycle, ready: object, found: Callable[[Found], None]) -> None:
+        server.listener.close()
+        for _ in range(2):
+            found(Found(folder, None))
+
+    monkeypatch.setattr(Lifecycle, "run", run)
+    serve(load_config("serve", [f"model={folder}", "host=0.0.0.0", "port=0"]))
+    said = capsys.readouterr().out
+    assert said.count("others can reach") == 1
+    assert said.count("verifying and loading") == 2

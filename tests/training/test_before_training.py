@@ -21,7 +21,7 @@ from modules.system.signals import is_worker
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.training.callbacks import ProgressLine
 from modules.training.checkpoints.run_manifest import RunManifest, manifest_differences
-from modules.training.setup import choose_tokenizer
+from modules.training.setup import choose_tokenizers
 from modules.training.strategies import job_environment
 from pipelines.cli.launch import require_processes
 from pipelines.cli.summaries import show_trained
@@ -91,10 +91,10 @@ def test_a_template_without_targets_is_told(
     plain = datasets.Dataset.from_dict({"src_txt": ["春"]})
     pairs = plain.add_column("tgt_txt", ["秋"])
     with caplog.at_level(logging.WARNING):
-        assert choose_tokenizer(config, model, pairs).prompt_template == "{src_txt}\n"
+        assert choose_tokenizers(config, model, {"train": pairs})[""].prompt_template == "{src_txt}\n"
     assert not caplog.messages
     with caplog.at_level(logging.WARNING):
-        assert choose_tokenizer(config, model, plain).prompt_template is None
+        assert choose_tokenizers(config, model, {"train": plain})[""].prompt_template is None
     assert "data.prompt_template has no effect" in caplog.messages[0]
 
 

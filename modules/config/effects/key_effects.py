@@ -11,11 +11,12 @@ from functools import cache
 
 from ..base import CommandConfig, StageConfig
 from ..commands import CompareConfig, ConvertConfig, MainConfig
-from ..data import DataConfig, PrepareConfig, TokenizerConfig
+from ..data import AskedTaskConfig, DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
-from ..generation import GenerateConfig, GenerationConfig, LimitsConfig, ServeConfig
+from ..generation import GenerationConfig, LimitsConfig, ServeConfig
+from ..mixing import SourceConfig
 from ..model import LoraConfig, ModelConfig, SizeConfig
-from ..prediction import PredictConfig
+from ..prediction import GenerateConfig, PredictConfig
 from ..schema import keys
 from ..sweeps.command import SweepConfig
 from ..training import TrainConfig, TrainerConfig, TrainingConfig
@@ -47,9 +48,15 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.NOTHING: "process_group_timeout progress_bar",
     },
     DataConfig: {
-        Effect.RESULT: "validation_fraction max_rows bad_rows max_bad_rows sequence_length over_long prompt_template",
+        Effect.RESULT: "mix mix_temperature validation_fraction max_rows bad_rows max_bad_rows sequence_length "
+        "over_long prompt_template",
         Effect.CONTENT: "path columns validation_path test_path",
         Effect.NOTHING: "cache_dir",
+    },
+    SourceConfig: {
+        Effect.RESULT: "weight prompt_template max_rows",
+        Effect.CONTENT: "path columns validation_path test_path",
+        Effect.RECORD: "name",
     },
     TokenizerConfig: {Effect.RESULT: "kind vocab_size min_frequency", Effect.CONTENT: "path"},
     ModelConfig: {
@@ -64,11 +71,12 @@ TABLE: dict[type, dict[Effect, str]] = {
         "length_penalty form tones json_schema regex"
     },
     PrepareConfig: {
-        Effect.RESULT: "source archive columns experiment take validation_fraction test_fraction near_copies bad_rows "
-        "max_bad_rows",
+        Effect.RESULT: "source archive columns join experiment take validation_fraction test_fraction near_copies "
+        "bad_rows max_bad_rows",
         Effect.NOTHING: "seed output_dir",  # a row's split follows from its text alone
     },
-    TaskConfig: {Effect.RESULT: "name data metrics trivial template own_template examples separator rows tokenize"},
+    AskedTaskConfig: {Effect.RESULT: "name data template own_template"},
+    TaskConfig: {Effect.RESULT: "metrics trivial examples separator rows tokenize"},
     ScoringConfig: {Effect.RESULT: "ngram_floor", Effect.RECORD: "max_batch_tokens"},
     EvaluateConfig: {Effect.RESULT: "model baseline champion dtype prompts", Effect.RECORD: "card"},
     RegisterConfig: {Effect.RESULT: "model model_name measure guard alias level"},
@@ -82,7 +90,7 @@ TABLE: dict[type, dict[Effect, str]] = {
     PredictConfig: {
         Effect.RESULT: "split columns column stopped_column error_column return_full_text dtype",
         Effect.RECORD: "max_batch_tokens log_file",
-        Effect.CONTENT: "model source",
+        Effect.CONTENT: "model source task",  # of the task the prompt template, which is the tokenizer's then
         Effect.NOTHING: "seed target force",  # what the seed draws is drawn by generation.seed
     },
     ServeConfig: {
@@ -113,6 +121,8 @@ def effects(config_class: type) -> dict[str, Effect]:
             owners[key.name] = key.section
         if effect := found.get(above) or own_effects(owners[above]).get(name):
             found[key.name] = effect
+        if key.type == list[SourceConfig]:
+            found |= {f"{key.name}.{field}": effect for field, effect in own_effects(SourceConfig).items()}
     return found
 
 
@@ -131,6 +141,7 @@ def effect_of(config_class: type) -> Callable[[str], Effect]:
     found = effects(config_class)
 
     def look_up(key: str) -> Effect:
+        key = ".".join(part for part in key.split(".") if not part.isdigit())  # data.mix.0.path
         while key not in found and "." in key:
             key = key.rpartition(".")[0]
         return found.get(key, Effect.RESULT)

@@ -20,7 +20,7 @@ from ..commands import STAGES
 from ..evaluation import MEASURES
 from ..loader import load_config
 from ..schema import Key, keys, suggestion
-from ..training import VALIDATED
+from ..training import BY_SOURCE, VALIDATED
 from .command import ALL_MEASURES, SweepConfig, as_argument
 
 Values = dict[str, str]
@@ -208,7 +208,8 @@ def require_measured(config: SweepConfig, stage: Any) -> None:
     name, prefix = config.metric.partition("/")[2], "finetune." if config.stage == "main" else ""
     training = stage.finetune if prefix else stage
     texts = [training.train.text_metric, *training.task.metrics] if training.train.text_metric else []
-    known = [*VALIDATED, *(score for metric in texts for score in MEASURES.get(metric, ()))]
+    by_source = [f"{one.label}/{each}" for one in training.data.mix for each in BY_SOURCE]
+    known = [*VALIDATED, *by_source, *(score for metric in texts for score in MEASURES.get(metric, ()))]
     if name in known:
         return
     metric = next((metric for metric, names in MEASURES.items() if name in names), None)

@@ -8,11 +8,18 @@ that his book and 龙榆生's 《唐宋词格律》 (1978) give first.
 
 from __future__ import annotations
 
+import itertools
 import re
 
-FIVE = {"a": "中仄平平仄", "A": "中仄仄平平", "b": "中平平仄仄", "B": "平平中仄平"}
-SEVEN = {"a": "中平中仄平平仄", "A": "中平中仄仄平平", "b": "中仄中平平仄仄", "B": "中仄平平中仄平"}
-"""王力's four lines by his letters; capitals end in a level tone, and rhyme."""
+FIVE = {"a": "中仄平平仄", "A": "中仄仄平平", "b": "中平平仄仄", "B": "平平中仄平", "c": "平平仄平仄"}
+SEVEN = {
+    "a": "中平中仄平平仄",
+    "A": "中平中仄仄平平",
+    "b": "中仄中平平仄仄",
+    "B": "中仄平平中仄平",
+    "c": "中仄平平仄平仄",
+}
+"""王力's four lines by his letters; capitals end in a level tone, and rhyme. c may stand for b (特拗)."""
 
 ORDERS = ("aBbA", "ABbA", "bAaB", "BAaB")
 """Of the first four lines. In a regulated poem (律诗) of eight, lines 5 to 8 are as lines 1 to 4 where line 1 doesn't
@@ -26,8 +33,9 @@ def regulated(lines: dict[str, str], count: int) -> tuple[str, ...]:
         unrhymed = {"A": "aBbA", "B": "bAaB"}.get(order[0], order)
         letters = (order + unrhymed)[:count]
         marks = "，。" * (count // 2)
-        ends = zip(letters, marks, strict=True)
-        patterns.append("".join(lines[letter] + "韵" * letter.isupper() + mark for letter, mark in ends))
+        for chosen in itertools.product(*("bc" if letter == "b" else letter for letter in letters)):
+            ends = zip(chosen, marks, strict=True)
+            patterns.append("".join(lines[letter] + "韵" * letter.isupper() + mark for letter, mark in ends))
     return tuple(patterns)
 
 

@@ -63,6 +63,11 @@ class Conversation:
         messages, fault = read_messages_in(self.given, self.beside)
         return (messages[:-1] if messages and messages[-1].role == "assistant" else messages), fault
 
+    @property
+    def in_lines(self) -> str:
+        """To read: who says what."""
+        return "\n".join(f"{role}: {text}" for role, text in self.question[0])
+
     def __str__(self) -> str:
         messages, _ = self.question
         return "".join(text for _, text in with_system(messages)) if messages else ""

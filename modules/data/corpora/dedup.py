@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,18 @@ def near_copies_of_many(batches: Iterable[Sequence[str]]) -> Ids:
     for part in np.split(np.arange(len(left)), range(100_000, len(left), 100_000)):
         near[part] = _alike(sketches[left[part]], sketches[right[part]])
     return _first_connected(left[near], right[near], len(sketches))
+
+
+def near_copies_found(asked: str, alike: Mapping[str, Ids] | None) -> dict[str, Any]:
+    """How many rows are near copies of an earlier one, and how many held-out rows of a training row."""
+    if alike is None:
+        why = "near_copies=ignore" if asked == "ignore" else f"over {MOST_TEXTS:,} rows"
+        return {"near copies": f"not looked for: {why}"}
+    sizes = Counter(number for numbers in alike.values() for number in numbers.tolist())
+    train = set(alike["train"].tolist())
+    also = {name: sum(n in train for n in numbers.tolist()) for name, numbers in alike.items() if name != "train"}
+    facts = {"rows": sizes.total() - len(sizes), "most of one text": max(sizes.values()), "also in train": also}
+    return {"near copies": facts}
 
 
 def shingles(text: str, length: int = 8) -> set[str]:

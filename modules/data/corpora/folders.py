@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from ...system.checksums import sha256_of
 from ...system.jsonl import Row, read_jsonl
 from ...system.redaction import redact_text
 from ..arrow import TEXTS, fingerprint, text_batches
+from ..conversations.alpaca_rows import columns_beside
 from ..conversations.message_rows import SYSTEM_COLUMN, answers_texts, users_texts
 from ..groups import GROUP, Numbers, count_of_other_groups, group_labels, has_group, places_by_hash
 from ..quarantine import QUARANTINE, DataError, Quarantine
@@ -26,9 +26,10 @@ from ..reading.column_names import MESSAGES, OTHER_COLUMNS, require_mapped
 from ..rows import load_rows
 from ..sources import has_split
 from ..splits import groups_are_named, place_in, require_same_kind, texts_alone
-from .dedup import MOST_TEXTS, near_copies_of_many
+from .dedup import MOST_TEXTS, near_copies_found, near_copies_of_many
 from .manifest import begin_folder, earlier_manifest, finish_folder, unseen, write_splits
-from .poems import RECIPE, rows_by_split, write_derived_sets
+from .poems import RECIPE, Progress, rows_by_split, write_derived_sets
+from .prose.running_text import columns_joined, joined_rows
 from .verse import SPLITS
 
 RATINGS, REJECTED = "ratings", "rejected"
@@ -39,17 +40,20 @@ LISTS = (MESSAGES, *OTHER_COLUMNS[:3], RATINGS, REJECTED)
 
 
 @dataclass(frozen=True)
-class ServedRows:
-    rows: list[dict[str, Any]]
+class GivenRows:
+    """Rows that no file of rows holds: of served requests, or of a clone. facts: for the manifest, where they come from
+    and what was left out."""
+
+    rows: list[dict[str, Any]] | datasets.DatasetDict
     facts: dict[str, Any]
-    """For the manifest: where they come from, and what was left out."""
 
 
 SAMPLE = Path(__file__).parents[3] / "data" / "poems.jsonl.gz"
 
 
-def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
+def prepare_sample(folder: Path, sample: Path = SAMPLE, report: Progress = lambda step, done: None) -> dict[str, Any]:
     """The bundled poems → FOLDER/{poems,quatrains,couplets}; returns the manifest."""
+    report("bundled poems", 0)
     identity = {"source": sample.name, "sha256": sha256_of(sample), "recipe": RECIPE}
     earlier = earlier_manifest(folder, identity)
     if earlier:
@@ -57,6 +61,7 @@ def prepare_sample(folder: Path, sample: Path = SAMPLE) -> dict[str, Any]:
     begin_folder(folder, identity)
     by_split = rows_by_split(read_jsonl(sample))
     files = write_splits(folder, {f"poems/{split}": by_split[split] for split in SPLITS})
+    report("bundled poems", 1)
     return finish_folder(folder, identity, files | write_derived_sets(by_split, folder))
 
 
@@ -69,7 +74,8 @@ def prepare_rows(
     quarantine: Quarantine | None = None,
     section: str = "",
     near_copies: str = "report",
-    served: ServedRows | None = None,
+    given: GivenRows | None = None,
+    join: str | None = None,
 ) -> dict[str, Any]:
     """A user's rows → FOLDER/{train,validation,test}.jsonl.gz without exact copies; returns the manifest.
 
@@ -79,9 +85,9 @@ def prepare_rows(
 
     section: what stands before the key `columns` where it is typed, for messages.
     near_copies: as PrepareConfig has it.
-    served: the rows, where they come from served requests.
+    given: the rows, where no file has them. join: as PrepareConfig has it.
     """
-    origin, extras = (served.rows, (*OTHER_COLUMNS, RATINGS, REJECTED)) if served else (source, OTHER_COLUMNS)
+    origin, extras = (given.rows, (*OTHER_COLUMNS, RATINGS, REJECTED)) if given else (source, OTHER_COLUMNS)
     own = [name for name in SPLITS[1:] if has_split(origin, name)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".rows", ".", folder.parent) as place:  # checked rows may be more than fit memory
@@ -89,6 +95,9 @@ def prepare_rows(
         read = partial(load_rows, origin, columns, cache=Path(place), quarantine=quarantine, section=section)
         found = read_splits(partial(read, extras=extras, seen=seen), source, own, section)
         require_mapped((rows.column_names for rows in found.values()), columns, section)
+        if join:
+            found = {name: joined_rows(rows, join, f"{section}join") for name, rows in found.items()}
+            columns = columns_joined(columns, join)
         identity = {
             "source": redact_text(str(source)),
             "sha256": {name or "all": fingerprint(rows, (*TEXTS, *extras)) for name, rows in found.items()},
@@ -106,11 +115,11 @@ def prepare_rows(
         files = write_splits(folder, {name: written(splits[name]) for name in SPLITS if name in splits})
         facts = {
             **columns_found(found, columns, seen, extras),
-            **(served.facts if served else {}),
+            **(given.facts if given else {}),
             "exact copies dropped": number_of(found) - number_of(unique),
             "near copies dropped": left_out,
             **near_copies_found(near_copies, together),
-            **groups_found(splits, not own or groups_are_named(source)),
+            **groups_found(splits, bool(given) or not own or groups_are_named(source)),
         }
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
@@ -244,19 +253,8 @@ def columns_found(
     kept = [column for column in (*texts, *extras) if column in present]
     used = {*columns, *(column for column in kept if column not in columns.values())}
     used |= {SYSTEM_COLUMN} if MESSAGES in present else set()  # a message of the conversation
+    used |= {*columns_beside(columns)} if "tgt_txt" in present else set()
     return {"columns": kept, "columns not kept": [name for name in seen if name not in used]}
-
-
-def near_copies_found(asked: str, alike: Mapping[str, Numbers] | None) -> dict[str, Any]:
-    """How many rows are near copies of an earlier one, and how many held-out rows of a training row."""
-    if alike is None:
-        why = "near_copies=ignore" if asked == "ignore" else f"over {MOST_TEXTS:,} rows"
-        return {"near copies": f"not looked for: {why}"}
-    sizes = Counter(number for numbers in alike.values() for number in numbers.tolist())
-    train = set(alike["train"].tolist())
-    also = {name: sum(n in train for n in numbers.tolist()) for name, numbers in alike.items() if name != "train"}
-    facts = {"rows": sizes.total() - len(sizes), "most of one text": max(sizes.values()), "also in train": also}
-    return {"near copies": facts}
 
 
 def groups_found(splits: Mapping[str, datasets.Dataset], named: bool) -> dict[str, Any]:

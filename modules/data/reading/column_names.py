@@ -192,6 +192,14 @@ def _check_other_name(findings: Findings, names: Sequence[str], listed: str) -> 
             f"{findings.where} has no column src_txt; its columns are {listed}; if {talks[0]!r} holds what user and "
             f"assistant say in turns, give {setting(talks[0], MESSAGES, findings.section)}"
         )
+    if {"instruction", "output"} <= set(names):
+        mapped = " ".join(
+            setting(*pair, findings.section) for pair in (("instruction", "src_txt"), ("output", "tgt_txt"))
+        )
+        raise DataError(
+            f"{findings.where} has no column src_txt; its columns are {listed}, as Alpaca's rows have; give {mapped}: "
+            "input, history and system are then read with them"
+        )
     if {"role", "content"} <= set(names) or {"from", "value"} <= set(names):
         raise DataError(
             f"{findings.where} has no column src_txt; its columns are {listed}, as messages have; a row is a whole "

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..quarantine import DataError, Findings
 from .column_names import used_columns
 from .delimited import csv_rows
-from .finding import FORMATS, file_format
 from .json_values import json_rows, jsonl_rows
+from .split_names import FORMATS, file_format
 from .text_lines import Row, txt_rows
 
 

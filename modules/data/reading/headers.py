@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...config.commands import MADE_BY_STAGE, MainConfig
-from ...config.data import TASK_DATA, TRACES, DataConfig, PrepareConfig
+from ...config.data import CLONES, TRACES, DataConfig, PrepareConfig
 from ...config.prediction import PredictConfig
 from ...config.training import TrainingConfig
 from ...system.paths import expanded, is_below
+from ..corpora.prose.clone_files import require_clone
+from ..quarantine import said_of
 from .column_names import MESSAGES, OTHER_COLUMNS, TEXT_COLUMNS, check_mapping, check_present, require_mapped
 from .files import findings_of, read_files
 from .finding import (
-    SPLIT_NAMES,
     check_prepared,
-    file_format,
     find_files,
     is_divided,
     is_saved_dataset,
@@ -24,6 +24,7 @@ from .finding import (
     nowhere,
     split_files,
 )
+from .split_names import SPLIT_NAMES, file_format
 
 FIRST_ROWS = 100
 
@@ -43,16 +44,20 @@ def check_headers(config: object, prefix: str = "", made: Sequence[str] = ()) ->
         for name in ("prepare", *(["pretrain"] if config.from_scratch else []), "finetune", "evaluate", "register"):
             check_headers(getattr(config, name), f"{name}.", config.outputs)
     elif isinstance(config, PrepareConfig):
-        if config.source not in ("sample", "full", TRACES, *TASK_DATA):
+        if config.source in CLONES and config.archive:
+            require_clone(config.source, config.archive)
+        elif config.source != TRACES and not config.is_public:
             sources = [(config.source, split) for split in SPLIT_NAMES]
             _check(sources, config.columns, prefix, config.bad_rows == "quarantine")
     elif isinstance(config, PredictConfig):
         source, texts = (config.source, config.split or "train"), ["src_txt", MESSAGES]
         _check([source], config.columns, prefix, tolerant=False, texts=texts)
     elif isinstance(data := getattr(config, "data", None), DataConfig):
-        sources = list(_sources_of(data, isinstance(config, TrainingConfig)))
-        sources = [(source, split) for source, split in sources if not is_below(source, made)]
-        _check(sources, data.columns, f"{prefix}data.", data.bad_rows == "quarantine")
+        for name, section in data.sources.items():
+            sources = list(_sources_of(section, isinstance(config, TrainingConfig)))
+            sources = [(source, split) for source, split in sources if not is_below(source, made)]
+            with said_of(name):
+                _check(sources, section.columns, f"{prefix}data.", data.bad_rows == "quarantine")
 
 
 def _sources_of(data: DataConfig, trains: bool) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..quarantine import DataError, Findings
-from .finding import SPLIT_NAMES
+from .split_names import SPLIT_NAMES
 from .text_lines import Row, decode, kind_of_line, opened, read_lines
 
 MAX_JSON_BYTES = 1_000_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...checkpoint.loading import load_verified, open_model, open_tokenizer
+from ...checkpoint.loading import load_verified, open_model
 from ...config.evaluation import EvaluateConfig, RegisterConfig, ScoringConfig
 from ...tokenizer.lost_text import LostText
 from ...tracking.models.known_models import log_used_model
@@ -24,6 +24,7 @@ from ..statistics import Metric, compare
 from ..task_evaluation import Evaluation, Progress, Task, TaskRows
 from ..task_rows import copies_in_training
 from .measure import DEFAULT, require_scores
+from .scored_rows import scored_tokenizer
 
 OnProgressOf = Callable[[str], AbstractContextManager[Progress]]
 """What is at work → what is to be told how far it is."""
@@ -101,7 +102,9 @@ class Candidate:
         """Whether one of the two was trained on each of the rows, as far as that is known."""
 
     def require_askable(self, folder: Path) -> None:
-        self.task.prompted(open_tokenizer(folder), open_model(folder).config.max_position_embeddings)
+        self.task.prompted(
+            scored_tokenizer(folder, self.config.data), open_model(folder).config.max_position_embeddings
+        )
 
     def plan(self) -> dict[str, str]:
         """How it will be chosen, for people."""
@@ -121,12 +124,13 @@ class Candidate:
     def lost(self) -> LostText:
         """What its tokenizer loses of the rows."""
         positions = open_model(self.folder).config.max_position_embeddings
-        prompted = self.task.prompted(open_tokenizer(self.folder), positions)
+        prompted = self.task.prompted(scored_tokenizer(self.folder, self.config.data), positions)
         return lost_of_rows(prompted.rows, prompted.tokenizer, positions)
 
     def score(self, folder: Path, progress: Progress | None = None) -> Evaluation:
         """Of the model itself, or of the holder's."""
-        return self.task.of_model(*load_verified(folder), progress)
+        decoder, _ = load_verified(folder)
+        return self.task.of_model(decoder, scored_tokenizer(folder, self.config.data), progress)
 
     def scores(self, found: Evaluation, who: str = "model") -> dict[str, float]:
         """Those that decide, by their keys in MLflow."""
@@ -178,7 +182,7 @@ class Candidate:
 
     def rivals(self) -> Iterator[tuple[str, Metric]]:
         """What needs no model, with its score by the measure."""
-        for name, rival in self.task.rivals(open_tokenizer(self.folder)).items():
+        for name, rival in self.task.rivals(scored_tokenizer(self.folder, self.config.data)).items():
             if self.measure in rival and not math.isnan(rival[self.measure].value):
                 yield name, rival[self.measure]
 

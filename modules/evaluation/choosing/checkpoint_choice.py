@@ -41,6 +41,8 @@ def scored_task(config: TrainingConfig) -> TaskConfig:
 
 def with_selection(config: TrainingConfig, training: TrainingSetup) -> TrainingSetup:
     """The set-up with what its checkpoints are chosen by. DataError where the validation rows don't allow it."""
+    if (chosen_by := config.train.select_by) != LOSS and not config.train.text_metric:  # the loss of one source
+        return replace(training, selection=Selection(chosen_by), plan=replace(training.plan, chosen_by=chosen_by))
     if not config.train.text_metric:
         return training
     assert training.asked is not None

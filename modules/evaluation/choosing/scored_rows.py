@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,13 +25,14 @@ from ...data.splits import (
     place_in,
     require_same_kind,
 )
+from ...tokenizer.tokenizer import Tokenizer
 from ..baselines import NEEDS_TRAINING_ROWS
 from ..task_evaluation import TaskRows
 from ..task_rows import (
     REQUIRED,
     Trained,
     columns_of,
-    known_training_rows,
+    rows_of_source,
     trained_on,
     usable_columns,
     with_targets,
@@ -72,16 +72,23 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
     given, trained = config.data, trained_on(model, config.data.cache_dir)
     usual = task_data(config.task)
     if given.path or given.test_path:
-        same = trained and same_rows(given, trained.data)
-        data = filled(given, DataConfig(prompt_template=usual.prompt_template))
-        return ChosenRows(data, place_of(data, trained if same else None), "", model, trained if same else None)
+        own = trained.source_with(given) if trained else None
+        of_mixture = own is not None and own is not trained
+        template = DataConfig(prompt_template=usual.prompt_template)
+        data = filled(given, replace(own.data, max_rows=None) if own and of_mixture else template)
+        return ChosenRows(data, place_of(data, own), "", model, own)
+    sources = list(trained.sources.values()) if trained else []
     plain = open_tokenizer(model).prompt_template is None
-    named = trained if trained and (trained.data.path or trained.data.test_path) else None
+    named = next((one for one in sources if one.data.path or one.data.test_path), None) if len(sources) == 1 else None
     if usual.path and (named is None or (plain and wants_answers(config.task))):
         data = filled(given, usual)
-        return ChosenRows(data, place_of(data, None), f"the data set of task={config.task.name}", model, None)
+        own = trained.source_with(data) if trained and trained.data.mix else None
+        return ChosenRows(data, place_of(data, own), f"the data set of task={config.task.name}", model, own)
     names = ", ".join(group_names("data"))
     others = f"give data.path=FOLDER with test rows, data.test_path=FILE, or data=NAME ({names})"
+    if trained and len(sources) > 1:
+        paths = ", ".join(f"data.path={source.data.path} ({label})" for label, source in trained.sources.items())
+        raise DataError(f"model={name} was trained on a mixture, and one source is scored at a time: give {paths}")
     if named is None:
         why = "was trained on rows in memory" if trained else "doesn't tell which rows it was trained on"
         raise DataError(f"model={name} {why}, so that these must be named: {others}")
@@ -95,10 +102,11 @@ def rows_for(config: ScoringConfig, name: str, model: Path) -> ChosenRows:
         ) from error
 
 
-def same_rows(given: DataConfig, trained: DataConfig) -> bool:
-    """Whether a command names the rows that a training named, by another path perhaps."""
-    places = [os.path.abspath(each.path) if each.path else None for each in (given, trained)]
-    return places[0] == places[1] and given.columns == trained.columns
+def scored_tokenizer(model: Path, data: DataConfig) -> Tokenizer:
+    """The model's tokenizer; of one trained on a mixture with the prompt template of the source that is scored."""
+    tokenizer, trained = open_tokenizer(model), trained_on(model, data.cache_dir)
+    source = trained.source_with(data) if trained and trained.data.mix else None
+    return tokenizer.with_prompt_template(source.data.prompt_template) if source else tokenizer
 
 
 def task_data(task: TaskConfig) -> DataConfig:
@@ -172,7 +180,7 @@ def changed(chosen: ChosenRows, read: datasets.Dataset) -> bool:
     trained = chosen.trained
     split = "validation" if chosen.place.note else "test"  # a place has a note where there are no test rows
     if split not in trained.digests:  # an older training: its rows have changed where those for training have
-        return "train" in trained.digests and known_training_rows(chosen.model, chosen.data.cache_dir) is None
+        return "train" in trained.digests and rows_of_source(trained) is None
     if chosen.data != filled(trained.data, chosen.data):  # the command takes fewer of them, say
         quarantine = Quarantine(1.0) if trained.data.bad_rows == "quarantine" else None
         whole = replace(chosen, data=trained.data)

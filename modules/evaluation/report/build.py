@@ -28,7 +28,7 @@ from .verdict import compared, compared_by, measure_of
 PER_TOKEN = "perplexity"
 """The metric that a report leaves out, since models with different tokenizers can't be compared by it."""
 
-RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "perplexity_per_char")
+RANKED_BY = ("rougeL", "slot_error_rate", "exact_match", "bleu", "chrf", "perplexity_per_char")
 """What the worst and best rows are chosen by: the first of these that there is."""
 
 MOST = 12

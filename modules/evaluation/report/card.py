@@ -55,7 +55,10 @@ def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path
     A registered model's folder may be the store's own copy, which is nobody's to write to: then it returns None.
     """
     origin = read_provenance(folder)
-    source = source_of(origin.get("config", {}).get("data", {}).get("path"))
+    data = origin.get("config", {}).get("data", {})
+    source = source_of(data.get("path"))
+    for path in (each["path"] for each in data.get("mix") or ()):  # of a mixture each, its licence too
+        source |= {f"{key} of {path}": value for key, value in source_of(path).items()}
     text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
     run.log_text(text, CARD)
     if is_registered(name):

@@ -108,6 +108,7 @@ LABELS = {
     "perplexity": "Perplexity per token",
     "end_of_text_rate": "Ended by itself",
     "bleu": "BLEU",
+    "chrf": "chrF",
 }
 
 

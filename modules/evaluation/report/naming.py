@@ -51,5 +51,8 @@ def size(folder: Path) -> str:
 def rows(folder: Path) -> str:
     """How many rows a model was trained on, and of what, where its folder tells."""
     origin = read_provenance(folder)
-    count, data = (origin.get("rows") or {}).get("train"), (origin.get("config") or {}).get("data") or {}
+    counts, data = origin.get("rows") or {}, (origin.get("config") or {}).get("data") or {}
+    if data.get("mix"):
+        return ", ".join(f"{count:,} rows of {name[6:]}" for name, count in counts.items() if name.startswith("train/"))
+    count = counts.get("train")
     return f"{count:,} rows" + (f" of {Path(data['path']).name}" if data.get("path") else "") if count else ""

@@ -17,19 +17,24 @@ from ...data.splits import choose_places, load_splits, texts_alone
 from ...system.atomic import new_file
 from ..choosing.checkpoint_choice import extras, logged_name, selection_task
 from ..likelihood import Likelihoods, score
-from ..metrics import bleu_of
+from ..metrics import bleu_of, chrf_of
 from ..statistics import Metric, PairedComparison, compare, exp_ratio, ratio, with_clusters
 from ..task_rows import groups_of
 from .folder import scores_of_rows
 from .study import Study
 from .trial_outcome import Outcome
 
-KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {kind.__name__: kind for kind in (ratio, exp_ratio, bleu_of)}
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    kind.__name__: kind for kind in (ratio, exp_ratio, bleu_of, chrf_of)
+}
 """How a metric's value follows from its rows' statistics: what a file names, and a metric of it needs."""
 
 
 def save_scores(path: Path, folder: Path, config: TrainingConfig, metric: str) -> None:
-    """What each validation row adds to a model's metric, in a file; none where the metric isn't made up of rows."""
+    """What each validation row adds to a model's metric, in a file; none where the metric isn't made up of rows (of a
+    mixture it is weighted)."""
+    if config.data.mix:
+        return
     name = metric.removeprefix("val/")
     splits, place = load_splits(config.data, config.seed, extras={GROUP, *extras(config)}), choose_places(config.data)
     rows, found = splits["validation"], None

@@ -14,6 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from ...config.sweeps.command import SweepConfig
 from ...config.training import VALIDATED
 from ...data.datamodule import TextDataModule
+from ...data.mixing.sources import part_of
 from ...training.checkpoints.run_manifest import CHECKPOINTS, read_run_manifest
 from ...training.lightning_module import LanguageModel
 from .study import Study
@@ -23,11 +24,13 @@ Rows = dict[str, str | int]
 """What must be the same of all trials' rows for their scores to be comparable: name → digest or count."""
 
 TRAINING, VALIDATION, SCORED, TOKENIZER = "training rows", "validation rows", "scored characters", "tokenizer"
+WEIGHTS = "weights of the sources"
 
 REMEDIES = {
     TRAINING: "give all trials the same",
     VALIDATION: "drop the key from the space; for data.path, give data.validation_path=FILE that all are judged on",
     SCORED: "the validation rows are cut at other places: give a data.sequence_length that each of them fits into",
+    WEIGHTS: "they weigh the sources' losses, too: give metric=val/NAME/perplexity_per_char of the source that counts",
     TOKENIZER: "a loss per token can't be compared: give metric=val/perplexity_per_char",
 }
 
@@ -47,15 +50,23 @@ class OtherRowsError(EndsSweepError):
 def rows_of(config: SweepConfig, fingerprints: Mapping[str, str], data: TextDataModule) -> Rows:
     """What a trial is scored on by the sweep's metric, and trained on where the search doesn't vary that."""
     name = config.metric.partition("/")[2]
-    found: Rows = {VALIDATION: fingerprints["validation"]}
+    found: Rows = {VALIDATION: joined(fingerprints, "validation")}
+    mixture = data.mixture
+    if mixture and name in VALIDATED:  # the whole of the sources, by their weights
+        found[WEIGHTS] = str(dict(zip(mixture.names, mixture.weights, strict=True)))
     if not any({"data", "prepare"} & set(key.split(".")) for key in config.space):
-        found[TRAINING] = fingerprints["train"]
+        found[TRAINING] = joined(fingerprints, "train")
     if name in VALIDATED:
         documents = data.documents["validation"]
         found[SCORED] = int(documents.characters.sum() + documents.ended.sum()) if documents.rows_cut else "all"
-    if name in ("loss", "perplexity"):
+    if name.rpartition("/")[2] in ("loss", "perplexity"):
         found[TOKENIZER] = data.tokenizer.with_prompt_template(None).fingerprint
     return found
+
+
+def joined(fingerprints: Mapping[str, str], split: str) -> str:
+    """Of a split's rows, or of those of each source of a mixture."""
+    return ",".join(digest for name, digest in fingerprints.items() if part_of(name)[0] == split)
 
 
 def differences(one: Rows, other: Rows) -> list[str]:

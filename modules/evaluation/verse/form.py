@@ -2,8 +2,8 @@
 
 nan stands where a rule has nothing to say (a text of one line has no rhyme): `statistics.mean` leaves such a row out.
 Tones and rhymes are those of 平水韵; characters with readings of both tones, and those that the table lacks (15 % and
-0.5 % of the test poems' characters), say nothing. The rules are those of regulated verse (近体诗) as 王力 gives them
-in 《诗词格律》 (1962), chapter 诗律: the length of lines, 押韵, 平仄 with 对 and 粘, and the couplet (对仗).
+0.1 % of the test poems' characters), say nothing. The rules are those of regulated verse (近体诗) as 王力 gives them
+in 《诗词格律》 (1962), chapter 诗律: the length of lines, 押韵, 平仄 with 对, 粘 and 拗救, and the couplet (对仗).
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ import itertools
 import math
 from collections.abc import Iterable
 
+from ...config.verse.forms import FIVE
 from ...config.verse.han import han_only
 from ...data.corpora.verse import clauses
-from ...inference.verse.rhymes import LEVEL, OBLIQUE, rhyme, tone_of
+from ...inference.verse.rhymes import LEVEL, OBLIQUE, rhyme, tone_of, tones_of
+from ...inference.verse.verse_form import EITHER
 
 LENGTHS = (5, 7)
+EXCHANGED = FIVE["c"]
+"""How a couplet's first line may end instead of 平平平仄仄 (特拗)."""
+OBLIQUE_END, REPAIR = "仄中仄仄", "平平仄平"
+"""How it may end instead of 仄平平仄 where the second line ends so (对句相救); 中 is either tone."""
 
 
 def form_of(text: str) -> dict[str, float]:
@@ -81,11 +87,13 @@ def alternation(text: str) -> float:
 
     Only of lines of 5 or 7 characters. Half of them differ by chance.
     """
+    lines = lines_of(text)
+    below = itertools.chain.from_iterable((line, "") for line in lines[1::2])  # of a couplet's first line the second
     return _share(
-        _differ(one, other)
-        for line in lines_of(text)
+        _unlike(one, other)
+        for line, next_line in itertools.zip_longest(lines, below, fillvalue="")
         if len(line) in LENGTHS
-        for one, other in zip(line[1:-1:2], line[3:-1:2], strict=False)
+        for one, other in itertools.pairwise(even_tones(line, next_line))
     )
 
 
@@ -119,7 +127,8 @@ def repeated_lines(text: str) -> float:
 def couplet_opposition(first: str, second: str) -> float:
     """Share of the 2nd, 4th and 6th characters, before the last, that differ in tone from those above them."""
     first, second = han_only(first), han_only(second)
-    return _share(_differ(one, other) for one, other in zip(first[1:-1:2], second[1:-1:2], strict=False))
+    pairs = zip(even_tones(first, second), even_tones(second), strict=False)
+    return _share(_unlike(one, other) for one, other in pairs)
 
 
 def last_tones(first: str, second: str) -> float:
@@ -134,6 +143,26 @@ def shared_characters(first: str, second: str) -> float:
     return sum(character in first for character in second) / len(second) if second else math.nan
 
 
+def even_tones(line: str, below: str = "") -> list[str | None]:
+    """The tones of a line's 2nd, 4th and 6th characters, before the last, where the rule can be broken and kept (拗救).
+
+    below: the second line of the couplet that `line` begins. As if it kept the rule counts a first line with two tones
+    exchanged (特拗), or with one that the second line repairs (对句相救).
+    """
+    tones = [tone_of(character) for character in line[1:-1:2]]
+    if below and _may_end(line, EXCHANGED):
+        tones[-1] = tones[-1] and OBLIQUE
+    elif _may_end(line, OBLIQUE_END) and _may_end(below, REPAIR):
+        tones[-1] = tones[-1] and LEVEL
+    return tones
+
+
+def _may_end(line: str, pattern: str) -> bool:
+    """Whether the last characters of a line of 5 or of 7 can be read in these tones."""
+    signs = zip(line[-len(pattern) :], pattern, strict=False)
+    return len(line) in LENGTHS and all(sign in (EITHER, *tones_of(character)) for character, sign in signs)
+
+
 def _pairs(lines: list[str]) -> list[tuple[str, str]]:
     """Lines 1-2, 3-4, … where both are of 5 or of 7 characters."""
     pairs = zip(lines[::2], lines[1::2], strict=False)
@@ -141,8 +170,11 @@ def _pairs(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def _differ(one: str, other: str) -> bool | None:
-    """Whether the tones differ; None where one of them is not known."""
-    first, second = tone_of(one), tone_of(other)
+    """Whether the tones differ; None where one of them isn't known."""
+    return _unlike(tone_of(one), tone_of(other))
+
+
+def _unlike(first: str | None, second: str | None) -> bool | None:
     return first != second if first and second else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config.prediction import PredictConfig
+from ...data.conversations.alpaca_rows import HISTORY, INPUT, OF_TALKS, columns_beside, turns, with_input
 from ...data.conversations.message_rows import Conversation
 from ...data.quarantine import ABSENT, DataError, Findings
 from ...data.reading.column_names import EVERY_COLUMN, MESSAGES, check_mapping, check_present
@@ -53,6 +54,10 @@ class Source:
         """What is read → the column that may hold it."""
         self.column = next(iter(self.texts.values()))
         """Which holds the text, or the conversation."""
+        self.beside = columns_beside(config.columns)
+        """Columns of Alpaca's layout that the prompts are made of too."""
+        self.in_turns = False
+        """Whether these make conversations of them; once a survey has told."""
         self.findings = Findings(self.place)
         check_prepared(self.place)
         if self.split is None and has_splits(self.place) and (Path(self.place).exists() or may_be_on_hub(self.place)):
@@ -85,6 +90,7 @@ class Source:
             raise DataError(f"{self.findings.where} has no rows")
         check_present(self.findings, self.mapping, self.texts)
         self.column = next(name for name in self.texts.values() if name in self.findings.columns)
+        self.in_turns = not self.findings.columns.keys().isdisjoint({*self.beside} & {*OF_TALKS})
         found.columns = {name: found.columns.get(name, set()) for name in self.findings.columns}
         found.types, found.digest = self.findings.types, digest.hexdigest()
         return found
@@ -103,7 +109,7 @@ class Source:
 
     @property
     def holds_conversations(self) -> bool:
-        return self.column == self.texts.get(MESSAGES)
+        return self.in_turns or self.column == self.texts.get(MESSAGES)
 
     def answered_in_full(self, tokenizer: Tokenizer) -> bool:
         """Whether answers begin with the prompt; once a survey has told what there is to be answered."""
@@ -113,6 +119,10 @@ class Source:
     def asked(self, row: SourceRow) -> object:
         """What stands there to be answered."""
         value = row.values.get(self.column, ABSENT)
+        if INPUT in self.beside:
+            value = with_input(value, row.values.get(INPUT))
+        if self.in_turns:
+            value = turns(row.values.get(HISTORY), value)
         return Conversation(value, row.values) if self.holds_conversations else value
 
     def at(self, row: SourceRow) -> str:

@@ -59,7 +59,8 @@ class Written:
             if len(self.first_errors) < SAMPLES:
                 self.first_errors.append(f"{source.at(row)}: {answer.error}")
         elif len(self.samples) < SAMPLES:
-            prompt = str(source.asked(row))
+            asked = source.asked(row)
+            prompt = asked.in_lines if isinstance(asked, Conversation) else str(asked)
             self.samples.append({"prompt": prompt, "text": text, "stopped": answer.stopped})
 
 

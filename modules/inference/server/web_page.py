@@ -83,6 +83,7 @@ def model_facts(
         "tokenizer": tokenizer.kind,
         "answers_alone": tokenizer.prompt_template is not None,
         "template": tokenizer.prompt_template,
+        "task_templates": tokenizer.task_templates,
         "task": text_or_none(within(run, "config", "task", "name")) or last_part(within(run, "config", "data", "path")),
         "max_tokens": limits.max_new_tokens,
         "fields": list(request_fields()),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
-from ...config.data import TASK_DATA, TRACES
+from ...config.data import TRACES, PrepareConfig
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
@@ -22,10 +22,6 @@ from ...data.corpora.folders import SAMPLE
 from ...system.hardware import default_device
 from .contents import content_of
 from .imported_code import MODULES, code_digest
-
-NAMED_SOURCES = ("full", *TASK_DATA)
-"""Of prepare: packages, which the code names by their digests."""
-
 
 ROWS = ("datasets", "numpy", "pyarrow")
 NETWORK = (*ROWS, "torch", "tokenizers", "jieba")
@@ -67,15 +63,16 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
     if stage == "prepare" and values["source"] == TRACES:
         return None, "there may be other traces by now"
     data = values.get("data", {})
-    if data and not data["path"] and not data["test_path"]:
+    if data and not data["path"] and not data["test_path"] and not data["mix"]:
         return None, "no rows are named"
     effect = effect_of(type(config))
     paths = {key: field.metadata == MODEL for key, _, field in paths_in(config)}
     counted: dict[str, Any] = {}
+    named = isinstance(config, PrepareConfig) and config.is_public and config.source != "sample"  # it is no path
     for key, value in dotted_items(values):
         if effect(key) is Effect.NOTHING:
             continue
-        if key in paths and not (key == "source" and value in NAMED_SOURCES):
+        if key in paths and not (key == "source" and named):
             place = str(SAMPLE) if key == "source" and value == "sample" else value
             value = known.get(place) or content_of(place, paths[key])
             if value is None:

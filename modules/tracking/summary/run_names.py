@@ -72,7 +72,7 @@ def given_keys(stage: str, config: StageConfig) -> dict[str, Any]:
 
 def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     """(section → its name in conf/, key → value) beside what is usual."""
-    values = dict(dotted_items(redact(asdict(config)))) | settled(config)
+    values = dict(dotted_items(redact(asdict(config)), numbered=False)) | settled(config)
     names: dict[str, str] = {}
     for section in (key for key in keys(type(config)) if key.group):
         name, usual = explained(stage, section, values, usual)
@@ -162,7 +162,7 @@ def usual_values(stage: str, *named: str) -> dict[str, Any]:
     """Dotted key → value where nothing is given but, in `named`, a section's key and name."""
     if stage not in STAGES:  # whoever else has a run
         return {}
-    return dict(dotted_items(stage_defaults(stage, [(named[0], named[1])] if named else [])))
+    return dict(dotted_items(stage_defaults(stage, [(named[0], named[1])] if named else []), numbered=False))
 
 
 def of_main(stage: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from ...config.base import StageConfig
 from ...config.commands import MainConfig
@@ -84,7 +84,13 @@ def log_description(run: TrackedRun, stage: str, config: StageConfig, end: str =
     """Into the tag that MLflow shows as the run's description. It raises nothing: the stage's work is worth more."""
     try:
         logged = read_logged(run.spool)
-        lines = [line for part in sections(run.info.run_id, stage, config, logged, end) for line in part]
+        parts = list(sections(stage, config, logged, end))
+        inside = (
+            MLFLOW_PARENT_RUN_ID in run.run.data.tags
+        )  # of main, which goes on by itself, or a trial, whose folder goes
+        after = None if inside or end != "finished" else next_command(run.info.run_id, stage, config)
+        parts += [["", "Next:", "", folded(after)]] if after else []
+        lines = [line for part in parts for line in part]
         while sum(len(line) + 1 for line in lines) > LONGEST:
             lines = [*lines[:-2], "…"]
         run.set_tags({MLFLOW_RUN_NOTE: redact_text("\n".join(lines))})
@@ -92,19 +98,17 @@ def log_description(run: TrackedRun, stage: str, config: StageConfig, end: str =
         logger.warning("tracking: run %s has no description: %s", run.info.run_id, first_line(error))
 
 
-def sections(run_id: str, stage: str, config: StageConfig, logged: Logged, end: str) -> Iterator[list[str]]:
+def sections(stage: str, config: StageConfig, logged: Logged, end: str) -> Iterator[list[str]]:
     yield [f"**{stage}**: {end}", ""]
     yield [f"- {what}: {text}" for what, text in origin(config, logged).items()]
     if scores := score_lines(logged.metrics):
-        yield ["", "| score | value | 95 % interval |", "|---|---|---|", *scores]
+        yield ["", *scores]
     if logged.samples:
         steps = [sample.get("step") for sample in logged.samples]
         step = logged.saved if logged.saved in steps else steps[-1]
         shown = [sample for sample in logged.samples if sample.get("step") == step]
         yield ["", *(f"> {one_line(s['prompt'])} **{one_line(answer(s))}**  " for s in shown[:MOST_SAMPLES])]
     yield ["", "Made by:", "", folded(command(stage, config))]
-    if end == "finished" and (after := next_command(run_id, stage, config)):
-        yield ["", "Next:", "", folded(after)]
 
 
 def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
@@ -129,12 +133,14 @@ def origin(config: StageConfig, logged: Logged) -> dict[str, str]:
 
 
 def score_lines(metrics: Mapping[str, float]) -> list[str]:
-    """The run's own scores, test before validation, with their intervals where there are any."""
+    """A table of the run's own scores, test before validation, with their intervals where there are any; [] without."""
     scores = (name for name in metrics if not name.startswith("rows/"))
     own = [name for name in scores if not name.partition("/")[2].startswith(BESIDE)]
     names = [name for name in own if not name.endswith(("_low", "_high")) or f"{name.rpartition('_')[0]}" not in own]
     ordered = sorted(names, key=lambda name: (not name.startswith("test/"), f"{name}_low" not in metrics))
-    return [f"| {name} | {metrics[name]:.4g} | {interval(name, metrics)} |" for name in ordered[:MOST_SCORES]]
+    rows = [[name, f"{metrics[name]:.4g}", interval(name, metrics)] for name in ordered[:MOST_SCORES]]
+    head = ["score", "value", "95 % interval"][: 3 if any(row[2] for row in rows) else 2]
+    return [f"| {' | '.join(row[: len(head)])} |" for row in (head, ["---"] * 3, *rows)] if rows else []
 
 
 def interval(name: str, metrics: Mapping[str, float]) -> str:
@@ -175,6 +181,10 @@ def typed(value: Any) -> str:
     """A value as the command line reads it."""
     if isinstance(value, str):
         return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") if "\n" in value else value
+    if isinstance(value, list):  # of the sources of a mixture what they say
+        value = [
+            {k: v for k, v in one.items() if v not in (None, {})} if isinstance(one, dict) else one for one in value
+        ]
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,14 @@ class CostMeter:
 
 def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:
     """Tokens of each document that training has taken, epoch after epoch, up to its place in the rows."""
-    lengths = data.documents["train"].lengths
-    order = np.random.default_rng((data.seed, place.epoch)).permutation(len(lengths))
-    return np.concatenate([np.tile(lengths, place.epoch), lengths[order[: place.documents]]])
+    lengths, bounds = data.documents["train"].lengths, data.bounds["train"]
+    taken = place.taken or (place.epoch * len(lengths) + place.documents,)
+    found = []
+    for source, (first, last) in enumerate(pairwise(bounds)):
+        passes, rest = divmod(taken[source], last - first)
+        order = np.random.default_rng((data.seed, passes, source)).permutation(last - first)
+        found += [np.tile(lengths[first:last], passes), lengths[first + order[:rest]]]
+    return np.concatenate(found)
 
 
 def last_value(series: Sequence[tuple[int, float]]) -> float:

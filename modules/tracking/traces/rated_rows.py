@@ -14,7 +14,7 @@ from mlflow.entities import Assessment, LifecycleStage, Trace
 from mlflow.tracing.client import TracingClient
 
 from ...config.data import TRACES, PrepareConfig
-from ...data.corpora.folders import RATINGS, REJECTED, ServedRows
+from ...data.corpora.folders import RATINGS, REJECTED, GivenRows
 from ...data.quarantine import DataError
 from ...data.reading.column_names import MESSAGES
 from ...system.redaction import redact_text
@@ -42,7 +42,7 @@ class Example:
     correction: str | None = None
 
 
-def rows_of_traces(config: PrepareConfig, section: str = "") -> ServedRows | None:
+def rows_of_traces(config: PrepareConfig, section: str = "") -> GivenRows | None:
     """None for another source. Raises DataError where there are none.
 
     section: what stands before the keys where they are typed, for messages.
@@ -64,7 +64,7 @@ def rows_of_traces(config: PrepareConfig, section: str = "") -> ServedRows | Non
         rate = f"rate some on the server's page or with POST /v1/feedback{more}"
         raise DataError(f"experiment {name} gives no rows with {section}take={config.take} ({told}); {rate}")
     found = {what: count for what, count in counts.items() if count}
-    return ServedRows(rows, {"experiment": name, "take": config.take, "traces": found})
+    return GivenRows(rows, {"experiment": name, "take": config.take, "traces": found})
 
 
 def experiment_of(config: PrepareConfig, section: str) -> tuple[str, str]:

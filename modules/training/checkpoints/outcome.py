@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,29 @@ def parent_of(config: TrainingConfig, start: Path | None) -> dict[str, str] | No
 
 
 def final_weights(
-    config: TrainingConfig, training: TrainingSetup, checkpoint: Path, folder: Path, parent: dict[str, str] | None
+    config: TrainingConfig,
+    training: TrainingSetup,
+    checkpoint: Path,
+    folder: Path,
+    parent: dict[str, str] | None,
+    metrics: Mapping[str, float] | None = None,
 ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, str]]:
     """The weights of the model that a run ends with, from its best checkpoint.
 
     With LoRA they are the start folder's with the adapter merged in; the adapter alone is saved in folder/adapter.
 
+    Args:
+        metrics: Of the checkpoint's validation.
+
     Returns:
-        The tensors by name, and what else there is to say: {"chosen by": …} and perhaps {"adapter alone": its folder}.
+        The tensors by name, and what else there is to say: {"chosen by": …}, of a mixture's sources how they changed,
+        and perhaps {"adapter alone": its folder}.
     """
     check_undamaged(checkpoint)
     weights = trained_weights(checkpoint)
-    made = {CHOSEN: training.selection.describe(read_progress(checkpoint)["global_step"])}
+    progress = read_progress(checkpoint)
+    made = {CHOSEN: training.selection.describe(progress["global_step"])}
+    made |= {f"  {name}": text for name, text in changes_of_sources(training, progress, metrics or {}).items()}
     if config.lora.rank:
         assert training.start, "TrainingConfig.complaints sees to it"
         assert parent
@@ -50,6 +61,22 @@ def final_weights(
         weights = apply_adapter(open_model(training.start), read_adapter(adapter), base_hash).weights
         made[ADAPTER] = str(folder / "adapter")
     return ((name, tensor.read()) for name, tensor in weights.items()), made
+
+
+def changes_of_sources(
+    training: TrainingSetup, progress: Mapping[str, Any], metrics: Mapping[str, float]
+) -> dict[str, str]:
+    """Source of a mixture → its perplexity per character before the first step and of the model that was chosen: what
+    has been forgotten. Empty where there was no validation before."""
+    mixture, validations = training.data.mixture, progress["validations"]
+    if not mixture or 0 not in validations:
+        return {}
+    keys = {name: f"val/{name}/perplexity_per_char" for name in mixture.names}
+    return {
+        f"{name} before → after": f"{validations[0][key]:.1f} → {metrics[key]:.1f} (perplexity per character)"
+        for name, key in keys.items()
+        if key in metrics
+    }
 
 
 def result_facts(
@@ -63,10 +90,12 @@ def result_facts(
     """What the model folder's run.yaml says of the run beside its configuration."""
     rows = {name: len(split) for name, split in training.splits.items()}
     data = {name: origin.data.get(name) or fingerprint(split) for name, split in training.splits.items()}
-    facts = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
+    facts: dict[str, Any] = {"stage": stage, "parent": parent, "data": data, "metrics": metrics, "rows": rows}
     facts |= {"tokenizer": training.tokenizer.fingerprint}
     facts |= {"sources": {name: str(place) for name, place in training.places.items()}}
     facts |= {"chosen_by": made[CHOSEN]}
+    if training.data.mixture:
+        facts |= {"prompt_templates": {name: each.prompt_template for name, each in training.data.tokenizers.items()}}
     return facts | ({"adapter_sha256": adapter_hash(Path(made[ADAPTER]))} if ADAPTER in made else {})
 
 

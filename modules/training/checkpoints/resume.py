@@ -197,6 +197,10 @@ def describe_start(checkpoint: Path | None, data: TextDataModule) -> dict[str, s
     lines = {"at step": f"{progress['global_step']:,}", "from": str(checkpoint)}
     if found := progress.get("progress"):
         place, other = Position(**found["place"]), found["counted"]["rows"] != data.rows
+        if data.mixture:
+            lines["in epoch"] = f"{place.epoch + 1} of the mixture"
+            at = data.start if data.start.step == place.step else place  # where it goes on, if that is elsewhere
+            return lines | {f"  {name}": where for name, where in data.where_sources_are(at).items()}
         taken = f"after {place.documents:,} of {len(data.documents['train']):,} documents"
         lines["in epoch"] = f"{place.epoch + 1}, {'from its beginning, as the rows are others' if other else taken}"
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
 from .memory_limit import CPU_TOKENS, MemoryDemand, fitting_tokens, memory_in_words
 from .recipe import Recipe
+from .source_facts import SourceFacts, facts_of_sources
 from .split_facts import SplitFacts
 
 
@@ -45,6 +46,10 @@ class TrainingPlan:
     ends: int = 0
     """Documents that keep their end-of-text."""
     splits: Mapping[str, SplitFacts] = field(default_factory=dict)
+    sources: Sequence[SourceFacts] = ()
+    """Of a mixture."""
+    read_an_epoch: int = 0
+    """Tokens in an epoch's steps: of a mixture others than each row's once (tokens_read)."""
     schedule: str = "cosine"
     chosen_by: str = LOSS
     """What the best checkpoint is chosen by, in words."""
@@ -62,8 +67,8 @@ class TrainingPlan:
             "rows": f"{self.rows:,} (over-long: {self.over_long()})",
             **self.describe_texts(),
             "tokens a row": f"at most {self.sequence_length:,}{self.why_so_long()}",
-            "tokens an epoch": f"{self.tokens_read:,} read, {self.tokens_per_epoch:,} trained on",
-            "tokens a step": f"{self.tokens_read / self.steps_per_epoch:,.0f}",
+            "tokens an epoch": f"{self.read_an_epoch:,} read, {self.tokens_per_epoch:,} trained on",
+            "tokens a step": f"{self.read_an_epoch / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
             "best checkpoint": f"by {self.chosen_by}",
@@ -79,11 +84,12 @@ class TrainingPlan:
 
     def describe_texts(self) -> dict[str, str]:
         """Where rows come from, and what of them can't be learnt."""
-        lines = {}
+        lines = {f"  {source.name}": source.describe(self) for source in self.sources}
         for name, facts in self.splits.items():
             if name == "train":
                 lines["  kind"] = facts.kind
-            lines["  from" if name == "train" else f"{name} rows"] = str(facts.place if name == "train" else facts)
+            if not name.startswith("train/"):  # of which the sources' own lines tell
+                lines["  from" if name == "train" else f"{name} rows"] = str(facts.place if name == "train" else facts)
             if facts.lost and facts.lost.counts:
                 lines["  lost" if name == "train" else f"  lost in {name}"] = (
                     f"{facts.lost}: the tokenizer doesn't give them back"
@@ -149,7 +155,7 @@ def make_plan(
         rows=documents.rows,
         rows_cut=documents.rows_cut,
         rows_split=documents.rows_split,
-        tokens_per_epoch=int(documents.trained_tokens.sum()),
+        tokens_per_epoch=data.trained_an_epoch,
         steps_per_epoch=data.steps_per_epoch,
         total_steps=steps,
         epochs=epochs,
@@ -158,6 +164,8 @@ def make_plan(
         demand=replace(demand, micro_batch_tokens=tokens),
         why_so_many=why,
         tokens_read=int(documents.lengths.sum()),
+        read_an_epoch=data.read_an_epoch,
+        sources=facts_of_sources(data),
         tokens_cut=documents.tokens_cut,
         ends=int(documents.ended.sum()),
         schedule=config.train.schedule or "cosine",
@@ -191,6 +199,8 @@ class Course:
     validate_every: int
     offset: int = 0
     """Added to a step: epochs whose steps began to count in their middle don't end at multiples."""
+    validates_first: bool = False
+    """Whether there is a validation before the first step: of a mixture, to tell what is forgotten."""
 
     def validates_after(self, step: int) -> bool:
         return (step + self.offset) % self.validate_every == 0
@@ -199,10 +209,11 @@ class Course:
 def make_course(train: TrainConfig, plan: TrainingPlan, data: TextDataModule) -> Course:
     """Validates every train.validate_every_n_steps, else at the end of each epoch."""
     every = train.validate_every_n_steps or plan.steps_per_epoch
+    first = data.mixture is not None and train.init_from is not None
     if data.start.documents == 0 == data.start.step:
-        return Course(data.start, plan.total_steps, min(every, plan.total_steps))
+        return Course(data.start, plan.total_steps, min(every, plan.total_steps), validates_first=first)
     offset = 0 if train.validate_every_n_steps else -data.first_epoch_end % every
-    return Course(data.start, plan.total_steps, every, offset)
+    return Course(data.start, plan.total_steps, every, offset, first)
 
 
 def peak_learning_rate(config: TrainingConfig) -> float:

@@ -15,7 +15,7 @@ Of the rows their number and lengths count, of the model its width:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,8 @@ LOOKED_AT = 10_000
 
 MEASURED_ROWS, MEASURED_PARAMETERS = 32, 500_000_000
 
+Parts = Sequence[tuple[datasets.Dataset, Tokenizer]]
+
 UNCUT = 2**40
 """More tokens than any row has."""
 
@@ -80,23 +82,24 @@ class Recipe:
         return f" (the model's loss on these rows is {self.starting_loss:.2f} a token before training)"
 
 
-def settle_recipe(
-    config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rows: datasets.Dataset, start: Path | None = None
-) -> Recipe:
-    """Sets what isn't given of `config`, which is changed; says what that was. start: the model's folder."""
+def settle_recipe(config: TrainingConfig, model: ModelConfig, parts: Parts, start: Path | None = None) -> Recipe:
+    """Sets what isn't given of `config`, which is changed; says what that was.
+
+    parts: the training rows of each source, and the tokenizer with its template. start: the model's folder.
+    """
     name = config.recipe or ("poetry" if is_prepared_verse(config.data.path) else "own")
     if name == "poetry":
         return Recipe(name, fill(config, POETRY))
     wanted = [key for key in missing(config) if config.train.init_from or key not in SIZES_OWN]
     if not wanted:
         return Recipe(name)
-    lengths = row_lengths(rows, tokenizer)
-    values = own_values(config, model, rows, lengths)
+    lengths = np.concatenate([row_lengths(rows, tokenizer) for rows, tokenizer in parts])
+    values = own_values(config, model, [rows for rows, _ in parts], lengths)
     filled = fill(config, {key: values[key] for key in wanted})
     measured = None
     if "train.learning_rate" in filled and start and measurable(config, model):
-        measured = starting_loss(start, rows, tokenizer, config.data.sequence_length or 1)
-        newness = measured / math.log(model.vocab_size or tokenizer.vocab_size)
+        measured = starting_loss(start, parts, config.data.sequence_length or 1)
+        newness = measured / math.log(model.vocab_size or parts[0][1].vocab_size)
         config.train.learning_rate = learning_rate_for(model.hidden_size, False, newness)
     return Recipe(name, filled, int(lengths.max(initial=0)), measured)
 
@@ -123,10 +126,10 @@ def fill(config: TrainingConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def own_values(
-    config: TrainingConfig, model: ModelConfig, rows: datasets.Dataset, lengths: np.ndarray
+    config: TrainingConfig, model: ModelConfig, sources: Sequence[datasets.Dataset], lengths: np.ndarray
 ) -> dict[str, Any]:
     """Key → what suits these rows and this model."""
-    train, count = config.train, max(1, len(rows))
+    train, count = config.train, max(1, sum(map(len, sources)))
     batch = train.batch_size or max(1, min(16, count // 30))
     in_epoch = count * float(lengths.mean()) / train.batch_tokens if train.batch_tokens else count / batch
     epochs = train.max_epochs or max(1, min(3, round(math.sqrt(200_000 / count))))
@@ -134,7 +137,7 @@ def own_values(
     fitting = -(-int(np.percentile(lengths, 95, method="inverted_cdf")) // 16) * 16
     return {
         "data.sequence_length": min(fitting, model.max_position_embeddings),
-        "data.over_long": "cut" if "tgt_txt" in rows.column_names else "split",
+        "data.over_long": "cut" if all("tgt_txt" in rows.column_names for rows in sources) else "split",
         "train.learning_rate": learning_rate_for(model.hidden_size, bool(config.lora.rank)),
         "train.schedule": "cosine",
         "train.warmup_steps": max(1, min(100, int(steps // 10))),
@@ -158,16 +161,17 @@ def measurable(config: TrainingConfig, model: ModelConfig) -> bool:
 
 
 @torch.inference_mode()
-def starting_loss(start: Path, rows: datasets.Dataset, tokenizer: Tokenizer, sequence_length: int) -> float:
-    """The mean loss of a trained token of MEASURED_ROWS rows, spread over all of them, before any training."""
-    some = rows.select(range(0, len(rows), max(1, -(-len(rows) // MEASURED_ROWS))))
-    decoder = load_model(start, dtype=torch.float32)
-    documents = encode_rows(some, tokenizer, sequence_length)
-    steps, total = in_order(documents, CPU_TOKENS), 0.0
-    for batch in (batch for number in range(len(steps)) for batch in steps[number].micro_batches):
-        head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained)
-        total += float(decoder(batch.input_ids, batch.layout, head=head))
-    return total / max(1, int(documents.trained_tokens.sum()))
+def starting_loss(start: Path, parts: Parts, sequence_length: int) -> float:
+    """The mean loss of a trained token of MEASURED_ROWS rows of each source, spread over them, before any training."""
+    decoder, total, tokens = load_model(start, dtype=torch.float32), 0.0, 0
+    for rows, tokenizer in parts:
+        some = rows.select(range(0, len(rows), max(1, -(-len(rows) // MEASURED_ROWS))))
+        documents = encode_rows(some, tokenizer, sequence_length)
+        steps, tokens = in_order(documents, CPU_TOKENS), tokens + int(documents.trained_tokens.sum())
+        for batch in (batch for number in range(len(steps)) for batch in steps[number].micro_batches):
+            head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained)
+            total += float(decoder(batch.input_ids, batch.layout, head=head))
+    return total / max(1, tokens)
 
 
 def row_lengths(rows: datasets.Dataset, tokenizer: Tokenizer) -> np.ndarray:

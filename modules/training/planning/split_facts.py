@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import datasets
+import numpy as np
 
-from ...data.arrow import count_copies
 from ...data.encoding import Documents
+from ...data.mixing.copies import copies_among
+from ...data.mixing.sources import part_of
 from ...data.splits import Place, kind_of_rows
 from ...tokenizer.lost_text import LostText
 
@@ -25,9 +27,11 @@ class SplitFacts:
     """Characters that the tokenizer loses; None for rows that training doesn't encode."""
     related: int | None = None
     """Of its rows those of a group that training rows are of, too; None where groups aren't known."""
+    copied: str = ""
+    """Of which sources of a mixture these training rows are, in words."""
 
     def __str__(self) -> str:
-        copies = f"; also among the training rows: {self.copies:,}" if self.copies else ""
+        copies = f"; also among the training rows: {self.copies:,}{self.copied}" if self.copies else ""
         if self.copies and self.place.held_out:
             copies += " (python -m pipelines.prepare drops copies)"
         related = f"; of a group that training rows are of: {self.related:,}" if self.related else ""
@@ -54,15 +58,17 @@ def facts_of_splits(
     related: Mapping[str, int] | None = None,
 ) -> dict[str, SplitFacts]:
     """related: as `related_rows` counts them."""
-    train = splits["train"]
-    return {
-        name: SplitFacts(
-            len(rows),
-            kind_of_rows(rows.column_names),
-            places[name],
-            None if name == "train" else count_copies(rows, train),
-            LostText(documents[name].lost, documents[name].text_characters) if name in documents else None,
-            (related or {}).get(name),
-        )
-        for name, rows in splits.items()
-    }
+    train = {part_of(name)[1]: rows for name, rows in splits.items() if part_of(name)[0] == "train"}
+    found = {}
+    for name, rows in splits.items():
+        kind = kind_of_rows(rows.column_names)
+        lost = LostText(documents[name].lost, documents[name].text_characters) if name in documents else None
+        if part_of(name)[0] == "train":
+            found[name] = SplitFacts(len(rows), kind, places[name], None, lost)
+            continue
+        among = {source: copies_among(rows, others) for source, others in train.items()}
+        sources = [f"{source} {int(copies.sum()):,}" for source, copies in among.items() if source and copies.any()]
+        copies = int(np.any(list(among.values()), axis=0).sum())
+        copied = f" ({', '.join(sources)})" if sources else ""
+        found[name] = SplitFacts(len(rows), kind, places[name], copies, lost, (related or {}).get(name), copied)
+    return found

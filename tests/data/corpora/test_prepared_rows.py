@@ -292,7 +292,8 @@ def test_whoever_does_not_want_to_know_is_told_so(tmp_path: Path, monkeypatch: p
     assert manifest["near copies"] == "not looked for: near_copies=ignore"
     with pytest.raises(DataError, match="holds other data"):
         prepared(tmp_path, source, near_copies="drop")
-    monkeypatch.setattr("modules.data.corpora.folders.MOST_TEXTS", 49)
+    for module in ("dedup", "folders"):
+        monkeypatch.setattr(f"modules.data.corpora.{module}.MOST_TEXTS", 49)
     manifest = prepare_rows(tmp_path / "many", str(source), {}, 0.1, 0.1)
     assert manifest["near copies"] == "not looked for: over 49 rows"
     with pytest.raises(DataError, match=r"near_copies=drop: over 49 rows aren't compared"):

@@ -65,6 +65,17 @@ def test_what_the_page_says_of_tasks_is_what_conf_says(tab: Page, tokenizer: Tok
         }  # fmt: skip
 
 
+def test_a_model_of_several_tasks_offers_a_prompt_of_each(tab: Page, tokenizer: Tokenizer) -> None:
+    templates = {"classical_modern": "{src_txt}\n今译：", "couplets": "{src_txt}\n下联：", "mine": "{src_txt}？"}
+    decoder = make_decoder(make_config(tokenizer.vocab_size))
+    with served(decoder, tokenizer.with_prompt_template(None, templates)) as running:
+        tab.open(running.url)
+        tab.until(KNOWN)
+        chips = tab.value("[...document.querySelectorAll('#examples button')].map((each) => each.textContent)")
+    assert chips[:2] == ["学而时习之，不亦说乎？\n今译：", "烽火连三月\n下联："]
+    assert len(chips) == 5  # with those of verse, which it continues
+
+
 @pytest.mark.parametrize(
     ("task", "path", "template", "expected"),
     [

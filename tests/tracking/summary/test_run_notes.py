@@ -60,9 +60,21 @@ def test_a_training_is_described_by_the_model_that_it_saved(store: Path) -> None
         run.log_checkpoints(store / "checkpoints", [10, 20])
         run.log_saved(10)
     note = note_of(run.info.run_id)
-    assert "| val/loss | 3.25 |" in note
+    assert "| score | value |\n| --- | --- |\n| val/loss | 3.25 |\n" in note  # no column of intervals, which it hasn't
+    assert "Next:" in note
     assert "> 春 **风**" in note
     assert "雨" not in note
+
+
+def test_a_run_inside_another_names_no_next_command(store: Path) -> None:
+    """Of main, which goes on by itself, or of a trial, whose folder is removed unless it is among the best."""
+    config = load_config("finetune", ["train.init_from=models/poems", "tracking.log_system_metrics=false"])
+    outer = load_config("sweep", ["stage=finetune", "tracking.log_system_metrics=false"])
+    with stage_run("sweep", outer), stage_run("finetune", config) as run:
+        pass
+    note = note_of(run.info.run_id)
+    assert "Made by:" in note
+    assert "Next:" not in note
 
 
 def test_a_description_of_a_failure_says_why_and_names_no_next_command(store: Path) -> None:

@@ -22,7 +22,7 @@ from modules.training.planning.recipe import (
     settle_recipe,
     starting_loss,
 )
-from modules.training.setup import choose_tokenizer
+from modules.training.setup import choose_tokenizers
 from tests.helpers.models import ROOT
 
 WINDOW = 64
@@ -49,7 +49,7 @@ def pairs(*lengths: int) -> datasets.Dataset:
 
 def settled(tokenizer: Tokenizer, rows: datasets.Dataset, *arguments: str) -> tuple[TrainingConfig, str]:
     config = load_config("finetune", [START, "data.path=mine.csv", *arguments])
-    return config, str(settle_recipe(config, model(), tokenizer, rows))
+    return config, str(settle_recipe(config, model(), [(rows, tokenizer)]))
 
 
 def values_of(config: TrainingConfig) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def values_of(config: TrainingConfig) -> dict[str, Any]:
 )
 def test_rows_say_how_many_a_step_takes_and_how_often_they_come(count: int, batch: int, epochs: int) -> None:
     rows = datasets.Dataset.from_dict({"src_txt": np.full(count, "春")})
-    found = own_values(load_config("finetune", [START]), model(), rows, np.full(10, 5))
+    found = own_values(load_config("finetune", [START]), model(), [rows], np.full(10, 5))
     assert (found["train.batch_size"], found["train.max_epochs"]) == (batch, epochs)
     assert found["train.warmup_steps"] == min(100, -(-count // batch) * epochs // 10)
 
@@ -81,8 +81,8 @@ def test_verse_is_known_to_the_model_that_comes_with_moyun_and_modern_text_is_ne
     tokenizer = load_tokenizer(folder)
     verse = datasets.Dataset.from_dict({"src_txt": poems["test"]})
     modern = datasets.Dataset.from_dict({"src_txt": ["这个接口返回一个列表，参数的默认值可以在配置文件里修改。"] * 5})
-    assert starting_loss(folder, verse, tokenizer, 128) < 0.55 * math.log(9000)
-    assert starting_loss(folder, modern, tokenizer, 128) > 0.75 * math.log(9000)
+    assert starting_loss(folder, [(verse, tokenizer)], 128) < 0.55 * math.log(9000)
+    assert starting_loss(folder, [(modern, tokenizer)], 128) > 0.75 * math.log(9000)
 
 
 def test_a_document_is_as_long_as_nearly_all_rows_and_no_longer_than_the_window(tokenizer: Tokenizer) -> None:
@@ -145,7 +145,7 @@ def test_verse_that_prepare_makes_gets_the_original_cards_recipe_and_other_rows_
 
 def test_fresh_weights_have_their_sizes_rate_and_batch(tokenizer: Tokenizer) -> None:
     config = load_config("finetune", ["model=tiny", "data.path=mine.csv"])
-    settle_recipe(config, model(), tokenizer, pairs(5))
+    settle_recipe(config, model(), [(pairs(5), tokenizer)])
     train = config.train
     assert (train.learning_rate, train.batch_size, train.max_epochs) == (None, None, 3)
 
@@ -154,5 +154,5 @@ def test_answers_are_parted_from_their_sources_where_no_template_is_named(tokeni
     """After a whole text a model that continues texts ends: without a sign it answers nothing."""
     tokenizer.with_prompt_template(None).save(tmp_path)
     config = load_config("finetune", [START])
-    assert choose_tokenizer(config, tmp_path, pairs(1)).prompt_template == "{src_txt}\n"
-    assert choose_tokenizer(config, tmp_path, pairs(1).remove_columns("tgt_txt")).prompt_template is None
+    for rows, template in ((pairs(1), "{src_txt}\n"), (pairs(1).remove_columns("tgt_txt"), None)):
+        assert choose_tokenizers(config, tmp_path, {"train": rows})[""].prompt_template == template

@@ -9,7 +9,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .messages import Found, Setup
@@ -32,6 +32,20 @@ MARGIN = 1.0
 
 AWAY_SECONDS = 600.0
 """Between two lines in the log that the registry doesn't answer."""
+
+
+AGAIN_SECONDS = 600.0
+"""The longest pause until a version that couldn't be served is tried again."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a version couldn't take over, and when it is tried again."""
+
+    version: str
+    why: str
+    pause: float
+    again_at: float
 
 
 class Supervisor:
@@ -124,8 +138,8 @@ class Supervisor:
         self.ready(process.model)
 
     async def follow(self) -> None:
-        """Looks where the alias points, and has that version take over; one that can't isn't tried again."""
-        refused: str | None = None
+        """Looks where the alias points, and has that version take over; one that can't is tried again (`refusal`)."""
+        refused: Refusal | None = None
         told_at = -math.inf
         while True:
             await asyncio.sleep(self.follow_seconds)
@@ -143,16 +157,23 @@ class Supervisor:
                     )
                 continue
             told_at = -math.inf
-            refused = refused if version == refused else None
-            if version in (refused, self.current.version):
+            refused = refused if refused and version == refused.version else None
+            if version == self.current.version or (refused and time.monotonic() < refused.again_at):
                 continue
             try:
                 await self.move_to(version)
             except Exception as error:
-                refused, why = version, " ".join(str(error).split())
-                logger.warning(
-                    "version %s isn't served: %s; going on with version %s", version, why, self.current.version
-                )
+                refused = self.refusal(version, " ".join(str(error).split()), refused)
+
+    def refusal(self, version: str, why: str, before: Refusal | None) -> Refusal:
+        """Says so unless it was for the same reason `before`; the pause doubles, as the reason may pass or not.
+
+        A store is briefly away, a file is still being written: the next look finds them.
+        """
+        if before is None or before.why != why:
+            logger.warning("version %s isn't served: %s; going on with version %s", version, why, self.current.version)
+        pause = max(self.follow_seconds, min(2 * before.pause, AGAIN_SECONDS)) if before else self.follow_seconds
+        return Refusal(version, why, pause, time.monotonic() + pause)
 
     async def move_to(self, version: str) -> None:
         """Until the version before it has ended its texts: there are never more than two."""

@@ -6,7 +6,7 @@ import { showCard } from "./card.js";
 import { askAbout, listenForThumbs } from "./feedback.js";
 import { at, firstLanguage, make, placeholder, say, speak } from "./language.js";
 import { inputOf, offerFields, parametersGiven } from "./parameters.js";
-import { taskOf } from "./tasks.js";
+import { promptsOf, taskOf } from "./tasks.js";
 
 const sleep = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const LOOK_SECONDS = 3; // between two looks at whether the server is there
@@ -247,7 +247,7 @@ function welcome(task) {
   if (talks()) at("writing").append(at("error"), at("composer"));
   else at("writing").prepend(at("composer"), at("error"));
   document.body.classList.toggle("talks", talks());
-  offer(card.examples.length ? card.examples : (task.examples ?? []));
+  offer([...promptsOf(card), ...(card.examples.length ? card.examples : (task.examples ?? []))]);
   offerFields(card, task.generation, [...FIRST, ...(talks() ? [] : OF_VERSE)]);
   forget();
 }

@@ -42,6 +42,15 @@ export const TASKS = {
     generation: { max_tokens: 128, temperature: 0 },
     alone: true,
   },
+  translate: {
+    data: "classical_modern",
+    template: "{src_txt}\n今译：",
+    label: ["文言文", "Classical Chinese"],
+    hint: ["一句文言文，模型译成现代汉语", "a classical sentence, which the model puts into modern Chinese"],
+    examples: ["学而时习之，不亦说乎？", "温故而知新，可以为师矣。", "臣闻求木之长者，必固其根本。"],
+    generation: { max_tokens: 256, temperature: 0 },
+    alone: true,
+  },
   instructions: {
     template: "问：{src_txt}\n答：",
     label: ["指令", "Instruction"],
@@ -58,8 +67,20 @@ const VERSE = {
 };
 const OTHER = { label: ["消息", "Message"], hint: ["写给模型的话", "what you say to the model"], generation: VERSE.generation };
 
-/** The task that a model was trained for, as far as its card says so: by its name, and the prompt template with it. */
+/** The task that a model was trained for, as far as its card says so: by its name or its data's, and the prompt template
+ * with it. */
 export function taskOf({ task, template }) {
-  const known = Object.hasOwn(TASKS, task ?? "") ? TASKS[task] : null;
+  const known = taskCalled(task);
   return known?.template === template ? known : template === null ? VERSE : OTHER;
+}
+
+/** A prompt for each task of a model that was trained on several and continues text: an example in the task's template. */
+export function promptsOf({ template, task_templates: templates = {} }) {
+  if (template !== null) return [];
+  const known = Object.entries(templates).filter(([name]) => taskCalled(name));
+  return known.map(([name, own]) => own.replace("{src_txt}", () => taskCalled(name).examples[0]));
+}
+
+function taskCalled(wanted) {
+  return Object.entries(TASKS).find(([name, { data = name }]) => wanted === name || wanted === data)?.[1];
 }
