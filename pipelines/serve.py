@@ -14,6 +14,7 @@ from modules.inference.server.lifecycle import Lifecycle
 from modules.inference.server.model_process.messages import Found
 from modules.inference.server.model_process.served_model import ServedModel
 from modules.system.redaction import FROM_ENVIRONMENT
+from modules.tracking.traces.trace_sender import sending_traces
 
 from .cli.command_line import run_stage
 from .cli.printing import say
@@ -51,9 +52,7 @@ def serve(config: ServeConfig) -> None:
     if not config.traces:
         server.run(ready, found)
         return
-    from modules.tracking.traces.trace_sender import sending_traces  # MLflow takes seconds to import
-
-    with sending_traces(config) as (server.service.recorder, where):
+    with sending_traces(config, source) as (server.service.recorder, where):
         say(f"serve: prompts and texts of {100 * config.traces:.4g}% of the requests are kept as traces in {where}")
         server.run(ready, found)
 

@@ -12,9 +12,10 @@ import torch
 from ..config.base import shown
 from ..config.generation import CONSTRAINTS, GenerationConfig
 from ..model.decoder import Decoder
+from ..model.decoding.batch_rows import Rows, check_biases, start
 from ..model.decoding.beam_search import beam_search
 from ..model.decoding.token_scores import Scores, TokenScore
-from ..model.sampling import Rows, check_biases, generate, prefill, start
+from ..model.sampling import generate, prefill
 from ..tokenizer.lost_text import loses, lost_named
 from ..tokenizer.tokenizer import Tokenizer
 from .given_texts import Asked, Given, as_text, encode_asked, is_one, texts_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,10 @@ class KVCache:
     lengths: (B,) int64, positions already filled in each row.
     mask: (B, 1, 1, longest + 1) bool, the positions that the next token of a row attends to; None where rows are
     equally long and each attends to all.
+    between: is called in each layer of a step, before its attention.
     """
+
+    between: Callable[[], object] | None = None
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
         """capacity: positions of each row, prompt and answer together (S)."""
@@ -43,6 +46,8 @@ class KVCache:
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """Writes the next token's keys and values, and attends to all that are there: (B, nh, 3, hs) → (B, nh·hs)."""
+        if self.between:
+            self.between()
         cached, kv = self.layers[layer], qkv[:, :, 1:]
         if self.ragged:
             cached[torch.arange(len(kv), device=kv.device), :, :, self.lengths] = kv

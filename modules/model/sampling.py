@@ -7,10 +7,7 @@ finished row leaves the batch, and new ones may join it (server/engine.py).
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -20,51 +17,16 @@ from torch import Tensor, nn
 
 from .attention import Layout, attention_kernels
 from .decoder import Decoder
+from .decoding.batch_rows import Rows, start
 from .decoding.constraints import Constraint
 from .decoding.prefix_cache import PrefixCache, beginnings
 from .decoding.sampler import Sampler, checked
-from .decoding.token_scores import Measured, Scores, before_wanted, measure_prompts
+from .decoding.token_scores import Scores, before_wanted, measure_prompts
 from .decoding.upload import upload
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
     from ..config.generation import GenerationConfig
-
-
-@dataclass
-class Rows:
-    """The rows still being written; index i of every list is one row."""
-
-    numbers: list[int]
-    """The index of each in the caller's list."""
-    ids: list[list[int]]
-    """Prompt and the tokens generated so far."""
-    generators: list[random.Random]
-    remaining: list[int]
-    """Tokens that may still be generated."""
-    configs: list[GenerationConfig]
-    scores: list[Scores | None] = field(default_factory=list)
-    """Of rows whose log-probabilities are wanted; the batch fills them."""
-    prompt_lengths: list[int] = field(default_factory=list)
-    constraints: list[Constraint | None] = field(default_factory=list)
-    """What each keeps to from here on, if anything."""
-
-    def __post_init__(self) -> None:
-        self.scores = self.scores or [None] * len(self.ids)
-        self.prompt_lengths = self.prompt_lengths or [len(ids) for ids in self.ids]
-        self.constraints = self.constraints or [None] * len(self.ids)
-
-    def select(self, indices: list[int]) -> Rows:
-        return Rows(*([member[i] for i in indices] for member in vars(self).values()))
-
-    def extend(self, others: Rows) -> None:
-        for name, member in vars(self).items():
-            member.extend(getattr(others, name))
-
-    @property
-    def capacity(self) -> int:
-        """Positions that the longest of them may come to."""
-        return max(len(ids) + n for ids, n in zip(self.ids, self.remaining, strict=True))
 
 
 @torch.no_grad()  # not inference mode: what it makes of spread weights could not be trained on afterwards
@@ -91,7 +53,7 @@ def generate(
     yield from write(batch, batch.advance)
 
 
-def write(batch: Batch, advance: Callable[[list[int]], None]) -> Generator[tuple[int, int | None], int | None]:
+def write(batch: Batch, advance: Callable[[list[int]], object]) -> Generator[tuple[int, int | None], int | None]:
     """The loop of `generate`; yields what it yields.
 
     advance: batch.advance, or what calls it, then perhaps batch.join for rows that come in.
@@ -130,48 +92,6 @@ def moved_up(count: int, ended: set[int]) -> list[int]:
     return [last.pop() if i in ended else i for i in range(left)]
 
 
-def start(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    configs: Sequence[GenerationConfig],
-    scores: Sequence[Scores | None] = (),
-    constraints: Sequence[Constraint | None] = (),
-) -> Rows:
-    """Rows of these prompts, nothing written yet. Raises ValueError as `generate` does."""
-    limit = decoder.config.max_position_embeddings
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {number} is empty: give at least one token")
-        if len(prompt) >= limit:
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, but the model has only {limit} positions "
-                "(max_position_embeddings) for prompt and answer: shorten it"
-            )
-    for config in configs:
-        check_biases(config, decoder.config.vocab_size or 0)
-    generators = [generator_of(ids, config.seed) for ids, config in zip(prompts, configs, strict=True)]
-    remaining = [min(config.max_new_tokens, limit - len(ids)) for ids, config in zip(prompts, configs, strict=True)]
-    ids = [list(prompt) for prompt in prompts]
-    numbers = list(range(len(prompts)))
-    return Rows(numbers, ids, generators, remaining, list(configs), list(scores), constraints=list(constraints))
-
-
-def check_biases(config: GenerationConfig, vocab_size: int) -> None:
-    """ValueError for a logit_bias of what is no token."""
-    if unknown := [token for token in config.biases if token >= vocab_size]:
-        raise ValueError(f"logit_bias names token {unknown[0]}; this model's token ids are from 0 to {vocab_size - 1}")
-
-
-def generator_of(prompt: Sequence[int], seed: int | None) -> random.Random:
-    """A row's random generator, seeded by prompt and seed: by the seed alone, all rows would draw alike.
-
-    It is on the CPU whatever the device, so that the same prompt and seed give the same text.
-    """
-    if seed is None:
-        return random.Random()
-    return random.Random(hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest())
-
-
 class Batch:
     """Rows that are written together, and all that their next tokens are drawn from; rows leave and join.
 
@@ -183,26 +103,43 @@ class Batch:
         self.decoder, self.end_of_text_id, self.prefixes = decoder, end_of_text_id, prefixes
         self.device = decoder.word_embeddings.weight.device
         self.rows = Rows([], [], [], [], [])
+        self.joining: list[tuple[Rows, KVCache, list[int]]] = []
+        """Rows whose prompts were read, and their first tokens: next_tokens takes them in."""
         self.cache: KVCache | None = None
         self.logits: Tensor
         self.sampler: Sampler | None = None
         if prefixes:
             prefixes.begin(decoder)
 
-    def join(self, rows: Rows) -> None:
-        """Reads the prompts of new rows, which come after those that are there."""
-        capacity = rows.capacity if self.cache is None else max(map(len, rows.ids))
-        joining = KVCache(len(rows.ids), capacity, self.device)
-        logits = prefill(self.decoder, rows.ids, joining, rows.scores, self.prefixes)
-        before = len(self.rows.ids)
-        self.rows.extend(rows)
-        if self.cache is None:
-            self.cache, self.logits = joining, logits
-        else:
-            self.cache.merge(joining, self.rows.capacity)
-            self.logits = torch.cat([self.logits, logits])
-        self.remember(range(before, len(self.rows.ids)), 0)
-        self.sampler = None
+    def join(self, rows: Rows) -> list[int]:
+        """Reads the prompts of new rows, also in the midst of `advance`; an error leaves the batch as it was.
+
+        Returns the first token of each, as far as they are known; next_tokens gives them too, after those of the rows
+        that were there before.
+        """
+        first = self.cache is None and not self.joining
+        cache = KVCache(len(rows.ids), rows.capacity if first else max(map(len, rows.ids)), self.device)
+        logits = prefill(self.decoder, rows.ids, cache, rows.scores, self.prefixes)
+        tokens = self.choose(Sampler(rows, self.end_of_text_id, logits.shape[-1], self.device), logits, rows)
+        if self.prefixes:
+            for row, ids in enumerate(rows.ids):
+                self.prefixes.keep(ids, len(ids), partial(cache.positions, row))
+        self.joining.append((rows, cache, tokens))
+        return tokens
+
+    def take_in(self) -> list[int]:
+        """Rows that joined are rows of the batch from here on; returns their first tokens."""
+        tokens: list[int] = []
+        for rows, cache, first in self.joining:
+            self.rows.extend(rows)
+            if self.cache is None:
+                self.cache = cache
+            else:
+                self.cache.merge(cache, self.rows.capacity)
+            self.sampler = None
+            tokens += first
+        self.joining.clear()
+        return tokens
 
     def remember(self, rows: Iterable[int], unread: int = 1) -> None:
         """Keeps keys and values of these rows, but those of their last tokens that are `unread`."""
@@ -217,28 +154,36 @@ class Batch:
 
     def next_tokens(self) -> list[int]:
         """A token id a row, which the caller appends. FloatingPointError: probabilities aren't numbers."""
-        if self.sampler is None:
-            self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
-        ids = self.sampler(self.logits, self.rows.generators, self.rows.constraints)
+        tokens: list[int] = []
+        if self.rows.ids:
+            if self.sampler is None:
+                self.sampler = Sampler(self.rows, self.end_of_text_id, self.logits.shape[-1], self.device)
+            tokens = self.choose(self.sampler, self.logits, self.rows)
+        return tokens + self.take_in()
+
+    def choose(self, sampler: Sampler, logits: Tensor, rows: Rows) -> list[int]:
+        """The next token of each row; hands log-probabilities to whoever wants them."""
+        ids = sampler(logits, rows.generators, rows.constraints)
         tokens = checked(ids.tolist())
-        if measured := self.sampler.measure(self.logits, ids):
-            self.note(self.sampler.scored, measured, tokens)
+        if measured := sampler.measure(logits, ids):
+            wanted = [scores for scores in rows.scores if scores]
+            found = measured.scores([tokens[row] for row in sampler.scored], sampler.tops)
+            for scores, score in zip(wanted, found, strict=True):
+                scores.add(score)
         return tokens
 
-    def note(self, scored: Sequence[int], measured: Measured, tokens: Sequence[int]) -> None:
-        """Hands the log-probabilities of these rows' new tokens to whoever wants them."""
-        wanted = [scores for row in scored if (scores := self.rows.scores[row])]
-        found = measured.scores([tokens[row] for row in scored], [scores.top for scores in wanted])
-        for scores, score in zip(wanted, found, strict=True):
-            scores.add(score)
+    def advance(self, left: list[int], between: Callable[[], object] | None = None) -> None:
+        """Drops all rows but these, and goes on to the next token.
 
-    def advance(self, left: list[int]) -> None:
-        """Drops all rows but these, and goes on to the next token."""
+        between: is called between the layers, for what can't wait until all of them are computed.
+        """
         if len(left) < len(self.rows.ids):
             self.remember(set(range(len(self.rows.ids))).difference(left))
             self.rows, self.sampler = self.rows.select(left), None
         assert self.cache is not None
+        self.cache.between = between
         self.logits = decode_step(self.decoder, self.cache, self.rows, left)
+        self.cache.between = None  # it may know the batch, and so would keep it from being freed at once
         if self.sampler:
             self.sampler.append(lambda: upload([ids[-1] for ids in self.rows.ids], torch.int64, self.device))
 

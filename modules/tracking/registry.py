@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from ..config.base import is_registered, model_folder
 from ..system.redaction import redact_text
+from .models.downloaded_models import fetch_model
 from .models.exported_model import holds, identity_of, log_model
 from .models.known_models import known_model, run_behind, weights_elsewhere
 from .outbox.logged_models import CHECKPOINT
@@ -109,10 +110,6 @@ def resolve_model(uri: str) -> Path:
         if elsewhere := weights_elsewhere(uri):
             return elsewhere
         with patient():
-            downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+            return fetch_model(uri)
     except MlflowException as error:
         raise ValueError(f"{uri}: {why(error)} (tracking store: {store}). {WHERE_MODELS_ARE}") from None
-    found = sorted(downloaded.glob("artifacts/*/model.yaml"))
-    if not found:
-        raise ValueError(f"{uri} holds no moyun model folder (artifacts/*/model.yaml) under {downloaded}")
-    return found[0].parent

@@ -104,7 +104,7 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
     assert found == [
         "'oops' isn't understood: write key=value (see --help)",
         "data=poem (command line): no such file or name; must be one of couplets, data_to_text, "
-        "instructions, poems, quatrains, question_generation, summarization, or a YAML file's "
+        "instructions, poems, quatrains, question_generation, summarization, translate, or a YAML file's "
         "path; did you mean poems?",
         "train.lerning_rate (mine.yaml): no such key; did you mean train.learning_rate?",
         "dry_run=perhaps (mine.yaml): must be bool",

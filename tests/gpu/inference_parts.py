@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure_serving import NEW_TOKENS, REQUEST, Server, closed_loop, completion_request
+from benchmarks.serving_clients import NEW_TOKENS, REQUEST, Server, closed_loop, completion_request
 from benchmarks.steps import timed_call
 from modules.checkpoint.model_folder import write_model
 from modules.config.generation import GenerationConfig

@@ -82,7 +82,7 @@ def test_every_score_of_the_readme_was_measured_by_a_run_in_the_docs(name: str, 
         r"^\| \[[^|]*\]\(docs/scores\.md#(\w+)\) \| [^|]*<!-- ([\w ]+) -->" + r" \| ([^|]*)" * 4 + r" \|$", re.M
     )
     rows = row.findall((ROOT / name).read_text(encoding="utf-8"))
-    assert {row[0] for row in rows} == set(texts)
+    assert {row[0] for row in rows} == {section for section, text in texts.items() if "Scored by run" in text}
     for section, measure, tuned, before, _, run in rows:
         (line,) = [line for line in texts[section].splitlines() if line.startswith(f"| {scores.label(measure)} |")]
         assert all(f"| {value} |" in line for value in (tuned, before) if value)

@@ -14,7 +14,7 @@ from ...config.effects.key_effects import Effect, effect_of
 from ...config.prediction import PredictConfig
 from ...data.conversations.message_rows import Conversation
 from ...data.quarantine import DataError
-from ...model.sampling import check_biases
+from ...model.decoding.batch_rows import check_biases
 from ...tokenizer.lost_text import lost_named
 from ...tokenizer.tokenizer import Tokenizer
 from ..row_constraints import require_constraint

@@ -19,10 +19,11 @@ import torch
 
 from ...config.generation import GenerationConfig, LimitsConfig
 from ...model.decoder import Decoder
+from ...model.decoding.batch_rows import Rows, start
 from ...model.decoding.constraints import Constraint
 from ...model.decoding.prefix_cache import PrefixCache, usual_room
 from ...model.decoding.token_scores import Scores, before_wanted
-from ...model.sampling import Batch, Rows, open_batch, prefill, start, write
+from ...model.sampling import Batch, open_batch, prefill, write
 from ...system.hardware import give_freed_memory_back
 from ...tokenizer.tokenizer import Tokenizer
 from ..text_generator import Writer
@@ -96,6 +97,10 @@ class Engine:
         self.outbox: dict[ActiveSequence, FinishReason | None] = {}
         """Sequences of which there is something to tell, and why they ended if they have."""
         self.posted = time.monotonic()
+        self.prompt_tokens = 0
+        """Read since the running rows' last token."""
+        self.stops: dict[int, bool] = {}
+        """Of sequences whose first token was taken before its turn: whether the row is to end there."""
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
     # --- any thread ---
@@ -133,39 +138,40 @@ class Engine:
 
     @torch.no_grad()
     def run(self) -> None:
-        while sequences := self.next_sequences(self.limits.batch_rows, wait=True):
+        while sequences := self.next_sequences(wait=True):
             try:
                 self.write_batch(sequences)
             except Exception:  # of these rows nothing can be saved; the next must not suffer for it
                 logger.exception("the model failed on a batch of %d rows", len(self.running))
                 self.outbox |= dict.fromkeys(self.running.values(), "failed")
             self.running.clear()
+            self.stops.clear()
+            self.prompt_tokens = 0
             self.hand_over()
             if not self.waiting:
                 give_freed_memory_back()  # each batch has other shapes, and malloc would keep the gaps between them
 
-    def next_sequences(self, places: int, wait: bool = False) -> list[ActiveSequence]:
+    def next_sequences(self, wait: bool = False) -> list[ActiveSequence]:
         """Waiting sequences to start now; with `wait` there is at least one, or the engine stops."""
         sequences: list[ActiveSequence] = []
-        tokens = 0
         with self.changed:
             while wait and not self.waiting and not self.stopping:
                 self.changed.wait()
-            while self.waiting and len(sequences) < places:
-                tokens += len(self.waiting[0].prompt)
-                if sequences and tokens > PREFILL_TOKENS:
+            while self.waiting and len(self.running) + len(sequences) < self.limits.batch_rows:
+                tokens = self.prompt_tokens + len(self.waiting[0].prompt)
+                if self.prompt_tokens and tokens > PREFILL_TOKENS:
                     break
+                self.prompt_tokens = tokens
                 sequences.append(self.waiting.popleft())
         return sequences
 
     def write_batch(self, sequences: list[ActiveSequence]) -> None:
         """Writes these and all that join them meanwhile, until no row is left."""
-        rows = self.begin(sequences)
-        if not rows.ids:
-            return
         batch = open_batch(self.decoder, self.tokenizer.end_of_text_id, self.limits.batch_rows, self.prefixes)
-        batch.join(rows)
-        self.take_in(batch, len(rows.ids))  # of requests that came together, all but the first came meanwhile
+        self.join(batch, sequences)
+        self.take_in(batch)  # of requests that came together, all but the first came meanwhile
+        if not self.running:
+            return
         tokens = write(batch, partial(self.advance, batch))
         reply: int | None = None
         while True:
@@ -173,7 +179,8 @@ class Engine:
                 number, token = tokens.send(reply)
             except StopIteration:
                 return
-            reply = number if self.take(number, token) else None
+            stops = self.stops.pop(number) if number in self.stops else self.take(number, token)
+            reply = number if stops else None
 
     def begin(self, sequences: list[ActiveSequence]) -> Rows:
         """Rows of sequences that run from now on, but for those that end here: only their prompts are scored."""
@@ -200,14 +207,39 @@ class Engine:
     def advance(self, batch: Batch, left: list[int]) -> None:
         """sampling.write's `advance`: goes on with the rows left, and takes in those that join them."""
         self.flush()
-        batch.advance(left)
-        self.take_in(batch, len(left))
+        self.prompt_tokens = 0
+        batch.advance(left, partial(self.take_in, batch, once=True))
+        self.take_in(batch)
 
-    def take_in(self, batch: Batch, running: int) -> None:
-        """Has waiting sequences join as many as run."""
-        sequences = self.next_sequences(self.limits.batch_rows - running)
-        if sequences and (rows := self.begin(sequences)).ids:
-            batch.join(rows)
+    def take_in(self, batch: Batch, once: bool = False) -> None:
+        """Has waiting sequences join those that run, where there are places.
+
+        once: only if none has joined since the last token. A prompt that comes in the midst of a step is read at once,
+        as most of its time to the first token would else be waiting; but each pass makes the running rows wait.
+        """
+        if self.waiting and not (once and self.prompt_tokens) and (sequences := self.next_sequences()):
+            self.join(batch, sequences)
+
+    def join(self, batch: Batch, sequences: list[ActiveSequence]) -> None:
+        """Begins them; one at which the model fails doesn't fail the others, nor the rows that run."""
+        try:
+            rows = self.begin(sequences)
+            first = batch.join(rows) if rows.ids else []
+        except Exception:
+            left = [sequence for sequence in sequences if sequence.number in self.running]
+            if len(left) > 1:
+                for sequence in left:
+                    if sequence.scores:
+                        sequence.scores.found.clear()
+                    self.join(batch, [sequence])
+            elif left:
+                logger.exception("the model failed on a prompt of %d tokens", len(left[0].prompt))
+                self.outbox[self.running.pop(left[0].number)] = "failed"
+            return
+        for number, token in zip(rows.numbers, first, strict=False):
+            if token != self.tokenizer.end_of_text_id:
+                self.stops[number] = self.take(number, token)
+        self.flush()
 
     def take(self, number: int, token: int | None) -> bool:
         """Takes a token of a row, or its end (None); returns whether the row is to end here."""

@@ -230,7 +230,7 @@ def tokenize(request: CompletionRequest, tokenizer: Tokenizer, most: int, field:
 
 
 def check_bias(config: GenerationConfig, tokenizer: Tokenizer) -> None:
-    """As sampling.check_biases, without torch."""
+    """As batch_rows.check_biases, without torch."""
     if unknown := [token for token in config.biases if token >= tokenizer.vocab_size]:
         rule = f"this model's token ids are from 0 to {tokenizer.vocab_size - 1}"
         raise bad("logit_bias", f"names token {unknown[0]}; {rule}")

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..attention import attention_kernels
 from ..decoder import Decoder
 from ..kv_cache import KVCache
-from ..sampling import Rows, prefill
+from ..sampling import prefill
+from .batch_rows import Rows
 from .constraints import mask
 from .penalties import Penalties
 from .token_scores import NOT_NUMBERS

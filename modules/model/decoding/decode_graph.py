@@ -20,7 +20,8 @@ from torch import Tensor
 from ..attention import attention_kernels, takes_any_lengths
 from ..decoder import Decoder
 from ..kv_cache import KVCache
-from ..sampling import Batch, Rows, prefill
+from ..sampling import Batch, prefill
+from .batch_rows import Rows
 from .constraints import Constraint
 from .prefix_cache import PrefixCache
 from .sampler import Sampler, checked
@@ -60,9 +61,10 @@ class StaticCache(KVCache):
     def read(self, decoder: Decoder, rows: Rows, places: Tensor, prefixes: PrefixCache | None) -> Tensor:
         """Reads the prompts of rows into these places; returns next-token logits (rows, V)."""
         self.joining, self.longest = places, 0
-        logits = prefill(decoder, rows.ids, self, rows.scores, prefixes)
-        self.joining, self.longest = None, 1
-        return logits
+        try:
+            return prefill(decoder, rows.ids, self, rows.scores, prefixes)
+        finally:
+            self.joining, self.longest = None, 1
 
     def prefill(self, layer: int, row: int, kv: Tensor) -> None:
         assert self.joining is not None
@@ -194,7 +196,7 @@ class GraphBatch(Batch):
         self.measured: list[tuple[list[int], list[int], Measured]] = []
         """Of the tokens in graph.ids whose log-probabilities are wanted: places, how many likeliest ones, and these."""
 
-    def join(self, rows: Rows) -> None:
+    def join(self, rows: Rows) -> list[int]:
         graph = self.graph = self.with_room(len(self.places) + len(rows.ids), rows.capacity)
         free = [place for place in range(len(graph.ids)) if place not in self.places][: len(rows.ids)]
         places = upload(free, torch.int64, self.device)
@@ -206,6 +208,7 @@ class GraphBatch(Batch):
         self.places += free
         self.remember(range(len(self.places) - len(free), len(self.places)), 0)
         self.sampler = None
+        return []  # the GPU may be choosing them still
 
     def reader_of(self, row: int) -> Callable[[int, int], Tensor]:
         assert self.graph is not None
@@ -269,7 +272,7 @@ class GraphBatch(Batch):
         graph.ids.copy_(self.sampler(graph.logits, generators, constraints))
         self.keep(self.sampler, self.sampler.scored, graph.logits, graph.ids)
 
-    def advance(self, left: list[int]) -> None:
+    def advance(self, left: list[int], between: Callable[[], object] | None = None) -> None:
         if len(left) < len(self.places):
             self.remember(set(range(len(self.places))).difference(left))
             self.rows, self.places = self.rows.select(left), [self.places[i] for i in left]

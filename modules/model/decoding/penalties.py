@@ -16,7 +16,7 @@ from torch import Tensor
 from .upload import upload
 
 if TYPE_CHECKING:
-    from ..sampling import Rows
+    from .batch_rows import Rows
 
 
 class Penalties:

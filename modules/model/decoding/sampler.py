@@ -18,7 +18,7 @@ from .token_scores import NOT_NUMBERS, Measured, measure
 from .upload import upload
 
 if TYPE_CHECKING:
-    from ..sampling import Rows
+    from .batch_rows import Rows
 
 SPREAD = 0x9E3779B9 - 2**32
 """2³² ÷ the golden ratio, as int32: multiples of it lie far apart."""

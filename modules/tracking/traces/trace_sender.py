@@ -1,4 +1,4 @@
-"""A thread that sends served requests and their ratings to MLflow, and never holds a request up.
+"""A thread that sends served requests and their ratings to MLflow's process, and never holds a request up.
 
 What waits for the store is bounded: beyond it traces are dropped, and counted, and ratings refused. The latest answers
 are kept a while whether or not they were drawn for a trace, so that one that is rated gets its trace then.
@@ -16,21 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlflow import MlflowClient
-from mlflow.entities import Assessment, Span, TraceInfo
-from mlflow.tracing.client import TracingClient
-
 from ...config.generation import ServeConfig
+from ...inference.server.model_process.messages import Source
 from ...inference.server.records.ratings import Rating
 from ...inference.server.records.transcript import AnswerRecord
 from ...inference.server.requests import RequestError, bad
-from ...system.redaction import redact_text
-from ..outbox.store import is_refusal, why
-from ..outbox.store_check import require_store
-from ..run_selection import experiment_for
-from ..stage_run import connected
-from .model_links import ModelLinks
-from .served_trace import assessments_of, span_of, trace_id_of, trace_of
+from .trace_process import NotTakenError, TraceProcess
 
 logger = logging.getLogger("moyun.tracking")
 
@@ -51,13 +42,11 @@ TELL_SECONDS = 60.0
 
 
 class Store(Protocol):
-    """What of MLflow's TracingClient is used."""
+    """Where traces go. Raises NotTakenError."""
 
-    def log_spans(self, location: str, spans: list[Span]) -> object: ...
+    def send(self, record: AnswerRecord) -> None: ...
 
-    def start_trace(self, trace_info: TraceInfo) -> object: ...
-
-    def log_assessment(self, trace_id: str, assessment: Assessment) -> object: ...
+    def rate(self, answer_id: str, rating: Rating) -> None: ...
 
 
 @dataclass(eq=False)
@@ -97,9 +86,9 @@ class Told:
 class TraceSender:
     """A Recorder (inference/server/records): `answered` and `rate` are the event loop's, the rest is the thread's."""
 
-    def __init__(self, store: Store, experiment_id: str, share: float, links: ModelLinks) -> None:
+    def __init__(self, store: Store, share: float) -> None:
         """share: of the requests that become traces by themselves."""
-        self.store, self.experiment_id, self.share, self.links = store, experiment_id, share, links
+        self.store, self.share = store, share
         self.kept: OrderedDict[str, Answer] = OrderedDict()
         self.waiting: deque[Task] = deque()
         self.characters_kept = self.characters_waiting = 0
@@ -153,11 +142,9 @@ class TraceSender:
         while task := self.next():
             try:
                 self.send(task)
-            except Exception as error:
+            except NotTakenError as error:
                 task.failures += not self.failures
-                never = isinstance(error, NotImplementedError)  # a server before MLflow 3.4
-                refused = never or is_refusal(error) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
-                self.failed(task, error, refused or task.failures >= MOST_FAILURES)
+                self.failed(task, str(error), error.for_good or task.failures >= MOST_FAILURES)
             else:
                 self.settled(task)
 
@@ -171,12 +158,10 @@ class TraceSender:
     def send(self, task: Task) -> None:
         record = task.answer.record
         if not task.answer.sent:
-            self.store.log_spans(self.experiment_id, [span_of(record)])
-            self.store.start_trace(trace_of(record, self.experiment_id, *self.links.of(record.model)))
+            self.store.send(record)
             task.answer.sent = True
         if task.rating:
-            for assessment in assessments_of(task.rating):
-                self.store.log_assessment(trace_id_of(record.id), assessment)
+            self.store.rate(record.id, task.rating)
 
     def settled(self, task: Task) -> None:
         if self.told.away:
@@ -185,16 +170,16 @@ class TraceSender:
         self.remove(task)
         self.tell_dropped()
 
-    def failed(self, task: Task, error: Exception, for_good: bool) -> None:
+    def failed(self, task: Task, why: str, for_good: bool) -> None:
         if for_good:
             self.remove(task)
-            self.tell_refused(task, error)
+            self.tell_refused(task, why)
             return
         self.failures += 1
         if self.failures > 1 and not self.told.away:
             self.told.away = True
             what = "traces: the store is away (%s); requests go on, and up to %d traces and ratings wait for it"
-            logger.warning(what, why(error), MOST_WAITING)
+            logger.warning(what, why, MOST_WAITING)
         self.tell_dropped()
         with self.changed:
             self.waiting.rotate(-1)  # of all that waits, one may be what the store fails at
@@ -207,12 +192,12 @@ class TraceSender:
             self.waiting.remove(task)
             self.characters_waiting -= task.size
 
-    def tell_refused(self, task: Task, error: Exception) -> None:
+    def tell_refused(self, task: Task, why: str) -> None:
         self.told.refused += 1
         now = time.monotonic()
         if now - self.told.refused_at > TELL_SECONDS:
             what = "traces: the store refuses that of %s: %s (%d since this was said last)"
-            logger.warning(what, task.answer.record.id, why(error), self.told.refused)
+            logger.warning(what, task.answer.record.id, why, self.told.refused)
             self.told.refused, self.told.refused_at = 0, now
 
     def tell_dropped(self) -> None:
@@ -236,17 +221,15 @@ class TraceSender:
 
 
 @contextmanager
-def sending_traces(config: ServeConfig) -> Iterator[tuple[TraceSender, str]]:
+def sending_traces(config: ServeConfig, source: Source) -> Iterator[tuple[TraceSender, str]]:
     """(what sends traces while a server runs, where to).
 
     Raises ValueError where the tracking store or the experiment can't be used.
     """
-    with connected(config.tracking) as uri:
-        require_store(uri)
-        experiment_id = str(experiment_for(config.tracking))
-        experiment = MlflowClient().get_experiment(experiment_id).name
-        sender = TraceSender(TracingClient(uri), experiment_id, config.traces, ModelLinks(config.model))
-        try:
-            yield sender, f"experiment {experiment} of {redact_text(uri)}"
-        finally:
-            sender.close(config.tracking.flush_timeout)
+    store = TraceProcess(config, source)
+    sender = TraceSender(store, config.traces)
+    try:
+        yield sender, store.where
+    finally:
+        sender.close(config.tracking.flush_timeout)
+        store.end()

@@ -207,7 +207,7 @@ $ lsusb  # 列出所有的设备
 |---|---|
 This paragraph was not translated at all, so 它 goes.
 <p>段落</p><!-- 注释
-两行 -->
+两行 --><!-- 又一行 -->
 （题图：甲乙）
 
 --------------------------------------------------------------------------------
@@ -287,6 +287,20 @@ def test_what_is_no_clone_is_refused_before_anything_is_read(tmp_path: Path, sou
     ]:
         with pytest.raises(ValueError, match=f"{why}.*git clone --depth 1 https://github.com/{CLONES[source]}"):
             check_headers(PrepareConfig(source=source, archive=str(place)))
+
+
+def test_a_link_in_place_of_the_clones_folder_is_not_followed(tmp_path: Path) -> None:
+    write_chapters(tmp_path / "elsewhere", chapters())
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "双语数据").symlink_to(tmp_path / "elsewhere" / "双语数据")
+    with pytest.raises(ValueError, match="has no folder 双语数据"):
+        prepared(tmp_path, "classical_modern", tmp_path / "clone")
+
+
+@pytest.mark.parametrize("text", ["<!--", "[", "![", "<a", " ", "*", "#", "\t#", "`", "(", "[a](", " x"])
+def test_no_text_takes_longer_than_its_length(text: str) -> None:
+    many = text * 200_000
+    assert sum(len(line) for line in plain_lines(f"字{many}字\n" * 2)) <= 2 * len(many) + 4
 
 
 def test_a_clone_of_too_little_says_so(tmp_path: Path) -> None:

@@ -182,6 +182,105 @@ def test_a_failing_model_fails_its_rows_and_not_the_next(desk: Desk) -> None:
     assert desk.end(desk.submit("春", seed=1, max_new_tokens=5)).finish == "length"
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_prompt_at_which_the_model_fails_fails_alone(
+    desk: Desk, decoder: Decoder, tokenizer: Tokenizer, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that run, nor those that are read with it, nor those that are only scored then."""
+    if graph:
+        monkeypatch.setattr(engine, "open_batch", GraphBatch)
+    bad = tokenizer.encode_prompt("山" * 30)
+
+    def fail(module: Any, inputs: tuple[Any, ...]) -> None:
+        if inputs[0].flatten().tolist().count(bad[1]) >= 30:
+            raise RuntimeError("a kernel failed, says the test")
+
+    hook = decoder.register_forward_pre_hook(fail)
+    desk.pace.seconds = 0.01
+    running = desk.submit("春", seed=1, max_new_tokens=30)
+    until(lambda: running.tokens)
+    fails, scored, joins = desk.job("山" * 30, seed=1), desk.job("水", max_new_tokens=0), desk.job("海", seed=2)
+    for job in (scored, joins):
+        job.scores = Scores(0, range(len(job.prompt)))
+    desk.engine.submit([scored, joins, fails])
+    assert desk.end(fails).finish == "failed"
+    assert [desk.end(job).finish for job in (scored, joins, running)] == ["length"] * 3
+    hook.remove()
+    generator = TextGenerator(decoder, tokenizer)
+    for job, prompt, parameters in ((running, "春", {"seed": 1, "max_new_tokens": 30}), (joins, "海", {"seed": 2})):
+        text = "".join(event.text for event in desk.events[job])
+        assert text == generator(prompt, return_full_text=False, **parameters)["text"]
+    found = [score.token for event in desk.events[joins] for score in event.scores]
+    assert found[: len(joins.prompt)] == joins.prompt
+    assert len(found) == len(joins.prompt) + joins.tokens
+    assert len([score for event in desk.events[scored] for score in event.scores]) == len(scored.prompt)
+    assert not desk.engine.running
+
+
+class Layers:
+    """Hooks on a decoder's layers: what is submitted in the midst of a step, and what has been told when it ends."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.submit: list[Any] = []
+        """To be called, one in each layer of a step (one token a row), from the second step on."""
+        self.steps = 0
+        self.tokens: list[int] = []
+        """Those of each pass, when its last layer was computed."""
+        self.inside = 0
+        self.hooks = [
+            decoder.register_forward_pre_hook(self.begins),
+            decoder.transformer.final_layernorm.register_forward_hook(self.ends),
+            *(layer.register_forward_pre_hook(self.layer) for layer in decoder.transformer.layers),
+        ]
+
+    def begins(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        self.steps += inputs[0].shape[1] == 1
+
+    def layer(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        if self.steps > 1 and self.submit:
+            self.submit.pop(0)()
+
+    def ends(self, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self.tokens.append(len(output))
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def test_a_prompt_that_comes_in_the_midst_of_a_step_is_read_at_once(
+    desk: Desk, decoder: Decoder, tokenizer: Tokenizer
+) -> None:
+    """Its first token is told before the step is over; of further prompts in the same step the running row's next
+    token doesn't wait."""
+    layers = Layers(decoder)
+    runs, comes, waits = (
+        desk.job("春", seed=1, max_new_tokens=9),
+        desk.job("白日", True, seed=2),
+        desk.job("床前明", seed=3),
+    )
+    desk.pace.rows.clear()
+    layers.submit = [lambda: desk.engine.submit([comes]), lambda: desk.engine.submit([waits])]
+    told: list[bool] = []
+    layers.hooks.append(
+        decoder.transformer.final_layernorm.register_forward_hook(
+            lambda module, inputs, output: told.append(any(event.tokens for event in desk.events[comes]))
+        )
+    )
+    desk.engine.submit([runs])
+    for job in (runs, comes, waits):
+        desk.end(job)
+    layers.remove()
+    generator = TextGenerator(decoder, tokenizer)
+    for job, prompt, seed, most in ((runs, "春", 1, 9), (comes, "白日", 2, 128), (waits, "床前明", 3, 128)):
+        text = "".join(event.text for event in desk.events[job])
+        assert text == generator(prompt, seed=seed, max_new_tokens=most, return_full_text=False)["text"]
+    # Read: the row that runs, a step, in the midst of the second one who comes, then who comes after.
+    lengths = [len(job.prompt) for job in (runs, comes, waits)]
+    assert layers.tokens[:6] == [lengths[0], 1, lengths[1], 1, lengths[2], 3]
+    assert told[:4] == [False, False, False, True]
+
+
 def test_stopping_tells_everybody(desk: Desk) -> None:
     desk.pace.seconds = 0.02
     jobs = [desk.submit("春", seed=1, max_new_tokens=90) for _ in range(6)]

@@ -25,6 +25,7 @@ from modules.tracking.traces import rated_rows
 from modules.tracking.traces.model_links import ModelLinks
 from modules.tracking.traces.rated_rows import Example, rows_of, rows_of_traces, turns_of
 from modules.tracking.traces.trace_sender import TraceSender
+from modules.tracking.traces.trace_store import TraceStore
 from pipelines.prepare import prepare
 from tests.helpers.served_records import answer_record
 
@@ -43,7 +44,7 @@ def send(store: Path) -> Callable[..., None]:
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else client.create_experiment(experiment)
-        sender = TraceSender(TracingClient(uri), number, 1.0, ModelLinks("runs:/none/model"))
+        sender = TraceSender(TraceStore(TracingClient(uri), number, ModelLinks("runs:/none/model")), 1.0)
         for record, ratings in answers:
             sender.answered(record)
             for rating in ratings:

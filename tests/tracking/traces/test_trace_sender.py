@@ -18,6 +18,7 @@ from modules.inference.server.requests import RequestError
 from modules.tracking.traces import trace_sender
 from modules.tracking.traces.model_links import Links
 from modules.tracking.traces.trace_sender import TraceSender
+from modules.tracking.traces.trace_store import TraceStore
 from tests.helpers.served_records import answer_record
 from tests.helpers.server_tools import until
 
@@ -81,7 +82,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sender_to(shelf: Shelf, share: float = 1.0) -> TraceSender:
-    return TraceSender(shelf, "7", share, NoLinks())  # type: ignore[arg-type]
+    return TraceSender(TraceStore(shelf, "7", NoLinks()), share)  # type: ignore[arg-type]
 
 
 def test_what_is_answered_is_sent_in_order_and_all_of_it_before_the_end(shelf: Shelf) -> None:

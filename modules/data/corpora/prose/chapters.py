@@ -24,7 +24,7 @@ SHARED = 0.2
 this do, it isn't of its source."""
 
 _HAN = re.compile(f"[{HAN}]")
-_BLANK = re.compile(r"(?<=[^\x00-\x7f])\s+|\s+(?=[^\x00-\x7f])")
+_BLANK = re.compile(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])")
 """Blanks stand where the quotation marks were."""
 
 
@@ -33,7 +33,7 @@ def read_chapters(folders: Sequence[Path], counts: Counter[str]) -> Iterator[tup
     for file in files_named(folders, "source.txt"):
         label = file.parent.relative_to(folders[0]).as_posix()
         sides = [read_text(file.parent / name, counts) for name in ("source.txt", "target.txt")]
-        lines = [[_BLANK.sub("", line.strip()) for line in side.rstrip().split("\n")] for side in sides if side]
+        lines = [[_BLANK.sub("", " ".join(line.split())) for line in side.rstrip().split("\n")] for side in sides if side]
         if len(lines) < 2 or len(lines[0]) != len(lines[1]):
             counts["chapters whose sides differ in lines"] += 1
             continue

@@ -30,7 +30,8 @@ def require_clone(source: str, archive: str) -> list[Path]:
     if not clone.is_dir():
         what = "is a file; unpack it, and" if clone.exists() else "isn't there:"
         raise ValueError(f"archive={archive} {what} give the folder that {command(source)} makes")
-    found = [clone / name for name in FOLDERS[source] if (clone / name).is_dir()]
+    folders = [clone / name for name in FOLDERS[source]]
+    found = [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
     if not found:
         raise ValueError(
             f"archive={archive} has no folder {FOLDERS[source][0]}: give the folder that {command(source)} makes"

@@ -17,7 +17,6 @@ HAN_SHARE = 0.3
 SHORTEST = 200
 """Han characters of a text that is kept."""
 
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _FENCE = re.compile(r"\s*(```|~~~)")
 _NO_PROSE = re.compile(r"\s*(\[[^\]]*\]:|\||(作者|译者|校对|选题|编译|来源|原文|题图)[:：]|\*?（题图[:：]|本文由\s)")
@@ -26,7 +25,7 @@ _LEAD = re.compile(r"[\s>]*(#+\s*|[-*+]\s+|\d{1,3}[.)]\s+)?")
 _IMAGE = re.compile(r"!\[[^\[\]]*\](\([^()]*\)|\[[^\[\]]*\])?")
 _LINK = re.compile(r"\[([^\[\]]*)\](\([^()]*\)|\s?\[[^\[\]]*\])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_MARKS = re.compile(r"\*+|`+|~~|(?<!\w)__|__(?!\w)|\s*#+\s*$")
+_MARKS = re.compile(r"\*+|`+|~~|(?<!\w)__|__(?!\w)")
 _DATE = re.compile(r"^\d{6,8}[\s_-]*")
 
 
@@ -63,12 +62,20 @@ def is_prose(line: str, share: float) -> bool:
 def plain_lines(markdown: str) -> Iterator[str]:
     """Lines of text and headings: no marks, targets of links, images, code or tables, and nothing below an article."""
     fenced = False
-    for line in _COMMENT.sub("", _HEAD.sub("", markdown)).splitlines():
+    for line in without_comments(_HEAD.sub("", markdown)).splitlines():
         if _FENCE.match(line):
             fenced = not fenced
         elif _FOOT.match(line):
             return
         elif not fenced and not _NO_PROSE.match(line):
+            line = line.strip().rstrip("#") if line.lstrip().startswith("#") else line
             text = _LINK.sub(r"\1", _IMAGE.sub("", _LEAD.sub("", line, count=1)))
-            if text := " ".join(html.unescape(_MARKS.sub("", _TAG.sub("", text))).split()):
+            text = _MARKS.sub("", " ".join(_TAG.sub("", text).split()))
+            if text := " ".join(html.unescape(text).split()):
                 yield text
+
+
+def without_comments(text: str) -> str:
+    """Without <!-- … -->; one that isn't closed goes to the end, as in HTML."""
+    before, *after = text.split("<!--")
+    return before + "".join(part.partition("-->")[2] for part in after)

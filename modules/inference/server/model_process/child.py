@@ -181,7 +181,7 @@ def ready(folder: Path, decoder: Decoder, tokenizer: Tokenizer, setup: Setup, ru
 
 def pickled(error: Exception) -> bytes:
     """An exception with its traceback as a note, which is shown where it is nobody's mistake."""
-    error.add_note("In the model's process:\n" + "".join(traceback.format_exception(error)))
+    error.add_note("In another process:\n" + "".join(traceback.format_exception(error)))
     try:
         pickle.loads(content := pickle.dumps(error))
     except Exception:
