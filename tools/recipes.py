@@ -73,7 +73,12 @@ def finetuning_table(text: str) -> Iterator[str]:
         size.vocab_size = VOCABULARY.get(name, 51_200)
         row = [name]
         for options in ([], ["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "lora.rank=8"]):
-            given = ["train.init_from=FOLDER", "trainer.activation_checkpointing=full", *options]
+            given = [
+                "train.init_from=FOLDER",
+                "data.sequence_length=128",
+                "trainer.activation_checkpointing=full",
+                *options,
+            ]
             config = load_config("finetune", given)
             row.append(memory(config, size))
         row.append(f"{lora_parameter_count(size, config.lora):,}")

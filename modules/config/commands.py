@@ -124,7 +124,7 @@ class MainConfig(StageConfig):
             yield f"finetune.train.init_from={start}: from_scratch=true fine-tunes what it pretrains; drop one of them"
         elif not start:
             yield "finetune.train.init_from must name a model; from_scratch=true makes one"
-        if self.from_scratch and length > (limit := self.model.max_position_embeddings):
+        if self.from_scratch and length and length > (limit := self.model.max_position_embeddings):
             yield f"finetune.data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
         unknown = sorted(str(name) for name in self.forced if name not in STAGES_OF_MAIN)
         if unknown:
@@ -190,6 +190,13 @@ MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""
 
 
+VERSE = ("quatrains", "poems", "couplets")
+"""Sets that prepare makes of POEM_DATA."""
+
+OF_VERSE = ("schedule", "learning_rate", "max_epochs", "max_steps", "validate_every_n_steps")
+"""Keys of finetune.train that conf/main.yaml sets."""
+
+
 def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
     """Paths of rows that follow from what is said; those that the user names stand."""
     given = {name for name, value, _ in users if value not in (None, "", "null")}
@@ -209,6 +216,19 @@ def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assi
         is_file = sections[path].endswith((".yaml", ".yml"))
         if found := path_in(sections[path]) if is_file else f"<prepare>/{sections[path]}":
             yield path, found, COMMAND_LINE
+
+
+def implied_recipe(stage: str, users: Sequence[Assignment]) -> Iterator[Assignment]:
+    """What conf/main.yaml says of a short fine-tuning on the bundled verse holds for that alone: other rows get the
+    recipe's, but for what the user gives."""
+    given = {name: str(value) for name, value, _ in users if value not in (None, "", "null")}
+    source, rows = given.get("prepare.source", POEM_DATA[0]), given.get("finetune.data", VERSE[0])
+    other_rows = given.get("finetune.data.path", "<prepare>").removeprefix("<prepare>").lstrip("/") not in ("", *VERSE)
+    if stage == "main" and (source not in POEM_DATA or rows not in VERSE or other_rows):
+        named = {name for name, _, _ in users}
+        for key in (f"finetune.train.{name}" for name in OF_VERSE):
+            if key not in named:
+                yield key, None, COMMAND_LINE
 
 
 def path_in(file: str) -> str | None:

@@ -42,13 +42,14 @@ class DataConfig:
     """Rows that can't be used as they are: refuse all, or leave these out and list them in quarantine.jsonl."""
     max_bad_rows: float = 0.01
     """With bad_rows=quarantine: the largest share of each split that may be left out."""
-    sequence_length: int = 512
-    """The most tokens of one training document."""
-    over_long: Literal["split", "cut"] = "cut"
-    """Rows longer than sequence_length: split into several documents, or cut (and counted)."""
+    sequence_length: int | None = 512
+    """The most tokens of one training document; unset: the recipe's."""
+    over_long: Literal["split", "cut"] | None = "cut"
+    """Rows longer than sequence_length: split into several documents, or cut (and counted). Rows with answers are
+    always cut, and lose the end of the source first. Unset: the recipe's."""
     prompt_template: str | None = field(default=None, metadata=LINES)
-    """How src_txt becomes a prompt when there is a tgt_txt, e.g. '{src_txt}\\n', and each user's text in a conversation
-    (unset: '问：{src_txt}\\n答：', if the model has none); it travels with the tokenizer."""
+    """How src_txt becomes a prompt when there is a tgt_txt, and each user's text in a conversation; it travels with the
+    tokenizer. Unset: the model's own, else '{src_txt}\\n', and for conversations '问：{src_txt}\\n答：'."""
     cache_dir: str | None = field(default=None, metadata=PATH)
     """Where rows and token ids are kept for the next run; unset: moyun in $XDG_CACHE_HOME or ~/.cache."""
 
@@ -81,7 +82,7 @@ class DataConfig:
                     f"data.mix=[{{…, {name}: …}}, …]"
                 )
         yield from too_small(self, 1, "max_rows")
-        if self.sequence_length < 2:
+        if self.sequence_length is not None and self.sequence_length < 2:
             yield (
                 f"sequence_length ({self.sequence_length}) must be at least 2: a shorter document holds no context to "
                 "learn from; 128 and 512 are usual"

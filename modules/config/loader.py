@@ -29,7 +29,7 @@ from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
 from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
-from .commands import STAGES, implied_paths
+from .commands import STAGES, implied_paths, implied_recipe
 from .generation import as_json
 from .mixing.mixture_sources import SOURCES, read_sources, spaced
 from .model import ModelConfig
@@ -74,7 +74,8 @@ def load_config(stage: str, arguments: Sequence[str] = ()) -> Any:
     ]
     users += [(k, v, where) for k, v, where in given if k != "config"]
     said = with_tasks(config_class, files, users, complaints)
-    config = assign(config_class, [*said, *implied_paths(stage, said, users)], complaints)
+    implied = *implied_paths(stage, said, users), *implied_recipe(stage, users)
+    config = assign(config_class, [*said, *implied], complaints)
     return to_dataclass(config, complaints)
 
 

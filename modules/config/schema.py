@@ -73,7 +73,7 @@ def dataclass_in(hint: Any) -> type | None:
 
 
 def type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:  # a Literal's is the latter
         return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(str(option) for option in typing.get_args(hint))

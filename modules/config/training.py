@@ -41,26 +41,26 @@ class TrainConfig:
     """Keys that may differ from those of the run that is gone on with, e.g. [train.max_steps]; data: the rows too. With
     another batch size it goes on from its place in the rows."""
     batch_size: int | None = None
-    """Rows an optimizer step."""
+    """Rows an optimizer step; unset, with batch_tokens: the recipe's, with fresh weights the model size's own."""
     batch_tokens: int | None = None
     """Tokens an optimizer step (give this or batch_size)."""
     micro_batch_tokens: int | None = None
     """The most tokens in one forward pass: it bounds memory. A step of more is accumulated exactly. Unset: 2048 on a
     CPU, on a GPU what fits, and in a run that is gone on with what it had."""
     max_epochs: int | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows; unset, with max_steps: the recipe's."""
     max_steps: int | None = None
     """Optimizer steps (with max_epochs: whichever comes first)."""
     learning_rate: float | None = None
-    """Peak learning rate (noam: its factor); unset: the model size's own."""
+    """Peak learning rate (noam: its factor); unset: the recipe's, and with fresh weights the model size's own."""
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     """adafactor keeps of a matrix's squared gradients a row and a column; muon keeps one momentum of each matrix of the
     layers, and leaves the rest to AdamW, with the same learning rate."""
-    schedule: Literal["noam", "cosine", "constant", "wsd"] = "cosine"
+    schedule: Literal["noam", "cosine", "constant", "wsd"] | None = "cosine"
     """noam: lr·min((s+1)^-0.5, (s+1)·warmup^-1.5); after a linear warm-up cosine, constant, or wsd: constant, and a
-    linear decay at the end."""
-    warmup_steps: int = 100
-    """Steps until the schedule's peak."""
+    linear decay at the end. Unset: the recipe's."""
+    warmup_steps: int | None = 100
+    """Steps until the schedule's peak; unset: the recipe's."""
     min_learning_rate_ratio: float = 0.1
     """Where cosine and wsd end, as a share of the peak."""
     decay_fraction: float = 0.2
@@ -116,8 +116,6 @@ class TrainConfig:
         yield from self.select_complaints()
         if self.batch_size and self.batch_tokens:
             yield f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens} exclude each other: set one null"
-        if self.max_epochs is None and self.max_steps is None:
-            yield "max_epochs or max_steps must be given: when should training end?"
         yield from too_small(self, 1, "batch_size", "batch_tokens", "micro_batch_tokens", "max_epochs", "max_steps")
         yield from too_small(self, 1, "warmup_steps", "log_every_n_steps", "validate_every_n_steps")
         yield from too_small(self, 1, "early_stopping_patience", "save_every_n_steps")
@@ -192,11 +190,17 @@ class TrainingConfig(StageConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    recipe: Literal["poetry", "own"] | None = None
+    """What sequence length, learning rate, schedule, warm-up, batch and epochs are where they are unset. poetry: the
+    original model card's (conf/recipe/poetry.yaml); own: worked out from the rows and the model's size. Unset: poetry
+    for the sets of verse that prepare makes, own for all other rows."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What the model is for: task=NAME says which data set and how much text it takes, where the command doesn't, and
     how train.select_by scores it."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Of train.sample_prompts; and of what train.select_by scores, but that this is written greedily."""
+    filled = tuple[str, ...]()
+    """No key: the names of those that the recipe has set, as they weren't given."""
 
     def complaints(self) -> Iterator[str]:
         yield from super().complaints()
@@ -208,10 +212,6 @@ class TrainingConfig(StageConfig):
             )
         for name in changed(self.tokenizer, TokenizerConfig()) if start else ():
             yield f"tokenizer.{name} has no effect with train.init_from={start}, which brings its tokenizer; drop it"
-        if start and self.train.learning_rate is None:
-            yield "train.learning_rate must be given with train.init_from: a model folder has no rate of its own"
-        if start and not self.train.batch_size and not self.train.batch_tokens:
-            yield "train.batch_size (rows) or train.batch_tokens must be given with train.init_from"
         if not start and not self.model:
             yield "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must be given"
         if rank and not start:
@@ -233,7 +233,7 @@ class TrainingConfig(StageConfig):
         if parts > 1 and heads % parts:
             yield f"trainer.tensor_parallel ({parts}) must divide model.num_attention_heads ({heads})"
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        if limit and length > limit:
+        if limit and length and length > limit:
             yield f"data.sequence_length ({length}) is over model.max_position_embeddings ({limit})"
 
     def mix_complaints(self) -> Iterator[str]:

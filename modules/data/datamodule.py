@@ -51,6 +51,8 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.batch_tokens, self.micro_batch_tokens = batch_size, batch_tokens, micro_batch_tokens
         self.seed, self.tokenizer = seed, tokenizer
+        assert config.sequence_length, "the recipe sets it where it isn't given"
+        assert config.over_long, "the recipe sets it where it isn't given"
         how = config.sequence_length, config.over_long, cache_folder(config.cache_dir)
         self.start = BEGINNING
         """Where the batch size that there is now began to count."""

@@ -223,8 +223,10 @@ def lay_out_rows(
     begins = np.cumsum([0, *map(len, parts[:-1])])
     kept = source_lengths
     overhead = len(before) + len(after)
+    if targets is not None and tokenizer.source_limit is not None:
+        kept = np.minimum(kept, tokenizer.source_limit)
     if targets is not None and limit is not None:
-        kept = np.minimum(source_lengths, prompt_limits(limit, target_lengths + 1, overhead) - overhead)
+        kept = np.minimum(kept, prompt_limits(limit, target_lengths + 1, overhead) - overhead)
     same = np.ones_like(kept)
     lengths = np.stack([same * len(before), kept, same * len(after), target_lengths, same], axis=1)
     starts = np.tile(begins, (len(kept), 1))

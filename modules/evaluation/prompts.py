@@ -42,7 +42,7 @@ class Prompted:
 def template_of(rows: datasets.Dataset, tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
     """The model's own where it was tuned with one (of several the task's), else the task's."""
     own = tokenizer.template_for([task.name, task.data]) if task.own_template else None
-    return own or task.template or data.prompt_template or default_template(rows.column_names)
+    return own or task.template or data.prompt_template or default_template(rows, tokenizer)
 
 
 def build_prompts(

@@ -134,12 +134,16 @@ class FoundTokenizer(NamedTuple):
     start: list[str]
     prompt_template: str | None = None
     task_templates: Mapping[str, str] | None = None
+    source_limit: int | None = None
 
 
 def find_tokenizer(folder: Path) -> FoundTokenizer:
     """Raises ValueError naming what the folder lacks or holds instead, KeyError for a key that our own file lacks."""
     config = read_json_object(folder / "tokenizer_config.json")
     if "kind" in config:
+        limit = config.get("source_limit")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"tokenizer_config.json: source_limit ({limit!r}) must be a number of tokens, 1 or more")
         own = (
             config["kind"],
             config["end_of_text"],
@@ -148,7 +152,7 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
             config.get("task_templates"),
         )
         backend = read_backend(folder)
-        return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own)
+        return FoundTokenizer(before_export(backend) if "tokenizer_class" in config else backend, *own, limit)
     if (folder / OWN_FOLDER).is_dir():
         return find_tokenizer(folder / OWN_FOLDER)
     if "megatron" in read_json_object(folder / "configuration.json"):

@@ -2,7 +2,8 @@
 
 A prompt is start ids, the template's part before `{src_txt}`, the source, and the part after it. The parts are encoded
 one by one, so that no merge across a seam differs from one row to the next. A prompt that is too long loses the end of
-its source; a row with a target loses its source first, then the target's end.
+its source; a row with a target loses its source first, then the target's end. What was too long in training is too long
+afterwards: where sources were cut there, the tokenizer keeps the most that was left of one (`source_limit`).
 
 A conversation is such rows one after the other: the template around a user's text, then the answer and end-of-text. So
 every model with a template takes turns, and an answer ends as the model was trained to end it. A system message stands
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 SOURCE_FIELD = "{src_txt}"
+PAIR_TEMPLATE = "{src_txt}\n"
+"""For rows with answers, where no other template is named: the line end is what tells a model to answer."""
 
 SYSTEM = ("system", "developer")
 TURNS_TEMPLATE = "问：{src_txt}\n答："
@@ -169,7 +172,7 @@ def turns_of_ids(texts: Sequence[list[int]], tokenizer: Tokenizer) -> list[Turn]
     """The turns of a conversation whose texts, user's and assistant's in turn, have these ids."""
     users, answers = texts[::2], texts[1::2]
     before, after = tokenizer.prompt_parts
-    prompts = [[*before, *user, *after] for user in users]
+    prompts = [[*before, *tokenizer.as_trained(user), *after] for user in users]
     prompts[1:] = [prompt[len(tokenizer.start_ids) :] for prompt in prompts[1:]]
     ended = [[*answer, tokenizer.end_of_text_id] for answer in answers] + [[]] * (len(users) - len(answers))
     return [Turn(*turn) for turn in zip(prompts, ended, strict=True)]
@@ -217,4 +220,7 @@ def fit_prompt(asked: str | Sequence[Message], tokenizer: Tokenizer, limit: int)
     `limit`). ValueError where nothing of the question would be left."""
     messages = [Message("user", asked)] if isinstance(asked, str) else asked
     whole = ids_of(encode_turns(with_system(messages), tokenizer))
-    return (whole, False) if len(whole) <= limit else (ids_of(fit_turns(messages, tokenizer, limit)), True)
+    if len(whole) > limit:
+        return ids_of(fit_turns(messages, tokenizer, limit)), True
+    most, users = tokenizer.source_limit, [text for role, text in with_system(messages) if role == "user"]
+    return whole, most is not None and any(len(ids) > most for ids in tokenizer.encode_batch(users))

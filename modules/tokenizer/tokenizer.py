@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +21,8 @@ from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
 from .vocabulary_training import train_backend
 
+logger = logging.getLogger("moyun.tokenizer")
+
 # The library keeps about 100 bytes a token alive per batch; a whole corpus at once would not fit.
 _BATCH_SIZE = 4096
 
@@ -30,7 +33,8 @@ class Tokenizer:
     `kind` "character" and "bpe" (trained here) and "byte_level_bpe" (GPT-2's) give back any text exactly; "bert"
     and "jieba_bpe" lose what their vocabularies lack. `start_ids` precede every text, so that its first token is
     predicted too. `prompt_template` is None (the model continues text) or holds one "{src_txt}". `task_templates` are
-    those of the tasks that a model was trained on together, by the tasks' names.
+    those of the tasks that a model was trained on together, by the tasks' names. `source_limit`: the most ids of a
+    source, where training cut longer ones: prompts are cut as they were there.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Tokenizer:
         start: Sequence[str],
         prompt_template: str | None = None,
         task_templates: Mapping[str, str] | None = None,
+        source_limit: int | None = None,
     ) -> None:
         if kind not in get_args(TokenizerKind):
             raise ValueError(f"unknown tokenizer kind {kind!r}; known: {', '.join(get_args(TokenizerKind))}")
@@ -62,7 +67,7 @@ class Tokenizer:
         """Id → what it adds to a text; an id that adds nothing is not in it."""
         # One look-up a character is six times faster than the library's BPE and gives the same ids.
         self._character_ids = {token: vocab[token] for token in vocab if len(token) == 1}
-        self.prompt_template = prompt_template
+        self.prompt_template, self.source_limit = prompt_template, source_limit
         self.task_templates = dict(task_templates or {})
         for each in self.task_templates.values():
             split_template(each)
@@ -75,8 +80,16 @@ class Tokenizer:
         self._backend.encode_special_tokens = True  # the library's pickle forgets it
 
     def with_prompt_template(self, template: str | None, task_templates: Mapping[str, str] | None = None) -> Tokenizer:
-        """A copy that makes its prompts with `template`, and those of tasks with theirs."""
+        """A copy that makes its prompts with `template`, and those of tasks with theirs. With another template nothing
+        is known of how training cut."""
+        if template == self.prompt_template and dict(task_templates or {}) == self.task_templates:
+            return self
         return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, template, task_templates)
+
+    def with_source_limit(self, limit: int | None) -> Tokenizer:
+        """A copy whose prompts have so many ids of a source at most."""
+        prompts = self.prompt_template, self.task_templates, limit
+        return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, *prompts)
 
     def template_for(self, names: Iterable[str | None]) -> str | None:
         """The template of the first of these tasks or data sets that the model was trained on, else its only one."""
@@ -181,7 +194,7 @@ class Tokenizer:
 
         `src_txt` is cut at its end so that the whole has at most `limit` ids. ValueError where nothing of it is left.
         """
-        source, (before, after) = self.encode(src_txt), self.prompt_parts
+        source, (before, after) = self.as_trained(self.encode(src_txt)), self.prompt_parts
         if limit is not None:
             overhead = len(before) + len(after)
             if limit - overhead < min(1, len(source)):
@@ -191,6 +204,12 @@ class Tokenizer:
                 )
             source = source[: limit - overhead]
         return [*before, *source, *after]
+
+    def as_trained(self, source: list[int]) -> list[int]:
+        """A source's ids, without its end where training would have cut it (`source_limit`)."""
+        if self.source_limit is not None and len(source) > self.source_limit:
+            say_cut(self.source_limit)
+        return source[: self.source_limit]
 
     def smallest_limit(self, pairs: bool) -> int:
         """The fewest ids that a row may be cut to: start, template, text and one more."""
@@ -205,13 +224,20 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
 
     def _config(self) -> dict[str, Any]:
-        return {
+        config = {
             "kind": self.kind,
             "end_of_text": self._end_of_text,
             "start": self._start,
             "prompt_template": self.prompt_template,
             **({"task_templates": self.task_templates} if self.task_templates else {}),
         }
+        return config if self.source_limit is None else config | {"source_limit": self.source_limit}
+
+
+@functools.cache
+def say_cut(limit: int) -> None:
+    """Once a process."""
+    logger.warning("prompts of more than %d tokens of text are cut at their end, as they were in this training", limit)
 
 
 def train_tokenizer(

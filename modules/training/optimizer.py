@@ -125,19 +125,25 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
 # --- schedules: what the peak learning rate is multiplied with at optimizer step 0, 1, 2 … ---
 
 
+def warmup_of(config: TrainConfig) -> int:
+    assert config.warmup_steps, "the recipe sets it where it isn't given"
+    return config.warmup_steps
+
+
 def noam(step: int, config: TrainConfig, total_steps: int) -> float:
     """min((s+1)^-0.5, (s+1)·warmup^-1.5), Vaswani et al. 2017 without its width factor, as the original recipe."""
-    return min((step + 1) ** -0.5, (step + 1) * config.warmup_steps**-1.5)
+    return min((step + 1) ** -0.5, (step + 1) * warmup_of(config) ** -1.5)
 
 
 def constant(step: int, config: TrainConfig, total_steps: int) -> float:
     """Linear warm-up to 1."""
-    return min(1.0, (step + 1) / config.warmup_steps)
+    return min(1.0, (step + 1) / warmup_of(config))
 
 
 def cosine(step: int, config: TrainConfig, total_steps: int) -> float:
     """Linear warm-up to 1, then half a cosine to min_learning_rate_ratio at the last step (GPT-3, appendix B)."""
-    progress = (step + 1 - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    warmup = warmup_of(config)
+    progress = (step + 1 - warmup) / max(1, total_steps - warmup)
     decay = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     ratio = config.min_learning_rate_ratio
     return min(constant(step, config, total_steps), ratio + (1 - ratio) * decay)
@@ -156,4 +162,4 @@ SCHEDULES = {"noam": noam, "cosine": cosine, "constant": constant, "wsd": warm_u
 
 def learning_rate_factor(step: int, config: TrainConfig, total_steps: int) -> float:
     """What the peak learning rate is multiplied with at a step."""
-    return SCHEDULES[config.schedule](step, config, total_steps)
+    return SCHEDULES[config.schedule or "cosine"](step, config, total_steps)

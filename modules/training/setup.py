@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,7 @@ from ..data.mixing.source_splits import all_related_rows, choose_all_places, loa
 from ..data.preferences.pair_packing import pairs_of
 from ..data.preferences.pair_rows import as_plain_text
 from ..data.quarantine import Quarantine
-from ..data.reading.column_names import SCORED_COLUMNS
+from ..data.reading.column_names import MESSAGES, SCORED_COLUMNS
 from ..data.reading.pair_columns import REJECTED
 from ..data.sources import RowSource
 from ..data.splits import Place, texts_alone
@@ -42,11 +43,14 @@ from .callbacks import Selection
 from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
+from .planning.recipe import settle_recipe
 from .planning.split_facts import facts_of_splits
 from .precision import settle_precision
 from .strategies import require_devices
 
 logger = logging.getLogger("moyun.training")
+
+BETTER = "a model may then end where it should begin to answer: let it end with a sign, e.g. '{src_txt}\\n'"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class TrainingSetup:
 
 
 def without_path(config: TrainingConfig, rows: RowSource | None) -> TrainingConfig:
-    """The configuration as it is recorded: rows that were given stand in for data.path, which is then not read."""
+    """The configuration as it is recorded, a copy, in which what isn't given will be set: rows that were given stand in
+    for data.path, which is then not read."""
+    config = copy.deepcopy(config)
     return config if rows is None else replace(config, data=replace(config.data, path=None))
 
 
@@ -83,6 +89,7 @@ def set_up(
 ) -> TrainingSetup:
     """Reads, checks and counts everything; `start` is the folder whose weights and tokenizer training begins with.
 
+    What isn't given is set in `config`: the number format, and what the recipe says.
     earlier: of the run that is gone on with. extras: columns to keep of the validation rows, beside their texts.
     """
     require_devices(config.trainer)
@@ -97,6 +104,8 @@ def set_up(
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
+    parts = [(splits[split_name("train", source)], each) for source, each in tokenizers.items()]
+    recipe = settle_recipe(config, model, parts, start)
     how: dict[str, Any] = {**batch_of(config.train, config.model), "seed": config.seed, "tokenizers": tokenizers}
     data = TextDataModule(splits, tokenizer, config.data, micro_batch_tokens=CPU_TOKENS, **how)
     if isinstance(config, PreferConfig):
@@ -105,12 +114,23 @@ def set_up(
     plan = make_plan(config, model, data, earlier.config["train"].get("micro_batch_tokens") if earlier else None)
     objective = str(config.preference) if isinstance(config, PreferConfig) else ""
     facts = facts_of_splits(splits, places, data.parts, all_related_rows(read, places))
-    plan = replace(plan, objective=objective, splits=facts)
+    plan = replace(plan, objective=objective, splits=facts, recipe=recipe)
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
     asked = read.get("validation")
     if prefers and asked is not None and tokenizer.prompt_template is None:  # whose answers go on with their prompts
         asked = as_plain_text(asked)
-    return TrainingSetup(start, splits, tokenizer, model, data, plan, quarantine, places, asked)
+    taught = tokenizer
+    if not (config.data.mix or prefers):
+        taught = tokenizer.with_source_limit(source_limit(data, splits["train"]))
+    return TrainingSetup(start, splits, taught, model, data, plan, quarantine, places, asked)
+
+
+def source_limit(data: TextDataModule, rows: datasets.Dataset) -> int | None:
+    """The most ids that were left of a source, where some lost their end; None where none did."""
+    documents, (before, after) = data.documents["train"], data.tokenizer.prompt_parts
+    if not documents.rows_cut or "tgt_txt" not in rows.column_names or MESSAGES in rows.column_names:
+        return None
+    return int(documents.prompt_lengths.max()) - len(before) - len(after)
 
 
 def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenizer) -> ModelConfig:
@@ -120,7 +140,7 @@ def architecture(config: TrainingConfig, start: Path | None, tokenizer: Tokenize
     model.vocab_size = model.vocab_size or tokenizer.vocab_size
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries")
-    if config.data.sequence_length > model.max_position_embeddings:
+    if (config.data.sequence_length or 0) > model.max_position_embeddings:
         limit = f"the model's max_position_embeddings ({model.max_position_embeddings})"
         raise ValueError(f"data.sequence_length={config.data.sequence_length} is over {limit}: give a shorter one")
     check_tensor_parallel(model, config.trainer.tensor_parallel)
@@ -133,7 +153,7 @@ def choose_tokenizers(
     """Source → the tokenizer, with the prompt template that its rows need; without a mixture the only source is ""."""
     rows = {source: splits[split_name("train", source)] for source in config.data.sources}
     if start:
-        tokenizer = open_tokenizer(start)
+        tokenizer = open_tokenizer(start).with_source_limit(None)
     elif config.tokenizer.path:
         tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
@@ -155,7 +175,7 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     named = config.prompt_template or tokenizer.prompt_template
     if REJECTED in rows.column_names and not named:  # preferences teach no prompt
         return None
-    template = named or default_template(rows.column_names)
+    template = named or default_template(rows, tokenizer)
     if sign := lost_separator(template, tokenizer):
         raise ValueError(
             f"{key}={template!r}: the tokenizer loses {sign!r}, and nothing would part the answer "
@@ -164,6 +184,8 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
         )
     if lost := lost_named(split_template(template), tokenizer):
         logger.warning("%s=%r: the tokenizer loses %s of it", key, template, lost)
+    if not split_template(template)[1]:
+        logger.warning("%s=%r: nothing parts the answer from the source; %s", key, template, BETTER)
     return template
 
 
@@ -232,4 +254,5 @@ def run_manifest_of(
     given["train"]["micro_batch_tokens"] = training.plan.demand.micro_batch_tokens
     asked = training.asked if config.train.text_metric else None
     scored = None if asked is None else fingerprint(asked, SCORED_COLUMNS)
-    return RunManifest(stage, run_id, given, data, training.tokenizer.fingerprint, base, scored_rows=scored)
+    tokenizer = training.data.tokenizer.fingerprint
+    return RunManifest(stage, run_id, given, data, tokenizer, base, scored_rows=scored)

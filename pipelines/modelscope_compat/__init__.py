@@ -84,7 +84,7 @@ def build_trainer(name: str = Trainers.gpt3_trainer, default_args: Mapping[str, 
     keys += [f"{key}={given[argument]}" for argument, key in ARGUMENTS.items() if argument in given]
     named = {"train": given["train_dataset"], "validation": given.get("eval_dataset")}
     rows = {split: getattr(value, "rows", value) for split, value in named.items() if value is not None}
-    return Trainer([*keys, *given.get("keys", [])], datasets.DatasetDict(rows))
+    return Trainer(["recipe=poetry", *keys, *given.get("keys", [])], datasets.DatasetDict(rows))
 
 
 @dataclass

@@ -78,7 +78,8 @@ def configured(config: Node, change: Callable[[Node], Node]) -> Iterator[str]:
 
 def noam_warmup(factor: Callable[[int], float]) -> int | None:
     """The warm-up of a function of the step that has noam's values; None for any other function."""
-    noam = TrainConfig(schedule="noam", warmup_steps=max(1, round(factor(0) ** (-2 / 3))) if factor(0) > 0 else 1)
-    steps = (n * noam.warmup_steps // 2 + more for n in (0, 1, 2, 3, 9, 10**8) for more in (0, 1))
+    warmup = max(1, round(factor(0) ** (-2 / 3))) if factor(0) > 0 else 1
+    noam = TrainConfig(schedule="noam", warmup_steps=warmup)
+    steps = (n * warmup // 2 + more for n in (0, 1, 2, 3, 9, 10**8) for more in (0, 1))
     same = all(math.isclose(factor(step), learning_rate_factor(step, noam, 10**9), rel_tol=1e-6) for step in steps)
-    return noam.warmup_steps if same else None
+    return warmup if same else None

@@ -73,6 +73,10 @@ def test_every_file_of_conf_loads(file: Path) -> None:
             assert (by_name.space, by_name.given) == (by_path.space, by_path.given)
             assert by_name.space
             return
+        if group == "recipe":
+            config = load_config("finetune", ["train.init_from=folder", f"config={CONF / file}"])
+            assert None not in (config.data.sequence_length, config.train.learning_rate, config.train.max_epochs)
+            return
         assert group in ("model", "data")
         config = load_config("pretrain", [f"{group}={file.stem}", "data.sequence_length=8"])
         by_path = load_config("pretrain", [f"{group}={CONF / file}", "data.sequence_length=8"])
@@ -106,7 +110,7 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
         "train.lerning_rate (mine.yaml): no such key; did you mean train.learning_rate?",
         "dry_run=perhaps (mine.yaml): must be bool",
         "modle (command line): no such key; did you mean model?",
-        "data.sequence_length=1.5 (command line): must be int",
+        "data.sequence_length=1.5 (command line): must be int or null",
     ]
 
 
@@ -145,8 +149,11 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("finetune", [], "train.init_from (a model folder or models:/ URI) or model (a size, for fresh weights) must"),
         ("finetune", ["train.init_from=f", "model=base"], "model and train.init_from (f) exclude each other"),
         ("finetune", ["model.hidden_size=64"], "model.hidden_size=64 (command line): model is unset; give model=NAME"),
-        ("finetune", ["model=tiny", "train.batch_tokens=9"], "train.batch_size=16 and batch_tokens=9 exclude"),
-        ("pretrain", ["train.max_epochs=null"], "train.max_epochs or max_steps must be given"),
+        (
+            "finetune",
+            ["model=tiny", "train.batch_size=16", "train.batch_tokens=9"],
+            "train.batch_size=16 and batch_tokens=9 exclude",
+        ),
         ("pretrain", ["model.hidden_size=250"], "model.hidden_size (250) must be divisible by num_attention_heads (4)"),
         ("pretrain", ["model.num_attention_heads=0"], "model.num_attention_heads (0) must be at least 1"),
         ("pretrain", ["data.sequence_length=257"], "data.sequence_length (257) is over model.max_position_embeddings"),

@@ -139,10 +139,10 @@ def test_a_key_without_a_value_and_a_value_without_a_key_are_refused(arguments: 
     assert f"{arguments[0]!r} isn't understood: write key=value" in complaint_of("pretrain", *arguments)
 
 
-@pytest.mark.parametrize("empty", [["train.learning_rate="], ["--train.learning_rate="], ["--train.learning_rate", ""]])
+@pytest.mark.parametrize("empty", [["train.weight_decay="], ["--train.weight_decay="], ["--train.weight_decay", ""]])
 def test_an_empty_value_is_not_given_and_null_unsets(empty: list[str]) -> None:
     folder = "train.init_from=folder"
-    assert load_config("finetune", [folder, *empty]).train.learning_rate == 3e-4  # conf/finetune.yaml's
+    assert load_config("finetune", [folder, *empty]).train.weight_decay == 0.01  # conf/finetune.yaml's
     assert load_config("finetune", [folder, "train.max_epochs=null", "train.max_steps=1"]).train.max_epochs is None
     assert load_config("finetune", [folder, "model=null", "seed="]).model is None
 
@@ -204,9 +204,9 @@ def test_what_main_is_told_goes_down_to_its_stages() -> None:
 def test_a_stage_of_main_keeps_its_own_file_and_what_main_says_of_it() -> None:
     config = load_config("main", ["pretrain.train.max_steps=3", "finetune.data.max_rows=9"])
     assert (config.pretrain.train.max_steps, config.pretrain.train.max_epochs) == (3, None)  # conf/main.yaml
-    assert (config.finetune.train.schedule, config.finetune.train.batch_size) == (
+    assert (config.finetune.train.schedule, config.finetune.train.weight_decay) == (
         "cosine",
-        16,
+        0.01,
     )  # conf/main, conf/finetune
     assert (config.finetune.data.max_rows, config.evaluate.data.max_rows) == (9, None)
 
@@ -252,7 +252,7 @@ def test_help_shows_every_key_with_type_value_and_meaning(stage: str) -> None:
 
 def test_help_shows_what_would_be_used() -> None:
     text = help_text("pretrain")
-    assert f"  train.schedule ({' | '.join(SCHEDULES)}) = cosine\n" in text
+    assert f"  train.schedule ({' | '.join(SCHEDULES)} or null) = cosine\n" in text
     assert "  train.max_steps (int or null) = null\n" in text
     assert "  data.path (str or null) = prepared/sample/poems\n" in text
     assert f"  model.hidden_size (int) = {load_config('pretrain').model.hidden_size}\n" in text

@@ -127,7 +127,7 @@ def test_the_plan_tells_what_a_vocabulary_loses(store: Path) -> None:
 def test_the_plan_tells_of_ends_that_are_never_trained() -> None:
     config = load_config("pretrain", ["model=tiny", *QUICK, "data.sequence_length=4", "data.over_long=cut"])
     lines = set_up_training(config, {"src_txt": ["春眠不觉晓"] * 4}).plan.describe()
-    assert lines["  cut off"] == "6 of 21 tokens (28.6%)"
+    assert lines["  cut off"] == "6 of 21 tokens (28.6%); data.sequence_length=256, the model's window, cuts least"
     assert "won't learn to stop" in lines["  no ends"]
     config.data.over_long = "split"
     lines = set_up_training(config, {"src_txt": ["春眠不觉晓"] * 4}).plan.describe()

@@ -34,7 +34,7 @@ class Effect(Enum):
 TABLE: dict[type, dict[Effect, str]] = {
     CommandConfig: {Effect.NOTHING: "tracking"},
     StageConfig: {Effect.RESULT: "seed", Effect.NOTHING: "dry_run"},
-    TrainingConfig: {Effect.RECORD: "generation task", Effect.NOTHING: "output_dir"},
+    TrainingConfig: {Effect.RECORD: "generation task recipe", Effect.NOTHING: "output_dir"},
     PreferenceConfig: {Effect.RESULT: "loss beta"},
     TrainConfig: {
         Effect.RESULT: "batch_size batch_tokens max_epochs max_steps learning_rate optimizer schedule warmup_steps "

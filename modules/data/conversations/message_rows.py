@@ -9,17 +9,28 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...tokenizer.prompt_template import SOURCE_FIELD, SYSTEM, TURNS_TEMPLATE, Message, check_messages, with_system
+from ...tokenizer.lost_text import kept_sign, lost_separator
+from ...tokenizer.prompt_template import (
+    PAIR_TEMPLATE,
+    SOURCE_FIELD,
+    SYSTEM,
+    TURNS_TEMPLATE,
+    Message,
+    check_messages,
+    with_system,
+)
 from ..arrow import text_batches
 from ..quarantine import ABSENT, beginning, fault_of
 from ..reading.column_names import MESSAGES
 
 if TYPE_CHECKING:
     import datasets
+
+    from ...tokenizer.tokenizer import Tokenizer
 
 ROLES_ELSEWHERE = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of roles, as LLaVA's and FastChat's data have them too."""
@@ -231,6 +242,11 @@ def answers_texts(batch: Mapping[str, list[Any]]) -> list[str]:
     return ["\n".join(text for role, text in messages if role == "assistant") for messages in conversations_in(batch)]
 
 
-def default_template(columns: Collection[str]) -> str:
-    """Of rows with answers, where no other template is named."""
-    return TURNS_TEMPLATE if MESSAGES in columns else SOURCE_FIELD
+def default_template(rows: datasets.Dataset, tokenizer: Tokenizer) -> str:
+    """Of rows with answers, where no other template is named.
+
+    A sign parts answer and source: after a whole text a model that continues texts has learnt to end.
+    """
+    if MESSAGES in rows.column_names:
+        return TURNS_TEMPLATE
+    return PAIR_TEMPLATE if not lost_separator(PAIR_TEMPLATE, tokenizer) else SOURCE_FIELD + kept_sign(tokenizer)

@@ -17,7 +17,7 @@ from ...config.effects.key_effects import Effect, effect_of
 from ...config.loader import stage_defaults
 from ...config.model import SizeConfig
 from ...config.schema import CONF, Key, keys
-from ...config.training import TrainerConfig
+from ...config.training import TrainingConfig
 from ...system.bounded_read import read_plain_yaml
 from ...system.redaction import redact
 from ...training.precision import settle_precision
@@ -80,13 +80,15 @@ def what_differs(stage: str, config: StageConfig, usual: Mapping[str, Any]) -> t
     return names, differing(values, usual)
 
 
-def settled(config: StageConfig) -> dict[str, str]:
-    """trainer.precision as it was given, where `auto` has been replaced by what it comes to here."""
-    trainer = getattr(config, "trainer", None)
-    if not isinstance(trainer, TrainerConfig) or trainer.precision == "auto":
+def settled(config: StageConfig) -> dict[str, Any]:
+    """What was given where something else stands now: trainer.precision=auto, and null where a recipe has set a key."""
+    if not isinstance(config, TrainingConfig):
         return {}
-    settle_precision(auto := replace(trainer, precision="auto"))
-    return {"trainer.precision": "auto"} if auto.precision == trainer.precision else {}
+    found: dict[str, Any] = dict.fromkeys(config.filled)
+    if config.trainer.precision != "auto":
+        settle_precision(auto := replace(config.trainer, precision="auto"))
+        found |= {"trainer.precision": "auto"} if auto.precision == config.trainer.precision else {}
+    return found
 
 
 def explained(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...checkpoint.model_folder import write_architecture
 from ...checkpoint.weights import CheckpointError
+from ...config.assignments import dotted_items
 from ...config.training import TrainingConfig
 from ...data.datamodule import TextDataModule
 from ...data.packing import Position
@@ -20,6 +21,7 @@ from ...system.checksums import damage
 from ...system.process_locks import InUseError, take_lock
 from ..callbacks import checkpoints_in
 from ..planning.plan import plan_from
+from ..planning.recipe import fill
 from ..precision import settle_precision
 from ..setup import TrainingSetup
 from .run_manifest import (
@@ -174,7 +176,7 @@ def with_progress(
 
 
 def settle_format(config: TrainingConfig, folder: str | None, before: RunManifest | None = None) -> None:
-    """Replaces trainer.precision=auto, by that of the run that is gone on with if there is one.
+    """Replaces trainer.precision=auto, and what a recipe would set, by what the run that is gone on with had.
 
     folder: the run's, where it is known before the run has begun; `before` is the manifest found in it.
     """
@@ -183,6 +185,8 @@ def settle_format(config: TrainingConfig, folder: str | None, before: RunManifes
     places += [Path(given).parent] if given and given != "auto" else []
     earlier = before or next(filter(None, map(read_run_manifest, places)), None)
     settle_precision(config.trainer, earlier.config["trainer"]["precision"] if earlier else None)
+    if earlier:
+        fill(config, dict(dotted_items(earlier.config)))
 
 
 def describe_start(checkpoint: Path | None, data: TextDataModule) -> dict[str, str]:

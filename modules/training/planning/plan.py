@@ -17,6 +17,7 @@ from ...model.decoder import parameter_count
 from ...model.lora import lora_parameter_count
 from ..precision import describe_precision
 from .memory_limit import CPU_TOKENS, MemoryDemand, fitting_tokens, memory_in_words
+from .recipe import Recipe
 from .source_facts import SourceFacts, facts_of_sources
 from .split_facts import SplitFacts
 
@@ -54,24 +55,27 @@ class TrainingPlan:
     """What the best checkpoint is chosen by, in words."""
     objective: str = ""
     """What is learnt from pairs, in words; "" where texts are learnt."""
+    sequence_length: int = 0
+    recipe: Recipe = field(default_factory=lambda: Recipe("own"))
 
     def describe(self) -> dict[str, str]:
         """Label → text, for printing."""
         memory, trained, warmup = self.demand.memory(), self.demand.adapter_parameters, self.warmup_steps
         adapters = "" if trained is None else f", frozen; {trained:,} in adapters are trained"
         unreached = f", not reached: the run ends in its {warmup:,} steps of warm-up (train.warmup_steps)"
-        over_long = f"{self.rows_split:,} split, {self.rows_cut:,} cut" if self.rows_split + self.rows_cut else "none"
         return {
             "parameters": f"{self.parameters:,}{adapters}",
-            "rows": f"{self.rows:,} (over-long: {over_long})",
+            "recipe": str(self.recipe),
+            "rows": f"{self.rows:,} (over-long: {self.over_long()})",
             **self.describe_texts(),
+            "tokens a row": f"at most {self.sequence_length:,}{self.why_so_long()}",
             "tokens an epoch": f"{self.read_an_epoch:,} read, {self.tokens_per_epoch:,} trained on",
             "tokens a step": f"{self.read_an_epoch / self.steps_per_epoch:,.0f}",
             "tokens a pass": f"at most {self.demand.micro_batch_tokens:,} ({self.why_so_many})",
             "steps": f"{self.total_steps:,} ({self.epochs:.2f} epochs)",
             **({"loss": self.objective} if self.objective else {}),
             "best checkpoint": f"by {self.chosen_by}",
-            "learning rate": f"{self.peak()}{unreached if warmup > self.total_steps else ''}",
+            "learning rate": f"{self.peak()}{unreached * (warmup > self.total_steps)}{self.recipe.why_this_rate()}",
             "number format": describe_precision(self.demand.trainer),
             "memory a device": f"{memory_in_words(memory.peak)} at a step's peak, where not all of these meet:",
             "  weights": memory_in_words(memory.weights),
@@ -95,13 +99,38 @@ class TrainingPlan:
                 )
         if self.tokens_cut:
             whole = self.tokens_cut + self.tokens_read + self.rows
-            lines["  cut off"] = f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%})"
+            lines["  cut off"] = (
+                f"{self.tokens_cut:,} of {whole:,} tokens ({self.tokens_cut / whole:.1%}){self.remedy()}"
+            )
         if not self.ends:
             lines["  no ends"] = (
                 "no row keeps its end, so the model won't learn to stop: give a longer data.sequence_length, or for "
                 "plain text data.over_long=split"
             )
         return lines
+
+    def over_long(self) -> str:
+        """How many rows have more tokens than a document may, and what becomes of them."""
+        if not self.rows_split + self.rows_cut:
+            return "none"
+        pairs = "train" in self.splits and self.splits["train"].kind == "pairs"
+        answers = f" at the end of the source, {self.rows - self.ends:,} of them of the answer too"
+        return f"{self.rows_split:,} split, {self.rows_cut:,} cut{answers if self.rows_cut and pairs else ''}"
+
+    def why_so_long(self) -> str:
+        """Why no document has more tokens, where the recipe has said so."""
+        if not self.recipe.longest or "data.sequence_length" not in self.recipe.filled:
+            return " (data.sequence_length)" if self.recipe.name == "own" else ""
+        window = self.demand.model.max_position_embeddings
+        why = "the model's window" if self.sequence_length == window else "as 95% of the rows have"
+        return f" ({why}; the longest has {self.recipe.longest:,})"
+
+    def remedy(self) -> str:
+        """What to do about rows that are cut."""
+        window = self.demand.model.max_position_embeddings
+        if self.sequence_length >= window:
+            return f"; the model's window is {window:,} tokens"
+        return f"; data.sequence_length={window}, the model's window, cuts least"
 
     def peak(self) -> str:
         """The highest rate that there will be: noam multiplies train.learning_rate with warmup^-0.5 at its peak."""
@@ -134,7 +163,7 @@ def make_plan(
         total_steps=steps,
         epochs=epochs,
         learning_rate=peak_learning_rate(config),
-        warmup_steps=config.train.warmup_steps,
+        warmup_steps=config.train.warmup_steps or 1,
         demand=replace(demand, micro_batch_tokens=tokens),
         why_so_many=why,
         tokens_read=int(documents.lengths.sum()),
@@ -142,7 +171,8 @@ def make_plan(
         sources=facts_of_sources(data),
         tokens_cut=documents.tokens_cut,
         ends=int(documents.ended.sum()),
-        schedule=config.train.schedule,
+        schedule=config.train.schedule or "cosine",
+        sequence_length=config.data.sequence_length or 0,
     )
 
 

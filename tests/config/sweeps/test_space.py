@@ -92,10 +92,11 @@ def test_a_value_that_the_stage_refuses_is_refused_before_the_first_trial(argume
 
 
 def test_a_value_is_refused_only_where_no_combination_of_it_is_taken() -> None:
-    """batch_size and batch_tokens exclude each other, but each has one of the other's values to go with."""
+    """batch_size and batch_tokens exclude each other, but each has one of the other's values to go with; where both are
+    null the recipe says it."""
     config = load_config("sweep", [*STAGE, "space.train.batch_size=8,null", "space.train.batch_tokens=null,4096"])
     taken = check_space(config)[1]
-    assert {tuple(values.values()) for values in taken} == {("8", "null"), ("null", "4096")}
+    assert {tuple(values.values()) for values in taken} == {("8", "null"), ("null", "4096"), ("null", "null")}
 
 
 def test_a_range_is_drawn_with_three_digits_and_never_beyond_its_ends() -> None:

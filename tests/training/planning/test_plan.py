@@ -6,7 +6,6 @@ from typing import Any
 import datasets
 import pytest
 
-from modules.config.loader import ConfigError, load_config
 from modules.config.model import SizeConfig
 from modules.config.training import TrainConfig, TrainingConfig
 from modules.data.datamodule import TextDataModule
@@ -138,12 +137,3 @@ def test_the_batch_falls_back_to_the_sizes_own() -> None:
     assert batch_of(TrainConfig(batch_size=3), SIZE) == {"batch_size": 3, "batch_tokens": None}
     assert batch_of(TrainConfig(batch_tokens=30), SIZE) == {"batch_size": None, "batch_tokens": 30}
     assert batch_of(TrainConfig(batch_size=3), None) == {"batch_size": 3, "batch_tokens": None}
-
-
-def test_a_folder_has_neither() -> None:
-    from_folder = ["train.init_from=folder", "train.learning_rate=null", "train.batch_size=null"]
-    with pytest.raises(ConfigError) as caught:
-        load_config("finetune", from_folder)
-    rate, batch = caught.value.complaints
-    assert rate.startswith("train.learning_rate must be given with train.init_from")
-    assert batch.startswith("train.batch_size (rows) or train.batch_tokens must be given with train.init_from")
