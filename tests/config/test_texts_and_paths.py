@@ -16,7 +16,7 @@ from modules.config.loader import ConfigError, load_config, to_yaml
 from modules.config.schema import key_of_path, keys, missing_models
 
 NEEDED = {"register": ["model=m"], "finetune": ["model=tiny"], "convert": ["source=a", "target=b"],
-          "compare": ["one=a", "other=b"], "predict": ["source=a.csv", "target=b.csv"]}  # fmt: skip
+          "prefer": ["train.init_from=m"], "compare": ["one=a", "other=b"], "predict": ["source=a.csv", "target=b.csv"]}  # fmt: skip
 
 
 def load(stage: str, *arguments: str) -> Any:
@@ -37,18 +37,23 @@ def complaints_of(stage: str, *arguments: str) -> list[str]:
 
 # --- paths ---
 
+# But for the tokenizer where a model brings its own.
 PATHS = [
     (stage, key.name)
     for stage in STAGES
     for key in keys(STAGES[stage])
-    if key.holds == "path" and key.name != "finetune.tokenizer.path"  # in main a model brings its own
+    if key.holds == "path"
+    and (stage, key.name) not in {("main", "finetune.tokenizer.path"), ("prefer", "tokenizer.path")}
 ]
+JUDGED = ["source=judged", "model=m", "judge.rhyme=1"]
 LONELY = {"archive": ["source=full"], "train.init_from": ["model=null", "train.learning_rate=1", "train.batch_size=1"]}
 
 
 def with_path(stage: str, key: str, path: str) -> Any:
     """The stage's configuration with a path at the key, and whatever else that key needs."""
     arguments = [*NEEDED.get(stage, []), *LONELY.get(key.removeprefix("prepare."), []), f"{key}={path}"]
+    if stage == "prepare" and (key == "model" or key.startswith("data.")):
+        arguments = [*JUDGED, f"{key}={path}"]
     if key == "prepare.archive":
         arguments = ["prepare.source=full", f"{key}={path}"]
     if key == "pretrain.train.init_from":
