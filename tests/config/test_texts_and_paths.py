@@ -16,7 +16,8 @@ from modules.config.loader import ConfigError, load_config, to_yaml
 from modules.config.schema import key_of_path, keys, missing_models
 
 NEEDED = {"register": ["model=m"], "finetune": ["model=tiny"], "convert": ["source=a", "target=b"],
-          "prefer": ["train.init_from=m"], "compare": ["one=a", "other=b"], "predict": ["source=a.csv", "target=b.csv"]}  # fmt: skip
+          "prefer": ["train.init_from=m"], "compare": ["one=a", "other=b"],
+          "predict": ["source=a.csv", "target=b.csv"]}  # fmt: skip
 
 
 def load(stage: str, *arguments: str) -> Any:
