@@ -212,8 +212,9 @@ class PrepareConfig(StageConfig):
         if self.is_public or self.source == JUDGED:
             for name in changed(self, type(self)()):
                 if name in OF_OWN_ROWS:
-                    value = getattr(self, name)
-                    yield f"{name}={value} goes with rows of your own alone, not with source={self.source}; drop it"
+                    given = f"{name}={getattr(self, name)}"
+                    remedy = f"give data.{name}" if self.source == JUDGED and name in vars(DataConfig()) else "drop it"
+                    yield f"{given} goes with rows of your own alone, not with source={self.source}: {remedy}"
         fixed = self.source in (TRACES, JUDGED) or (self.is_public and self.source != "classical_modern")
         if self.join and fixed:
             yield f"join={self.join} goes with rows of your own or source=classical_modern, not source={self.source}"

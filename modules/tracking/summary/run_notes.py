@@ -202,9 +202,10 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | No
     }
     if isinstance(config, PrepareConfig):
         rows = config.folder / "quatrains" if config.source in POEM_DATA else config.folder
-        judged = isinstance(config, PreparingConfig) and config.is_judged
-        command, start = ("prefer", config.model) if judged else ("finetune", EMBEDDED)
-        after[stage] = [command, shlex.quote(f"train.init_from={start}"), shlex.quote(f"data.path={rows}")]
+        training, start = "finetune", EMBEDDED
+        if isinstance(config, PreparingConfig) and config.is_judged:
+            training, start = "prefer", str(config.model)
+        after[stage] = [training, shlex.quote(f"train.init_from={start}"), shlex.quote(f"data.path={rows}")]
     elif isinstance(config, RegisterConfig | MainConfig):
         alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
         after[stage] = ["generate", f"model=models:/{config.model_name}@{alias}", "春"]

@@ -198,6 +198,7 @@ def test_rows_that_cannot_be_judged_so_are_refused_before_anything_is_written(st
         (["data.mix=[{path: a.csv}, {path: b.csv}]"], r"data\.mix: one set is asked at a time"),
         (["near_copies=drop"], "near_copies=drop goes with rows of your own alone, not with source=judged"),
         (["columns.text=src_txt"], "columns=.* goes with rows of your own alone, not with source=judged"),
+        (["bad_rows=quarantine"], r"bad_rows=quarantine goes .*: give data\.bad_rows"),
         (["join=src_txt"], "join=src_txt goes with rows of your own"),
         (["source=judge"], "did you mean judged"),
     ],
