@@ -42,14 +42,14 @@ def prepare(config: PrepareConfig, recorded: bool = True) -> PrepareResult:
             check_headers(config)  # the command line has done so already, a Python call hasn't
             show("prepare: what will be done", {"source": config.source, "data folder": str(folder)})
             return PrepareResult("", folder, {})
-        quarantine, program = start_quarantine(config), program_of("prepare", config)
+        of_rows = config.data if is_judged(config) else config
+        quarantine, program = start_quarantine(of_rows), program_of("prepare", config)
         manifest = signed(folder, read_manifest(folder), make(config, folder, quarantine, served), program)
         show_quarantine(quarantine)
         show_prepared(folder, manifest, spelled("prepare", "near_copies"), program)
         if not recorded:
             return PrepareResult("", folder, manifest)
-        run = begin_run()
-        run.log_dict(manifest, "manifest.json")
+        (run := begin_run()).log_dict(manifest, "manifest.json")
         log_quarantine(run, quarantine)
         run.log_metrics({f"rows/{name}": count for name, count in row_counts(manifest).items()})
         return PrepareResult(run.info.run_id, folder, manifest)
@@ -63,7 +63,7 @@ def make(config: PrepareConfig, folder: Path, quarantine: Quarantine | None, ser
         elif config.source == "sample":
             manifest = prepare_sample(folder, report=report)
         elif is_judged(config):
-            manifest = judge_answers(config, folder, report)
+            manifest = judge_answers(config, folder, report, quarantine)
         elif config.source in CORPORA:
             manifest = prepare_corpus(CORPORA[config.source], folder, archive, report)
         elif config.is_public:

@@ -3,7 +3,8 @@
 adapter.safetensors     lora_a and lora_b by the decoder's names, query_key_value's rows in three blocks (all Q, all K,
                         all V) like the weights of a model folder
 adapter.yaml            rank, alpha, target_modules, SHA-256 of the base's weights, of its tokenizer and of
-                        adapter.safetensors, and the prompt template that the adapter was trained with
+                        adapter.safetensors, and how prompts were made in the adapter's training (template, those of
+                        tasks, the most tokens of a source)
 
 The same in PEFT's layout: peft_adapter.py.
 """
@@ -41,6 +42,9 @@ from .weights import (
 
 WEIGHTS, FACTS = "adapter.safetensors", "adapter.yaml"
 
+PROMPTS = ("tokenizer_sha256", "prompt_template", "task_templates", "source_limit")
+"""What FACTS tells of how prompts were made; nothing where an earlier moyun wrote it."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -55,6 +59,19 @@ class Adapter:
     """Fingerprint of the tokenizer that it was trained with, but for the prompt template; None: unknown, with it the
     template, as in adapters of an earlier moyun and in PEFT's."""
     prompt_template: str | None = None
+    task_templates: Mapping[str, str] | None = None
+    source_limit: int | None = None
+    """As Tokenizer has both."""
+
+    def with_prompts_of(self, tokenizer: Tokenizer) -> Adapter:
+        """The same adapter, trained with this tokenizer."""
+        return replace(
+            self,
+            tokenizer_sha256=tokenizer.with_prompt_template(None).fingerprint,
+            prompt_template=tokenizer.prompt_template,
+            task_templates=tokenizer.task_templates,
+            source_limit=tokenizer.source_limit,
+        )
 
 
 def save_adapter(
@@ -79,8 +96,7 @@ def save_adapter(
             stored[name] = rows.detach().cpu().contiguous()
     with new_folder(folder, "an adapter") as draft:
         save_tensors(stored, draft / WEIGHTS, {"format": "pt"})
-        own = tokenizer.with_prompt_template(None).fingerprint
-        write_facts(draft, Adapter(config, base_hash, {}, own, tokenizer.prompt_template), draft / WEIGHTS)
+        write_facts(draft, Adapter(config, base_hash, {}).with_prompts_of(tokenizer), draft / WEIGHTS)
     return folder
 
 
@@ -92,6 +108,8 @@ def write_facts(folder: Path, adapter: Adapter, weights: Path) -> None:
         "base_weights_sha256": adapter.base_weights_sha256,
         "tokenizer_sha256": adapter.tokenizer_sha256,
         "prompt_template": adapter.prompt_template,
+        "task_templates": dict(adapter.task_templates or {}),
+        "source_limit": adapter.source_limit,
         "adapter_sha256": sha256_of(weights),
     }
     (folder / FACTS).write_text(to_yaml(facts), encoding="utf-8")
@@ -117,9 +135,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     adapter = read_facts(folder, folder / WEIGHTS)
     merged_into = folder.parent / "model"
     if not adapter.tokenizer_sha256 and read_provenance(merged_into).get("adapter_sha256") == adapter_hash(folder):
-        tokenizer = load_tokenizer(merged_into)
-        own = tokenizer.with_prompt_template(None).fingerprint
-        adapter = replace(adapter, tokenizer_sha256=own, prompt_template=tokenizer.prompt_template)
+        adapter = adapter.with_prompts_of(load_tokenizer(merged_into))
     return replace(adapter, tensors=read_safetensors(folder / WEIGHTS))
 
 
@@ -137,16 +153,17 @@ def read_facts(folder: Path, weights: Path) -> Adapter:
     try:
         facts = read_plain_yaml(folder / FACTS)
         base, own = facts.pop("base_weights_sha256"), facts.pop("adapter_sha256")
-        prompts = facts.pop("tokenizer_sha256", None), facts.pop("prompt_template", None)
+        prompts = {name: facts.pop(name, None) for name in PROMPTS}
         config = LoraConfig(**facts)
         validate(config)
-        split_template(prompts[1])
+        for template in (prompts["prompt_template"], *(prompts["task_templates"] or {}).values()):
+            split_template(template)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / FACTS} is damaged ({error}); copy the folder again") from error
     if sha256_of(weights) != own:
         trained_on = f"; if PEFT has trained it on, delete {FACTS}" if weights.name == PEFT_WEIGHTS else ""
         raise CheckpointError(f"{weights} differs from what was saved; copy the folder again{trained_on}")
-    return Adapter(config, base, {}, *prompts)
+    return Adapter(config, base, {}, **prompts)
 
 
 def write_peft_adapter(folder: Path, adapter: Adapter, tokenizer: Tokenizer) -> list[str]:
@@ -155,9 +172,7 @@ def write_peft_adapter(folder: Path, adapter: Adapter, tokenizer: Tokenizer) -> 
     tokenizer: that of its prompts.
     """
     write_peft(folder, adapter.config, adapter.tensors)
-    own = tokenizer.with_prompt_template(None).fingerprint
-    told = replace(adapter, tokenizer_sha256=own, prompt_template=tokenizer.prompt_template)
-    write_facts(folder, told, folder / PEFT_WEIGHTS)
+    write_facts(folder, adapter.with_prompts_of(tokenizer), folder / PEFT_WEIGHTS)
     if tokenizer.prompt_template is None:
         return []
     return [f"PEFT applies no prompt template: write prompts as {tokenizer.prompt_template!r} there"]
@@ -179,7 +194,8 @@ def adapted_tokenizer(base: Tokenizer, adapter: Adapter) -> tuple[Tokenizer, lis
             "the adapter was trained with another tokenizer than the source's: give the model folder that "
             "train.init_from named"
         )
-    return base.with_prompt_template(adapter.prompt_template), []
+    tokenizer = base.with_prompt_template(adapter.prompt_template, adapter.task_templates)
+    return tokenizer.with_source_limit(adapter.source_limit), []
 
 
 def adapted(

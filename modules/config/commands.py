@@ -14,7 +14,7 @@ from ..system.bounded_read import read_plain_yaml
 from ..system.paths import expanded
 from .assignments import COMMAND_LINE, Assignment
 from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
-from .data import POEM_DATA, TASK_DATA, PrepareConfig
+from .data import JUDGED, POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import ServeConfig
 from .model import SizeConfig
@@ -142,6 +142,8 @@ class MainConfig(StageConfig):
             trainer = getattr(self, name).trainer
             if trainer.devices * trainer.nodes > 1:
                 yield f"{name}.trainer.devices: main runs its stages in one process; run {name} by itself on several"
+        if self.prepare.source == JUDGED:
+            yield f"prepare.source={JUDGED} makes preferences: run prepare by itself, and then prefer, not main"
         rows, source = (self.finetune.data.path or "").removeprefix("<prepare>/"), self.prepare.source
         made_by = MADE_BY.get(rows, (source,))
         if self.prepare.is_public and source not in made_by:
@@ -168,6 +170,9 @@ STAGES: dict[str, type[CommandConfig]] = {
     "compare": CompareConfig,
     "sync": SyncConfig,
 }
+
+TRAINING_STAGES = tuple(name for name, section in STAGES.items() if issubclass(section, TrainingConfig))
+"""Those that end with a model, and have checkpoints to go on from."""
 
 MADE_BY = {
     "couplets": POEM_DATA,

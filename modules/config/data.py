@@ -131,8 +131,8 @@ class AskedTaskConfig:
             yield f'template ({self.template!r}) must hold "{{src_txt}}" exactly once'
 
 
-TRACES = "traces"
-"""Source of prepare: served requests."""
+TRACES, JUDGED = "traces", "judged"
+"""Sources of prepare: served requests; a model's answers, judged."""
 
 POEM_DATA = ("sample", "full")
 TASK_DATA = ("summarization", "data_to_text", "question_generation", "instructions")
@@ -145,6 +145,10 @@ CLONES = {
 }
 """Sources of prepare that need archive=, the user's clone of this repository on GitHub. Without it such a name is that
 of a user's own file or folder."""
+
+
+OF_OWN_ROWS = ("columns", "near_copies", "validation_fraction", "test_fraction", "bad_rows", "max_bad_rows")
+"""Keys of prepare that say something of a user's own rows."""
 
 
 @dataclass
@@ -205,14 +209,19 @@ class PrepareConfig(StageConfig):
         if self.source in CLONES and not self.archive and not Path(self.source).exists():
             clone = f"git clone --depth 1 https://github.com/{CLONES[self.source]}"
             yield f"source={self.source} needs archive=FOLDER: your clone, as `{clone}` makes it"
-        if self.near_copies != "report" and self.is_public:
-            yield f"near_copies={self.near_copies} goes with rows of your own alone, not with source={self.source}"
-        if self.join and (self.source == TRACES or (self.is_public and self.source != "classical_modern")):
+        if self.is_public or self.source == JUDGED:
+            for name in changed(self, type(self)()):
+                if name in OF_OWN_ROWS:
+                    given = f"{name}={getattr(self, name)}"
+                    remedy = f"give data.{name}" if self.source == JUDGED and name in vars(DataConfig()) else "drop it"
+                    yield f"{given} goes with rows of your own alone, not with source={self.source}: {remedy}"
+        fixed = self.source in (TRACES, JUDGED) or (self.is_public and self.source != "classical_modern")
+        if self.join and fixed:
             yield f"join={self.join} goes with rows of your own or source=classical_modern, not source={self.source}"
         for name in changed(self, type(self)()):
             if name in ("experiment", "take") and self.source != TRACES:
                 yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
-        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, *CLONES, TRACES), 1, 0.8)
+        near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, *CLONES, TRACES, JUDGED), 1, 0.8)
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:

@@ -24,10 +24,10 @@ from .conversations.alpaca_rows import columns_beside, read_beside
 from .conversations.message_rows import BESIDE, Fault, as_columns, read_conversation
 from .preferences.pair_rows import read_pairs
 from .quarantine import ABSENT, BadRow, DataError, Findings, Quarantine, fault_of
-from .reading.column_names import EVERY_COLUMN, MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, nearest
+from .reading.column_names import MESSAGES, NEAR, TEXT_COLUMNS, check_mapping, nearest
 from .reading.files import check_unchanged, content_of
 from .reading.headers import check_columns
-from .reading.pair_columns import TARGETS, check_pair_mapping
+from .reading.pair_columns import TARGETS, check_pair_mapping, columns_of_pairs
 from .reading.text_lines import Row
 from .sources import RowSource, files_of, is_mapped, open_source
 
@@ -121,8 +121,8 @@ class _Request:
         """known: columns that rows have to have, though the first ones may lack them."""
         texts = [name for target, name in self.origin.items() if target != MESSAGES and not self.pairs]
         others = [*self.extras.values(), *([self.origin[MESSAGES], *BESIDE] if MESSAGES in self.origin else [])]
-        others += columns_beside(self.columns)
-        findings, rows = open_source(self.source, self.split, texts, EVERY_COLUMN if self.pairs else others)
+        others += columns_of_pairs(self.origin) if self.pairs else columns_beside(self.columns)
+        findings, rows = open_source(self.source, self.split, texts, others)
         findings.columns.update(dict.fromkeys(known))
         findings.tolerant, findings.section = self.tolerant, self.section
         return findings, itertools.islice(rows, self.max_rows)
@@ -183,13 +183,12 @@ def _in_memory(batches: _Batches) -> datasets.Dataset:
 
 
 def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Batches:
-    """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows.
-
-    Where bad rows are tolerated it is raised only if there are no others.
-    """
+    """The good rows' texts batch by batch. Once the last is read, DataError for all bad rows; where these are
+    tolerated, only if there are no others."""
     present: dict[str, str] | None = None
     any_good = False
-    wanted = {**request.origin, **request.extras, **{name: name for name in columns_beside(request.columns)}}
+    beside = () if request.pairs else columns_beside(request.columns)
+    wanted = {**request.origin, **request.extras, **{name: name for name in beside}}
     for batch in _in_batches(rows, findings):
         before = present
         present = {target: name for target, name in wanted.items() if name in findings.columns}
@@ -199,7 +198,7 @@ def _checked(findings: Findings, rows: Iterator[Row], request: _Request) -> _Bat
         for name in request.extras.keys() & values:
             values[name] = [as_text(value) for value in values[name]]
         given = [row for _, (_, row) in batch]
-        values = read_beside(values, given) if columns_beside(request.columns) and not request.pairs else values
+        values = read_beside(values, given) if beside else values
         conversations, faults = (_pairs if request.pairs else _conversations)(values, given, request.origin)
         texts_alone = {name: column for name, column in values.items() if name not in request.extras}
         bad = _note_bad_values(findings, batch, texts_alone, {} if request.pairs else wanted, faults)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -41,7 +42,8 @@ class Prompted:
 
 def template_of(rows: datasets.Dataset, tokenizer: Tokenizer, task: TaskConfig, data: DataConfig) -> str:
     """The model's own where it was tuned with one (of several the task's), else the task's."""
-    own = tokenizer.template_for([task.name, task.data]) if task.own_template else None
+    names = task.name, task.data, Path(data.path or "").name
+    own = tokenizer.template_for(names) if task.own_template else None
     return own or task.template or data.prompt_template or default_template(rows, tokenizer)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.commands import STAGES
+from ..config.commands import STAGES, TRAINING_STAGES
 from ..config.effects.key_effects import Effect, effect_of
 from ..config.training import TrainingConfig
 from .run_facts import RunFacts
@@ -15,7 +15,6 @@ from .run_facts import RunFacts
 SECTIONS = ("config", "data", "code", "environment")
 """What is compared, in this order: a difference in one explains differences in those after it."""
 
-TRAINING = ("pretrain", "finetune", "prefer")
 MISSING = "(not recorded)"
 
 
@@ -106,7 +105,7 @@ def matters(key: str, one: RunFacts, other: RunFacts) -> bool:
         if key == "model.vocab_size":
             return False
         ignored.add(Effect.CONTENT)
-    if one.stage in TRAINING and other.stage in TRAINING:
+    if one.stage in TRAINING_STAGES and other.stage in TRAINING_STAGES:
         ignored.add(Effect.RECORD)
     return effect_of(STAGES.get(one.stage or "", TrainingConfig))(key) not in ignored
 

@@ -20,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from ..config.base import StageConfig, TrackingConfig, shown
+from ..config.commands import TRAINING_STAGES
 from ..system.redaction import redact_text
 from .outbox.store import why
 from .run_lifecycle import END, RUNNING, set_tags
@@ -209,7 +210,7 @@ def restoring(kind: str, number: str) -> str:
 
 def find_run(run_id: str, stage: str | None = None) -> Run:
     """The run of a stage that is to go on. Raises ValueError if the store has none of that id, or it was deleted."""
-    otherwise = f" {WITHOUT}" if stage in STAGES_OF_STEPS else ""
+    otherwise = f" {WITHOUT}" if stage in TRAINING_STAGES else ""
     client = MlflowClient()
     try:
         run = client.get_run(run_id)
@@ -227,9 +228,6 @@ def find_run(run_id: str, stage: str | None = None) -> Run:
         return run
     raise ValueError(f"run {run_id} can't be continued: {what} was deleted. `{command}` brings it back.{otherwise}")
 
-
-STAGES_OF_STEPS = ("pretrain", "finetune")
-"""Stages with checkpoints."""
 
 WITHOUT = (
     "Or go on without that run: its checkpoints are whole, and with another output_dir "

@@ -26,7 +26,7 @@ from ..data.groups import GROUP
 from ..data.mixing.mixed_steps import shares
 from ..data.mixing.source_splits import all_related_rows, choose_all_places, load_all_splits, part_of, split_name
 from ..data.preferences.pair_packing import pairs_of
-from ..data.preferences.pair_rows import as_plain_text
+from ..data.preferences.pair_rows import as_plain_text, template_asked_with
 from ..data.quarantine import Quarantine
 from ..data.reading.column_names import MESSAGES, SCORED_COLUMNS
 from ..data.reading.pair_columns import REJECTED
@@ -100,7 +100,7 @@ def set_up(
     read = load_all_splits(config.data, config.seed, rows, quarantine, {GROUP, *extras}, prefers)
     splits = {name: texts_alone(split) for name, split in read.items()}
     tokenizers = choose_tokenizers(config, start, splits)
-    tokenizer = saved_tokenizer(config, tokenizers)
+    tokenizer = saved_tokenizer(config, tokenizers, start)
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
@@ -117,7 +117,7 @@ def set_up(
     plan = replace(plan, objective=objective, splits=facts, recipe=recipe)
     data.micro_batch_tokens = plan.demand.micro_batch_tokens  # known when the rows are
     asked = read.get("validation")
-    if prefers and asked is not None and tokenizer.prompt_template is None:  # whose answers go on with their prompts
+    if prefers and asked is not None and tokenizers[""].prompt_template is None:  # answers go on with their prompts
         asked = as_plain_text(asked)
     taught = tokenizer
     if not (config.data.mix or prefers):
@@ -153,7 +153,8 @@ def choose_tokenizers(
     """Source → the tokenizer, with the prompt template that its rows need; without a mixture the only source is ""."""
     rows = {source: splits[split_name("train", source)] for source in config.data.sources}
     if start:
-        tokenizer = open_tokenizer(start).with_source_limit(None)
+        tokenizer = open_tokenizer(start)
+        tokenizer = tokenizer if isinstance(config, PreferConfig) else tokenizer.with_source_limit(None)
     elif config.tokenizer.path:
         tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
     else:
@@ -161,8 +162,9 @@ def choose_tokenizers(
     sections = config.data.sources.items()
     if config.data.prompt_template and not any("tgt_txt" in each.column_names for each in rows.values()):
         logger.warning("data.prompt_template has no effect: the rows have no tgt_txt, and plain text has no prompt")
+    tasks = tokenizer.task_templates if isinstance(config, PreferConfig) else None
     return {
-        source: tokenizer.with_prompt_template(template_for(section, rows[source], tokenizer, source))
+        source: tokenizer.with_prompt_template(template_for(section, rows[source], tokenizer, source), tasks)
         for source, section in sections
     }
 
@@ -172,8 +174,9 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     if "tgt_txt" not in rows.column_names:
         return None
     key = f"data.mix, source {source}: prompt_template" if source else "data.prompt_template"
-    named = config.prompt_template or tokenizer.prompt_template
-    if REJECTED in rows.column_names and not named:  # preferences teach no prompt
+    own, prefers = tokenizer.prompt_template, REJECTED in rows.column_names
+    named = config.prompt_template or (template_asked_with(config.path, own) if prefers else own)
+    if prefers and not named:  # preferences teach no prompt
         return None
     template = named or default_template(rows, tokenizer)
     if sign := lost_separator(template, tokenizer):
@@ -189,9 +192,12 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     return template
 
 
-def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer:
+def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer], start: Path | None) -> Tokenizer:
     """What the model is saved with: of a mixture with data.prompt_template, else the first template that a source has,
-    in the order of data.mix; and with the template of each source by its name, for task=NAME."""
+    in the order of data.mix; and with the template of each source by its name, for task=NAME. Preferences change
+    nothing of how a model is asked, unless data.prompt_template is given."""
+    if isinstance(config, PreferConfig) and start and not config.data.prompt_template:
+        return open_tokenizer(start)
     if not config.data.mix:
         return tokenizers[""]
     templates = {name: each.prompt_template for name, each in tokenizers.items() if each.prompt_template is not None}

@@ -45,6 +45,19 @@ def test_the_prompt_template_goes_with_the_adapter(store: Path, tokenizer: Token
     assert converted(store).fingerprint == tokenizer.with_prompt_template(TEMPLATE).fingerprint
 
 
+def test_what_else_decides_about_prompts_goes_with_it_too(store: Path, tokenizer: Tokenizer) -> None:
+    """Templates of tasks, and the most of a source; to PEFT's layout and back."""
+    base = save_model(store / "base", make_decoder(make_config(tokenizer.vocab_size)), tokenizer, {})
+    decoder = load_model(base)
+    config, tasks = with_random_adapters(decoder), {"translate": "{src_txt}\n今译："}
+    tuned = tokenizer.with_prompt_template(TEMPLATE, tasks).with_source_limit(7)
+    save_adapter(store / "adapter", decoder.state_dict(), decoder.config, config, weights_hash(base), tuned)
+    assert converted(store).fingerprint == tuned.fingerprint
+    convert(load_config("convert", ["source=base", "adapter=adapter", "target=peft", "format=peft"]))
+    convert(load_config("convert", ["source=base", "adapter=peft", "target=again"]))
+    assert load_tokenizer(store / "again").fingerprint == tuned.fingerprint
+
+
 def test_another_template_may_be_given(store: Path, tokenizer: Tokenizer) -> None:
     saved_with_template(store, tokenizer)
     assert converted(store, r"prompt_template=题：{src_txt}\n").prompt_template == "题：{src_txt}\n"

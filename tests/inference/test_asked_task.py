@@ -56,6 +56,15 @@ def test_a_model_without_a_template_is_asked_with_the_tasks(tokenizer: Tokenizer
     assert asking(plain, named("translate", r"task.template={src_txt}\n译：")).prompt_template == "{src_txt}\n译："
 
 
+def test_evaluate_asks_by_the_name_of_the_rows_folder_too(tokenizer: Tokenizer) -> None:
+    """As a source of data.mix is called that has no other name, and as generate asks."""
+    several = tokenizer.with_prompt_template("{src_txt}诗", {"poems": "{src_txt}诗", "classical_modern": TRANSLATE})
+    rows = Dataset.from_dict({"src_txt": ["学"], "tgt_txt": ["学习"]})
+    task = TaskConfig(name="translate", data="translate")
+    assert template_of(rows, several, task, DataConfig(path="elsewhere/classical_modern")) == TRANSLATE
+    assert asking(several, named("translate")).prompt_template == TRANSLATE
+
+
 def test_a_model_that_was_tuned_for_one_task_is_asked_as_it_was_tuned(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -141,8 +141,10 @@ def test_a_run_that_was_deleted_and_is_to_go_on(store: Path, kind: str) -> None:
     number = run.info.run_id if kind == "run" else run.info.experiment_id
     getattr(client, f"delete_{kind}")(number)
     restore = f"mlflow {kind}s restore --{kind}-id {number}` brings it back"
-    with pytest.raises(ValueError, match=rf"can't be continued: .* was deleted\. .*{restore}.*resume_from=OLD_FOLDER"):
-        stage_run("pretrain", quiet(), continues=run.info.run_id).__enter__()
+    for stage in ("pretrain", "prefer"):
+        gone = rf"can't be continued: .* was deleted\. .*{restore}.*resume_from=OLD_FOLDER"
+        with pytest.raises(ValueError, match=gone):
+            stage_run(stage, quiet(), continues=run.info.run_id).__enter__()
     with pytest.raises(ValueError, match="brings it back.$"):  # predict has no checkpoints
         stage_run("predict", quiet(), continues=run.info.run_id).__enter__()
     getattr(client, f"restore_{kind}")(number)

@@ -8,12 +8,9 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..base import MODEL, changed, too_small
-from ..data import DataConfig, PrepareConfig
+from ..data import JUDGED, DataConfig, PrepareConfig
 from ..evaluation import MAIN_MEASURE, MEASURES, TaskConfig
 from ..generation import GenerationConfig
-
-JUDGED = "judged"
-"""Source of prepare: a model's answers, judged."""
 
 
 @dataclass
@@ -62,6 +59,8 @@ class PreparingConfig(PrepareConfig):
     def judging_complaints(self) -> Iterator[str]:
         if not self.model:
             yield f"source={JUDGED} needs model=FOLDER (or a models:/ URI): whose answers shall be judged?"
+        if self.data.mix:
+            yield "data.mix: one set is asked at a time; give data.path, and the others in commands of their own"
         yield from too_small(self, 1, "prompts")
         yield from too_small(self, 2, "answers")
         if self.generation.temperature == 0 or self.generation.num_beams > 1:

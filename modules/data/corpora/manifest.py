@@ -16,7 +16,11 @@ MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 T = TypeVar("T")
 
-DIFFERENCES = {"sha256": "rows or columns", "fractions": "validation_fraction or test_fraction"}
+DIFFERENCES = {
+    "sha256": "rows or columns",
+    "fractions": "validation_fraction or test_fraction",
+    "asked": "prompts or sampling",
+}
 """What of a manifest isn't called what it says."""
 
 

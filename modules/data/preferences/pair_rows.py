@@ -9,13 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ...system.paths import expanded
 from ...tokenizer.prompt_template import Message
 from ..arrow import LEARNT
-from ..conversations.message_rows import Fault, as_columns, as_messages, conversations_of, read_messages_in
+from ..conversations.alpaca_rows import HISTORY, INPUT, INSTRUCTION, turns, with_input
+from ..conversations.message_rows import (
+    Fault,
+    as_columns,
+    as_messages,
+    conversations_of,
+    is_nothing,
+    read_messages_in,
+)
+from ..corpora.manifest import read_manifest
 from ..quarantine import ABSENT, fault_of
 from ..reading.pair_columns import REJECTED, answer_columns, prompt_column
 
@@ -72,20 +83,21 @@ def read_side(
             return [], (f"{name} {fault[0]}", fault[1])
         given = [{"role": "assistant", "content": answer}]
     asked = None if prompt is None else prompt_messages(prompt, row)
-    if not begins_with_answer(given):
-        whole, fault = read_messages_in(given, row)
-        if not fault and asked and not is_asked(whole, asked, row):
-            fault = f"{name} is a whole conversation, and not one that goes on from {prompt}", ""
-    elif asked is None:
-        return [], ("has no prompt", ": name its column with data.columns.YOUR_COLUMN=src_txt")
-    else:
+    if begins_with_answer(given):
+        if prompt is None:
+            return [], ("has no prompt", ": name its column with data.columns.YOUR_COLUMN=src_txt")
         if not isinstance(asked, list) and (wrong := fault_of(asked)):
             return [], (f"{prompt} {wrong[0]}", wrong[1])
         before = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
-        whole, fault = read_messages_in([*before, *given], row)
-    if not fault and whole[-1].role != "assistant":
-        fault = f"{name} ends with a user's message, not with an answer", ""
-    return whole, fault
+        return read_messages_in([*before, *given], row)
+    whole, fault = read_messages_in(given, row)
+    if fault:
+        return [], (f"{name} {fault[0]}", fault[1])
+    if whole[-1].role != "assistant":
+        return [], (f"{name} ends with a user's message, not with an answer", "")
+    if asked and not is_asked(whole, asked, row):
+        return [], (f"{name} is a whole conversation, and not one that goes on from {prompt}", "")
+    return whole, None
 
 
 def messages_in(value: object) -> list[Any] | None:
@@ -106,17 +118,13 @@ def prompt_messages(column: str, row: Mapping[str, object]) -> object:
     value = row.get(column, ABSENT)
     if (messages := messages_in(value)) is not None:
         return messages
-    if column != "instruction" or not isinstance(value, str):
+    if column != INSTRUCTION:
         return value
-    if isinstance(more := row.get("input"), str) and more.strip():
-        value = f"{value}\n{more}"
-    history = row.get("history")
-    turns = history if isinstance(history, list | tuple) else ()
-    before = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=False)]
-    return [*before, {"role": "user", "content": value}] if before else value
-
-
-ROLES = ("user", "assistant")
+    value = with_input(value, row.get(INPUT))
+    if is_nothing(history := row.get(HISTORY)):
+        return value
+    whole = turns(history, value)
+    return whole if isinstance(whole, list) else [whole]
 
 
 def begins_with_answer(messages: Sequence[Any]) -> bool:
@@ -129,6 +137,18 @@ def is_asked(whole: Sequence[Message], asked: object, row: Mapping[str, object])
         messages, fault = read_messages_in(asked, row)
         return not fault and messages in (list(whole), list(whole[:-1]))
     return asked is ABSENT or asked == whole[-2].text
+
+
+def template_asked_with(path: str | None, usual: str | None) -> str | None:
+    """The prompt template to which judged answers are answers, as the manifest of their folder says; of other rows the
+    usual one. None: they go on with their prompts."""
+    place = Path(expanded(path)) if path else None
+    for folder in (place, place.parent) if place else ():
+        asked = read_manifest(folder).get("asked")
+        if isinstance(asked, dict) and "prompt_template" in asked:
+            found: str | None = asked["prompt_template"]
+            return found
+    return usual
 
 
 def as_plain_text(rows: datasets.Dataset) -> datasets.Dataset:

@@ -16,7 +16,6 @@ from ...system.paths import expanded, is_below
 from ..corpora.prose.clone_files import require_clone
 from ..quarantine import Findings, said_of
 from .column_names import (
-    EVERY_COLUMN,
     MESSAGES,
     OTHER_COLUMNS,
     TEXT_COLUMNS,
@@ -34,7 +33,7 @@ from .finding import (
     nowhere,
     split_files,
 )
-from .pair_columns import check_pair_mapping, check_pairs_present, refuse_pairs
+from .pair_columns import check_pair_mapping, check_pairs_present, columns_of_pairs, refuse_pairs
 from .split_names import SPLIT_NAMES, file_format
 
 FIRST_ROWS = 100
@@ -100,7 +99,7 @@ def _check(
     origin = {target: name for target, name in mapping.items() if target in texts or pairs}
     others: Collection[str] = [name for target, name in origin.items() if target not in TEXT_COLUMNS]
     wanted = [name for name in origin.values() if name not in others and not pairs]
-    others = EVERY_COLUMN if pairs else others
+    others = columns_of_pairs(mapping) if pairs else others
     files = itertools.chain.from_iterable(itertools.starmap(_files, sources))
     headers: list[list[str]] = []
     for file in itertools.islice(dict.fromkeys(files), MOST_FILES):

@@ -13,6 +13,9 @@ CHOSEN, REJECTED = "chosen", "rejected"
 PROMPT_COLUMNS = ("src_txt", "prompt", MESSAGES, "conversations", "instruction", "question")
 """Where a prompt is looked for, in this order, unless data.columns names it: as TRL and LLaMA-Factory call it."""
 
+BESIDE_PROMPT = ("input", "history", "system", "tools")
+"""What else belongs to a prompt, in columns that can't be called otherwise."""
+
 TARGETS = ("src_txt", CHOSEN, REJECTED, MESSAGES)
 """What a column of the user's may be, beside OTHER_COLUMNS: src_txt or messages is the prompt."""
 
@@ -46,6 +49,11 @@ def answer_columns(origin: Mapping[str, str], present: Collection[str]) -> tuple
     """The columns of the chosen and of the rejected answer; tgt_txt is what was chosen where none is called so."""
     usual = "tgt_txt" if CHOSEN not in present and "tgt_txt" in present else CHOSEN
     return origin.get(CHOSEN, usual), origin.get(REJECTED, REJECTED)
+
+
+def columns_of_pairs(origin: Mapping[str, str]) -> list[str]:
+    """The user's names of all columns that may be read; any other may be as it likes."""
+    return [*origin.values(), *PROMPT_COLUMNS, "tgt_txt", CHOSEN, REJECTED, *BESIDE_PROMPT]
 
 
 def check_pairs_present(findings: Findings, origin: Mapping[str, str]) -> None:

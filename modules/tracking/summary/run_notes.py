@@ -12,10 +12,11 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from ...config.base import StageConfig
+from ...config.base import EMBEDDED, StageConfig
 from ...config.commands import MainConfig
 from ...config.data import POEM_DATA, PrepareConfig
 from ...config.evaluation import RegisterConfig
+from ...config.preferences.judging import PreparingConfig
 from ...system.redaction import first_line, redact, redact_text
 from ..outbox.spool import Spool
 from ..provenance import REUSED_FROM
@@ -201,7 +202,10 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | No
     }
     if isinstance(config, PrepareConfig):
         rows = config.folder / "quatrains" if config.source in POEM_DATA else config.folder
-        after[stage] = ["finetune", "train.init_from=models/poems", shlex.quote(f"data.path={rows}")]
+        training, start = "finetune", EMBEDDED
+        if isinstance(config, PreparingConfig) and config.is_judged:
+            training, start = "prefer", str(config.model)
+        after[stage] = [training, shlex.quote(f"train.init_from={start}"), shlex.quote(f"data.path={rows}")]
     elif isinstance(config, RegisterConfig | MainConfig):
         alias = config.alias if isinstance(config, RegisterConfig) else config.register.alias
         after[stage] = ["generate", f"model=models:/{config.model_name}@{alias}", "春"]

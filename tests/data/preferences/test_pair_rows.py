@@ -82,6 +82,24 @@ def test_an_instruction_has_its_input_history_and_system_message_with_it() -> No
     ]
 
 
+@pytest.mark.parametrize("history", [[["甲", "乙"]], '[["甲", "乙"]]'], ids=["list", "JSON in a CSV"])
+@pytest.mark.parametrize("columns", [{}, {"instruction": "src_txt"}], ids=["found", "named"])
+def test_columns_beside_an_instruction_may_be_written_as_a_csv_has_them(history: Any, columns: dict[str, str]) -> None:
+    row = LAYOUTS["LLaMA-Factory, Alpaca"] | {"input": 5, "history": history}
+    (found,) = load_rows([row], columns, pairs=True).to_list()
+    asked = [message["content"] for message in json.loads(found["messages"])]
+    assert asked == ["甲", "乙", "春\n5", "眠"]
+    assert set(found) == set(SAME)
+
+
+def test_other_columns_do_no_harm_to_pairs(tmp_path: Path) -> None:
+    """As in any other rows: some without a name, twice the same, or with a blank before a quote."""
+    path = tmp_path / "pairs.csv"
+    path.write_text('prompt,chosen,rejected,n,n,,\n春,眠,睡,1, "2",,\n', encoding="utf-8")
+    check_headers(load_config("prefer", ["train.init_from=models/poems", f"data.path={path}"]))
+    assert load_rows(path, pairs=True).to_list() == [SAME]
+
+
 FAULTS: dict[str, dict[str, Any]] = {
     "rejected is missing": {"prompt": "春", "chosen": "眠"},
     "chosen is empty": {"prompt": "春", "chosen": "", "rejected": "睡"},
@@ -96,6 +114,17 @@ FAULTS: dict[str, dict[str, Any]] = {
     "not one that goes on from prompt": {"prompt": "秋", "chosen": [ASKED, CHOSEN], "rejected": [ASKED, REJECTED]},
     "chosen ends with a user's message": {
         "chosen": [ASKED, CHOSEN, ASKED],
+        "rejected": [ASKED, REJECTED],
+    },
+    "chosen ends with a user's message, not with an answer": {
+        "prompt": "春",
+        "chosen": [ASKED],
+        "rejected": [REJECTED],
+    },
+    "prompt is null": {"prompt": None, "chosen": "眠", "rejected": "睡"},
+    "a message must be": LAYOUTS["LLaMA-Factory, Alpaca"] | {"history": ["甲乙"]},
+    "chosen can't be used: a message has the role": {
+        "chosen": [ASKED, {"role": "poet"}],
         "rejected": [ASKED, REJECTED],
     },
     "chosen is a number": {"prompt": "春", "chosen": 3, "rejected": "睡"},

@@ -51,6 +51,18 @@ def test_what_comes_after_prepare_names_its_rows(given: list[str], rows: str) ->
     assert shlex.split(words[-1]) == [words[-1].strip("'")]
 
 
+def test_what_comes_after_judging_is_to_learn_from_it() -> None:
+    given = ["source=judged", "model=outputs/mine/model", "judge.rhyme=1"]
+    words = next_command("1", "prepare", load_config("prepare", given))
+    assert words == [
+        "python",
+        "-m",
+        "pipelines.prefer",
+        "train.init_from=outputs/mine/model",
+        "data.path=prepared/judged",
+    ]
+
+
 def test_a_training_is_described_by_the_model_that_it_saved(store: Path) -> None:
     config = load_config("finetune", ["train.init_from=models/poems", "tracking.log_system_metrics=false"])
     with stage_run("finetune", config) as run:

@@ -163,6 +163,20 @@ def test_the_outcome_is_a_model_folder_like_any_other(rows: Any, start: Path, st
     assert again.run_id == result.run_id  # it was done before
 
 
+def test_a_model_is_asked_afterwards_as_it_was_before(rows: Any, store: Path, tokenizer: Tokenizer) -> None:
+    """With the templates of all its tasks; and prompts are cut where its training cut them, those of pairs too."""
+    tuned = tokenizer.with_prompt_template("{src_txt}？", {"translate": "{src_txt}\n译："}).with_source_limit(3)
+    save_model(store / "start", make_decoder(make_config(tokenizer.vocab_size)), tuned, {})
+    result = prefer(load_config("prefer", [*QUICK, "train.max_steps=1", "output_dir=out", "lora.rank=2"]), rows)
+    assert result.model is not None
+    assert open_tokenizer(result.model).fingerprint == tuned.fingerprint
+    setup = prefer(load_config("prefer", [*QUICK, "train.max_steps=1", "dry_run=true"]), rows).setup
+    assert setup is not None
+    begin, pairs = tuned.encode_prompt(rows[0]["prompt"]), setup.data.documents["train"]
+    assert len(begin) == len(tuned.start_ids) + 3 + 1
+    assert begin in [pairs.ids_of(number)[: len(begin)].tolist() for number in range(len(pairs))]
+
+
 def test_the_best_checkpoint_may_be_chosen_by_what_is_written(rows: Any, start: Path, tmp_path: Path) -> None:
     """The prompts are continued, as a model without a template continues its prompts."""
     score = ["train.select_by=repeated_characters", "task.rows=2", "generation.max_new_tokens=8"]
