@@ -155,7 +155,7 @@ def choose_tokenizers(
     if start:
         tokenizer = open_tokenizer(start).with_source_limit(None)
     elif config.tokenizer.path:
-        tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
+        tokenizer = open_tokenizer(model_folder(config.tokenizer.path)).with_source_limit(None)
     else:
         tokenizer = trained_on(passes_of(config, rows), config.tokenizer, cache_folder(config.data.cache_dir))
     sections = config.data.sources.items()
@@ -172,7 +172,7 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     if "tgt_txt" not in rows.column_names:
         return None
     key = f"data.mix, source {source}: prompt_template" if source else "data.prompt_template"
-    named = config.prompt_template or tokenizer.prompt_template
+    named = config.prompt_template or tokenizer.template_for((source,))
     if REJECTED in rows.column_names and not named:  # preferences teach no prompt
         return None
     template = named or default_template(rows, tokenizer)
@@ -190,14 +190,17 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
 
 
 def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer]) -> Tokenizer:
-    """What the model is saved with: of a mixture with data.prompt_template, else the first template that a source has,
-    in the order of data.mix; and with the template of each source by its name, for task=NAME."""
+    """What the model is saved with: of a mixture with the template of each source by its name, for task=NAME; and for
+    whoever names no task with data.prompt_template, else with none where it learns plain text too, which it then goes
+    on with, else with that of the first source."""
     if not config.data.mix:
         return tokenizers[""]
-    templates = {name: each.prompt_template for name, each in tokenizers.items() if each.prompt_template is not None}
-    usual = next(iter(templates.values()), None)
-    any_of_them = next(iter(tokenizers.values()))
-    return any_of_them.with_prompt_template(usual and (config.data.prompt_template or usual), templates)
+    found = {name: each.prompt_template for name, each in tokenizers.items()}
+    templates = {name: template for name, template in found.items() if template is not None}
+    usual = config.data.prompt_template if templates else None
+    if len(templates) == len(found):
+        usual = usual or next(iter(templates.values()))
+    return next(iter(tokenizers.values())).with_prompt_template(usual, templates)
 
 
 def trained_on(rows: Sequence[tuple[datasets.Dataset, float]], config: TokenizerConfig, cache: Path) -> Tokenizer:

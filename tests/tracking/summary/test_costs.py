@@ -58,14 +58,21 @@ def test_a_training_says_what_it_cost_and_adds_to_it_when_it_goes_on(
     assert second["cost/tokens"] > first["cost/tokens"]
 
 
+class DocumentsOf(list[int]):
+    """Documents of these lengths."""
+
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        return np.array(self)[numbers]
+
+
 def test_tokens_are_those_of_whole_epochs_and_of_the_shuffled_part_of_the_next() -> None:
     lengths = np.array([1, 10, 100, 1000])
-    data = SimpleNamespace(documents={"train": SimpleNamespace(lengths=lengths)}, bounds={"train": (0, 4)}, seed=3)
+    data = SimpleNamespace(documents={"train": DocumentsOf(lengths)}, bounds={"train": (0, 4)}, seed=3)
     order = np.random.default_rng((3, 2)).permutation(4)
     found = lengths_until(data, Position(9, 2, 3))  # type: ignore[arg-type]
     assert found.sum() == 2 * 1111 + lengths[order[:3]].sum()
     data.bounds = {"train": (0, 1, 4)}  # two sources
-    order = np.random.default_rng((3, 1, 1)).permutation(3)
+    order = np.random.default_rng((3, 1)).permutation(3)
     mixed = lengths_until(data, Position(9, 2, 3, (2, 5)))  # type: ignore[arg-type]
     assert mixed.sum() == 2 * 1 + 1110 + lengths[1 + order[:2]].sum()
     model = {"hidden_size": 2, "num_hidden_layers": 1, "vocab_size": 5}
