@@ -16,6 +16,7 @@ from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
 from ...config.data import TRACES, PrepareConfig
 from ...config.effects.key_effects import Effect, effect_of
+from ...config.preferences.judging import JUDGED
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
 from ...data.corpora.folders import SAMPLE
@@ -64,7 +65,7 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
         return None, "it goes on from another training"
     if stage == "prepare" and values["source"] == TRACES:
         return None, "there may be other traces by now"
-    data = values.get("data", {})
+    data = {} if stage == "prepare" and values["source"] != JUDGED else values.get("data", {})
     if data and not data["path"] and not data["test_path"] and not data["mix"]:
         return None, "no rows are named"
     effect = effect_of(type(config))
