@@ -195,6 +195,9 @@ MADE_BY_STAGE = re.compile(r"<(prepare|start|finetune)>/?(.*)")
 """In main: what that stage made, or a folder in it; <start>: the model that is fine-tuned."""
 
 
+OF_ROWS = ("path", "validation_path", "test_path", "prompt_template")
+"""What data=NAME says of its rows."""
+
 VERSE = ("quatrains", "poems", "couplets")
 """Sets that prepare makes of POEM_DATA."""
 
@@ -205,12 +208,13 @@ OF_VERSE = ("schedule", "learning_rate", "max_epochs", "max_steps", "validate_ev
 def implied_paths(stage: str, leaves: Sequence[Assignment], users: Sequence[Assignment]) -> Iterator[Assignment]:
     """Paths of rows that follow from what is said; those that the user names stand."""
     given = {name for name, value, _ in users if value not in (None, "", "null")}
-    # A mixture stands in place of what a stage's file, a task or data=NAME (`mlflow run` always gives one) names.
+    # A mixture stands in place of the rows that a stage's file, a task or data=NAME (`mlflow run` always gives one)
+    # names, and of how these are to be read: another source's prompts aren't theirs.
     mixed = [name for name, value, _ in users if name in given and value not in ("[]", [])]
     for section in {name.removesuffix(".mix") for name in mixed if re.fullmatch(r"([a-z]+\.)?data\.mix", name)}:
-        if f"{section}.path" not in given:
-            given.add(f"{section}.path")
-            yield f"{section}.path", None, COMMAND_LINE
+        for key in (key for key in OF_ROWS if f"{section}.{key}" not in given):
+            given.add(f"{section}.{key}")
+            yield f"{section}.{key}", "null", COMMAND_LINE
     # Where evaluate or register is given test rows alone, the rows that its file names aren't those to train on.
     for prefix in ("",) if stage in ("evaluate", "register") else ("evaluate.", "register."):
         if f"{prefix}data.test_path" in given and not given & {f"{prefix}data", f"{prefix}data.path"}:
@@ -229,7 +233,8 @@ def implied_recipe(stage: str, users: Sequence[Assignment]) -> Iterator[Assignme
     given = {name: str(value) for name, value, _ in users if value not in (None, "", "null")}
     source, rows = given.get("prepare.source", POEM_DATA[0]), given.get("finetune.data", VERSE[0])
     other_rows = given.get("finetune.data.path", "<prepare>").removeprefix("<prepare>").lstrip("/") not in ("", *VERSE)
-    if stage == "main" and (source not in POEM_DATA or rows not in VERSE or other_rows):
+    mixed = given.get("finetune.data.mix", "[]") != "[]"
+    if stage == "main" and (source not in POEM_DATA or rows not in VERSE or other_rows or mixed):
         named = {name for name, _, _ in users}
         for key in (f"finetune.train.{name}" for name in OF_VERSE):
             if key not in named:

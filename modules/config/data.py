@@ -22,8 +22,8 @@ class DataConfig:
     hub name."""
     mix: list[SourceConfig] = field(default_factory=list, metadata=SOURCES)
     """Several sources in place of path, each with its share of the trained tokens: [{path: prepared/a, weight: 0.7},
-    {path: prepared/b, weight: 0.3}]; of each also name, columns, prompt_template, validation_path, test_path and
-    max_rows."""
+    {data: translate, weight: 0.3}], data: NAME being what conf/data/NAME.yaml says; of each also name, columns,
+    prompt_template, validation_path, test_path and max_rows."""
     mix_temperature: float = 1.0
     """Weights where the sources of mix have none: tokens^(1/mix_temperature). 1: by size; higher: more alike."""
     columns: dict[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths, implied_recipe
 from .generation import as_json
 from .mixing.mixture_sources import SOURCES, read_sources, spaced
+from .mixing.named_sources import with_data_sets
 from .model import ModelConfig
 from .schema import CONF, Key, full_name, group_file, keys, settle_paths, suggestion, wanted, with_text_keys
 
@@ -282,7 +283,7 @@ def set_leaf(
         elif key.holds == JSON["holds"] and isinstance(value, Mapping):
             value = as_json(name, value)
         if key.holds == SOURCES["holds"]:
-            value = read_sources(value)
+            value = read_sources(with_data_sets(value))
         if not_text(value, key.type):
             complaints.append(f"{name}={shown} ({where}): must be text; put it in quotes")
             return

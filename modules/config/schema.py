@@ -118,10 +118,12 @@ def settle_paths(config: Any) -> Iterator[str]:
     for key, section, field in paths_in(config):
         value = expanded(getattr(section, field.name))
         setattr(section, field.name, value)
-        group = "model" if field.name == "init_from" else GROUPS.get(type(section), "")
+        of_mix = isinstance(section, SourceConfig)
+        group = "model" if field.name == "init_from" else "data" if of_mix else GROUPS.get(type(section), "")
         if group and field.name in ("path", "init_from") and value in group_names(group) and not os.path.exists(value):
             name = key.removesuffix("train.init_from") + "model" if group == "model" else key.removesuffix(".path")
-            yield f"{key}={value}: there is no such path; {name}={value} is the {KINDS[group]} of that name"
+            given = f"{{data: {value}}}" if of_mix else f"{name}={value}"
+            yield f"{key}={value}: there is no such path; {given} is the {KINDS[group]} of that name"
         elif field.metadata != STORE and not is_registered(value) and (reason := why_no_path(value)):
             yield f"{key}={shown(value, 200)}: {reason}"
 

@@ -156,7 +156,7 @@ def choose_tokenizers(
         tokenizer = open_tokenizer(start)
         tokenizer = tokenizer if isinstance(config, PreferConfig) else tokenizer.with_source_limit(None)
     elif config.tokenizer.path:
-        tokenizer = open_tokenizer(model_folder(config.tokenizer.path))
+        tokenizer = open_tokenizer(model_folder(config.tokenizer.path)).with_source_limit(None)
     else:
         tokenizer = trained_on(passes_of(config, rows), config.tokenizer, cache_folder(config.data.cache_dir))
     sections = config.data.sources.items()
@@ -174,8 +174,9 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     if "tgt_txt" not in rows.column_names:
         return None
     key = f"data.mix, source {source}: prompt_template" if source else "data.prompt_template"
-    own, prefers = tokenizer.prompt_template, REJECTED in rows.column_names
-    named = config.prompt_template or (template_asked_with(config.path, own) if prefers else own)
+    prefers, own = REJECTED in rows.column_names, tokenizer.prompt_template
+    known = template_asked_with(config.path, own) if prefers else tokenizer.template_for((source,))
+    named = config.prompt_template or known
     if prefers and not named:  # preferences teach no prompt
         return None
     template = named or default_template(rows, tokenizer)
@@ -193,17 +194,20 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
 
 
 def saved_tokenizer(config: TrainingConfig, tokenizers: Mapping[str, Tokenizer], start: Path | None) -> Tokenizer:
-    """What the model is saved with: of a mixture with data.prompt_template, else the first template that a source has,
-    in the order of data.mix; and with the template of each source by its name, for task=NAME. Preferences change
-    nothing of how a model is asked, unless data.prompt_template is given."""
+    """What the model is saved with: of a mixture with the template of each source by its name, for task=NAME; and for
+    whoever names no task with data.prompt_template, else with none where it learns plain text too, which it then goes
+    on with, else with that of the first source. Preferences change nothing of how a model is asked, unless
+    data.prompt_template is given."""
     if isinstance(config, PreferConfig) and start and not config.data.prompt_template:
         return open_tokenizer(start)
     if not config.data.mix:
         return tokenizers[""]
-    templates = {name: each.prompt_template for name, each in tokenizers.items() if each.prompt_template is not None}
-    usual = next(iter(templates.values()), None)
-    any_of_them = next(iter(tokenizers.values()))
-    return any_of_them.with_prompt_template(usual and (config.data.prompt_template or usual), templates)
+    found = {name: each.prompt_template for name, each in tokenizers.items()}
+    templates = {name: template for name, template in found.items() if template is not None}
+    usual = config.data.prompt_template if templates else None
+    if len(templates) == len(found):
+        usual = usual or next(iter(templates.values()))
+    return next(iter(tokenizers.values())).with_prompt_template(usual, templates)
 
 
 def trained_on(rows: Sequence[tuple[datasets.Dataset, float]], config: TokenizerConfig, cache: Path) -> Tokenizer:

@@ -13,6 +13,7 @@ from modules.config.loader import load_config
         (["prepare.source=mine.csv"], None, None),
         (["prepare.source=summarization", "finetune.data=summarization"], None, None),
         (["finetune.data.path=mine.csv"], None, None),
+        (["finetune.data.mix=[{path: mine.csv}]", "evaluate.data.path=a", "register.data.path=a"], None, None),
         (["prepare.source=mine.csv", "finetune.train.max_steps=7"], 7, None),
         (["prepare.source=mine.csv", "finetune.train.learning_rate=1e-3"], None, 1e-3),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modules.config.loader import load_config
+from modules.tracking.reuse import stage_key as reuse
 from modules.tracking.reuse.contents import checksums, content_of
 from modules.tracking.reuse.imported_code import MODULES, code_behind, code_digest
 from modules.tracking.reuse.stage_key import stage_key
@@ -42,6 +43,12 @@ def test_what_changes_a_run_changes_its_key(rows: Path, argument: str) -> None:
 )
 def test_what_changes_nothing_doesn_t(rows: Path, argument: str) -> None:
     assert key("finetune", *TUNED, argument) == key("finetune", *TUNED)
+
+
+def test_what_isn_t_given_may_come_from_the_poetry_recipe(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key("finetune", *TUNED)
+    monkeypatch.setattr(reuse, "POETRY", reuse.POETRY | {"train.max_epochs": 11})
+    assert key("finetune", *TUNED) not in (None, before)
 
 
 def test_rows_count_by_content_and_not_by_place(rows: Path) -> None:

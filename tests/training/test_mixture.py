@@ -6,21 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import mlflow
 import numpy as np
 import pytest
 
 from modules.checkpoint.loading import open_tokenizer
 from modules.config.loader import ConfigError, load_config
+from modules.config.mixing.mixture_sources import SourceConfig
 from modules.data.packing import StepBatch
 from modules.data.quarantine import DataError
 from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows, scored_tokenizer
 from modules.evaluation.sweeps.early_end import WEIGHTS, differences, rows_of
 from modules.evaluation.task_rows import copies_in_training
+from modules.inference.asked_task import asking
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.reuse.stage_key import stage_key
 from modules.training.checkpoints.run_manifest import CHECKPOINTS
 from modules.training.lightning_module import LanguageModel
+from modules.training.setup import choose_tokenizers, saved_tokenizer
 from modules.training.validation.sums import Validation, metrics_of_all
 from pipelines.train import TrainResult, train
 from tests.checkpoint.test_training_checkpoint import QUICK
@@ -69,6 +73,8 @@ def history(result: TrainResult, name: str) -> dict[int, float]:
     return {m.step: m.value for m in mlflow.MlflowClient().get_metric_history(result.run_id, name)}
 
 
+TEMPLATES = {"plain": None, "a": "{src_txt}甲", "b": "{src_txt}乙"}
+
 STEPS = ("train.max_steps=24", "train.save_every_n_steps=7", "train.save_top_k=-1", "train.validate_every_n_steps=12")
 
 
@@ -96,7 +102,7 @@ def test_what_is_said_and_kept_of_each_source(seen: list[list[int]], sources: st
     assert history(result, "val/loss")[4] == pytest.approx(0.75 * losses[0] + 0.25 * losses[1])
     described = result.plan.describe()
     assert "weight 0.75" in described["  pairs"]
-    assert r"prompt '{src_txt}：'" in described["  pairs"]
+    assert described["  pairs"].endswith(r"prompt '{src_txt}：', asked for by task.name=pairs")
     assert "also among the training rows: 1 (plain 1)" in described["validation/pairs rows"]
     inputs = mlflow.get_run(result.run_id).inputs.dataset_inputs
     contexts = {each.tags[0].value for each in inputs}
@@ -108,7 +114,11 @@ def test_what_is_said_and_kept_of_each_source(seen: list[list[int]], sources: st
 def require_scored_by_source(result: TrainResult, tmp_path: Path) -> None:
     """Scoring names one source, and asks its rows as they were trained; copies are looked for in all."""
     assert result.model
-    assert open_tokenizer(result.model).task_templates == {"pairs": "{src_txt}："}
+    taught = open_tokenizer(result.model)
+    assert taught.task_templates == {"pairs": "{src_txt}："}
+    assert taught.prompt_template is None  # it has learnt to go on with plain text, too
+    asked = asking(taught, load_config("generate", ["task.name=pairs"]).task)
+    assert asked.prompt_template == "{src_txt}："
     config = load_config("evaluate", [f"model={result.model}"])
     with pytest.raises(
         DataError, match=r"trained on a mixture, and one source is scored at a time: give data\.path=.*"
@@ -136,7 +146,9 @@ def require_scored_by_source(result: TrainResult, tmp_path: Path) -> None:
         ("[{path: a, weight: -2}]", r"weight \(-2\) must be a positive number"),
         ("[{path: x/a}, {path: y/a.csv}]", "data.mix: 2 sources are called a: tell them apart with name: NAME"),
         ("[{path: a, wieght: 1}]", "source 1: no such key wieght; did you mean weight?"),
-        ("[{weight: 1}]", "source 1 has no path"),
+        ("[{weight: 1}]", "source 1 has no path, nor data: NAME"),
+        ("[{data: coupletts}]", "source 1: data: coupletts: no such data set; must be one of .*did you mean couplets?"),
+        ("[{path: couplets}]", r"data.mix.0.path=couplets: there is no such path; {data: couplets} is the data set of"),
         ("[{path: a, weight: much}]", r"source 1: weight \(much\) must be a number"),
         ("a.csv", "must be a list of sources, e.g."),
         ("[a.csv, b.csv]", "must be a list of sources, e.g."),
@@ -178,8 +190,50 @@ def test_a_mixture_takes_the_place_of_a_stage_s_own_rows() -> None:
     assert compact.mix[1].columns == {"text1": "src_txt"}
     task = load_config("finetune", ["train.init_from=models/poems", "task=couplets", "data.mix=[{path: a}]"]).data
     assert task.path is None
+    assert task.prompt_template is None  # couplets' prompt, which the source needn't have
     under_mlflow = load_config("finetune", ["data=quatrains", "train.init_from=models/poems", "data.mix=[{path: a}]"])
     assert under_mlflow.data.path is None
+
+
+def test_a_source_can_be_a_data_set_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("path: rows.csv\ncolumns: {text1: src_txt}\n")
+    for given in (
+        f"[{{data: couplets, weight: .2}}, {{data: {tmp_path}/mine.yaml, weight: .5, name: other}}]",
+        f"[{{data:couplets,weight:.2}},{{data:{tmp_path}/mine.yaml,weight:.5,name:other}}]",
+    ):
+        named, by_file = load_config("pretrain", [f"data.mix={given}"]).data.mix
+        assert named == SourceConfig("prepared/sample/couplets", 0.2, "couplets", prompt_template="{src_txt}\n")
+        assert by_file == SourceConfig("rows.csv", 0.5, "other", {"text1": "src_txt"})
+    own = load_config("pretrain", ["data.mix=[{data: couplets, name: lines, prompt_template: '{src_txt}，'}]"]).data
+    assert own.mix == [SourceConfig("prepared/sample/couplets", None, "lines", prompt_template="{src_txt}，")]
+    (tmp_path / "mine.yaml").write_text("path: rows.csv\nsequence_length: 9\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml says sequence_length, which is one for all sources"):
+        load_config("pretrain", [f"data.mix=[{{data: {tmp_path}/mine.yaml}}]"])
+
+
+def test_the_template_that_a_mixture_is_saved_with(tokenizer: Tokenizer) -> None:
+    """None where plain text is learnt too, unless data.prompt_template says one."""
+    made = {name: tokenizer.with_prompt_template(template) for name, template in TEMPLATES.items()}
+    mix = "data.mix=[{path: plain}, {path: a}, {path: b}]"
+    for names, given, expected in (
+        (("plain", "a", "b"), [], None),
+        (("plain", "a", "b"), ["data.prompt_template={src_txt}丙"], "{src_txt}丙"),
+        (("a", "b"), [], "{src_txt}甲"),
+        (("b", "a"), ["data.prompt_template={src_txt}丙"], "{src_txt}丙"),
+        (("plain",), ["data.prompt_template={src_txt}丙"], None),
+    ):
+        saved = saved_tokenizer(load_config("pretrain", [mix, *given]), {name: made[name] for name in names})
+        assert saved.prompt_template == expected
+        assert saved.task_templates == {name: TEMPLATES[name] for name in names if name != "plain"}
+
+
+def test_a_source_is_asked_as_the_model_was_taught_its_task(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.with_prompt_template(None, {"a": "{src_txt}甲"}).save(tmp_path)
+    rows = datasets.Dataset.from_dict({"src_txt": ["山"], "tgt_txt": ["水"]})
+    config = load_config("finetune", ["train.init_from=models/poems", "data.mix=[{path: a}, {path: b}]"])
+    found = choose_tokenizers(config, tmp_path, {"train/a": rows, "train/b": rows})
+    assert found["a"].prompt_template == "{src_txt}甲"
+    assert found["b"].prompt_template != "{src_txt}甲"
 
 
 def test_what_a_source_holds_decides_about_reuse(sources: str, tmp_path: Path) -> None:

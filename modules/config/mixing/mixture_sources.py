@@ -16,7 +16,7 @@ from ..base import LINES, MISSING, PATH
 SOURCES = {"holds": "sources"}
 """Metadata of a field with a list of sources."""
 
-EXAMPLE = "[{path: prepared/a, weight: 0.7}, {path: prepared/b, weight: 0.3}]"
+EXAMPLE = "[{path: prepared/a, weight: 0.7}, {data: translate, weight: 0.3}]"
 
 NAME = re.compile(r"\w[\w.-]*")
 """What metrics in MLflow can be called, without a slash."""
@@ -31,7 +31,7 @@ class SourceConfig:
     weight: float | None = None
     """Its share of the trained tokens, in proportion to the others' weights; unset for all: by size."""
     name: str | None = None
-    """What metrics and the plan call it; unset: the last part of its path."""
+    """What metrics and the plan call it; unset: the last part of its path, or the name of its data set."""
     columns: dict[str, str] = field(default_factory=dict)
     """Its column names → src_txt, tgt_txt, …; unset: data.columns."""
     prompt_template: str | None = field(default=None, metadata=LINES)
@@ -75,7 +75,10 @@ def complaints_of_mix(mix: Sequence[SourceConfig], temperature: float) -> Iterat
         yield f"mix_temperature={temperature:g} has no effect where sources have weights; drop it, or the weights"
 
 
-FIELD_BEFORE_VALUE = re.compile(rf"([{{,]\s*(?:{'|'.join(entry.name for entry in fields(SourceConfig))})):(?=\S)")
+GIVEN = ("data", *(entry.name for entry in fields(SourceConfig)))
+"""What can be said of a source; data: NAME in place of what conf/data/NAME.yaml says (named_sources.py)."""
+
+FIELD_BEFORE_VALUE = re.compile(rf"([{{,]\s*(?:{'|'.join(GIVEN)})):(?=\S)")
 
 
 def spaced(text: str) -> str:
@@ -93,7 +96,7 @@ def read_sources(value: Any) -> list[dict[str, Any]]:
 
 
 def read_source(given: Mapping[Any, Any], number: int) -> dict[str, Any]:
-    known = [entry.name for entry in fields(SourceConfig)]
+    known = list(GIVEN)
     found = {str(key): value for key, value in given.items() if value not in (None, "", "null")}
     for key in found.keys() - set(known):
         near = get_close_matches(key, known, 1)
@@ -105,7 +108,7 @@ def read_source(given: Mapping[Any, Any], number: int) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"source {number}: {key} ({found[key]}) must be {what}") from None
     if "path" not in found:
-        raise ValueError(f"source {number} has no path; write {EXAMPLE}")
+        raise ValueError(f"source {number} has no path, nor data: NAME; write {EXAMPLE}")
     if isinstance(found["path"], list):
         found["path"] = f"[{','.join(map(str, found['path']))}]"
     if "columns" in found:

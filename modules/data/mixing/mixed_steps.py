@@ -10,6 +10,9 @@ import numpy as np
 from ..encoding import Documents
 from ..packing import Position, ShuffledSteps, StepBatch, plan_steps
 
+SMALLEST_SHARE = 1e-9
+"""Of the largest weight; a run of so many tokens takes one of that source."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -23,15 +26,16 @@ class Mixture:
     epoch_tokens: int
     """Trained tokens of an epoch: with so many the source that is used up first has been read once."""
 
-    def source_of(self, document: int) -> int:
-        return int(np.searchsorted(self.bounds, document, "right")) - 1
-
     def stream(self, source: int, seed: int, taken: int = 0) -> Iterator[np.ndarray]:
-        """The source's documents after so many, pass after pass, each pass shuffled by seed, source and its number."""
+        """The source's documents after so many, pass after pass, each pass shuffled by seed and its number.
+
+        As an epoch of that source alone is, and whatever its place among the sources: so a pass that has begun can be
+        finished when sources come, go, or are listed in another order.
+        """
         first, last = self.bounds[source : source + 2]
         number, left_out = divmod(taken, last - first)
         while True:
-            yield first + np.random.default_rng((seed, number, source)).permutation(last - first)[left_out:]
+            yield first + np.random.default_rng((seed, number)).permutation(last - first)[left_out:]
             number, left_out = number + 1, 0
 
     def following(
@@ -69,10 +73,19 @@ class Mixture:
 
 
 def shares(tokens: Sequence[int], weights: Sequence[float | None], temperature: float) -> tuple[float, ...]:
-    """Weights that add up to 1: those given, else tokens^(1/temperature)."""
+    """Weights that add up to 1: those given, else tokens^(1/temperature).
+
+    Raises ValueError where one is too small beside the others to be a share.
+    """
     given = [
-        size ** (1 / temperature) if weight is None else weight for size, weight in zip(tokens, weights, strict=True)
+        (size / max(tokens)) ** (1 / temperature) if weight is None else weight
+        for size, weight in zip(tokens, weights, strict=True)
     ]
+    if min(given) < SMALLEST_SHARE * max(given):
+        raise ValueError(
+            f"data.mix: the smallest weight is {min(given):.3g}, the largest {max(given):.3g} (data.mix_temperature="
+            f"{temperature:g}): leave out what is to be taken so little of, or give it more"
+        )
     return tuple(float(weight / sum(given)) for weight in given)
 
 

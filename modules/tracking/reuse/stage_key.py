@@ -21,6 +21,7 @@ from ...config.schema import paths_in
 from ...config.training import TrainingConfig
 from ...data.corpora.folders import SAMPLE
 from ...system.hardware import default_device
+from ...training.planning.recipe import POETRY
 from .contents import content_of
 from .imported_code import MODULES, code_digest
 
@@ -84,6 +85,8 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
         counted[key] = value
     if "output_dir" in values:
         counted["output_dir"] = os.path.abspath(values["output_dir"] or ".")
+    if isinstance(config, TrainingConfig):
+        counted["recipe.poetry"] = POETRY  # of conf/, and what isn't given may come from it
     program = program_of(stage, config)
     whole = {"stage": stage, "config": counted, "program": program, "device": default_device().type}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest(), ""

@@ -87,7 +87,7 @@ def lengths_until(data: TextDataModule, place: Position) -> np.ndarray:
     found = []
     for source, (first, last) in enumerate(pairwise(bounds)):
         passes, rest = divmod(taken[source], last - first)
-        order = np.random.default_rng((data.seed, passes, source)).permutation(last - first)
+        order = np.random.default_rng((data.seed, passes)).permutation(last - first)
         found += [np.tile(documents.lengths_of(np.arange(first, last)), passes)]
         found += [documents.lengths_of(first + order[:rest])]
     return np.concatenate(found)

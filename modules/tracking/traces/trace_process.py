@@ -70,7 +70,12 @@ class TraceProcess:
         """Raises ValueError where the tracking store or the experiment can't be used."""
         self.setup = TraceSetup(config, source)
         self.process: subprocess.Popen[bytes] | None = None
-        self.where = self.start()
+        try:
+            self.where = self.start()
+        except NotTakenError as error:
+            raise ValueError(
+                f"traces: {error} as it began; what it said last stands above. traces=0 serves without them"
+            ) from None
 
     def start(self) -> str:
         """Where traces go, in words."""

@@ -185,8 +185,10 @@ def settle_format(config: TrainingConfig, folder: str | None, before: RunManifes
     places += [Path(given).parent] if given and given != "auto" else []
     earlier = before or next(filter(None, map(read_run_manifest, places)), None)
     settle_precision(config.trainer, earlier.config["trainer"]["precision"] if earlier else None)
-    if earlier:
+    if earlier and config.recipe in (None, earlier.config.get("recipe", "poetry")):  # another one's values are others
         fill(config, dict(dotted_items(earlier.config)))
+        if "recipe" not in earlier.config and config.train.max_steps:  # finetune then had max_epochs beside it
+            config.train.max_epochs = config.train.max_epochs or earlier.config["train"]["max_epochs"]
 
 
 def describe_start(checkpoint: Path | None, data: TextDataModule) -> dict[str, str]:

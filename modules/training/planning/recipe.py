@@ -1,6 +1,6 @@
 """What isn't given of a training: by the original model card's recipe, or worked out from the rows and the model.
 
-Of the rows their number and lengths count, of the model its width:
+Of the rows their number and lengths count (of a mixture those of one of its epochs), of the model its width:
 
 - A document is as long as 95% of the rows are, or as the model's window. Longer plain text becomes several documents.
 - A step takes 16 rows; of few rows fewer, so that an epoch has 30 steps.
@@ -31,6 +31,7 @@ from ...config.model import ModelConfig
 from ...config.schema import CONF
 from ...config.training import TrainingConfig
 from ...data.encoding import encode_batches, encode_rows
+from ...data.mixing.mixed_steps import shares
 from ...data.packing import in_order
 from ...model.decoder import parameter_count
 from ...model.loss import linear_cross_entropy
@@ -93,15 +94,16 @@ def settle_recipe(config: TrainingConfig, model: ModelConfig, parts: Parts, star
     wanted = [key for key in missing(config) if config.train.init_from or key not in SIZES_OWN]
     if not wanted:
         return Recipe(name)
-    lengths = np.concatenate([row_lengths(rows, tokenizer) for rows, tokenizer in parts])
-    values = own_values(config, model, [rows for rows, _ in parts], lengths)
+    sizes = sizes_of(config, parts)
+    values = own_values(config, model, sizes)
     filled = fill(config, {key: values[key] for key in wanted})
     measured = None
     if "train.learning_rate" in filled and start and measurable(config, model):
-        measured = starting_loss(start, parts, config.data.sequence_length or 1)
+        weights = [each.weight for each in sizes]
+        measured = starting_loss(start, parts, config.data.sequence_length or 1, weights)
         newness = measured / math.log(model.vocab_size or parts[0][1].vocab_size)
         config.train.learning_rate = learning_rate_for(model.hidden_size, False, newness)
-    return Recipe(name, filled, int(lengths.max(initial=0)), measured)
+    return Recipe(name, filled, max(int(each.lengths.max(initial=0)) for each in sizes), measured)
 
 
 def missing(config: TrainingConfig) -> list[str]:
@@ -125,19 +127,49 @@ def fill(config: TrainingConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
     return filled
 
 
-def own_values(
-    config: TrainingConfig, model: ModelConfig, sources: Sequence[datasets.Dataset], lengths: np.ndarray
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sizes:
+    """Of one source, or of all rows where there is no mixture."""
+
+    lengths: np.ndarray
+    """Tokens of each row that was looked at."""
+    rows: int
+    """That an epoch takes."""
+    weight: float = 1.0
+    """Its share of the trained tokens."""
+    pairs: bool = False
+
+
+def sizes_of(config: TrainingConfig, parts: Parts) -> list[Sizes]:
+    """An epoch of a mixture takes of a source what goes with its weight: of the others' many rows, beside few, few."""
+    looked = [row_sizes(rows, tokenizer) for rows, tokenizer in parts]
+    tokens = [
+        max(1, round(float(trained.mean()) * len(rows))) for (_, trained), (rows, _) in zip(looked, parts, strict=True)
+    ]
+    weights = shares(tokens, [source.weight for source in config.data.mix] or [None], config.data.mix_temperature)
+    epoch = min(each / weight for each, weight in zip(tokens, weights, strict=True))
+    taken = [epoch * weight / each for each, weight in zip(tokens, weights, strict=True)]
+    return [
+        Sizes(lengths, max(1, round(len(rows) * share)), weight, "tgt_txt" in rows.column_names)
+        for (lengths, _), (rows, _), share, weight in zip(looked, parts, taken, weights, strict=True)
+    ]
+
+
+def own_values(config: TrainingConfig, model: ModelConfig, sizes: Sequence[Sizes]) -> dict[str, Any]:
     """Key → what suits these rows and this model."""
-    train, count = config.train, max(1, sum(map(len, sources)))
+    train, count = config.train, sum(each.rows for each in sizes)
+    lengths = np.concatenate([each.lengths for each in sizes])
+    counted = np.concatenate([np.full(len(each.lengths), each.rows / len(each.lengths)) for each in sizes])
     batch = train.batch_size or max(1, min(16, count // 30))
-    in_epoch = count * float(lengths.mean()) / train.batch_tokens if train.batch_tokens else count / batch
+    mean = float(np.average(lengths, weights=counted))
+    in_epoch = count * mean / train.batch_tokens if train.batch_tokens else count / batch
     epochs = train.max_epochs or max(1, min(3, round(math.sqrt(200_000 / count))))
     steps = min(train.max_steps or math.inf, math.ceil(in_epoch) * epochs)
-    fitting = -(-int(np.percentile(lengths, 95, method="inverted_cdf")) // 16) * 16
+    most = np.percentile(lengths, 95, method="inverted_cdf", weights=counted / counted.min())
+    fitting = -(-int(most) // 16) * 16
     return {
         "data.sequence_length": min(fitting, model.max_position_embeddings),
-        "data.over_long": "cut" if all("tgt_txt" in rows.column_names for rows in sources) else "split",
+        "data.over_long": "cut" if all(each.pairs for each in sizes) else "split",
         "train.learning_rate": learning_rate_for(model.hidden_size, bool(config.lora.rank)),
         "train.schedule": "cosine",
         "train.warmup_steps": max(1, min(100, int(steps // 10))),
@@ -161,23 +193,28 @@ def measurable(config: TrainingConfig, model: ModelConfig) -> bool:
 
 
 @torch.inference_mode()
-def starting_loss(start: Path, parts: Parts, sequence_length: int) -> float:
-    """The mean loss of a trained token of MEASURED_ROWS rows of each source, spread over them, before any training."""
-    decoder, total, tokens = load_model(start, dtype=torch.float32), 0.0, 0
-    for rows, tokenizer in parts:
+def starting_loss(start: Path, parts: Parts, sequence_length: int, weights: Sequence[float] = (1.0,)) -> float:
+    """The mean loss of a trained token before any training: of MEASURED_ROWS rows of each source, spread over them, and
+    of the sources by their weights."""
+    decoder, loss = load_model(start, dtype=torch.float32), 0.0
+    for (rows, tokenizer), weight in zip(parts, weights, strict=True):
         some = rows.select(range(0, len(rows), max(1, -(-len(rows) // MEASURED_ROWS))))
         documents = encode_rows(some, tokenizer, sequence_length)
-        steps, tokens = in_order(documents, CPU_TOKENS), tokens + int(documents.trained_tokens.sum())
+        steps, total = in_order(documents, CPU_TOKENS), 0.0
         for batch in (batch for number in range(len(steps)) for batch in steps[number].micro_batches):
             head = partial(linear_cross_entropy, labels=batch.labels, trained=batch.trained)
             total += float(decoder(batch.input_ids, batch.layout, head=head))
-    return total / max(1, tokens)
+        loss += weight * total / max(1, int(documents.trained_tokens.sum()))
+    return loss
 
 
-def row_lengths(rows: datasets.Dataset, tokenizer: Tokenizer) -> np.ndarray:
-    """Tokens that the documents of rows would have if nothing were cut, of LOOKED_AT rows at most."""
+def row_sizes(rows: datasets.Dataset, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that the documents of rows would have if nothing were cut, and those that follow a prompt; of LOOKED_AT
+    rows at most."""
     some = rows.select(range(0, len(rows), max(1, -(-len(rows) // LOOKED_AT))))
-    return np.concatenate([batch.lengths - 1 for batch in encode_batches(some, tokenizer, UNCUT, "cut")])
+    batches = list(encode_batches(some, tokenizer, UNCUT, "cut"))
+    lengths = np.concatenate([batch.lengths for batch in batches])
+    return lengths - 1, lengths - np.concatenate([batch.prompt_lengths for batch in batches])
 
 
 def is_prepared_verse(path: str | None) -> bool:

@@ -28,7 +28,8 @@ class SourceFacts:
     """Trained tokens in the first epoch of the mixture,"""
     share: float
     """and as a share of all in it."""
-    prompt_template: str | None
+    prompt: str = ""
+    """How its rows are asked, in words; "" of plain text."""
 
     def passes(self, epochs: float) -> float:
         """How often its rows are read in so many epochs of the mixture."""
@@ -38,10 +39,9 @@ class SourceFacts:
         passes, facts = self.passes(plan.epochs), plan.splits.get(f"train/{self.name}")
         place = f" of {facts.place} ({facts.kind})" if facts else ""
         many = f", over {MANY_PASSES}: repeated rows teach less and less" if passes > MANY_PASSES else ""
-        template = f"; prompt {self.prompt_template!r}" if self.prompt_template else ""
         return (
             f"{self.rows:,} rows{place}, {self.tokens:,} tokens; weight {self.weight:.4g}, "
-            f"gets {self.share:.4f}; read {passes:.2f} times{many}{template}"
+            f"gets {self.share:.4f}; read {passes:.2f} times{many}{self.prompt}"
         )
 
 
@@ -53,6 +53,14 @@ def facts_of_sources(data: TextDataModule) -> tuple[SourceFacts, ...]:
     taken = mixture.counts(order, data.documents["train"].trained_tokens[order]).tolist()
     shares = [tokens / sum(taken) for tokens in taken]
     parts = [data.parts[f"train/{name}"] for name in mixture.names]
-    templates = [data.tokenizers[name].prompt_template for name in mixture.names]
-    facts = zip(mixture.names, parts, data.tokens_of_sources, mixture.weights, taken, shares, templates, strict=True)
+    prompts = [prompt_of(name, data) for name in mixture.names]
+    facts = zip(mixture.names, parts, data.tokens_of_sources, mixture.weights, taken, shares, prompts, strict=True)
     return tuple(SourceFacts(name, part.rows, *rest) for name, part, *rest in facts)
+
+
+def prompt_of(name: str, data: TextDataModule) -> str:
+    """Which prompts the rows of a source have, and what a model that goes on with texts is told to be asked with."""
+    template, usual = data.tokenizers[name].prompt_template, data.tokenizer.prompt_template
+    if template is None:
+        return ""
+    return f"; prompt {template!r}{'' if template == usual else f', asked for by task.name={name}'}"

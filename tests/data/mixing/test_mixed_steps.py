@@ -153,6 +153,29 @@ def test_a_source_that_is_new_begins_at_its_beginning(tokenizer: Tokenizer) -> N
     assert after.start == Position(7, place.epoch, 0, (place.taken[1], 0, place.taken[0]))
 
 
+def own_numbers(data: TextDataModule, name: str, taken: np.ndarray) -> np.ndarray:
+    """Of a source's documents among these, the first one being 0."""
+    assert data.mixture
+    source = data.mixture.names.index(name)
+    first, last = data.mixture.bounds[source : source + 2]
+    return taken[(taken >= first) & (taken < last)] - first
+
+
+@pytest.mark.parametrize("names", ["ba", "cab", "bca", "b"])
+def test_a_pass_that_has_begun_is_finished_wherever_its_source_is_listed(tokenizer: Tokenizer, names: str) -> None:
+    before = mixture(tokenizer, 0.5, 0.5, sizes={name: SIZES[name] for name in "ab"})
+    after = mixture(tokenizer, *[1.0] * len(names), sizes={name: SIZES[name] for name in names})
+    go_on(after, before, 13)
+    for name in set(names) & set("ab"):
+        taken = [
+            own_numbers(data, name, documents_of(data, *steps))
+            for data, steps in ((before, (0, 13)), (after, (13, 200)))
+        ]
+        one_pass = np.concatenate(taken)[: SIZES[name][0]]
+        assert len(taken[0])
+        assert len(np.unique(one_pass)) == SIZES[name][0]
+
+
 def test_a_mixture_goes_on_with_the_only_source_before(tokenizer: Tokenizer) -> None:
     rows = texts(*SIZES["a"])
     before = TextDataModule({"train": rows, "validation": rows}, tokenizer, DataConfig(), batch_size=8, seed=3)
@@ -175,6 +198,10 @@ def test_shares() -> None:
     assert shares([100, 300], [7, 3], 1.0) == (0.7, 0.3)
     assert shares([100, 300], [None, None], 1.0) == (0.25, 0.75)
     assert shares([100, 400], [None, None], 2.0) == pytest.approx((1 / 3, 2 / 3))
+    assert shares([10**9, 10**9], [None, None], 1e-3) == (0.5, 0.5)  # 10^9000 is no number
+    for tokens, weights, temperature in (([100, 400], [None, None], 1e-3), ([1, 1], [1e-300, 1.0], 1.0)):
+        with pytest.raises(ValueError, match=r"data\.mix: the smallest weight is .*leave out what is to be taken so"):
+            shares(tokens, weights, temperature)
 
 
 def test_passes_of_validation_are_of_one_source(tokenizer: Tokenizer) -> None:

@@ -80,7 +80,7 @@ def test_tokens_are_those_of_whole_epochs_and_of_the_shuffled_part_of_the_next()
     found = lengths_until(data, Position(9, 2, 3))  # type: ignore[arg-type]
     assert found.sum() == 2 * 1111 + lengths[order[:3]].sum()
     data.bounds = {"train": (0, 1, 4)}  # two sources
-    order = np.random.default_rng((3, 1, 1)).permutation(3)
+    order = np.random.default_rng((3, 1)).permutation(3)
     mixed = lengths_until(data, Position(9, 2, 3, (2, 5)))  # type: ignore[arg-type]
     assert mixed.sum() == 2 * 1 + 1110 + lengths[1 + order[:2]].sum()
     model = {"hidden_size": 2, "num_hidden_layers": 1, "vocab_size": 5}

@@ -14,7 +14,7 @@ from modules.config.generation import ServeConfig
 from modules.config.loader import load_config
 from modules.inference.server.model_process.messages import Folder
 from modules.inference.server.records.ratings import Rating
-from modules.tracking.traces import trace_sender
+from modules.tracking.traces import trace_process, trace_sender
 from modules.tracking.traces.trace_process import TraceProcess
 from modules.tracking.traces.trace_sender import TraceSender, sending_traces
 from tests.helpers.models import ROOT
@@ -73,3 +73,11 @@ def test_nothing_is_left_of_it_when_the_server_has_ended(config: ServeConfig, st
 def test_the_servers_process_has_neither_mlflow_nor_torch() -> None:
     code = "import sys, pipelines.serve; sys.exit(bool({'mlflow', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=100).returncode == 0
+
+
+def test_a_process_that_dies_as_it_begins_is_said(
+    config: ServeConfig, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_process, "CHILD", "modules.tracking.traces.no_such_module")
+    with pytest.raises(ValueError, match=r"has died as it began; .* traces=0 serves without them"):
+        TraceProcess(config, Folder(store))

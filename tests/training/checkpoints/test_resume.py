@@ -24,7 +24,7 @@ from modules.config.training import TrainingConfig
 from modules.system.checksums import describe_files, write_file_list
 from modules.system.signals import Stopped, StopRequest
 from modules.training.callbacks import Selection, best_first, checkpoints_in
-from modules.training.checkpoints.resume import claimed, newest_sound
+from modules.training.checkpoints.resume import claimed, newest_sound, settle_format
 from modules.training.checkpoints.run_manifest import (
     CHECKPOINTS,
     RunManifest,
@@ -33,6 +33,8 @@ from modules.training.checkpoints.run_manifest import (
     require_same,
     write_run_manifest,
 )
+from modules.training.planning.recipe import POETRY
+from modules.training.precision import settle_precision
 from pipelines.train import train
 from tests.checkpoint.test_training_checkpoint import QUICK
 from tests.helpers.models import ROOT
@@ -155,6 +157,39 @@ def test_keys_that_are_newer_than_a_run_had_their_defaults_in_it() -> None:
     assert manifest_differences(old, origin("train.optimizer=muon")) == {
         "train.optimizer": "train.optimizer was adamw, and is muon"
     }
+
+
+def made_before_recipes(*arguments: str) -> RunManifest:
+    """As fine-tuning wrote it then, of a command with these keys."""
+    usual = {"train.max_epochs": 10} | {key: value for key, value in POETRY.items() if key != "train.max_epochs"}
+    config = load_config("finetune", [*(f"{key}={value}" for key, value in usual.items()), *arguments])
+    settle_precision(config.trainer)
+    found = dataclasses.asdict(config)
+    del found["recipe"], found["data"]["mix"], found["data"]["mix_temperature"]
+    return RunManifest("finetune", "id", found, {"train": "a"}, "t", "w")
+
+
+@pytest.mark.parametrize("given", [[], ["train.max_steps=4"], ["train.learning_rate=1e-5", "train.max_steps=4"]])
+def test_what_fine_tuning_had_before_there_were_recipes_it_has_still(given: list[str]) -> None:
+    given = ["train.init_from=models/poems", "data.path=mine.csv", *given]
+    old, config = made_before_recipes(*given), load_config("finetune", given)
+    settle_format(config, None, old)
+    now = dataclasses.replace(old, config=dataclasses.asdict(config))
+    assert manifest_differences(old, now) == {}
+    assert config.train.max_epochs == 10
+
+
+def test_another_recipe_than_the_runs_is_not_passed_over_in_silence() -> None:
+    given = ["train.init_from=models/poems", "data.path=mine.csv"]
+    config = load_config("finetune", [*given, "recipe=own"])
+    settle_format(config, None, made_before_recipes(*given))
+    assert config.train.learning_rate is None  # to be worked out, and to be found different
+    earlier = made_before_recipes(*given)
+    for recipe, rate in (("own", 3e-4), ("poetry", None), (None, 3e-4)):
+        earlier.config["recipe"] = "own"
+        config = load_config("finetune", [*given, *([f"recipe={recipe}"] if recipe else [])])
+        settle_format(config, None, earlier)
+        assert config.train.learning_rate == rate
 
 
 def test_another_optimizer_cannot_be_allowed(tmp_path: Path) -> None:

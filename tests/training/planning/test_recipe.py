@@ -15,11 +15,13 @@ from modules.config.training import TrainingConfig
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from modules.training.planning.recipe import (
     KEYS,
+    Sizes,
     is_prepared_verse,
     learning_rate_for,
     own_values,
-    row_lengths,
+    row_sizes,
     settle_recipe,
+    sizes_of,
     starting_loss,
 )
 from modules.training.setup import choose_tokenizers
@@ -61,10 +63,31 @@ def values_of(config: TrainingConfig) -> dict[str, Any]:
     [(16, 1, 3), (90, 3, 3), (500, 16, 3), (2_000, 16, 3), (20_000, 16, 3), (60_000, 16, 2), (1_000_000, 16, 1)],
 )
 def test_rows_say_how_many_a_step_takes_and_how_often_they_come(count: int, batch: int, epochs: int) -> None:
-    rows = datasets.Dataset.from_dict({"src_txt": np.full(count, "春")})
-    found = own_values(load_config("finetune", [START]), model(), [rows], np.full(10, 5))
+    found = own_values(load_config("finetune", [START]), model(), [Sizes(np.full(10, 5), count)])
     assert (found["train.batch_size"], found["train.max_epochs"]) == (batch, epochs)
     assert found["train.warmup_steps"] == min(100, -(-count // batch) * epochs // 10)
+
+
+def test_of_a_mixture_the_rows_of_an_epoch_count(tokenizer: Tokenizer) -> None:
+    """Of many rows beside few, few are read while these are read once: their number and length hardly matter."""
+    few, many = pairs(*[10] * 58, *[40] * 2), datasets.Dataset.from_dict({"src_txt": ["春夏秋冬" * 25] * 9_000})
+    config = load_config("finetune", [START, "data.mix=[{path: few, weight: 0.9}, {path: many, weight: 0.1}]"])
+    sizes = sizes_of(config, [(few, tokenizer), (many, tokenizer)])
+    assert [each.rows for each in sizes] == [60, 1]  # 60 rows of two trained tokens, and a ninth of that
+    found = own_values(config, model(), sizes)
+    assert (found["train.max_epochs"], found["train.batch_size"], found["data.sequence_length"]) == (3, 2, 16)
+    by_size = load_config("finetune", [START, "data.mix=[{path: few}, {path: many}]"])
+    assert [each.rows for each in sizes_of(by_size, [(few, tokenizer), (many, tokenizer)])] == [60, 9_000]
+
+
+def test_how_new_a_mixture_is_goes_by_its_weights(poems: dict[str, list[str]]) -> None:
+    folder = ROOT / "models" / "poems"
+    tokenizer = load_tokenizer(folder)
+    verse, modern = (
+        (datasets.Dataset.from_dict({"src_txt": texts}), tokenizer) for texts in (poems["test"], ["接口返回列表。"] * 5)
+    )
+    known, new = (starting_loss(folder, [each], 128) for each in (verse, modern))
+    assert starting_loss(folder, [verse, modern], 128, [0.9, 0.1]) == pytest.approx(0.9 * known + 0.1 * new)
 
 
 def test_the_rate_falls_with_the_models_width_and_rises_with_what_is_new_to_it() -> None:
@@ -87,7 +110,7 @@ def test_verse_is_known_to_the_model_that_comes_with_moyun_and_modern_text_is_ne
 
 def test_a_document_is_as_long_as_nearly_all_rows_and_no_longer_than_the_window(tokenizer: Tokenizer) -> None:
     few_are_long, most_are_long = pairs(*[10] * 95, *[50] * 5), pairs(*[10] * 50, *[90] * 50)
-    assert row_lengths(few_are_long, tokenizer).tolist() == [13] * 95 + [53] * 5
+    assert row_sizes(few_are_long, tokenizer)[0].tolist() == [13] * 95 + [53] * 5
     assert settled(tokenizer, few_are_long)[0].data.sequence_length == 16
     assert settled(tokenizer, most_are_long)[0].data.sequence_length == WINDOW
     assert settled(tokenizer, most_are_long, "data.sequence_length=48")[0].data.sequence_length == 48
@@ -156,3 +179,13 @@ def test_answers_are_parted_from_their_sources_where_no_template_is_named(tokeni
     config = load_config("finetune", [START])
     for rows, template in ((pairs(1), "{src_txt}\n"), (pairs(1).remove_columns("tgt_txt"), None)):
         assert choose_tokenizers(config, tmp_path, {"train": rows})[""].prompt_template == template
+
+
+def test_how_another_training_cut_its_sources_is_nothing_to_a_tokenizer_that_is_taken_on(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.with_source_limit(3).save(tmp_path)
+    for stage, start, key in (("pretrain", None, "model=tiny"), ("finetune", tmp_path, START)):
+        path = [] if start else [f"tokenizer.path={tmp_path}"]
+        found = choose_tokenizers(load_config(stage, [key, *path]), start, {"train": pairs(9)})[""]
+        assert (found.prompt_template, found.source_limit) == ("{src_txt}春", None)
