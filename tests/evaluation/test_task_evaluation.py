@@ -16,6 +16,7 @@ from modules.config.data import DataConfig
 from modules.config.evaluation import TaskConfig
 from modules.config.generation import GenerationConfig
 from modules.config.loader import load_config
+from modules.data.conversations.message_rows import default_template
 from modules.data.quarantine import DataError
 from modules.data.rows import load_rows
 from modules.evaluation.answers import batches, write_answers
@@ -253,7 +254,7 @@ def evaluated(decoder: Decoder, tokenizer: Tokenizer, *arguments: str, **columns
 def test_a_model_and_what_needs_none_are_scored_alike(decoder: Decoder, tokenizer: Tokenizer) -> None:
     metrics = "[perplexity,rouge,bleu,exact_match,repetition,length]"
     task, found = evaluated(decoder, tokenizer, f"task.metrics={metrics}", "task.trivial=[copy,nearest]", "task.rows=2")
-    tuned = tokenizer.with_prompt_template("{src_txt}")
+    tuned = tokenizer.with_prompt_template(default_template(pairs(), tokenizer))
     whole = score(decoder, tuned, pairs())
     assert found["perplexity_per_char"].value == pytest.approx(whole.perplexity_per_char.value)
     assert len(found["perplexity_per_char"].statistics) == 3

@@ -106,7 +106,7 @@ def test_evaluate_asks_what_the_servers_chat_would(chat: Path, base: Path, token
 
 def test_a_checkpoint_is_chosen_by_texts_and_training_goes_on_bit_for_bit(chat: Path, base: Path, store: Path) -> None:
     keys = [f"data.path={chat}", "data.validation_fraction=0.2", "train.select_by=exact_match", "train.max_epochs=null"]
-    keys += ["train.validate_every_n_steps=2", "generation.max_new_tokens=4"]
+    keys += ["train.schedule=constant", "train.validate_every_n_steps=2", "generation.max_new_tokens=4"]
     whole = tune(base, *keys, "train.max_steps=6", "output_dir=whole")
     tune(base, *keys, "train.max_steps=4", "output_dir=first")
     keys += ["train.resume_from=first/checkpoints/last.ckpt", "train.allow_changed=[train.max_steps]"]

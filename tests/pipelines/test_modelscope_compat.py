@@ -162,7 +162,7 @@ def test_a_folders_own_recipe_counts_where_the_script_says_nothing(place: Path) 
 @pytest.mark.parametrize("warmup", [1, 2, 7, 100, 200, 12345])
 def test_noam_is_known_by_its_values(warmup: int) -> None:
     assert noam_warmup(noam(warmup)) == warmup
-    config = load_config("finetune", ["train.init_from=a", f"train.warmup_steps={warmup}"]).train
+    config = load_config("finetune", ["train.init_from=a", "train.schedule=noam", f"train.warmup_steps={warmup}"]).train
     assert learning_rate_factor(3, config, 10) == pytest.approx(noam(warmup)(3))
     for other in (
         lambda step: 2 * noam(warmup)(step),

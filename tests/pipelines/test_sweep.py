@@ -130,7 +130,7 @@ def test_trials_that_are_scored_on_other_rows_or_tokens_are_refused_before_there
 ) -> None:
     with pytest.raises(ValueError, match=r"couldn't be compared.*space\.data\.max_rows changes the validation rows"):
         sweep(load_config("sweep", [*keys_without("data.max_rows"), "space.data.max_rows=20,40", "trials=2"]))
-    keys = keys_without("data.sequence_length")
+    keys = [*keys_without("data.sequence_length"), "data.over_long=cut"]
     with pytest.raises(ValueError, match=r"sequence_length changes the scored characters; .* each of them fits into"):
         sweep(load_config("sweep", [*keys, "space.data.sequence_length=16,24"]))
     other = train_tokenizer(poems["train"][:9], "character", 300, 1)

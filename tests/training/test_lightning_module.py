@@ -31,6 +31,7 @@ from modules.training.lightning_module import LanguageModel
 from modules.training.nonfinite import NonFiniteLossError
 from modules.training.optimizer import OPTIMIZERS, SCHEDULES, learning_rate_factor, noam
 from modules.training.planning.plan import make_plan
+from modules.training.planning.recipe import POETRY, fill
 from modules.training.setup import TrainingSetup
 from tests.helpers.models import ROOT, make_config, make_decoder
 
@@ -122,8 +123,15 @@ def test_loss_is_that_of_each_row_alone(tokenizer: Tokenizer, rows: datasets.Dat
         assert float(module._step(batch)) == pytest.approx(expected, rel=1e-5)
 
 
+def poetry() -> Any:
+    """finetune's configuration, with what the poetry recipe says of it."""
+    config = load_config("finetune", ["model=tiny", "recipe=poetry"])
+    fill(config, POETRY)
+    return config
+
+
 def test_noam_gives_the_formulas_numbers() -> None:
-    config = load_config("finetune", ["model=tiny"]).train
+    config = poetry().train
     assert (config.schedule, config.learning_rate, config.warmup_steps) == ("noam", 3e-4, 100)
     rates = {step: 3e-4 * learning_rate_factor(step, config, total_steps=9999) for step in (0, 49, 99, 399, 9999)}
     assert rates == pytest.approx({0: 3e-7, 49: 1.5e-5, 99: 3e-5, 399: 1.5e-5, 9999: 3e-6}, rel=1e-12)
@@ -131,7 +139,7 @@ def test_noam_gives_the_formulas_numbers() -> None:
 
 
 def test_recipe_is_the_original_model_cards() -> None:
-    config = load_config("finetune", ["model=tiny"])
+    config = poetry()
     train = config.train
     assert (train.batch_size, train.batch_tokens, train.max_epochs, train.max_steps) == (16, None, 10, None)
     assert (train.weight_decay, train.beta1, train.beta2, train.epsilon) == (0.01, 0.9, 0.999, 1e-8)  # torch's own
@@ -158,7 +166,9 @@ def test_wsd_warms_up_stays_and_decays_to_its_end() -> None:
 
 @pytest.mark.parametrize(("key", "known"), [("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)])
 def test_configuration_names_what_there_is(key: str, known: dict[str, Any]) -> None:
-    assert get_args(get_type_hints(TrainConfig)[key]) == tuple(known)
+    hint = get_type_hints(TrainConfig)[key]
+    literal = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    assert get_args(literal) == tuple(known)
 
 
 def test_muon_has_the_layers_matrices_and_adamw_the_rest(decoder: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
 from ...config.data import TRACES, PrepareConfig
 from ...config.effects.key_effects import Effect, effect_of
+from ...config.preferences.judging import JUDGED
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
 from ...data.corpora.folders import SAMPLE
@@ -57,7 +58,9 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
 
     known: Place → digest of what is there, of what needn't be looked for.
     """
-    values = asdict(config)
+    values, kind = asdict(config), type(config)
+    if isinstance(config, PrepareConfig) and config.source != JUDGED:  # what else it could be told goes with that alone
+        kind, values = PrepareConfig, {entry.name: values[entry.name] for entry in fields(PrepareConfig)}
     train = values.get("train", {})
     if train.get("allow_changed") or train.get("resume_from") not in (None, "auto"):
         return None, "it goes on from another training"
@@ -66,7 +69,7 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
     data = values.get("data", {})
     if data and not data["path"] and not data["test_path"] and not data["mix"]:
         return None, "no rows are named"
-    effect = effect_of(type(config))
+    effect = effect_of(kind)
     paths = {key: field.metadata == MODEL for key, _, field in paths_in(config)}
     counted: dict[str, Any] = {}
     named = isinstance(config, PrepareConfig) and config.is_public and config.source != "sample"  # it is no path

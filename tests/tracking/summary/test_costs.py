@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -58,9 +59,23 @@ def test_a_training_says_what_it_cost_and_adds_to_it_when_it_goes_on(
     assert second["cost/tokens"] > first["cost/tokens"]
 
 
+@dataclass
+class WithLengths:
+    """Documents that have nothing but lengths."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.lengths[numbers]
+        return found
+
+
 def test_tokens_are_those_of_whole_epochs_and_of_the_shuffled_part_of_the_next() -> None:
     lengths = np.array([1, 10, 100, 1000])
-    data = SimpleNamespace(documents={"train": SimpleNamespace(lengths=lengths)}, bounds={"train": (0, 4)}, seed=3)
+    data = SimpleNamespace(documents={"train": WithLengths(lengths)}, bounds={"train": (0, 4)}, seed=3)
     order = np.random.default_rng((3, 2)).permutation(4)
     found = lengths_until(data, Position(9, 2, 3))  # type: ignore[arg-type]
     assert found.sum() == 2 * 1111 + lengths[order[:3]].sum()
