@@ -300,6 +300,14 @@ def test_whoever_does_not_want_to_know_is_told_so(tmp_path: Path, monkeypatch: p
         prepare_rows(tmp_path / "dropped", str(source), {}, 0.1, 0.1, near_copies="drop")
 
 
+@pytest.mark.parametrize(
+    "given", [{"validation_fraction": 0.1}, {"bad_rows": "quarantine"}, {"columns": {"a": "src_txt"}}]
+)
+def test_what_says_nothing_of_a_clone_is_refused(given: dict[str, Any]) -> None:
+    complaints = list(PrepareConfig(source="articles", archive="clone", **given).complaints())
+    assert [complaint.partition("=")[0] for complaint in complaints] == list(given)
+
+
 @pytest.mark.parametrize("source", ["sample", "full", *TASK_DATA])
 def test_near_copies_are_a_matter_of_ones_own_rows(source: str) -> None:
     complaints = list(PrepareConfig(source=source, near_copies="drop").complaints())
