@@ -221,8 +221,7 @@ def lay_out_rows(
     stretches = before, source_ids, after, target_ids, [tokenizer.end_of_text_id]
     parts = [np.asarray(stretch, np.int32) for stretch in stretches]
     begins = np.cumsum([0, *map(len, parts[:-1])])
-    kept = source_lengths
-    overhead = len(before) + len(after)
+    kept, overhead = source_lengths, len(before) + len(after)
     if targets is not None and tokenizer.source_limit is not None:
         kept = np.minimum(kept, tokenizer.source_limit)
     if targets is not None and limit is not None:
