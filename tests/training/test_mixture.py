@@ -222,7 +222,7 @@ def test_the_template_that_a_mixture_is_saved_with(tokenizer: Tokenizer) -> None
         (("b", "a"), ["data.prompt_template={src_txt}丙"], "{src_txt}丙"),
         (("plain",), ["data.prompt_template={src_txt}丙"], None),
     ):
-        saved = saved_tokenizer(load_config("pretrain", [mix, *given]), {name: made[name] for name in names})
+        saved = saved_tokenizer(load_config("pretrain", [mix, *given]), {name: made[name] for name in names}, None)
         assert saved.prompt_template == expected
         assert saved.task_templates == {name: TEMPLATES[name] for name in names if name != "plain"}
 
