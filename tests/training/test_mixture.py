@@ -14,7 +14,6 @@ import pytest
 from modules.checkpoint.loading import open_tokenizer
 from modules.config.loader import ConfigError, load_config
 from modules.config.mixing.mixture_sources import SourceConfig
-from modules.data.packing import StepBatch
 from modules.data.quarantine import DataError
 from modules.evaluation.choosing.scored_rows import choose_rows, load_task_rows, scored_tokenizer
 from modules.evaluation.sweeps.early_end import WEIGHTS, differences, rows_of
@@ -23,7 +22,6 @@ from modules.inference.asked_task import asking
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.reuse.stage_key import stage_key
 from modules.training.checkpoints.run_manifest import CHECKPOINTS
-from modules.training.lightning_module import LanguageModel
 from modules.training.setup import choose_tokenizers, saved_tokenizer
 from modules.training.validation.sums import Validation, metrics_of_all
 from pipelines.train import TrainResult, train
@@ -46,20 +44,6 @@ def sources(tmp_path: Path) -> str:
         f"prompt_template: '{{src_txt}}：', validation_path: {tmp_path}/held.jsonl}}, "
         f"{{path: {tmp_path}/plain.jsonl, weight: 1}}]"
     )
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch, store: Path) -> list[list[int]]:
-    """The documents of each step that is taken, in order."""
-    steps: list[list[int]] = []
-    training_step = LanguageModel.training_step
-
-    def recorded(self: LanguageModel, step: StepBatch, batch_idx: int) -> None:
-        steps.append(sorted(int(n) for batch in step.micro_batches for n in batch.documents))
-        training_step(self, step, batch_idx)
-
-    monkeypatch.setattr(LanguageModel, "training_step", recorded)
-    return steps
 
 
 def run(folder: Path, sources: str, *arguments: str, stage: str = "pretrain") -> TrainResult:
@@ -146,6 +130,9 @@ def require_scored_by_source(result: TrainResult, tmp_path: Path) -> None:
         ("[{path: a, weight: -2}]", r"weight \(-2\) must be a positive number"),
         ("[{path: x/a}, {path: y/a.csv}]", "data.mix: 2 sources are called a: tell them apart with name: NAME"),
         ("[{path: a, wieght: 1}]", "source 1: no such key wieght; did you mean weight?"),
+        ("[{path:a,wieght:1}]", "source 1: no such key wieght; did you mean weight?"),
+        ("[{data:couplets,wieght:1}]", "source 1: no such key wieght; did you mean weight?"),
+        ("[{path: a, wieght: }]", "source 1: no such key wieght; did you mean weight?"),
         ("[{weight: 1}]", "source 1 has no path, nor data: NAME"),
         ("[{data: coupletts}]", "source 1: data: coupletts: no such data set; must be one of .*did you mean couplets?"),
         ("[{path: couplets}]", r"data.mix.0.path=couplets: there is no such path; {data: couplets} is the data set of"),

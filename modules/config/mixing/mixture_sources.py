@@ -97,11 +97,13 @@ def read_sources(value: Any) -> list[dict[str, Any]]:
 
 def read_source(given: Mapping[Any, Any], number: int) -> dict[str, Any]:
     known = list(GIVEN)
-    found = {str(key): value for key, value in given.items() if value not in (None, "", "null")}
-    for key in found.keys() - set(known):
+    for key in (str(key).partition(":")[0] for key in given):  # `wieght:1` is a key without a value to YAML
+        if key in known:
+            continue
         near = get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"source {number}: no such key {key}; {hint}")
+    found = {str(key): value for key, value in given.items() if value not in (None, "", "null")}
     for key, kind, what in (("weight", float, "a number"), ("max_rows", int, "a whole number")):
         try:
             found |= {key: kind(str(found[key]))} if key in found else {}

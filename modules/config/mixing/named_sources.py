@@ -11,7 +11,7 @@ from typing import Any
 from ...system.bounded_read import read_plain_yaml
 from ...system.paths import expanded
 from ..schema import CONF, group_names, suggestion
-from .mixture_sources import SourceConfig
+from .mixture_sources import GIVEN, SourceConfig
 
 
 def with_data_sets(sources: Any) -> Any:
@@ -45,5 +45,6 @@ def with_data_set(source: Mapping[Any, Any], number: int) -> dict[Any, Any]:
             f"{where}: {file} says {', '.join(sorted(map(str, others)))}, which is one for all sources; say it as "
             "data.KEY, and the path of the rows here"
         )
-    own = {key: value for key, value in source.items() if key != "data" and value not in (None, "", "null")}
+    unset = {key for key, value in source.items() if key in GIVEN and value in (None, "", "null")}
+    own = {key: value for key, value in source.items() if key not in {"data", *unset}}
     return {"name": file.stem, **said, **own}

@@ -13,10 +13,9 @@ import torch
 
 from modules.config.loader import load_config
 from modules.config.training import TrainingConfig
-from modules.data.packing import Position, StepBatch
+from modules.data.packing import Position
 from modules.training.checkpoints.run_manifest import CHECKPOINTS
 from modules.training.checkpoints.saving import PROGRESS
-from modules.training.lightning_module import LanguageModel
 from pipelines.train import TrainResult, train
 from tests.checkpoint.test_training_checkpoint import QUICK
 
@@ -28,20 +27,6 @@ ROWS, TRAINING = 59, 58
 def poems() -> datasets.Dataset:
     """Rows of 3 to 11 tokens."""
     return datasets.Dataset.from_dict({"src_txt": [chr(0x4E00 + n) * (2 + n % 9) for n in range(ROWS)]})
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch, store: Path) -> list[list[int]]:
-    """The documents of each step that is taken, in order."""
-    steps: list[list[int]] = []
-    training_step = LanguageModel.training_step
-
-    def recorded(self: LanguageModel, step: StepBatch, batch_idx: int) -> None:
-        steps.append(sorted(int(n) for batch in step.micro_batches for n in batch.documents))
-        training_step(self, step, batch_idx)
-
-    monkeypatch.setattr(LanguageModel, "training_step", recorded)
-    return steps
 
 
 def run(folder: Path, rows: datasets.Dataset, *arguments: str) -> TrainResult:
