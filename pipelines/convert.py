@@ -22,6 +22,7 @@ from modules.config.commands import ConvertConfig, VocabularyConfig
 from modules.config.data import DataConfig
 from modules.data.splits import load_training_rows
 from modules.system.atomic import new_folder
+from modules.system.paths import expanded
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
@@ -75,7 +76,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
 
 def with_tokens_of(config: VocabularyConfig, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with more tokens, for what is frequent in the training rows of `config.path`."""
-    rows = [(load_training_rows(DataConfig(path=path), seed=42), 1.0) for path in config.path]
+    rows = [(load_training_rows(DataConfig(path=expanded(path)), seed=42), 1.0) for path in config.path]
     return tokenizer.extended(Texts(rows), config.new_tokens, config.min_frequency)
 
 

@@ -73,6 +73,8 @@ class ConvertConfig(CommandConfig):
             yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
         if self.format == "peft" and (self.adapter is None or self.dtype != "keep"):
             yield "format=peft writes an adapter as it is: give adapter=FOLDER, and leave dtype out"
+        if self.format == "peft" and self.vocabulary.path:
+            yield "format=peft writes an adapter alone, and no tokens beside it; leave vocabulary.path out"
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 
