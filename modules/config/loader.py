@@ -299,7 +299,9 @@ def set_leaf(
         OmegaConf.update(config, key.name, with_text_keys(value, key.type))
     except (OmegaConfBaseException, yaml.YAMLError):
         one = (
-            where == COMMAND_LINE and typing.get_origin(without_null(key.type)) is list and not re.search(r"[\[\]{},\"']", str(shown))
+            where == COMMAND_LINE
+            and typing.get_origin(without_null(key.type)) is list
+            and not re.search(r"[\[\]{},\"']", str(shown))
         )
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datasets
 
 from modules.checkpoint.loading import load_verified, verify_model
-from modules.config.base import EMBEDDED, model_folder
+from modules.config.base import POEMS, model_folder
 from modules.data.corpora.verse import split_of
 from modules.evaluation.baselines import ngram_floor
 from modules.evaluation.likelihood import score
 from modules.system.jsonl import read_jsonl
 from tests.helpers.models import ROOT
 
-FOLDER = model_folder(ROOT / EMBEDDED)
+FOLDER = model_folder(ROOT / POEMS)
 
 
 def test_it_is_sound() -> None:

@@ -302,7 +302,8 @@ def test_whoever_does_not_want_to_know_is_told_so(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("source", ["sample", "full", *TASK_DATA, "articles"])
 @pytest.mark.parametrize(
-    "given", [{"test_fraction": 0.1}, {"bad_rows": "quarantine"}, {"columns": {"a": "src_txt"}}, {"near_copies": "drop"}]
+    "given",
+    [{"test_fraction": 0.1}, {"bad_rows": "quarantine"}, {"columns": {"a": "src_txt"}}, {"near_copies": "drop"}],
 )
 def test_what_is_for_ones_own_rows_is_refused_for_public_data(source: str, given: dict[str, Any]) -> None:
     archive = None if source == "sample" else "clone"

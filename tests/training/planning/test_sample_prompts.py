@@ -5,14 +5,22 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from modules.config.base import EMBEDDED
+from modules.config.base import POEMS
 from modules.config.generation import GenerationConfig
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from modules.training.planning.sample_prompts import usual_prompts
 from tests.helpers.models import ROOT
 
 PLAIN = datasets.Dataset.from_dict(
-    {"src_txt": ["白日依山尽，黄河入海流。", "白日依山尽，再来一遍。", "没有标点的一行很长很长的文字而且再长一些", "春眠。", "花"]}
+    {
+        "src_txt": [
+            "白日依山尽，黄河入海流。",
+            "白日依山尽，再来一遍。",
+            "没有标点的一行很长很长的文字而且再长一些",
+            "春眠。",
+            "花",
+        ]
+    }
 )
 PAIRS = datasets.Dataset.from_dict({"src_txt": ["问一", "问" * 90, "问二", "问三", "问四"], "tgt_txt": ["答"] * 5})
 
@@ -45,7 +53,7 @@ def test_of_a_mixture_it_is_a_source_that_is_asked_as_the_model_is(tokenizer: To
 
 
 def test_rows_that_cannot_keep_the_form_of_verse_are_passed_over() -> None:
-    form, verse = GenerationConfig(form="五绝"), load_tokenizer(ROOT / EMBEDDED)
+    form, verse = GenerationConfig(form="五绝"), load_tokenizer(ROOT / POEMS)
     found = usual_prompts({"validation": PLAIN}, {"": verse}, verse, 64, form)
     assert "白日依山尽，" in found
     assert "没有标点的一行很" not in found
