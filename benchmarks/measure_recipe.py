@@ -1,8 +1,8 @@
 """Which way of training learns most in the same time: python -m benchmarks.measure_recipe [SECONDS [WAY …]].
 
 For docs/recipes.md. Each of WAYS trains for SECONDS (120) of one core on a mixture of verse, classical and modern
-Chinese; the learning rate falls at the end. docs/models.md has the commands that make the sources and outputs/wider. The
-table has the perplexity a character of each source's validation rows.
+Chinese; the learning rate falls at the end. docs/models.md has the commands that make the sources and outputs/wider.
+The table has the perplexity a character of each source's validation rows.
 """
 
 from __future__ import annotations

@@ -298,11 +298,8 @@ def set_leaf(
             return
         OmegaConf.update(config, key.name, with_text_keys(value, key.type))
     except (OmegaConfBaseException, yaml.YAMLError):
-        one = (
-            where == COMMAND_LINE
-            and typing.get_origin(without_null(key.type)) is list
-            and not re.search(r"[\[\]{},\"']", str(shown))
-        )
+        of_list = typing.get_origin(without_null(key.type)) is list
+        one = where == COMMAND_LINE and of_list and not re.search(r"[\[\]{},\"']", str(shown))
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")

@@ -25,8 +25,8 @@ class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
 
     model: str | None = field(default=None, metadata=MODEL)
-    """A model folder or a models:/ URI. Unset: of the two that come with moyun models/chinese with a task=NAME other than
-    poetry, else models/poems."""
+    """A model folder or a models:/ URI. Unset: of the two that come with moyun models/chinese for a task=NAME other
+    than poetry, else models/poems."""
     prompt: str = ""
     """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
     like one of these keys needs it: prompt='seed=…'."""

@@ -92,8 +92,8 @@ class TrainConfig:
     log_every_n_steps: int = 1
     """Steps between logged metrics."""
     sample_prompts: list[str] | None = None
-    """Prompts continued at every validation; they end up in the run's sample table. Unset: of three validation rows what
-    is to be answered, or how they begin."""
+    """Prompts continued at every validation; they end up in the run's sample table. Unset: what is to be answered in
+    three validation rows, or how these begin."""
 
     @property
     def measure(self) -> str:

@@ -24,7 +24,7 @@ def usual_prompts(
     positions: int,
     generation: GenerationConfig,
 ) -> list[str]:
-    """Sources of rows with answers; of plain text how it begins. Of a mixture's sources it is the first that is asked as
+    """Sources of rows with answers; of plain text how it begins. Of a mixture it is the first source that is asked as
     the model is by whoever names no task. A row that has no room in the model, or can't keep the form of verse that
     texts are to have, is passed over."""
     asked_alike = (name for name, each in tokenizers.items() if each.prompt_template == saved.prompt_template)
