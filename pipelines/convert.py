@@ -76,7 +76,9 @@ def convert(config: ConvertConfig) -> ConvertResult:
 
 def with_tokens_of(config: VocabularyConfig, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with more tokens, for what is frequent in the training rows of `config.path`."""
-    rows = [(load_training_rows(DataConfig(path=expanded(path)), seed=42), 1.0) for path in config.path]
+    given = config.path or ""
+    paths = [part.strip(" '\"") for part in given[1:-1].split(",")] if given[:1] + given[-1:] == "[]" else [given]
+    rows = [(load_training_rows(DataConfig(path=expanded(path)), seed=42), 1.0) for path in paths]
     return tokenizer.extended(Texts(rows), config.new_tokens, config.min_frequency)
 
 

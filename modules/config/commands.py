@@ -29,8 +29,8 @@ from .training import TrainingConfig
 class VocabularyConfig:
     """More tokens for a model that is to learn other text than its vocabulary was made for."""
 
-    path: list[str] = field(default_factory=list, metadata=PATH)
-    """Rows to learn them from, as for data.path: those that the model will be trained on, of several sources
+    path: str | None = field(default=None, metadata=PATH)
+    """Rows to learn them from: those that the model will be trained on, as data.path takes them, or several of such,
     '[prepared/a,prepared/b]'."""
     new_tokens: int = 4000
     """The most that are added: characters without a token first, then what often stands together."""
@@ -41,7 +41,7 @@ class VocabularyConfig:
         yield from too_small(self, 1, "new_tokens", "min_frequency")
         if not self.path:
             for name in changed(self, VocabularyConfig()):
-                yield f"vocabulary.{name} has no effect without vocabulary.path, the rows to learn tokens from"
+                yield f"{name} has no effect without vocabulary.path, the rows to learn tokens from"
 
 
 @dataclass

@@ -220,7 +220,7 @@ def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
     assert model.config.vocab_size == wider.vocab_size > tokenizer.vocab_size
     assert len(wider.encode("人工智能的数据")) < len("人工智能的数据")
     made = yaml.safe_load((store / "wider" / "run.yaml").read_text(encoding="utf-8"))
-    assert made["config"]["vocabulary"]["path"] == ["one.jsonl", "two.jsonl"]
+    assert made["config"]["vocabulary"]["path"] == "[one.jsonl,two.jsonl]"
     trained = finetune(load_config("finetune", two_steps_from(Path("wider"))), rows=ROWS)
     assert load_tokenizer(trained.model).fingerprint == wider.fingerprint
 
@@ -229,8 +229,8 @@ def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
     ("given", "said"),
     [
         (["vocabulary.new_tokens=9"], "vocabulary.new_tokens has no effect without vocabulary.path"),
-        (["vocabulary.path=[rows.jsonl]", "vocabulary.new_tokens=0"], "new_tokens"),
-        (["vocabulary.path=[nowhere.jsonl]"], "nowhere.jsonl"),
+        (["vocabulary.path=rows.jsonl", "vocabulary.new_tokens=0"], "new_tokens"),
+        (["vocabulary.path=nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_learnt_is_refused_before_anything_is_written(
