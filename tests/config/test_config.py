@@ -65,6 +65,9 @@ def test_every_file_of_conf_loads(file: Path) -> None:
             assert config.task.name == file.stem
             assert config == load_config("evaluate", [f"task={CONF / file}"])
             return
+        if group == "chinese":
+            assert load_config("finetune", [f"config={CONF / file}"]).data.mix
+            return
         if group == "sweep":
             by_name, by_path = (
                 load_config("sweep", [f"sweep={file.stem}"]),
