@@ -16,18 +16,14 @@ from modules.checkpoint import formats
 from modules.checkpoint.adapter import Adapter, adapted, read_adapter, write_peft_adapter
 from modules.checkpoint.loading import open_verified
 from modules.checkpoint.model_folder import made_of, write_model
-from modules.checkpoint.vocabulary import with_more_tokens
 from modules.checkpoint.weights import StoredModel, in_dtype
-from modules.config.commands import ConvertConfig, VocabularyConfig
-from modules.config.data import DataConfig
-from modules.data.splits import load_training_rows
+from modules.config.commands import ConvertConfig
 from modules.system.atomic import new_folder
-from modules.system.paths import expanded
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connected
-from modules.training.setup import Texts
+from modules.training.new_tokens import with_new_tokens
 
 from .cli.command_line import run_stage
 from .cli.printing import show
@@ -39,8 +35,7 @@ class ConvertResult:
     folder: Path
     source_format: str
     parameters: int
-    files: list[str]
-    """Of the new folder, by their names in it."""
+    files: list[str]  # of the new folder, by their names in it
 
 
 def convert(config: ConvertConfig) -> ConvertResult:
@@ -54,10 +49,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if adapter := read_adapter(config.adapter) if config.adapter else None:
         model, tokenizer, notes = adapted(model, tokenizer, adapter, digest)
         model = replace(model, weights=adapter.tensors) if config.format == "peft" else model
-    if config.vocabulary.path:
-        longer = with_tokens_of(config.vocabulary, tokenizer)
-        model, tokenizer = with_more_tokens(model, tokenizer, longer), longer
-        notes = ["train it on those rows before it is used: what the new tokens mean, it has yet to learn"]
+    model, tokenizer, new = with_new_tokens(model, tokenizer, config.vocabulary)
     if config.prompt_template is not None:
         tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template, tokenizer.task_templates), []
     if config.dtype != "keep" and config.format != "gguf":
@@ -68,18 +60,9 @@ def convert(config: ConvertConfig) -> ConvertResult:
     else:
         notes += write_foreign(config, model, tokenizer, adapter)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    count = sum(math.prod(tensor.shape) for tensor in model.weights.values())
-    result = ConvertResult(target, kind, count, files)
-    show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))
+    result = ConvertResult(target, kind, sum(math.prod(tensor.shape) for tensor in model.weights.values()), files)
+    show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes + new))
     return result
-
-
-def with_tokens_of(config: VocabularyConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with more tokens, for what is frequent in the training rows of `config.path`."""
-    given = config.path or ""
-    paths = [part.strip(" '\"") for part in given[1:-1].split(",")] if given[:1] + given[-1:] == "[]" else [given]
-    rows = [(load_training_rows(DataConfig(path=expanded(path)), seed=42), 1.0) for path in paths]
-    return tokenizer.extended(Texts(rows), config.new_tokens, config.min_frequency)
 
 
 def write_foreign(
