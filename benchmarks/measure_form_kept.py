@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from modules.checkpoint.loading import load_verified
-from modules.config.base import EMBEDDED, model_folder
+from modules.config.base import POEMS, model_folder
 from modules.config.generation import GenerationConfig
 from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import clauses, split_of
@@ -68,4 +68,4 @@ def main(model: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:2] or [EMBEDDED]), int((sys.argv[2:3] or ["100"])[0]))
+    main(*(sys.argv[1:2] or [POEMS]), int((sys.argv[2:3] or ["100"])[0]))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from modules.checkpoint import formats
 from modules.checkpoint.loading import load_model, open_model
-from modules.config.base import EMBEDDED, model_folder
+from modules.config.base import POEMS, model_folder
 from modules.config.generation import GenerationConfig
 from modules.data.corpora.folders import SAMPLE
 from modules.data.corpora.verse import split_of
@@ -111,4 +111,4 @@ def main(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(model_folder(sys.argv[1] if sys.argv[1:] else EMBEDDED), int(sys.argv[2]) if sys.argv[2:] else 50)
+    main(model_folder(sys.argv[1] if sys.argv[1:] else POEMS), int(sys.argv[2]) if sys.argv[2:] else 50)

@@ -30,7 +30,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from modules.config.base import EMBEDDED, model_folder
+from modules.config.base import POEMS, model_folder
 from modules.config.data import DataConfig
 from modules.config.loader import load_config
 from modules.data.splits import load_splits
@@ -49,7 +49,7 @@ Draw = Callable[[np.random.Generator], tuple[Metric, Metric]]
 
 def finetuned() -> Path:
     options = [f"train.max_steps={STEPS}", "train.learning_rate=1e-4", "train.schedule=cosine"]
-    made = finetune(load_config("finetune", [f"train.init_from={EMBEDDED}", "train.sample_prompts=[]", *options]))
+    made = finetune(load_config("finetune", [f"train.init_from={POEMS}", "train.sample_prompts=[]", *options]))
     assert made.model
     return made.model
 
@@ -101,7 +101,7 @@ def main() -> None:
     prepared = prepare(load_config("prepare")).folder
     splits = load_splits(DataConfig(path=str(prepared / "quatrains")), seed=0, extras={GROUP})
     held_out = [splits[name] for name in ("validation", "test")]
-    new, old = losses("after", finetuned(), held_out), losses("before", model_folder(EMBEDDED), held_out)
+    new, old = losses("after", finetuned(), held_out), losses("before", model_folder(POEMS), held_out)
     found = compare(new, old)
     print(
         f"\n{rows_in_words(new)}; before: {found.old:.1f}, after: {found.new:.1f} ({found.difference:+.2f}, "

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modules.config.base import EMBEDDED, TrackingConfig, is_registered, model_folder
+from modules.config.base import POEMS, TrackingConfig, is_registered, model_folder
 
 if sys.argv[:1] == ["-m"]:  # python -m pipelines.STAGE, whose own imports come next
     from .cli.command_line import check_before_imports
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def pipeline(
     task: str = "text-generation",
-    model: str | Path = EMBEDDED,
+    model: str | Path = POEMS,
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     **defaults: Any,
 ) -> RowGenerator:

@@ -23,6 +23,7 @@ from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connected
+from modules.training.new_tokens import with_new_tokens
 
 from .cli.command_line import run_stage
 from .cli.printing import show
@@ -34,8 +35,7 @@ class ConvertResult:
     folder: Path
     source_format: str
     parameters: int
-    files: list[str]
-    """Of the new folder, by their names in it."""
+    files: list[str]  # of the new folder, by their names in it
 
 
 def convert(config: ConvertConfig) -> ConvertResult:
@@ -49,6 +49,7 @@ def convert(config: ConvertConfig) -> ConvertResult:
     if adapter := read_adapter(config.adapter) if config.adapter else None:
         model, tokenizer, notes = adapted(model, tokenizer, adapter, digest)
         model = replace(model, weights=adapter.tensors) if config.format == "peft" else model
+    model, tokenizer, new = with_new_tokens(model, tokenizer, config.vocabulary)
     if config.prompt_template is not None:
         tokenizer, notes = tokenizer.with_prompt_template(config.prompt_template, tokenizer.task_templates), []
     if config.dtype != "keep" and config.format != "gguf":
@@ -59,9 +60,8 @@ def convert(config: ConvertConfig) -> ConvertResult:
     else:
         notes += write_foreign(config, model, tokenizer, adapter)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    count = sum(math.prod(tensor.shape) for tensor in model.weights.values())
-    result = ConvertResult(target, kind, count, files)
-    show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes))
+    result = ConvertResult(target, kind, sum(math.prod(tensor.shape) for tensor in model.weights.values()), files)
+    show(f"converted to {config.format}", conversion(config, model, tokenizer, result, notes + new))
     return result
 
 

@@ -15,7 +15,7 @@ from .cli.printing import stream_text
 
 def generate(config: GenerateConfig) -> str:
     """The prompt and its continuation (of a task model the answer alone), printed as it is written."""
-    folder = find_model(config.model, config.tracking)
+    folder = find_model(config.chosen_model, config.tracking)
     generator = pipeline(model=str(folder), dtype=config.dtype, **asdict(config.generation))
     generator.tokenizer = asking(generator.tokenizer, config.task)
     prompt = [config.prompt] if generator.returns_full_text else []

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from modules.config.base import EMBEDDED
+from modules.config.base import POEMS
 from modules.config.commands import STAGES_OF_MAIN, MainConfig, wire
 from modules.config.loader import load_config
 from modules.tracking.stage_run import connect, run_around
@@ -33,7 +33,7 @@ def main(config: MainConfig) -> dict[str, Any] | None:
 def stages(config: MainConfig, once: Callable[[str, Any, Callable[[Any], Any]], Any]) -> dict[str, Any]:
     """What each stage made; of a dry run those before the first that would be done."""
     found: dict[str, Any] = {}
-    made = {"start": EMBEDDED}
+    made = {"start": POEMS}
     for stage in STAGES_OF_MAIN:
         if stage == "pretrain" and not config.from_scratch:
             continue

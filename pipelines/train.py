@@ -158,7 +158,7 @@ def tracked_fit(
 ) -> tuple[Path, dict[str, float]]:
     """`fit`, with metrics, curve and samples in the run, also where it is broken off."""
     logger = RunLogger(run)
-    samples = Samples(training.tokenizer, config.train.sample_prompts, config.generation, config.seed)
+    samples = Samples(training.tokenizer, training.sample_prompts, config.generation, config.seed)
     costs = CostMeter(run, config, training)
     try:
         return fit(stage, config, training, folder, logger, samples, start, spelled(stage, "output_dir"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from modules.config.base import EMBEDDED
+from modules.config.base import POEMS
 from pipelines import pipeline
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"max_new_tokens": 96, "top_p": 0.9, "seed": 7}
 
 
-def main(model: str = EMBEDDED) -> None:
+def main(model: str = POEMS) -> None:
     openings = (ROOT / "data" / "openings.txt").read_text(encoding="utf-8").split()
     generator = pipeline("text-generation", model=model, **SETTINGS)
     told = ", ".join(f"{name}={value}" for name, value in SETTINGS.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,12 @@ def parse_arguments(arguments: Sequence[str], complaints: list[str]) -> Iterator
 LONE_STAR = re.compile(r"(?<=[\[,])\s*\*\s*(?=[\],])")
 
 
+def without_null(hint: Any) -> Any:
+    """A key's type without `| None`."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return kinds[0] if isinstance(hint, types.UnionType) and len(kinds) == 1 else hint
+
+
 def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
     """Text stays text, and each key's own type converts it: only null, lists and mappings are read as YAML.
 
@@ -59,6 +66,7 @@ def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
     """
     if text == "null" and hint is not str:
         return None
+    hint = without_null(hint)
     if typing.get_origin(hint) in (list, dict):
         if not LAID_OUT.match(text):
             text = LONELY_BREAKS.sub(lambda found: f"'{found[1]}'" if found[1] else found[0], text)
@@ -72,7 +80,7 @@ def parse_value(text: str, hint: Any, lines: bool = False) -> Any:
             f"the {text[0]} at both ends would be part of the text: leave them out; where they belong to it, give the "
             "key in a file (config=FILE)"
         )
-    return escaped(with_line_ends(text) if lines else text) if hint in (str, str | None) else text
+    return escaped(with_line_ends(text) if lines else text) if hint is str else text
 
 
 class TypedLoader(yaml.BaseLoader):
@@ -147,7 +155,8 @@ def escaped(value: Any) -> Any:
 
 def not_text(value: Any, hint: Any) -> bool:
     """Whether YAML made something else (007: 7; no: False) of what has to be text."""
-    if hint in (str, str | None):
+    hint = without_null(hint)
+    if hint is str:
         return isinstance(value, (bool, int, float))
     parts = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
     of_text = typing.get_origin(hint) in (list, dict) and typing.get_args(hint)[-1] is str

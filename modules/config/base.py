@@ -155,8 +155,10 @@ REMOVED = {
 }
 """Keys that there were once, or might be → what to do instead."""
 
-EMBEDDED = "models/poems"
-"""The model that comes with moyun: pretrained on classical poems."""
+POEMS = "models/poems"
+"""Comes with moyun: pretrained on classical poems."""
+CHINESE = "models/chinese"
+"""Comes with moyun: has read verse, classical and modern Chinese, and rows of seven tasks."""
 
 
 HUB_NAME = re.compile(r"(damo|iic|AI-ModelScope|modelscope)/[\w.-]+|[\w-]+/(nlp_|[\w-]*gpt)[\w.-]*", re.IGNORECASE)
@@ -211,8 +213,8 @@ def model_folder(path: str | Path) -> Path:
     if URL.match(str(path)):
         raise ValueError(f"{path}: models aren't fetched from URLs; give a folder, or a models:/ URI")
     folder = Path(expanded(str(path)))
-    if str(path) == EMBEDDED and not folder.exists():  # wherever the command is called
-        folder = Path(__file__).parents[2] / EMBEDDED
+    if str(path) in (POEMS, CHINESE) and not folder.exists():  # wherever the command is called
+        folder = Path(__file__).parents[2] / path
     elif HUB_NAME.fullmatch(str(path)) and not folder.exists() and (found := downloaded(str(path))):
         say_found(str(path), found)
         folder = found

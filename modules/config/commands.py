@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..system.bounded_read import read_plain_yaml
 from ..system.paths import expanded
 from .assignments import COMMAND_LINE, Assignment
-from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, too_small
+from .base import LINES, MISSING, PATH, CommandConfig, StageConfig, changed, too_small
 from .data import JUDGED, POEM_DATA, TASK_DATA, PrepareConfig
 from .evaluation import EvaluateConfig, RegisterConfig
 from .generation import ServeConfig
@@ -23,6 +23,25 @@ from .preferences.judging import PreparingConfig
 from .preferences.preference import PreferConfig
 from .sweeps.command import SweepConfig
 from .training import TrainingConfig
+
+
+@dataclass
+class VocabularyConfig:
+    """More tokens for a model that is to learn other text than its vocabulary was made for."""
+
+    path: str | None = field(default=None, metadata=PATH)
+    """Rows to learn them from: those that the model will be trained on, as data.path takes them, or several of such,
+    '[prepared/a,prepared/b]'."""
+    new_tokens: int = 4000
+    """The most that are added: characters without a token first, then what often stands together."""
+    min_frequency: int = 30
+    """What occurs less often in these rows gets no token."""
+
+    def complaints(self) -> Iterator[str]:
+        yield from too_small(self, 1, "new_tokens", "min_frequency")
+        if not self.path:
+            for name in changed(self, VocabularyConfig()):
+                yield f"{name} has no effect without vocabulary.path, the rows to learn tokens from"
 
 
 @dataclass
@@ -44,6 +63,7 @@ class ConvertConfig(CommandConfig):
     """For format=megatron: into how many shards, one a device; must divide heads and vocabulary."""
     dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0"] = "keep"
     """Number format of the target; keep: the source's; q8_0 (format=gguf): 8 bits, with a scale every 32 numbers."""
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
     def complaints(self) -> Iterator[str]:
         yield from too_small(self, 1, "tensor_parallel")
@@ -53,6 +73,8 @@ class ConvertConfig(CommandConfig):
             yield f"dtype=q8_0 needs format=gguf; format={self.format} can't hold it"
         if self.format == "peft" and (self.adapter is None or self.dtype != "keep"):
             yield "format=peft writes an adapter as it is: give adapter=FOLDER, and leave dtype out"
+        if self.format == "peft" and self.vocabulary.path:
+            yield "format=peft writes an adapter alone, and no tokens beside it; leave vocabulary.path out"
         if self.prompt_template is not None and self.prompt_template.count("{src_txt}") != 1:
             yield f'prompt_template ({self.prompt_template!r}) must hold "{{src_txt}}" exactly once'
 

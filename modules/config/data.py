@@ -211,7 +211,7 @@ class PrepareConfig(StageConfig):
             yield f"source={self.source} needs archive=FOLDER: your clone, as `{clone}` makes it"
         if self.is_public or self.source == JUDGED:
             for name in changed(self, type(self)()):
-                if name in (OF_OWN_ROWS if self.source in (JUDGED, *CLONES) else ("near_copies",)):
+                if name in OF_OWN_ROWS:
                     given = f"{name}={getattr(self, name)}"
                     remedy = f"give data.{name}" if self.source == JUDGED and name in vars(DataConfig()) else "drop it"
                     yield f"{given} goes with rows of your own alone, not with source={self.source}: {remedy}"

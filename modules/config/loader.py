@@ -27,7 +27,16 @@ from omegaconf.resolvers import oc
 from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
 from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
-from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
+from .assignments import (
+    COMMAND_LINE,
+    Assignment,
+    leaves,
+    not_text,
+    parse_arguments,
+    parse_value,
+    unread_escapes,
+    without_null,
+)
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths, implied_recipe
 from .generation import as_json
@@ -289,9 +298,8 @@ def set_leaf(
             return
         OmegaConf.update(config, key.name, with_text_keys(value, key.type))
     except (OmegaConfBaseException, yaml.YAMLError):
-        one = (
-            where == COMMAND_LINE and typing.get_origin(key.type) is list and not re.search(r"[\[\]{},\"']", str(shown))
-        )
+        of_list = typing.get_origin(without_null(key.type)) is list
+        one = where == COMMAND_LINE and of_list and not re.search(r"[\[\]{},\"']", str(shown))
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")

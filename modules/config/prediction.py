@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .base import EMBEDDED, MISSING, MODEL, PATH, CommandConfig, StageConfig, too_small
+from .base import CHINESE, MISSING, MODEL, PATH, POEMS, CommandConfig, StageConfig, too_small
 from .data import AskedTaskConfig
 from .generation import GenerationConfig
 
@@ -24,8 +24,9 @@ OF_SOURCES = {**WRITTEN, ".json": "jsonl", ".txt": "jsonl"}
 class GenerateConfig(CommandConfig):
     """Text from a model, to the terminal."""
 
-    model: str = field(default=EMBEDDED, metadata=MODEL)
-    """A model folder or a models:/ URI; models/poems comes with moyun."""
+    model: str | None = field(default=None, metadata=MODEL)
+    """A model folder or a models:/ URI. Unset: of the two that come with moyun models/chinese for a task=NAME other
+    than poetry, else models/poems."""
     prompt: str = ""
     """What to continue; `prompt=` may be left out: python -m pipelines.generate "白日依山尽，". A prompt that begins
     like one of these keys needs it: prompt='seed=…'."""
@@ -37,6 +38,10 @@ class GenerateConfig(CommandConfig):
     """task=NAME asks as that task does: its prompt template, and how its answers are written (conf/task/NAME.yaml)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Here its keys may be given without the section: temperature=0.5."""
+
+    @property
+    def chosen_model(self) -> str:
+        return self.model or (POEMS if self.task.name in ("", "poetry") else CHINESE)
 
 
 @dataclass

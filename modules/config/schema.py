@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system.paths import expanded, is_below, why_no_path
+from .assignments import without_null
 from .base import MODEL, PATH, STORE, URL, StageConfig, is_registered, model_folder, no_such_model, shown
 from .commands import STAGES
 from .data import AskedTaskConfig, DataConfig
@@ -181,7 +182,7 @@ def wanted(key: Key) -> str:
         return f"must be a list of sources, e.g. {EXAMPLE}"
     numbers = typing.get_args(key.type)[-1:] == (float,)
     pairs = ", e.g. {a: 0.5}" if numbers else ", e.g. {a: b}"
-    example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(key.type), "")
+    example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(without_null(key.type)), "")
     return f"must be {type_name(key.type)}{example}"
 
 

@@ -91,8 +91,9 @@ class TrainConfig:
     """A step whose loss or gradient is NaN or infinite ends the run, or is left out and counted."""
     log_every_n_steps: int = 1
     """Steps between logged metrics."""
-    sample_prompts: list[str] = field(default_factory=list)
-    """Prompts continued at every validation; they end up in the run's sample table."""
+    sample_prompts: list[str] | None = None
+    """Prompts continued at every validation; they end up in the run's sample table. Unset: what is to be answered in
+    three validation rows, or how these begin."""
 
     @property
     def measure(self) -> str:

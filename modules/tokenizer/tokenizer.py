@@ -19,7 +19,7 @@ from .pretrained import find_tokenizer
 from .prompt_template import split_template
 from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
-from .vocabulary_training import train_backend
+from .vocabulary_training import extended_backend, train_backend
 
 logger = logging.getLogger("moyun.tokenizer")
 
@@ -90,6 +90,18 @@ class Tokenizer:
         """A copy whose prompts have so many ids of a source at most."""
         prompts = self.prompt_template, self.task_templates, limit
         return Tokenizer(self._backend, self.kind, self._end_of_text, self._start, *prompts)
+
+    def extended(self, texts: Iterable[str], new_tokens: int, min_frequency: int) -> Tokenizer:
+        """A copy with up to `new_tokens` ids more, for what of these texts occurs at least `min_frequency` times: the
+        characters that it lacks, then merges. What has an id keeps it. ValueError for a kind that isn't trained here,
+        and where the texts hold nothing new."""
+        if self.kind not in ("character", "bpe"):
+            raise ValueError(f"a {self.kind} tokenizer can't be extended; character and bpe can")
+        backend = extended_backend(self._backend, texts, new_tokens, min_frequency)
+        if backend.get_vocab_size() == self._backend.get_vocab_size():
+            raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times")
+        prompts = self.prompt_template, self.task_templates
+        return Tokenizer(backend, "bpe", self._end_of_text, self._start, *prompts)
 
     def template_for(self, names: Iterable[str | None]) -> str | None:
         """The template of the first of these tasks or data sets that the model was trained on, else its only one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Literal
 
@@ -44,11 +44,37 @@ def train_backend(
     characters = [character for character, count in by_frequency if count >= min_frequency][:room]
     merges: list[tuple[str, str]] = []
     if kind == "bpe" and room > len(characters) > 0:
-        rare = {ord(character): " " for character in counts.keys() - set(characters)}
-        merges = _learn_merges((text.translate(rare) for text in texts), characters, room, min_frequency)
+        merges = _learn_merges(texts, counts, characters, room, min_frequency)
     vocab = {token: token_id for token_id, token in enumerate([END_OF_TEXT, *BYTE_TOKENS, *characters])}
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
+    return _backend(vocab, merges)
+
+
+def extended_backend(
+    backend: tokenizers.Tokenizer, texts: Iterable[str], new_tokens: int, min_frequency: int
+) -> tokenizers.Tokenizer:
+    """One of `train_backend`'s with up to `new_tokens` ids more: the characters that it lacks, by falling frequency,
+    then merges, which come after those that it has."""
+    if isinstance(texts, Iterator):
+        texts = list(texts)
+    model = json.loads(backend.to_str())["model"]
+    vocab, merges = model["vocab"], [(left, right) for left, right in model["merges"]]
+    counts = count_characters(texts)
+    lacking = [c for c, count in counts.items() if c not in vocab and count >= min_frequency]
+    new = sorted(lacking, key=lambda character: (-counts[character], character))[:new_tokens]
+    vocab |= {character: len(vocab) + place for place, character in enumerate(new)}
+    characters, room = [token for token in vocab if len(token) == 1], new_tokens - len(new)
+    # Some will be those that it has, so that more are learnt than there is room for.
+    for left, right in _learn_merges(texts, counts, characters, len(characters) + len(merges) + room, min_frequency):
+        if room and left in vocab and right in vocab and left + right not in vocab:
+            merges.append((left, right))
+            vocab[left + right] = len(vocab)
+            room -= 1
+    return _backend(vocab, merges)
+
+
+def _backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens([END_OF_TEXT])
@@ -74,9 +100,13 @@ def _check_training_arguments(kind: str, vocab_size: int, min_frequency: int) ->
         raise ValueError(f"min_frequency ({min_frequency}) must be at least 1")
 
 
-def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_frequency: int) -> list[tuple[str, str]]:
-    """Merges among `characters`. Where another one was, the caller has put a space: the trainer leaves out what isn't
-    in its alphabet, and would see the neighbours side by side."""
+def _learn_merges(
+    texts: Iterable[str], counts: Mapping[str, int], characters: list[str], room: int, min_frequency: int
+) -> list[tuple[str, str]]:
+    """Merges among `characters`, by how often they are used, until both together are `room`. counts: of all in the
+    texts. Another one becomes a space: the trainer leaves out what isn't in its alphabet, and would see the neighbours
+    side by side."""
+    rare = {ord(character): " " for character in counts.keys() - set(characters)}
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = word_splitter()
     trainer = trainers.BpeTrainer(
@@ -87,7 +117,7 @@ def _learn_merges(texts: Iterable[str], characters: list[str], room: int, min_fr
         max_token_length=_LONGEST_MERGE,
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((text.translate(rare) for text in texts), trainer)
     return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
 
 

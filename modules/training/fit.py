@@ -76,7 +76,7 @@ def fit(
         module.score_texts = partial(score_texts, selection, module)
     keep = train.save_every_n_steps, train.save_top_k
     checkpoints = Checkpoints(folder / CHECKPOINTS, course, *keep, output_key, selection)
-    samples = samples or Samples(training.tokenizer, train.sample_prompts, config.generation, config.seed)
+    samples = samples or Samples(training.tokenizer, training.sample_prompts, config.generation, config.seed)
     same = SameOnAllRanks(
         (training.tokenizer.fingerprint, config.trainer.precision, plan.steps_per_epoch, plan.tokens_per_epoch)
     )

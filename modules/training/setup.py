@@ -44,6 +44,7 @@ from .checkpoints.run_manifest import RunManifest
 from .planning.memory_limit import CPU_TOKENS
 from .planning.plan import TrainingPlan, batch_of, make_plan
 from .planning.recipe import settle_recipe
+from .planning.sample_prompts import usual_prompts
 from .planning.split_facts import facts_of_splits
 from .precision import settle_precision
 from .strategies import require_devices
@@ -63,6 +64,8 @@ class TrainingSetup:
     model: ModelConfig
     data: TextDataModule
     plan: TrainingPlan
+    sample_prompts: Sequence[str] = ()
+    """What is continued at each validation."""
     quarantine: Quarantine | None = None
     """Rows that were left out."""
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -103,6 +106,8 @@ def set_up(
     tokenizer = saved_tokenizer(config, tokenizers, start)
     model = architecture(config, start, tokenizer)
     prompts, positions = config.train.sample_prompts, model.max_position_embeddings
+    if prompts is None:
+        prompts = usual_prompts(splits, tokenizers, tokenizer, positions, config.generation)
     require_room("train.sample_prompts", prompts, tokenizer, positions, config.generation)
     parts = [(splits[split_name("train", source)], each) for source, each in tokenizers.items()]
     recipe = settle_recipe(config, model, parts, start)
@@ -122,7 +127,7 @@ def set_up(
     taught = tokenizer
     if not (config.data.mix or prefers):
         taught = tokenizer.with_source_limit(source_limit(data, splits["train"]))
-    return TrainingSetup(start, splits, taught, model, data, plan, quarantine, places, asked)
+    return TrainingSetup(start, splits, taught, model, data, plan, prompts, quarantine, places, asked)
 
 
 def source_limit(data: TextDataModule, rows: datasets.Dataset) -> int | None:

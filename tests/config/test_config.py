@@ -65,6 +65,9 @@ def test_every_file_of_conf_loads(file: Path) -> None:
             assert config.task.name == file.stem
             assert config == load_config("evaluate", [f"task={CONF / file}"])
             return
+        if group == "chinese":
+            assert load_config("finetune", [f"config={CONF / file}"]).data.mix
+            return
         if group == "sweep":
             by_name, by_path = (
                 load_config("sweep", [f"sweep={file.stem}"]),
@@ -122,8 +125,8 @@ def test_all_complaints_come_at_once_each_with_key_value_place_and_remedy(tmp_pa
         ("train.max_steps=1e3", "must be int or null"),
         ("seed=null", "must be int"),
         ("seed=true", "must be int"),
-        ("train.sample_prompts=春", "must be list[str], e.g. [a, b]"),
-        ("train.sample_prompts=[", "must be list[str], e.g. [a, b]"),
+        ("train.sample_prompts=春", "must be list[str] or null, e.g. [a, b]"),
+        ("train.sample_prompts=[", "must be list[str] or null, e.g. [a, b]"),
         ("data.columns=src", "must be dict[str, str], e.g. {a: b}"),
         ("train=fast", "train is a section: set its keys, train.KEY=VALUE (see --help)"),
         ("tracking=null", "tracking is a section"),
@@ -167,8 +170,12 @@ def test_only_mappings_take_keys_of_the_users_own(argument: str) -> None:
         ("pretrain", ["seed=-1"], "seed (-1) must be from 0 to 2^32-1"),
         ("generate", ["generation.top_p=0"], "generation.top_p (0.0) must be above 0 and at most 1"),
         ("generate", ["generation.temperature=nan"], "generation.temperature (nan) must be 0 (greedy) or"),
-        ("prepare", ["test_fraction=0.99"], "validation_fraction (0.02) and test_fraction (0.99) must leave rows"),
-        ("prepare", ["test_fraction=-0.1"], "test_fraction (-0.1) must be at least 0"),
+        (
+            "prepare",
+            ["source=my.csv", "test_fraction=0.99"],
+            "validation_fraction (0.02) and test_fraction (0.99) must leave rows",
+        ),
+        ("prepare", ["source=my.csv", "test_fraction=-0.1"], "test_fraction (-0.1) must be at least 0"),
         ("convert", ["source=a", "target=b", "tensor_parallel=2"], "tensor_parallel=2 needs format=megatron"),
         ("convert", ["source=a", "target=b", "tensor_parallel=0"], "tensor_parallel (0) must be at least 1"),
         ("evaluate", ["max_batch_tokens=0"], "max_batch_tokens (0) must be at least 1"),

@@ -98,7 +98,7 @@ def test_a_target_nearly_named_is_refused_wherever_rows_come_from(tmp_path: Path
 def test_a_setting_is_offered_in_the_spelling_of_its_stage() -> None:
     assert setting("a b", "src_txt", "data.") == """'data.columns={"a b": src_txt}'"""
     assert setting("a=b", "tgt_txt", "") == """'columns={"a=b": tgt_txt}'"""
-    assert load_config("prepare", ['columns={"a=b": tgt_txt}']).columns == {"a=b": "tgt_txt"}
+    assert load_config("prepare", ["source=my.csv", 'columns={"a=b": tgt_txt}']).columns == {"a=b": "tgt_txt"}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

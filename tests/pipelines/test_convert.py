@@ -204,3 +204,39 @@ def test_memory_stays_far_below_twice_the_model(
     for (arguments, limit), peak in zip(LIMITS.items(), peaks, strict=True):
         print(f"{arguments}: {size / 1e6:,.0f} MB of weights, {peak / 1e6:,.0f} MB of memory ({peak / size:.2f})")
         assert peak < limit * size
+
+
+def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
+    store: Path, decoder: Decoder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(store / "model", decoder, tokenizer, {})
+    for name, text in (("one", "人工智能的数据。"), ("two", "数据库的数据。")):
+        datasets.Dataset.from_dict({"src_txt": [f"{text}{row}" for row in range(40)]}).to_json(store / f"{name}.jsonl")
+    wanted = ["vocabulary.path=[one.jsonl,two.jsonl]", "vocabulary.new_tokens=30", "vocabulary.min_frequency=20"]
+    convert(load_config("convert", ["source=model", "target=wider", *wanted]))
+    assert "mind train it on those rows" in " ".join(capsys.readouterr().out.split())
+    wider, model = load_tokenizer("wider"), open_model("wider")
+    assert verify_model("wider") == 0.0
+    assert model.config.vocab_size == wider.vocab_size > tokenizer.vocab_size
+    assert len(wider.encode("人工智能的数据")) < len("人工智能的数据")
+    made = yaml.safe_load((store / "wider" / "run.yaml").read_text(encoding="utf-8"))
+    assert made["config"]["vocabulary"]["path"] == "[one.jsonl,two.jsonl]"
+    trained = finetune(load_config("finetune", two_steps_from(Path("wider"))), rows=ROWS)
+    assert load_tokenizer(trained.model).fingerprint == wider.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["vocabulary.new_tokens=9"], "vocabulary.new_tokens has no effect without vocabulary.path"),
+        (["vocabulary.path=rows.jsonl", "vocabulary.new_tokens=0"], "new_tokens"),
+        (["vocabulary.path=nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_learnt_is_refused_before_anything_is_written(
+    given: list[str], said: str, store: Path, decoder: Decoder, tokenizer: Tokenizer
+) -> None:
+    save_model(store / "model", decoder, tokenizer, {})
+    with pytest.raises(ValueError, match=said):
+        convert(load_config("convert", ["source=model", "target=wider", *given]))
+    assert not (store / "wider").exists()

@@ -48,7 +48,7 @@ def bomb(depth: int = 9) -> str:
         ("hidden_size: ${oc.env:HOME}\n", "holds an anchor, a tag or"),
         ("[" * 9_000, "nested too deeply"),
         ("a: b: c\n", "not valid YAML"),
-        ("x" * 2_000_000, "over 10,000 bytes"),
+        ("x" * 2_000_000, "over 200,000 bytes"),
         ("- a\n", "must hold `key: value` lines"),
     ],
 )

@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 
 from ..base import CommandConfig, StageConfig
-from ..commands import CompareConfig, ConvertConfig, MainConfig
+from ..commands import CompareConfig, ConvertConfig, MainConfig, VocabularyConfig
 from ..data import AskedTaskConfig, DataConfig, PrepareConfig, TokenizerConfig
 from ..evaluation import EvaluateConfig, RegisterConfig, ScoringConfig, TaskConfig
 from ..generation import GenerationConfig, LimitsConfig, ServeConfig
@@ -109,6 +109,7 @@ TABLE: dict[type, dict[Effect, str]] = {
         Effect.RESULT: "source adapter prompt_template format tensor_parallel dtype",
         Effect.NOTHING: "target",
     },
+    VocabularyConfig: {Effect.RESULT: "new_tokens min_frequency", Effect.CONTENT: "path"},
     CompareConfig: {Effect.RESULT: "one other tolerance"},
 }
 """Class → effect → its fields. What is said of a section holds for all in it; a subclass's word is the last."""

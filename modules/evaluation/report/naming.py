@@ -10,12 +10,16 @@ from mlflow.exceptions import MlflowException
 
 from ...checkpoint.loading import open_model
 from ...checkpoint.model_folder import read_provenance
+from ...config.base import CHINESE, POEMS
 from ...model.decoder import parameter_count
 from ...tracking.registry import version_with_alias
 
 
 def model_name(place: str, folder: Path) -> str:
-    """A version by its number, any other model by the run that made it, its size and what it was trained on."""
+    """A version by its number, a model that comes with moyun by its folder, any other by the run that made it, its size
+    and what it was trained on."""
+    if place in (POEMS, CHINESE):
+        return place
     return version_name(place) or ", ".join(filter(None, (maker(folder) or place, size(folder), rows(folder))))
 
 
@@ -53,6 +57,9 @@ def rows(folder: Path) -> str:
     origin = read_provenance(folder)
     counts, data = origin.get("rows") or {}, (origin.get("config") or {}).get("data") or {}
     if data.get("mix"):
-        return ", ".join(f"{count:,} rows of {name[6:]}" for name, count in counts.items() if name.startswith("train/"))
+        of = {name.removeprefix("train/"): count for name, count in counts.items() if name.startswith("train/")}
+        if len(of) > 3:
+            return f"{sum(of.values()):,} rows of {len(of)} sources"
+        return ", ".join(f"{count:,} rows of {name}" for name, count in of.items())
     count = counts.get("train")
     return f"{count:,} rows" + (f" of {Path(data['path']).name}" if data.get("path") else "") if count else ""

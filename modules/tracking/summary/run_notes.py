@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from ...config.base import EMBEDDED, StageConfig
+from ...config.base import POEMS, StageConfig
 from ...config.commands import MainConfig
 from ...config.data import POEM_DATA, PrepareConfig
 from ...config.evaluation import RegisterConfig
@@ -202,7 +202,7 @@ def next_command(run_id: str, stage: str, config: StageConfig) -> list[str] | No
     }
     if isinstance(config, PrepareConfig):
         rows = config.folder / "quatrains" if config.source in POEM_DATA else config.folder
-        training, start = "finetune", EMBEDDED
+        training, start = "finetune", POEMS
         if isinstance(config, PreparingConfig) and config.is_judged:
             training, start = "prefer", str(config.model)
         after[stage] = [training, shlex.quote(f"train.init_from={start}"), shlex.quote(f"data.path={rows}")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from modules.config.base import EMBEDDED
+from modules.config.base import POEMS
 from modules.config.commands import MainConfig, wire
 from modules.config.loader import load_config
 from modules.config.sweeps.command import SweepConfig
@@ -114,7 +114,7 @@ def key_of(config: SweepConfig, values: Values) -> str | None:
     if config.stage == "main":
         names = ("prepare", "pretrain", "finetune") if stage.from_scratch else ("prepare", "finetune")
         steps = {name: getattr(stage, name) for name in names}
-    made, known, key = {"start": EMBEDDED}, dict[str, str](), None
+    made, known, key = {"start": POEMS}, dict[str, str](), None
     for name, step in steps.items():
         step = wire(step, made)
         step.output_dir = os.sep

@@ -300,18 +300,16 @@ def test_whoever_does_not_want_to_know_is_told_so(tmp_path: Path, monkeypatch: p
         prepare_rows(tmp_path / "dropped", str(source), {}, 0.1, 0.1, near_copies="drop")
 
 
+@pytest.mark.parametrize("source", ["sample", "full", *TASK_DATA, "articles"])
 @pytest.mark.parametrize(
-    "given", [{"validation_fraction": 0.1}, {"bad_rows": "quarantine"}, {"columns": {"a": "src_txt"}}]
+    "given",
+    [{"test_fraction": 0.1}, {"bad_rows": "quarantine"}, {"columns": {"a": "src_txt"}}, {"near_copies": "drop"}],
 )
-def test_what_says_nothing_of_a_clone_is_refused(given: dict[str, Any]) -> None:
-    complaints = list(PrepareConfig(source="articles", archive="clone", **given).complaints())
+def test_what_is_for_ones_own_rows_is_refused_for_public_data(source: str, given: dict[str, Any]) -> None:
+    archive = None if source == "sample" else "clone"
+    complaints = list(PrepareConfig(source=source, archive=archive, **given).complaints())
     assert [complaint.partition("=")[0] for complaint in complaints] == list(given)
-
-
-@pytest.mark.parametrize("source", ["sample", "full", *TASK_DATA])
-def test_near_copies_are_a_matter_of_ones_own_rows(source: str) -> None:
-    complaints = list(PrepareConfig(source=source, near_copies="drop").complaints())
-    assert any("near_copies=drop goes with rows of your own alone" in complaint for complaint in complaints)
+    assert f"goes with rows of your own alone, not with source={source}: drop it" in complaints[0]
 
 
 @pytest.mark.parametrize(
