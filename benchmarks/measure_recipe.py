@@ -7,20 +7,17 @@ The table has the perplexity a character of each source's validation rows.
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 
 import torch
 
-from benchmarks.moyun_turns import epochs
+from benchmarks.moyun_turns import bare_steps
 from modules.config.loader import load_config
 from modules.config.training import TrainingConfig
 from modules.system.hardware import keep_freed_memory
-from modules.training.fit import make_module
 from pipelines.finetune import finetune
 from pipelines.pretrain import pretrain
-from pipelines.train import TrainResult, set_up_training
+from pipelines.train import TrainResult
 
 SOURCES = {
     "verse": ("prepared/full/poems", 0.30),
@@ -59,30 +56,12 @@ def main(seconds: str = "120", *names: str) -> None:
         stage = pretrain if "model=mini" in WAYS[name] else finetune
         arguments = [*SHARED, *WAYS[name]]
         config: TrainingConfig = load_config(stage.__name__, [*arguments, "train.max_steps=6"])
-        steps = int(float(seconds) / seconds_a_step(config))
+        steps = int(float(seconds) / bare_steps(config, steps=5, warmup=1)["step_seconds"])
         made: TrainResult = stage(load_config(stage.__name__, [*arguments, f"train.max_steps={steps}"]))
         found = [(made.metrics or {})[f"val/{source}/perplexity_per_char"] for source in SOURCES]
         tokens = steps * made.plan.read_an_epoch / made.plan.steps_per_epoch / 1e6
         print(f"| {name} | {steps} | {tokens:.2f} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
 
 
-def seconds_a_step(config: TrainingConfig) -> float:
-    """Of one core, by a few steps of its own; the first, in which kernels are made, doesn't count."""
-    training = set_up_training(config, None)
-    module = make_module(config, training)
-    module.configure_model()
-    optimizer = module.configure_optimizers()["optimizer"]
-    for number, batch in enumerate(epochs(training.data, 6)):
-        if number == 1:
-            began = time.process_time()
-        for part in batch.micro_batches:
-            (module._step(part) / batch.trained_tokens).backward()
-        torch.nn.utils.clip_grad_norm_(module.trained_parameters().values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return (time.process_time() - began) / 5
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(*sys.argv[1:])

@@ -103,19 +103,24 @@ def bare_loop(
     arguments: list[str] | None = None,
 ) -> Any:
     """The same decoder, loss, steps and optimizer in a plain loop: no Lightning, no logging, no checkpoints."""
+    from modules.config.loader import load_config
+
+    given = training_arguments(work, sequence_length, batch_tokens, warmup + steps)
+    return bare_steps(load_config("finetune", [*given, *(arguments or [])]), steps, warmup)
+
+
+def bare_steps(config: Any, steps: int, warmup: int) -> dict[str, Any]:
+    """The first steps of a training, timed."""
     from torch.nn.utils import clip_grad_norm_
 
-    from modules.config.loader import load_config
     from modules.training.fit import make_module
     from pipelines.train import set_up_training
 
-    given = training_arguments(work, sequence_length, batch_tokens, warmup + steps)
-    config = load_config("finetune", [*given, *(arguments or [])])
     training = set_up_training(config, None)
     module = make_module(config, training)
     module.configure_model()
     optimizer = module.configure_optimizers()["optimizer"]
-    parameters = module.trained_parameters()
+    parameters = module.trained_parameters().values()
 
     def step(batch: Any) -> None:
         nll = 0.0

@@ -27,7 +27,7 @@ def pipeline(
 
     Args:
         task: only "text-generation" is known.
-        model: a model folder or a models:/ URI; by default the model that comes with moyun.
+        model: a model folder or a models:/ URI; by default models/poems, which comes with moyun.
         dtype: number format to compute in; auto: the one that the model is stored in; int8: the fastest on a CPU.
         defaults: generation parameters (config.GenerationConfig) of every call that doesn't give its own.
 

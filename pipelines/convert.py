@@ -18,12 +18,12 @@ from modules.checkpoint.loading import open_verified
 from modules.checkpoint.model_folder import made_of, write_model
 from modules.checkpoint.weights import StoredModel, in_dtype
 from modules.config.commands import ConvertConfig
+from modules.data.new_tokens import with_new_tokens
 from modules.system.atomic import new_folder
 from modules.tokenizer.tokenizer import Tokenizer
 from modules.tracking.provenance import provenance
 from modules.tracking.registry import resolve_model
 from modules.tracking.stage_run import connected
-from modules.training.new_tokens import with_new_tokens
 
 from .cli.command_line import run_stage
 from .cli.printing import show

@@ -22,8 +22,8 @@ def with_more_tokens(model: StoredModel, before: Tokenizer, after: Tokenizer) ->
         known = model.weights[EMBEDDING].read()
         rows = torch.zeros(vocab_size, known.shape[1], dtype=known.dtype)
         rows[: len(known)] = known
-        for token_id in range(before.vocab_size, after.vocab_size):
-            parts = before.encode(after.token(token_id))
+        new = range(before.vocab_size, after.vocab_size)
+        for token_id, parts in zip(new, before.encode_batch([after.token(each) for each in new]), strict=True):
             rows[token_id] = known[parts].float().mean(0).to(known.dtype)
         return rows
 

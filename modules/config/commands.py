@@ -104,7 +104,7 @@ class MainConfig(StageConfig):
     """The whole way, prepare to register, as nested runs. A stage's own keys stand under its name."""
 
     from_scratch: bool = False
-    """Pretrain a model of the size `model` and fine-tune that one, rather than the model that comes with moyun."""
+    """Pretrain a model of the size `model` and fine-tune that one, rather than models/poems."""
     model: SizeConfig = field(default_factory=SizeConfig)
     """Size to pretrain, with from_scratch."""
     model_name: str = "moyun"

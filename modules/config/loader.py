@@ -14,7 +14,6 @@ import io
 import logging
 import os
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,7 @@ from omegaconf.resolvers import oc
 from ..system.bounded_read import VOCABULARY, read_plain_yaml, read_text
 from ..system.paths import expanded
 from ..system.redaction import FROM_ENVIRONMENT
-from .assignments import (
-    COMMAND_LINE,
-    Assignment,
-    leaves,
-    not_text,
-    parse_arguments,
-    parse_value,
-    unread_escapes,
-    without_null,
-)
+from .assignments import COMMAND_LINE, Assignment, leaves, not_text, parse_arguments, parse_value, unread_escapes
 from .base import JSON, LINES, REMOVED, CommandConfig, ConfigError, extreme
 from .commands import STAGES, implied_paths, implied_recipe
 from .generation import as_json
@@ -265,7 +255,7 @@ def set_group(config: DictConfig, key: Key, value: str | None, where: str, compl
 def set_leaf(
     config: DictConfig, known: Mapping[str, Key], name: str, value: Any, where: str, complaints: list[str]
 ) -> None:
-    mappings = (key for key in known.values() if typing.get_origin(key.type) is dict)
+    mappings = (key for key in known.values() if key.container is dict)
     if name in known:
         key = known[name]
     elif mapping := next((key for key in mappings if name.startswith(f"{key.name}.")), None):
@@ -298,8 +288,7 @@ def set_leaf(
             return
         OmegaConf.update(config, key.name, with_text_keys(value, key.type))
     except (OmegaConfBaseException, yaml.YAMLError):
-        of_list = typing.get_origin(without_null(key.type)) is list
-        one = where == COMMAND_LINE and of_list and not re.search(r"[\[\]{},\"']", str(shown))
+        one = where == COMMAND_LINE and key.container is list and not re.search(r"[\[\]{},\"']", str(shown))
         complaints.append(f"{name}={shown} ({where}): {wanted(key)}{f'; one alone is {name}=[{shown}]' * one}")
     except ValueError as error:  # an escape
         complaints.append(f"{name}={shown} ({where}): {error}")

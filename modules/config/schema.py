@@ -46,6 +46,11 @@ class Key:
     """What a value is, where its type doesn't say it: see PATH and LINES in base.py."""
 
     @property
+    def container(self) -> Any:
+        """list or dict, where values are one; None else."""
+        return typing.get_origin(without_null(self.type))
+
+    @property
     def group(self) -> str | None:
         return GROUPS.get(self.section) if self.section else None
 
@@ -182,7 +187,7 @@ def wanted(key: Key) -> str:
         return f"must be a list of sources, e.g. {EXAMPLE}"
     numbers = typing.get_args(key.type)[-1:] == (float,)
     pairs = ", e.g. {a: 0.5}" if numbers else ", e.g. {a: b}"
-    example = {list: ", e.g. [a, b]", dict: pairs}.get(typing.get_origin(without_null(key.type)), "")
+    example = {list: ", e.g. [a, b]", dict: pairs}.get(key.container, "")
     return f"must be {type_name(key.type)}{example}"
 
 

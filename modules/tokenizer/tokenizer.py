@@ -99,7 +99,7 @@ class Tokenizer:
             raise ValueError(f"a {self.kind} tokenizer can't be extended; character and bpe can")
         backend = extended_backend(self._backend, texts, new_tokens, min_frequency)
         if backend.get_vocab_size() == self._backend.get_vocab_size():
-            raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times")
+            raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times (min_frequency)")
         prompts = self.prompt_template, self.task_templates
         return Tokenizer(backend, "bpe", self._end_of_text, self._start, *prompts)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytorch_lightning as pl
 
 from ..checkpoint.loading import open_model, open_tokenizer
@@ -19,8 +18,8 @@ from ..config.data import DataConfig, TokenizerConfig
 from ..config.model import ModelConfig
 from ..config.preferences.preference import PreferConfig
 from ..config.training import TrainingConfig
-from ..data.arrow import fingerprint, text_batches
-from ..data.conversations.message_rows import default_template, texts_of_rows
+from ..data.arrow import fingerprint
+from ..data.conversations.message_rows import default_template
 from ..data.datamodule import TextDataModule
 from ..data.groups import GROUP
 from ..data.mixing.mixed_steps import shares
@@ -32,6 +31,7 @@ from ..data.reading.column_names import MESSAGES, SCORED_COLUMNS
 from ..data.reading.pair_columns import REJECTED
 from ..data.sources import RowSource
 from ..data.splits import Place, texts_alone
+from ..data.training_texts import Texts
 from ..inference.text_generator import require_room
 from ..model.parallel import check_tensor_parallel
 from ..system.cache import cache_folder, cached
@@ -237,22 +237,6 @@ def passes_of(config: TrainingConfig, rows: Mapping[str, datasets.Dataset]) -> l
     weights = shares(sizes, [source.weight for source in config.data.mix], config.data.mix_temperature)
     passes = [weight * sum(sizes) / size for weight, size in zip(weights, sizes, strict=True)]
     return list(zip(rows.values(), passes, strict=True))
-
-
-@dataclass
-class Texts:
-    """All texts of the rows of each source, as often as they are to count; of part of a pass, rows drawn at random."""
-
-    rows: Sequence[tuple[datasets.Dataset, float]]
-
-    def __iter__(self) -> Iterator[str]:
-        for rows, passes in self.rows:
-            whole, share = divmod(passes, 1)
-            drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[: round(share * len(rows))])
-            for part in [*[rows] * int(whole), *([rows.select(drawn)] if len(drawn) else [])]:
-                for batch in text_batches(part):
-                    for texts in texts_of_rows(batch):
-                        yield from texts
 
 
 def fingerprints_of(training: TrainingSetup) -> dict[str, str]:

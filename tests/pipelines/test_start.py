@@ -42,6 +42,13 @@ def test_text_from_a_folder_needs_torch_and_no_library_of_training_or_tracking()
     assert not loaded & HEAVY
 
 
+def test_converting_needs_no_library_of_training() -> None:
+    command = [sys.executable, "-c", "import sys, pipelines.convert; print(*sys.modules)"]
+    loaded = set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+    assert "pipelines.convert" in loaded
+    assert not loaded & {"pytorch_lightning", "torchmetrics"}
+
+
 @pytest.mark.parametrize("module", ["pyarrow", "torch.distributed.checkpoint"])
 def test_a_library_too_many_would_be_seen(module: str) -> None:
     assert module in loaded_by_generate(f"import {module}") & HEAVY

@@ -17,16 +17,20 @@ NOT_DATA = ("readme", "license", "licence", "requirements", "dataset_info", "dat
 """Names of files that stand beside the rows."""
 
 
+def listed(text: str) -> list[str] | None:
+    """The parts of `[a.csv,b.csv]`; None for what is no list."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    return [part.strip().strip("'\"") for part in text[1:-1].split(",")]
+
+
 def several(source: str | Path) -> list[Path] | None:
     """The files of `[a.csv,b.csv]` or of a pattern like `data/*.jsonl`, in this order; None for any other source."""
     text = str(source)
     if Path(expanded(text)).exists():
         return None
-    if text.startswith("[") and text.endswith("]"):
-        parts = [part.strip().strip("'\"") for part in text[1:-1].split(",")]
-    elif glob.has_magic(text):
-        parts = [text]
-    else:
+    parts = listed(text) or ([text] if glob.has_magic(text) else None)
+    if parts is None:
         return None
     files = [path for part in parts for path in _matching(part, text)]
     if repeated := sorted({str(path) for path in files if files.count(path) > 1}):

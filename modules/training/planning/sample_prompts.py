@@ -46,5 +46,5 @@ def openings(rows: datasets.Dataset) -> Iterator[str]:
         text = row["src_txt"]
         if "tgt_txt" in row:
             yield text
-        elif begun := OPENING.match(text):
+        elif begun := OPENING.match(text.lstrip()):
             yield begun[0]
