@@ -76,7 +76,11 @@ def question_in(where: str, given: Any) -> list[Message]:
 
 def encode_asked(asked: Asked, tokenizer: Tokenizer) -> list[int]:
     """The ids of a prompt."""
-    return tokenizer.encode_prompt(asked) if isinstance(asked, str) else ids_of(encode_turns(asked, tokenizer))
+    return (
+        tokenizer.encode_prompt(asked)
+        if isinstance(asked, str)
+        else ids_of(encode_turns(asked, tokenizer.for_conversations))
+    )
 
 
 def as_text(asked: Asked) -> str:

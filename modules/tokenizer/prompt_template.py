@@ -9,7 +9,7 @@ A conversation is such rows one after the other: the template around a user's te
 every model with a template takes turns, and an answer ends as the model was trained to end it. A system message stands
 before the first user's text, with a line end between. A conversation that is too long loses its earliest turns, and
 keeps the system message. A model without a template continues text: there the texts are laid end to end, and the answer
-is what follows.
+is what follows; one that was also trained on questions and answers is asked as it was there (`for_conversations`).
 """
 
 from __future__ import annotations

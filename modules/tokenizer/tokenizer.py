@@ -16,7 +16,7 @@ import tokenizers
 from ..system.paths import expanded
 from .lookup import CharacterTable, Counts, Ids, end_to_end, standalone
 from .pretrained import find_tokenizer
-from .prompt_template import split_template
+from .prompt_template import TURNS_TEMPLATE, split_template
 from .streaming import IncrementalDecoder
 from .vocabulary import END_OF_TEXT, TokenizerKind, jieba_segmenter, token_bytes, why_not_text
 from .vocabulary_training import extended_backend, train_backend
@@ -102,6 +102,20 @@ class Tokenizer:
             raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times (min_frequency)")
         prompts = self.prompt_template, self.task_templates
         return Tokenizer(backend, "bpe", self._end_of_text, self._start, *prompts)
+
+    @functools.cached_property
+    def for_conversations(self) -> Tokenizer:
+        """The tokenizer that asks what is said in a conversation: this one, or, of a model that continues text and was
+        trained on questions with their answers among other tasks, one with their template."""
+        if self.prompt_template is None and TURNS_TEMPLATE in self.task_templates.values():
+            return self.with_prompt_template(TURNS_TEMPLATE, self.task_templates)
+        return self
+
+    def answers(self, prompt: Sequence[int]) -> bool:
+        """Whether what follows these ids is a text of its own; else it goes on with theirs."""
+        before, after = self.for_conversations.prompt_parts
+        framed = [*prompt[: len(before)]] == before and [*prompt[len(prompt) - len(after) :]] == after
+        return self.prompt_template is not None or (framed and self.for_conversations is not self)
 
     def template_for(self, names: Iterable[str | None]) -> str | None:
         """The template of the first of these tasks or data sets that the model was trained on, else its only one."""

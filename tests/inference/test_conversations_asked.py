@@ -19,7 +19,14 @@ from modules.inference.prediction.row_generator import RowGenerator
 from modules.inference.server.protocols.chat import parse_chat, with_conversation
 from modules.inference.text_generator import TextGenerator
 from modules.model.decoder import Decoder
-from modules.tokenizer.prompt_template import check_messages, encode_turns, fit_prompt, ids_of, read_messages
+from modules.tokenizer.prompt_template import (
+    TURNS_TEMPLATE,
+    check_messages,
+    encode_turns,
+    fit_prompt,
+    ids_of,
+    read_messages,
+)
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.models import ROOT, make_config, make_decoder
 
@@ -32,13 +39,15 @@ TALK: list[dict[str, Any]] = [
 ANSWER = {"role": "assistant", "content": "处处闻啼鸟"}
 
 
-@pytest.fixture(params=["character", "bpe", "base"])
+@pytest.fixture(params=["character", "bpe", "base", "of several tasks"])
 def tuned(request: pytest.FixtureRequest, poems: dict[str, list[str]]) -> Tokenizer:
     if request.param == "base":
         own = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "base")
     else:
-        own = train_tokenizer(poems["train"], request.param, vocab_size=6000)
-    return own.with_prompt_template("问：{src_txt}\n答：")
+        own = train_tokenizer(poems["train"], "bpe" if request.param == "bpe" else "character", vocab_size=6000)
+    if request.param == "of several tasks":  # which goes on with any other text
+        return own.with_prompt_template(None, {"couplets": "{src_txt}\n", "instructions": TURNS_TEMPLATE})
+    return own.with_prompt_template(TURNS_TEMPLATE)
 
 
 @pytest.fixture
@@ -51,7 +60,8 @@ def test_every_way_gives_the_ids_of_training(
     generator: RowGenerator, tuned: Tokenizer, talk: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = json.dumps([*talk, ANSWER], ensure_ascii=False)
-    document = encode_conversations([row], tuned, 10_000)["ids"].tolist()
+    trained = tuned.for_conversations
+    document = encode_conversations([row], trained, 10_000)["ids"].tolist()
     answer = [*tuned.encode(ANSWER["content"]), tuned.end_of_text_id]
     expected = document[: -len(answer)]
     assert document == expected + answer
@@ -71,7 +81,7 @@ def test_every_way_gives_the_ids_of_training(
     assert prompt_of(generator, Conversation([*talk, ANSWER]), "messages", generator.defaults) == (expected, "")
     request, messages = parse_chat({"messages": talk}, "moyun", LimitsConfig())
     assert with_conversation(request, messages, tuned, 1000, 1000).prompts == [expected]
-    assert fit_prompt(check_messages(talk), tuned, 1000) == (expected, False)
+    assert fit_prompt(check_messages(talk), trained, 1000) == (expected, False)
     assert generator(talk, return_full_text=True)["text"] == "".join(m.text for m in read_messages(talk)) + text
 
 
@@ -101,7 +111,7 @@ def test_so_does_the_template_of_an_export(tuned: Tokenizer, tmp_path: Path) -> 
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     talk = [*TALK[:3], {"role": "user", "content": "再来"}]
     found = auto.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
-    assert found == ids_of(encode_turns(read_messages(talk), tuned))
+    assert found == ids_of(encode_turns(read_messages(talk), tuned.for_conversations))
 
 
 def test_a_model_without_a_template_answers_as_its_chat_does(decoder: Decoder, tokenizer: Tokenizer) -> None:

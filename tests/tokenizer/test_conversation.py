@@ -66,6 +66,23 @@ def test_a_model_without_a_template_continues_the_texts_end_to_end(tokenizer: To
     assert ids_of(said("白日", "依山尽", "，"), tokenizer) == tokenizer.encode_prompt("白日依山尽，")
 
 
+def test_a_model_that_continues_text_and_was_taught_questions_is_asked_as_it_was_taught(tokenizer: Tokenizer) -> None:
+    several = tokenizer.with_prompt_template(None, {"translate": "{src_txt}今译：", "talks": TURNS_TEMPLATE})
+    asking = several.for_conversations
+    assert asking.prompt_template == TURNS_TEMPLATE
+    assert several.prompt_template is None
+    assert several.answers(asking.encode_prompt("春眠"))
+    assert not several.answers(several.encode_prompt("春眠"))
+    assert not several.answers([])
+    assert asking.for_conversations is asking
+
+
+def test_other_tasks_say_nothing_of_conversations(tokenizer: Tokenizer) -> None:
+    several = tokenizer.with_prompt_template(None, {"translate": "{src_txt}今译："})
+    assert several.for_conversations is several
+    assert not several.answers(several.encode_prompt("春眠"))
+
+
 def test_what_fits_is_the_latest_turns_and_the_system_message(tuned: Tokenizer) -> None:
     told = [{"role": "system", "content": "用五言"}, *said("春" * 20, "山" * 20, "花", "水", "日")]
     messages = check_messages(told)

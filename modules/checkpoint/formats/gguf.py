@@ -125,7 +125,7 @@ def add_vocabulary(gguf: Any, writer: Any, vocab: Vocabulary, tokenizer: Tokeniz
     writer.add_add_bos_token(bool(tokenizer.start_ids))
     writer.add_add_eos_token(False)
     end = vocab.tokens[tokenizer.end_of_text_id]
-    writer.add_chat_template(chat_template(tokenizer.prompt_template, "", end))  # llama.cpp puts the start before it
+    writer.add_chat_template(chat_template(tokenizer.for_conversations.prompt_template, "", end))  # llama.cpp starts it
 
 
 def number_format(gguf: Any, name: str, tensor: StoredTensor, dtype: NumberFormat) -> Any:

@@ -47,11 +47,11 @@ def write_huggingface_tokenizer(
     if tokenizer.kind == "bert":
         backend.decoder = wordpiece_decoder()
     tokens, options = special_tokens(backend, own), OPTIONS | {"model_max_length": model.max_position_embeddings}
-    templated, seam = tokenizer.prompt_template is not None, SEAMS.get(tokenizer.kind, "")
-    backend = for_export(backend, model.vocab_size or 0, templated and seam == SEAM)
-    if templated:
+    said_in, seam = tokenizer.for_conversations.prompt_template, SEAMS.get(tokenizer.kind, "")
+    backend = for_export(backend, model.vocab_size or 0, said_in is not None and seam == SEAM)
+    if said_in is not None:
         # A chat template can write the start and end of texts only as text that is read as tokens.
-        template = chat_template(tokenizer.prompt_template, "".join(own["start"]), own["end_of_text"], seam)
+        template = chat_template(said_in, "".join(own["start"]), own["end_of_text"], seam)
         options |= {"split_special_tokens": False, "chat_template": template}
     (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     write_json(folder / "tokenizer_config.json", own | tokens | options)
@@ -60,7 +60,7 @@ def write_huggingface_tokenizer(
 
 
 def told_of_template(tokenizer: Tokenizer, what: str) -> list[str]:
-    template = tokenizer.prompt_template
+    template = tokenizer.for_conversations.prompt_template
     return [] if template is None else [f"the prompt template {template!r} is kept for moyun; {what}"]
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ...config.prediction import MAX_BATCH_TOKENS
-from ...tokenizer.prompt_template import encode_turns, ids_of, with_system
-from ..given_texts import is_conversation
+from ...tokenizer.prompt_template import with_system
+from ..given_texts import encode_asked, is_conversation
 
 if TYPE_CHECKING:
     from ...config.generation import GenerationConfig
@@ -110,7 +110,8 @@ def prompt_of(generator: TextGenerator, text: object, name: str, config: Generat
     if fault:
         return [], f"{name} {''.join(fault)}"
     tokenizer, positions = generator.tokenizer, generator.decoder.config.max_position_embeddings
-    ids = ids_of(encode_turns(with_system(messages), tokenizer)) if messages else tokenizer.encode_prompt(str(text))
+    asked = with_system(messages) if messages else str(text)
+    ids = encode_asked(asked, tokenizer)
     if not ids:
         return [], f"{name} has no tokens: the model's tokenizer knows none of its characters"
     if len(ids) >= positions:

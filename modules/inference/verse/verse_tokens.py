@@ -135,14 +135,14 @@ MADE: WeakKeyDictionary[Tokenizer, dict[tuple[str, bool], VerseTokens]] = WeakKe
 def verse_constraint(tokenizer: Tokenizer, prompt: Sequence[int], form: str, tones: bool) -> VerseConstraint:
     """What a prompt's continuation must keep to.
 
-    An answer by a prompt template begins its verse; any other text goes on with the prompt's. ValueError, which begins
+    An answer begins its verse; any other text goes on with the prompt's. ValueError, which begins
     with "form", where the prompt doesn't fit the form or the vocabulary lacks what it takes.
     """
     made = MADE.setdefault(tokenizer, {})
     if (form, tones) not in made:
         made[form, tones] = VerseTokens(tokenizer, form, tones)
     tokens = made[form, tones]
-    begun = "" if tokenizer.prompt_template else beginning_of(tokenizer, prompt)
+    begun = "" if tokenizer.answers(prompt) else beginning_of(tokenizer, prompt)
     return VerseConstraint(tokens, tokens.form.read(begun))
 
 

@@ -21,6 +21,7 @@ from modules.inference.verse.verse_tokens import VerseTokens
 from modules.model import sampling
 from modules.model.decoder import Decoder
 from modules.model.decoding.decode_graph import FREE, GraphBatch
+from modules.tokenizer.prompt_template import TURNS_TEMPLATE
 from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.models import make_config, make_decoder
 
@@ -136,6 +137,15 @@ def test_an_answer_by_a_template_begins_its_own_verse(decoder: Decoder, tokenize
         ["思君如满月，夜夜减清辉"], GenerationConfig(seed=1, max_new_tokens=40, form="五绝")
     )[0]
     assert line_lengths(row.text) == [5, 5, 5, 5]
+
+
+def test_an_answer_in_a_conversation_begins_its_own_verse(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    own = TextGenerator(decoder, tokenizer.with_prompt_template(None, {"instructions": TURNS_TEMPLATE}))
+    config = GenerationConfig(seed=1, max_new_tokens=40, form="五绝")
+    asked = own.write_ids([own.tokenizer.for_conversations.encode_prompt("题一首诗")], config)[0]
+    assert line_lengths(asked.text) == [5, 5, 5, 5]
+    continued = own.write(["白日依山尽，"], config)[0]
+    assert line_lengths("白日依山尽，" + continued.text) == [5, 5, 5, 5]
 
 
 def test_what_does_not_fit_is_refused_before_it_is_begun(generator: TextGenerator) -> None:

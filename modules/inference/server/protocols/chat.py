@@ -92,7 +92,7 @@ def with_conversation(
     count = sum(len(message.text) for message in messages)
     if count > characters:
         raise too_long(f"{count} characters", most)
-    ids = [token for turn in encode_turns(messages, tokenizer) for part in turn for token in part]
+    ids = [token for turn in encode_turns(messages, tokenizer.for_conversations) for part in turn for token in part]
     if len(ids) > most:
         raise too_long(f"{len(ids)} tokens, template included", most)
     return replace(request, prompts=[ids], messages=messages)
