@@ -18,7 +18,7 @@ from modules.config.loader import ConfigError, load_config
 from modules.data.corpora.folders import prepare_rows
 from modules.data.corpora.prose.chapters import good_pairs
 from modules.data.corpora.prose.clone_files import FOLDERS
-from modules.data.corpora.prose.clone_sets import SETS, places_of, prepare_clone
+from modules.data.corpora.prose.clone_sets import HELD_OUT, SETS, places_of, prepare_clone
 from modules.data.corpora.prose.markdown_text import is_prose, plain_lines
 from modules.data.corpora.prose.running_text import running_text
 from modules.data.corpora.verse import SPLITS
@@ -149,9 +149,19 @@ def test_blanks_where_quotation_marks_were_are_gone(tmp_path: Path) -> None:
     )
 
 
+def test_what_models_chinese_is_tested_on_is_never_a_training_row() -> None:
+    """Whatever else a clone holds by then."""
+    lines = [line.split("\t") for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    for source in SETS:
+        expected = {label: split for of, split, label in lines if of == source}
+        others = {f"{source} {number}": "train" for number in range(2_000)}
+        assert places_of([*others, *expected], source) == others | expected
+        assert set(places_of(list(others), source).values()) == set(SPLITS)
+
+
 def test_near_copies_of_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
     whole = chapters()
-    places = places_of(list(whole), SETS["classical_modern"].held_out)
+    places = places_of(list(whole), "classical_modern")
     held_out, trained = (next(label for label in whole if places[label] == name) for name in ("test", "train"))
     copy = [(source.replace("。", "也。"), target) for source, target in whole[held_out]]
     manifest, splits = prepared(

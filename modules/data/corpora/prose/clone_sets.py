@@ -1,8 +1,9 @@
 """A user's clone of a public repository → rows in splits, for prepare_rows to clean further and to write.
 
-A split follows from the SHA-1 of the chapter, article or law alone. So the pairs of the classical books, and each of
+A split follows from the name of the chapter, article or law alone. So the pairs of the classical books, and each of
 their sides as running text, have the same chapters in each split: what is pretrained on holds nothing that a
-translation is tested on.
+translation is tested on. And what data/held_out.tsv names stays out of training whenever the clone was made, so that
+models/chinese, which was trained on the rest, is tested on none of its training rows.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ Text = tuple[str, list[dict[str, str]]]
 class CloneSet:
     licence: str
     held_out: float
-    """Share of the chapters, articles or laws that go to test, and to validation."""
+    """Share of the chapters, articles or laws that go to test, and to validation, of a clone without those of
+    HELD_OUT."""
 
+
+HELD_OUT = Path(__file__).parents[4] / "data" / "held_out.tsv"
+"""Source, split, and a name of its chapter, article or law, a line."""
 
 SETS = {
     "classical_modern": CloneSet("MIT; its texts were collected from the web, see the repository's notice", 0.005),
@@ -58,7 +63,7 @@ def rows_of_clone(config: PrepareConfig, report: Callable[[str, float], None]) -
     found, counts = SETS[config.source], Counter[str]()
     report("read the clone", 0)
     texts = list(_texts_of(config, counts))
-    places = places_of([label for label, _ in texts], found.held_out)
+    places = places_of([label for label, _ in texts], config.source)
     columns: dict[str, dict[str, list[str]]] = {name: {} for name in SPLITS}
     for label, rows in texts:
         for row in rows:
@@ -92,10 +97,16 @@ def _joined(sentences: Iterable[str]) -> list[dict[str, str]]:
     return [{"src_txt": text}] if text else []
 
 
-def places_of(labels: Sequence[str], held_out: float) -> dict[str, str]:
-    """Label → split: those with the lowest hashes are the test, the next ones validation; at least one each."""
-    ordered = sorted(set(labels), key=hash_share)
-    count = max(1, round(held_out * len(ordered)))
+def places_of(labels: Sequence[str], source: str) -> dict[str, str]:
+    """Label → split: as HELD_OUT says. Of a clone that lacks those, the ones with the lowest hashes are the test, the
+    next ones validation; at least one each."""
+    lines = (line.split("\t") for line in HELD_OUT.read_text(encoding="utf-8").splitlines())
+    held_out = {label: split for of, split, label in lines if of == source}
+    places = {label: held_out.get(label, "train") for label in labels}
+    if set(places.values()) >= {"validation", "test"}:
+        return places
+    ordered = sorted(places, key=hash_share)
+    count = max(1, round(SETS[source].held_out * len(ordered)))
     return {
         label: "test" if n < count else "validation" if n < 2 * count else "train" for n, label in enumerate(ordered)
     }
