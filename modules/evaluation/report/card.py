@@ -26,9 +26,14 @@ TOLD = ("model", "data", "tokenizer", "train", "lora")
 
 
 def model_card(
-    name: str, report: Report, origin: Mapping[str, Any], parameters: int, source: Mapping[str, str] | None = None
+    name: str,
+    report: Report,
+    origin: Mapping[str, Any],
+    parameters: int,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """origin: what run.yaml says of how the model was made. source: what the data were made from, by their manifest."""
+    """origin: what run.yaml says of how the model was made. sources: each folder of its data → what they were made
+    from, by their manifest."""
     hashes = origin.get("data", {})
     counts = [(split, f"{count:,}", hashes.get(split, "")) for split, count in origin.get("rows", {}).items()]
     parts = [
@@ -42,7 +47,7 @@ def model_card(
         section("Scores", scores(report)),
         section("Samples", samples(report)),
         section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
-        section("Data", [in_a_line(source or {}), table(("rows", "count", "fingerprint (SHA-256)"), counts)]),
+        section("Data", [told_of(sources or {}), table(("rows", "count", "fingerprint (SHA-256)"), counts)]),
         section("Configuration", ["\n".join(f"    {line}" for line in settings(origin))]),
         section("Made by", [table(("", ""), made(origin, report))]),
     ]
@@ -56,10 +61,9 @@ def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path
     """
     origin = read_provenance(folder)
     data = origin.get("config", {}).get("data", {})
-    source = source_of(data.get("path"))
-    for path in (each["path"] for each in data.get("mix") or ()):  # of a mixture each, its licence too
-        source |= {f"{key} of {path}": value for key, value in source_of(path).items()}
-    text = model_card(name, report, origin, parameter_count(open_model(folder).config), source)
+    paths = [data.get("path"), *(each["path"] for each in data.get("mix") or ())]
+    sources = {path: found for path in paths if (found := source_of(path))}
+    text = model_card(name, report, origin, parameter_count(open_model(folder).config), sources)
     run.log_text(text, CARD)
     if is_registered(name):
         return None
@@ -74,6 +78,13 @@ def section(title: str, parts: Any) -> str:
 
 def in_a_line(facts: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in facts.items()) + "." if facts else ""
+
+
+def told_of(sources: Mapping[str, Mapping[str, str]]) -> str:
+    """What data were made from, their licences too; of a mixture in an entry each."""
+    if len(sources) == 1:
+        return in_a_line(next(iter(sources.values())))
+    return "\n".join(f"- {path}: {in_a_line(facts)}" for path, facts in sources.items())
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -135,9 +146,15 @@ def near(series: Series, step: float, width: int = 20) -> float:
 def settings(origin: Mapping[str, Any]) -> Iterator[str]:
     config = origin.get("config", {})
     for name in TOLD:
-        given = {key: value for key, value in (config.get(name) or {}).items() if value not in (None, [], {})}
-        if given:
-            yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in given.items())
+        told = assigned(config.get(name) or {})
+        for mixed in told.pop("mix", ()):
+            yield f"{name}.mix: " + ", ".join(f"{key}={value}" for key, value in assigned(mixed).items())
+        if told:
+            yield f"{name}: " + ", ".join(f"{key}={value}" for key, value in told.items())
+
+
+def assigned(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value not in (None, [], {})}
 
 
 def made(origin: Mapping[str, Any], report: Report) -> list[tuple[str, ...]]:

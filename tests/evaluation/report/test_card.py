@@ -77,6 +77,24 @@ def test_the_card_of_a_registered_model_goes_to_the_run_and_leaves_the_registry_
     assert "README.md" in next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("card"))
 
 
+def test_a_mixtures_sources_are_told_of_one_by_one() -> None:
+    from modules.evaluation.report.card import model_card
+    from modules.evaluation.report.contents import Report
+
+    mix = [{"path": "verse", "weight": 0.7, "max_rows": None}, {"path": "prose", "weight": 0.3, "name": "modern"}]
+    origin = {"config": {"data": {"mix": mix, "over_long": "split"}}}
+    sources = {"verse": {"source": "full"}, "prose": {"source": "a clone", "licence": "MIT"}}
+    lines = model_card("m", Report("t"), origin, 10**6, sources).splitlines()
+    for told in (
+        "- verse: source: full.",
+        "- prose: source: a clone; licence: MIT.",
+        "    data.mix: path=verse, weight=0.7",
+        "    data.mix: path=prose, weight=0.3, name=modern",
+        "    data: over_long=split",
+    ):
+        assert told in lines, told
+
+
 def test_a_card_of_a_model_whose_making_is_unknown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from modules.evaluation.report.card import model_card
     from modules.evaluation.report.contents import Report
