@@ -28,8 +28,7 @@ from .cli.results import REPORT, evaluation_plan, place_of, show_results
 @dataclass(frozen=True)
 class EvaluateResult:
     run_id: str  # empty after a dry run
-    evaluations: dict[str, Evaluation]
-    """"model", "baseline", "champion" where there are such, then what needs no model, by name."""
+    evaluations: dict[str, Evaluation]  # "model", "baseline", "champion" where there are such; then what needs no model
     samples: list[dict[str, Any]]  # prompt, text, and stopped: whether the model ended it by itself
 
 
@@ -71,7 +70,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             report = evaluation_report(task, evaluations, samples, folders, made_by(run))
             places = {"verdict": write_page(run, report, REPORT), "page": place_of(run, REPORT)}
             if config.card:
-                places["card"] = str(write_card(run, config.model, folders["model"], report) or place_of(run, CARD))
+                card = write_card(run, config.model, folders["model"], report, asked["model"].tokenizer)
+                places["card"] = str(card or place_of(run, CARD))
         show("report", places)
         return EvaluateResult(run.info.run_id, evaluations, samples)
 

@@ -158,7 +158,7 @@ REMOVED = {
 POEMS = "models/poems"
 """Comes with moyun: pretrained on classical poems."""
 CHINESE = "models/chinese"
-"""Comes with moyun: has read verse, classical and modern Chinese, and rows of seven tasks."""
+"""Comes with moyun: has read verse, classical and modern Chinese, and rows of six tasks."""
 
 
 HUB_NAME = re.compile(r"(damo|iic|AI-ModelScope|modelscope)/[\w.-]+|[\w-]+/(nlp_|[\w-]*gpt)[\w.-]*", re.IGNORECASE)

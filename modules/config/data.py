@@ -147,6 +147,9 @@ CLONES = {
 of a user's own file or folder."""
 
 
+SOURCE_OF = {"translate": "classical_modern", "modern": "classical_modern", "classical": "classical_modern"}
+"""Name of a task or folder → the source that its rows come from."""
+
 OF_OWN_ROWS = ("columns", "near_copies", "validation_fraction", "test_fraction", "bad_rows", "max_bad_rows")
 """Keys of prepare that say something of a user's own rows."""
 
@@ -222,10 +225,14 @@ class PrepareConfig(StageConfig):
             if name in ("experiment", "take") and self.source != TRACES:
                 yield f"{name}={getattr(self, name)} goes with source={TRACES} alone"
         near = difflib.get_close_matches(self.source, (*POEM_DATA, *TASK_DATA, *CLONES, TRACES, JUDGED), 1, 0.8)
+        near = [SOURCE_OF[self.source]] if self.source in SOURCE_OF else near
         if near and near[0] != self.source and not Path(self.source).exists():
             yield f"source={self.source}: there is no such file or folder; did you mean {near[0]}?"
         if self.source == "question_generation" and not self.archive:
-            yield "source=question_generation needs archive=FILE: your copy of cmrc2018_train.json or the like"
+            yield (
+                "source=question_generation needs archive=FILE: your copy of cmrc2018_dev.json "
+                "(github.com/ymcui/cmrc2018), or of another set in SQuAD's layout"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             shares = f"validation_fraction ({self.validation_fraction}) and test_fraction ({self.test_fraction})"
             yield f"{shares} must leave rows to train on"

@@ -28,6 +28,13 @@ def asking(tokenizer: Tokenizer, task: AskedTaskConfig) -> Tokenizer:
             own,
             usual,
         )
+    if task.own_template and usual and not own:
+        logger.warning(
+            "task=%s: this model wasn't trained to answer by a prompt template, and is asked with the task's, %r; "
+            "what it writes may be no answer (models/chinese was trained on these tasks)",
+            task.name,
+            usual,
+        )
     return tokenizer.with_prompt_template(own or usual, tokenizer.task_templates)
 
 

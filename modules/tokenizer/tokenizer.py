@@ -26,6 +26,9 @@ logger = logging.getLogger("moyun.tokenizer")
 # The library keeps about 100 bytes a token alive per batch; a whole corpus at once would not fit.
 _BATCH_SIZE = 4096
 
+EXTENSIBLE = ("character", "bpe")
+"""Kinds that are trained here, and so can learn more tokens."""
+
 
 class Tokenizer:
     """Text ↔ ids. Special tokens are ids, never text: "<|endoftext|>" in a text is 13 characters.
@@ -95,11 +98,13 @@ class Tokenizer:
         """A copy with up to `new_tokens` ids more, for what of these texts occurs at least `min_frequency` times: the
         characters that it lacks, then merges. What has an id keeps it. ValueError for a kind that isn't trained here,
         and where the texts hold nothing new."""
-        if self.kind not in ("character", "bpe"):
-            raise ValueError(f"a {self.kind} tokenizer can't be extended; character and bpe can")
+        if self.kind not in EXTENSIBLE:
+            raise ValueError(f"a {self.kind} tokenizer can't be extended; {' and '.join(EXTENSIBLE)} can")
         backend = extended_backend(self._backend, texts, new_tokens, min_frequency)
         if backend.get_vocab_size() == self._backend.get_vocab_size():
-            raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times (min_frequency)")
+            raise ValueError(
+                f"the texts hold nothing new that occurs {min_frequency} times; lower vocabulary.min_frequency"
+            )
         prompts = self.prompt_template, self.task_templates
         return Tokenizer(backend, "bpe", self._end_of_text, self._start, *prompts)
 

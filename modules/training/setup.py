@@ -183,6 +183,13 @@ def template_for(config: DataConfig, rows: datasets.Dataset, tokenizer: Tokenize
     known = template_asked_with(config.path, own) if prefers else tokenizer.template_for((source,))
     named = config.prompt_template or known
     if prefers and not named:  # preferences teach no prompt
+        if (asks := tokenizer.for_conversations) is not tokenizer:
+            logger.warning(
+                "%s is unset, so prompts are texts to go on with; this model is asked conversations with %r: give that "
+                "if the answers are to conversations",
+                key,
+                asks.prompt_template,
+            )
         return None
     template = named or default_template(rows, tokenizer)
     if sign := lost_separator(template, tokenizer):

@@ -23,7 +23,7 @@ LONGEST_SAMPLE = 200
 def prediction_plan(
     config: PredictConfig, source: Source, survey: Survey, tokenizer: Tokenizer, goes_on: bool
 ) -> dict[str, str]:
-    template = tokenizer.prompt_template
+    template = (tokenizer.for_conversations if source.holds_conversations else tokenizer).prompt_template
     mode = (
         "continues texts: it has no prompt template" if template is None else f"answers, by its template {template!r}"
     )

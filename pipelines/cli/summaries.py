@@ -101,6 +101,8 @@ def conversion(
         lines["tokenizer"] += f", which comes back to moyun; ModelScope's own code only knows {read_there}"
         ours = NEXT["moyun"].format(target=result.folder)
         lines["next"] = f"{ours} (ModelScope's own classes read the weights alone)"
+    if config.vocabulary.path:
+        lines["next"] = f"python -m pipelines.finetune train.init_from={result.folder} data.path=ROWS"
     if notes:
         lines["mind"] = "; ".join(notes)
     return lines

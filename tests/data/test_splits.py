@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 from modules.config.data import DataConfig
+from modules.config.loader import load_config
 from modules.data.arrow import count_copies
 from modules.data.quarantine import DataError
 from modules.data.splits import choose_places, evaluation_place, load_splits, load_test_rows, load_training_rows
@@ -107,6 +108,19 @@ def test_each_split_says_where_it_comes_from(tmp_path: Path) -> None:
     assert {name: str(one) for name, one in mine.items()} == {"train": "rows in memory", "validation": share}
     hub = as_hub_dataset(tmp_path)
     assert str(evaluation_place(DataConfig(path=hub))) == f"{hub}, split test"
+
+
+@pytest.mark.parametrize(
+    "name", ["sample", "full", "modern", "classical", "classical_modern", "articles", "statutes", "question_generation"]
+)
+def test_rows_that_prepare_has_still_to_make_are_named_with_a_command_that_it_takes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="isn't there yet: `python -m pipelines.prepare") as found:
+        choose_places(DataConfig(path=f"prepared/{name}"))
+    command = str(found.value).split("`")[1]
+    assert load_config("prepare", command.split()[3:]).folder == Path("prepared") / name
 
 
 @pytest.mark.parametrize("pairs", ["train", "validation", "test"])

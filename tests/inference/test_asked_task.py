@@ -56,6 +56,17 @@ def test_a_model_without_a_template_is_asked_with_the_tasks(tokenizer: Tokenizer
     assert asking(plain, named("translate", r"task.template={src_txt}\n译：")).prompt_template == "{src_txt}\n译："
 
 
+def test_a_model_that_learnt_no_task_is_asked_with_a_warning(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking(tokenizer.with_prompt_template(None, TASKS), named("translate"))
+    asking(tokenizer.with_prompt_template(None), named("poetry"))
+    assert not caplog.messages
+    asking(tokenizer.with_prompt_template(None), named("translate"))
+    (told,) = caplog.messages
+    assert "task=translate: this model wasn't trained to answer" in told
+
+
 def test_evaluate_asks_by_the_name_of_the_rows_folder_too(tokenizer: Tokenizer) -> None:
     """As a source of data.mix is called that has no other name, and as generate asks."""
     several = tokenizer.with_prompt_template("{src_txt}诗", {"poems": "{src_txt}诗", "classical_modern": TRANSLATE})

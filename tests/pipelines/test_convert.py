@@ -25,7 +25,7 @@ from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokeniz
 from pipelines.convert import convert
 from pipelines.finetune import finetune
 from pipelines.register import register
-from tests.helpers.models import ROOT, save_model
+from tests.helpers.models import ROOT, make_config, make_decoder, save_model
 
 DATA = ROOT / "tests" / "files" / "modelscope"
 QUIET = "tracking.log_system_metrics=false"
@@ -214,8 +214,12 @@ def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
         datasets.Dataset.from_dict({"src_txt": [f"{text}{row}" for row in range(40)]}).to_json(store / f"{name}.jsonl")
     wanted = ["vocabulary.path=[one.jsonl,two.jsonl]", "vocabulary.new_tokens=30", "vocabulary.min_frequency=20"]
     convert(load_config("convert", ["source=model", "target=wider", *wanted]))
-    assert "mind train it on those rows" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
     wider, model = load_tokenizer("wider"), open_model("wider")
+    added = wider.vocab_size - tokenizer.vocab_size
+    assert f"{added} tokens are new, {wider.vocab_size:,} in all; nothing else occurs 20 times" in told
+    assert "train it on those rows" in told
+    assert "next python -m pipelines.finetune train.init_from=wider" in told
     assert verify_model("wider") == 0.0
     assert model.config.vocab_size == wider.vocab_size > tokenizer.vocab_size
     assert len(wider.encode("人工智能的数据")) < len("人工智能的数据")
@@ -231,12 +235,27 @@ def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
         (["vocabulary.new_tokens=9"], "vocabulary.new_tokens has no effect without vocabulary.path"),
         (["vocabulary.path=rows.jsonl", "vocabulary.new_tokens=0"], "new_tokens"),
         (["vocabulary.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["vocabulary.path=[one.jsonl,]"], "names nothing, or the same rows twice"),
+        (["vocabulary.path=[one.jsonl,one.jsonl]"], "names nothing, or the same rows twice"),
+        (["vocabulary.path=named.csv"], r"vocabulary\.path: .*pipelines\.prepare source=FILE columns\.NAME=src_txt"),
+        (["vocabulary.path=one.jsonl"], r"nothing new that occurs 30 times; lower vocabulary\.min_frequency"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_learnt_is_refused_before_anything_is_written(
     given: list[str], said: str, store: Path, decoder: Decoder, tokenizer: Tokenizer
 ) -> None:
     save_model(store / "model", decoder, tokenizer, {})
+    (store / "one.jsonl").write_text('{"src_txt": "人工智能"}\n', encoding="utf-8")  # a book may be one row
+    (store / "named.csv").write_text("text\n人工智能\n", encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         convert(load_config("convert", ["source=model", "target=wider", *given]))
     assert not (store / "wider").exists()
+
+
+def test_a_vocabulary_that_came_with_a_published_model_stays_as_it_is(store: Path) -> None:
+    published = load_tokenizer(ROOT / "tests" / "files" / "modelscope" / "base")
+    save_model(store / "model", make_decoder(make_config(published.vocab_size)), published, {})
+    with pytest.raises(
+        ValueError, match=r"vocabulary\.path: a bert tokenizer can't be extended.*leave vocabulary.path"
+    ):
+        convert(load_config("convert", ["source=model", "target=wider", "vocabulary.path=nowhere.jsonl"]))

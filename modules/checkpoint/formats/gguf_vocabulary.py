@@ -102,9 +102,9 @@ def vocabulary(folder: Path, tokenizer: Tokenizer, size: int) -> tuple[Vocabular
         if result.scores:
             result.scores.append(0.0)
     notes = [result.note] if result.note else []
-    if tokenizer.prompt_template is not None:
+    if (template := tokenizer.for_conversations.prompt_template) is not None:
         notes.append(
-            f"the prompt template {tokenizer.prompt_template!r} is the file's chat template: llama.cpp applies it in "
+            f"the prompt template {template!r} is the file's chat template: llama.cpp applies it in "
             "/v1/chat/completions, not in /completion"
         )
     return result, notes

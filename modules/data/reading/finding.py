@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ...config.data import CLONES
 from ...system.paths import expanded
 from ..quarantine import DataError
 from .split_names import SECOND_NAMES, SHARD, SPLIT_NAMES, file_format, is_of, splits_like, stem_of
@@ -216,11 +217,21 @@ def check_undivided(where: str, split: str | None) -> None:
         )
 
 
+MADE_WITH = {
+    "sample": "",
+    "question_generation": " source=question_generation archive=cmrc2018_dev.json",
+    **{name: f" source={name} archive=YOUR_CLONE" for name in CLONES},
+    "modern": " source=classical_modern archive=YOUR_CLONE join=tgt_txt output_dir=prepared/modern",
+    "classical": " source=classical_modern archive=YOUR_CLONE join=src_txt output_dir=prepared/classical",
+}
+"""Folder of prepared/ → what prepare is told, where that isn't the source alone."""
+
+
 def check_prepared(source: object) -> None:
     """What conf/data/ names is made by a stage of ours: say which, where it hasn't run yet."""
     if isinstance(source, str) and Path(source).parts[:1] == ("prepared",) and not Path(source).exists():
-        name = Path(source).parts[1:2]
-        command = "python -m pipelines.prepare" + (f" source={name[0]}" if name and name != ("sample",) else "")
+        name = "".join(Path(source).parts[1:2])
+        command = f"python -m pipelines.prepare{MADE_WITH.get(name, f' source={name}' if name else '')}"
         raise DataError(f"{source} isn't there yet: `{command}` makes it; or give rows of your own, data.path=FILE")
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.loading import open_model
+from ...checkpoint.loading import open_model, open_tokenizer
 from ...checkpoint.model_folder import describe_provenance, read_provenance
 from ...config.base import is_registered
 from ...data.corpora.manifest import source_of
 from ...model.decoder import parameter_count
 from ...system.atomic import write_text
+from ...tokenizer.prompt_template import fill_template
+from ...tokenizer.tokenizer import Tokenizer
 from ...tracking.tracked_run import TrackedRun
 from ..statistics import Metric
 from .contents import Report, Series, label, readable
@@ -31,9 +33,10 @@ def model_card(
     origin: Mapping[str, Any],
     parameters: int,
     sources: Mapping[str, Mapping[str, str]] | None = None,
+    template: str | None = None,
 ) -> str:
     """origin: what run.yaml says of how the model was made. sources: each folder of its data → what they were made
-    from, by their manifest."""
+    from, by their manifest. template: what has to be written around a prompt of the task."""
     hashes = origin.get("data", {})
     counts = [(split, f"{count:,}", hashes.get(split, "")) for split, count in origin.get("rows", {}).items()]
     parts = [
@@ -43,7 +46,7 @@ def model_card(
         f"A decoder-only Transformer in GPT-3's shape with {parameters / 1e6:.1f} million parameters, made by moyun's "
         f"stage `{origin.get('stage', '?')}`. What it writes is made up.",
         "    from pipelines import pipeline\n"
-        f'    pipeline("text-generation", model="{name}")({prompt_of(report)})["text"]',
+        f'    pipeline("text-generation", model="{name}")({prompt_of(report, template)})["text"]',
         section("Scores", scores(report)),
         section("Samples", samples(report)),
         section("Learning", [table(("step", *lines), rows) for lines, rows in curves(report)]),
@@ -54,16 +57,19 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_card(run: TrackedRun, name: str, folder: Path, report: Report) -> Path | None:
+def write_card(run: TrackedRun, name: str, folder: Path, report: Report, tokenizer: Tokenizer) -> Path | None:
     """Logs the model's card to the run, and writes it into a folder that the user named; returns the file there.
+
+    tokenizer: the one that asked, whose template the model's own may not have for a prompt alone.
 
     A registered model's folder may be the store's own copy, which is nobody's to write to: then it returns None.
     """
     origin = read_provenance(folder)
     data = origin.get("config", {}).get("data", {})
     paths = [data.get("path"), *(each["path"] for each in data.get("mix") or ())]
-    sources = {path: found for path in paths if (found := source_of(path))}
-    text = model_card(name, report, origin, parameter_count(open_model(folder).config), sources)
+    sources = {path: source_of(path) for path in paths if path}
+    template = tokenizer.prompt_template if open_tokenizer(folder).prompt_template is None else None
+    text = model_card(name, report, origin, parameter_count(open_model(folder).config), sources, template)
     run.log_text(text, CARD)
     if is_registered(name):
         return None
@@ -84,7 +90,7 @@ def told_of(sources: Mapping[str, Mapping[str, str]]) -> str:
     """What data were made from, their licences too; of a mixture in an entry each."""
     if len(sources) == 1:
         return in_a_line(next(iter(sources.values())))
-    return "\n".join(f"- {path}: {in_a_line(facts)}" for path, facts in sources.items())
+    return "\n".join(f"- {path}: {in_a_line(facts) or 'no manifest says.'}" for path, facts in sources.items())
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -92,10 +98,11 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def prompt_of(report: Report) -> str:
+def prompt_of(report: Report, template: str | None = None) -> str:
     """A text of the task to try the model with, as Python and JSON write it."""
     asked = [sample.prompt for sample in report.samples] or [example.source for example in report.examples]
-    return json.dumps(min(asked, key=len, default="白日依山尽，"), ensure_ascii=False)
+    text = fill_template(template, min(asked, key=len, default="白日依山尽，"))
+    return json.dumps(text, ensure_ascii=False)
 
 
 def scores(report: Report) -> Iterator[str]:

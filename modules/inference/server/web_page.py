@@ -51,8 +51,8 @@ HEADERS = {
 }
 
 EXAMPLES = ["白日依山尽，", "床前明月光，", "春风"]
-"""Those of conf/finetune.yaml, which are beginnings of verse: a model of another task has them only because nobody gave
-others."""
+"""Beginnings of verse, for a model that continues text and tells no prompts of its own; once the default of trainings,
+they stand in older models' run.yaml."""
 
 OF_BEAMS = ("num_beams", "length_penalty")
 """Generation parameters of beam search, which the server doesn't do."""

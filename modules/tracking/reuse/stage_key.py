@@ -14,12 +14,14 @@ from typing import Any
 
 from ...config.assignments import dotted_items
 from ...config.base import MODEL, StageConfig
-from ...config.data import TRACES, PrepareConfig
+from ...config.data import CLONES, TRACES, PrepareConfig
 from ...config.effects.key_effects import Effect, effect_of
 from ...config.preferences.judging import JUDGED
 from ...config.schema import paths_in
 from ...config.training import TrainingConfig
 from ...data.corpora.folders import SAMPLE
+from ...data.corpora.prose.clone_sets import HELD_OUT
+from ...system.checksums import sha256_of
 from ...system.hardware import default_device
 from ...training.planning.recipe import POETRY
 from .contents import content_of
@@ -85,6 +87,8 @@ def stage_key(stage: str, config: StageConfig, known: Mapping[str, str]) -> tupl
         counted[key] = value
     if "output_dir" in values:
         counted["output_dir"] = os.path.abspath(values["output_dir"] or ".")
+    if isinstance(config, PrepareConfig) and config.source in CLONES:
+        counted["held_out"] = sha256_of(HELD_OUT)
     if isinstance(config, TrainingConfig):
         counted["recipe.poetry"] = POETRY  # of conf/, and what isn't given may come from it
     program = program_of(stage, config)

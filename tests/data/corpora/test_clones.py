@@ -157,6 +157,10 @@ def test_what_models_chinese_is_tested_on_is_never_a_training_row() -> None:
         others = {f"{source} {number}": "train" for number in range(2_000)}
         assert places_of([*others, *expected], source) == others | expected
         assert set(places_of(list(others), source).values()) == set(SPLITS)
+        tested = {label: split for label, split in expected.items() if split == "test"}
+        partial = places_of([*others, *tested], source)
+        assert {label: partial[label] for label in tested} == tested
+        assert set(partial.values()) == set(SPLITS)
 
 
 def test_near_copies_of_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:

@@ -81,15 +81,17 @@ def test_a_mixtures_sources_are_told_of_one_by_one() -> None:
     from modules.evaluation.report.card import model_card
     from modules.evaluation.report.contents import Report
 
-    mix = [{"path": "verse", "weight": 0.7, "max_rows": None}, {"path": "prose", "weight": 0.3, "name": "modern"}]
+    mix = [{"path": "verse", "weight": 0.7, "max_rows": None}, {"path": "prose", "weight": 0.2, "name": "modern"}]
+    mix += [{"path": "my.csv", "weight": 0.1}]
     origin = {"config": {"data": {"mix": mix, "over_long": "split"}}}
-    sources = {"verse": {"source": "full"}, "prose": {"source": "a clone", "licence": "MIT"}}
+    sources = {"verse": {"source": "full"}, "prose": {"source": "a clone", "licence": "MIT"}, "my.csv": {}}
     lines = model_card("m", Report("t"), origin, 10**6, sources).splitlines()
     for told in (
         "- verse: source: full.",
         "- prose: source: a clone; licence: MIT.",
+        "- my.csv: no manifest says.",
         "    data.mix: path=verse, weight=0.7",
-        "    data.mix: path=prose, weight=0.3, name=modern",
+        "    data.mix: path=prose, weight=0.2, name=modern",
         "    data: over_long=split",
     ):
         assert told in lines, told

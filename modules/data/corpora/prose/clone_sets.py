@@ -98,15 +98,15 @@ def _joined(sentences: Iterable[str]) -> list[dict[str, str]]:
 
 
 def places_of(labels: Sequence[str], source: str) -> dict[str, str]:
-    """Label → split: as HELD_OUT says. Of a clone that lacks those, the ones with the lowest hashes are the test, the
-    next ones validation; at least one each."""
+    """Label → split: as HELD_OUT says. Of a clone that lacks those of a split, the others with the lowest hashes are
+    it; at least one each."""
     lines = (line.split("\t") for line in HELD_OUT.read_text(encoding="utf-8").splitlines())
     held_out = {label: split for of, split, label in lines if of == source}
     places = {label: held_out.get(label, "train") for label in labels}
-    if set(places.values()) >= {"validation", "test"}:
-        return places
-    ordered = sorted(places, key=hash_share)
-    count = max(1, round(SETS[source].held_out * len(ordered)))
-    return {
-        label: "test" if n < count else "validation" if n < 2 * count else "train" for n, label in enumerate(ordered)
-    }
+    free = sorted((label for label in places if label not in held_out), key=hash_share)
+    count = max(1, round(SETS[source].held_out * len(places)))
+    for split in ("test", "validation"):
+        if split not in places.values():
+            places |= dict.fromkeys(free[:count], split)
+            free = free[count:]
+    return places

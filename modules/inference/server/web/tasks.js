@@ -19,7 +19,7 @@ export const TASKS = {
       "狐狸够不着架上的葡萄，走开时说：“这葡萄一定是酸的。”",
       "有人嫌禾苗长得慢，就一棵棵往上拔，第二天苗全枯死了。",
     ],
-    generation: { max_tokens: 96, temperature: 0 },
+    generation: { max_tokens: 96, temperature: 0, repetition_penalty: 1.2 },
     alone: true,
   },
   question_generation: {
@@ -48,7 +48,7 @@ export const TASKS = {
     label: ["文言文", "Classical Chinese"],
     hint: ["一句文言文，模型译成现代汉语", "a classical sentence, which the model puts into modern Chinese"],
     examples: ["学而时习之，不亦说乎？", "温故而知新，可以为师矣。", "臣闻求木之长者，必固其根本。"],
-    generation: { max_tokens: 256, temperature: 0 },
+    generation: { max_tokens: 256, temperature: 0, repetition_penalty: 1.1 },
     alone: true,
   },
   instructions: {
@@ -56,7 +56,7 @@ export const TASKS = {
     label: ["指令", "Instruction"],
     hint: ["要模型做什么", "what the model is to do"],
     examples: ["用一句话介绍长城。", "列出三种保持健康的方法。", "把这句话说得更有礼貌：\n把窗户关上。"],
-    generation: { max_tokens: 256, temperature: 0 },
+    generation: { max_tokens: 256, temperature: 0, repetition_penalty: 1.2 },
   },
 };
 
