@@ -41,7 +41,7 @@ def test_text_without_a_task_goes_to_the_one_that_knows_verse_best() -> None:
 
 def test_a_classical_sentence_is_said_in_modern_words() -> None:
     told = generate(load_config("generate", ["task=translate", "prompt=沛公旦日从百余骑来见项王，至鸿门。"]))
-    assert "百余骑兵来" in told
+    assert "骑兵来见项王" in told
 
 
 def test_it_reads_unseen_poems_far_better_than_counting_does() -> None:
