@@ -207,7 +207,7 @@ TYPED = [
     and re.search(
         r"pipelines\.(generate|prepare source=my|convert|finetune .*(1\.3B|moyun).* data\.path=my)", snippet.text
     )
-    and not re.search(r"gguf|=exported|_13B|gpt3-13b|…/last|outputs/(poems|chinese)|prepared/modern", snippet.text)
+    and not re.search(r"gguf|=exported|_13B|gpt3-13b|…/last|outputs/(poems|longer)|prepared/modern", snippet.text)
 ]
 
 
