@@ -10,7 +10,7 @@ import pytest
 
 from modules.data.encoding import encode_rows
 from modules.tokenizer.prompt_template import Message, fit_prompt
-from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from modules.tokenizer.tokenizer import Tokenizer, load_tokenizer, say_cut, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def whole() -> Tokenizer:
 def test_what_was_too_long_in_training_is_too_long_afterwards(
     whole: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    say_cut.cache_clear()  # another test may have been told
     cut = whole.with_source_limit(3)
     short = whole.encode_prompt("夏" * 3)
     assert cut.encode_prompt("夏" * 3) == cut.encode_prompt("夏" * 9) == short

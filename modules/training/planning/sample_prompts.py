@@ -25,14 +25,15 @@ def usual_prompts(
     generation: GenerationConfig,
 ) -> list[str]:
     """Sources of rows with answers; of plain text how it begins. Of a mixture it is the first source that is asked as
-    the model is by whoever names no task. A row that leaves no room for max_new_tokens, or can't keep the form of
-    verse that texts are to have, is passed over."""
+    the model is by whoever names no task. A row that leaves room neither for max_new_tokens nor half of the
+    model's positions, or can't keep the form of verse that texts are to have, is passed over."""
     asked_alike = (name for name, each in tokenizers.items() if each.prompt_template == saved.prompt_template)
     source = next(asked_alike, next(iter(tokenizers)))
+    most = max(positions // 2, positions - generation.max_new_tokens)
     found: dict[str, None] = {}
     for prompt in openings(splits[split_name("validation", source)]):
         try:
-            require_room("", [prompt], saved, max(2, positions - generation.max_new_tokens), generation)
+            require_room("", [prompt], saved, most, generation)
         except ValueError:
             continue
         found[prompt] = None

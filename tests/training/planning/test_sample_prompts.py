@@ -42,6 +42,9 @@ def test_plain_text_is_begun_as_three_of_its_rows_are(tokenizer: Tokenizer) -> N
 def test_rows_with_answers_are_asked_and_one_without_room_is_passed_over(tokenizer: Tokenizer) -> None:
     asked = tokenizer.with_prompt_template("{src_txt}\n")
     assert prompts({"validation": PAIRS}, {"": asked}, asked) == ["问一", "问二", "问三"]
+    few = GenerationConfig(max_new_tokens=64)  # and the long one has 272
+    for positions, found in ((330, ["问一", "问二", "问三"]), (340, ["问一", "问" * 90, "问二"])):
+        assert usual_prompts({"validation": PAIRS}, {"": asked}, asked, positions, few) == found
 
 
 def test_of_a_mixture_it_is_a_source_that_is_asked_as_the_model_is(tokenizer: Tokenizer) -> None:
