@@ -76,11 +76,9 @@ def question_in(where: str, given: Any) -> list[Message]:
 
 def encode_asked(asked: Asked, tokenizer: Tokenizer) -> list[int]:
     """The ids of a prompt."""
-    return (
-        tokenizer.encode_prompt(asked)
-        if isinstance(asked, str)
-        else ids_of(encode_turns(asked, tokenizer.for_conversations))
-    )
+    if isinstance(asked, str):
+        return tokenizer.encode_prompt(asked)
+    return ids_of(encode_turns(asked, tokenizer.for_conversations))
 
 
 def as_text(asked: Asked) -> str:

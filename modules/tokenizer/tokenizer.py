@@ -102,9 +102,7 @@ class Tokenizer:
             raise ValueError(f"a {self.kind} tokenizer can't be extended; {' and '.join(EXTENSIBLE)} can")
         backend = extended_backend(self._backend, texts, new_tokens, min_frequency)
         if backend.get_vocab_size() == self._backend.get_vocab_size():
-            raise ValueError(
-                f"the texts hold nothing new that occurs {min_frequency} times; lower vocabulary.min_frequency"
-            )
+            raise ValueError(f"the texts hold nothing new that occurs {min_frequency} times; lower min_frequency")
         prompts = self.prompt_template, self.task_templates
         return Tokenizer(backend, "bpe", self._end_of_text, self._start, *prompts)
 
@@ -118,9 +116,10 @@ class Tokenizer:
 
     def answers(self, prompt: Sequence[int]) -> bool:
         """Whether what follows these ids is a text of its own; else it goes on with theirs."""
+        if self.for_conversations is self:
+            return self.prompt_template is not None
         before, after = self.for_conversations.prompt_parts
-        framed = [*prompt[: len(before)]] == before and [*prompt[len(prompt) - len(after) :]] == after
-        return self.prompt_template is not None or (framed and self.for_conversations is not self)
+        return [*prompt[: len(before)]] == before and [*prompt[-len(after) :]] == after
 
     def template_for(self, names: Iterable[str | None]) -> str | None:
         """The template of the first of these tasks or data sets that the model was trained on, else its only one."""

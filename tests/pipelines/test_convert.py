@@ -238,7 +238,7 @@ def test_a_model_gets_tokens_for_words_that_are_new_to_it_and_can_be_trained(
         (["vocabulary.path=[one.jsonl,]"], "names nothing, or the same rows twice"),
         (["vocabulary.path=[one.jsonl,one.jsonl]"], "names nothing, or the same rows twice"),
         (["vocabulary.path=named.csv"], r"vocabulary\.path: .*pipelines\.prepare source=FILE columns\.NAME=src_txt"),
-        (["vocabulary.path=one.jsonl"], r"nothing new that occurs 30 times; lower vocabulary\.min_frequency"),
+        (["vocabulary.path=one.jsonl"], r"nothing new that occurs 30 times; lower min_frequency"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_learnt_is_refused_before_anything_is_written(

@@ -110,8 +110,7 @@ def prompt_of(generator: TextGenerator, text: object, name: str, config: Generat
     if fault:
         return [], f"{name} {''.join(fault)}"
     tokenizer, positions = generator.tokenizer, generator.decoder.config.max_position_embeddings
-    asked = with_system(messages) if messages else str(text)
-    ids = encode_asked(asked, tokenizer)
+    ids = encode_asked(with_system(messages) if messages else str(text), tokenizer)
     if not ids:
         return [], f"{name} has no tokens: the model's tokenizer knows none of its characters"
     if len(ids) >= positions:

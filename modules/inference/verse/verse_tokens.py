@@ -135,8 +135,8 @@ MADE: WeakKeyDictionary[Tokenizer, dict[tuple[str, bool], VerseTokens]] = WeakKe
 def verse_constraint(tokenizer: Tokenizer, prompt: Sequence[int], form: str, tones: bool) -> VerseConstraint:
     """What a prompt's continuation must keep to.
 
-    An answer begins its verse; any other text goes on with the prompt's. ValueError, which begins
-    with "form", where the prompt doesn't fit the form or the vocabulary lacks what it takes.
+    An answer begins its verse; any other text goes on with the prompt's. ValueError, which begins with "form", where
+    the prompt doesn't fit the form or the vocabulary lacks what it takes.
     """
     made = MADE.setdefault(tokenizer, {})
     if (form, tones) not in made:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ....config.base import shown
 from ....config.generation import LimitsConfig
-from ....tokenizer.prompt_template import Message, encode_turns, read_messages
+from ....tokenizer.prompt_template import Message, read_messages
 from ....tokenizer.tokenizer import Tokenizer
+from ...given_texts import encode_asked
 from ..model_process.messages import Event
 from ..requests import PARAMETERS, CompletionRequest, RequestError, bad, check_known, check_text, is_whole
 from .openai import COMMON, EventStream, check_without_effect, flag, parse_common
@@ -92,7 +93,7 @@ def with_conversation(
     count = sum(len(message.text) for message in messages)
     if count > characters:
         raise too_long(f"{count} characters", most)
-    ids = [token for turn in encode_turns(messages, tokenizer.for_conversations) for part in turn for token in part]
+    ids = encode_asked([*messages], tokenizer)
     if len(ids) > most:
         raise too_long(f"{len(ids)} tokens, template included", most)
     return replace(request, prompts=[ids], messages=messages)
